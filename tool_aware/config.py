@@ -1,0 +1,432 @@
+"""Typed sections of config.yaml, `--set` overrides, and the secrets that live in the environment only.
+
+Every mistake in a config is reported at once, each with its dotted key. Keys are documented in config.yaml itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tool_aware.console import UserError
+from tool_aware.tools import TOOL_NAME, Tool, Toolbox
+
+DEFAULT_CONFIG = Path("config.yaml")
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+FolderPath = Annotated[Path, Field(strict=False)]  # strict mode would take a Path object only
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A part of config.yaml: unknown keys are refused and values are not coerced across types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    name: str = Field(min_length=1)
+    revision: str | None = None
+    max_seq_length: Annotated[int, Field(ge=64, le=32768)] = 2048
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+
+
+class QuantizationSection(Section):
+    load_in_4bit: bool = True
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_width(self) -> QuantizationSection:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other; set one of them to false")
+        return self
+
+    @property
+    def kind(self) -> Literal["4bit", "8bit", "none"]:
+        """The name `monitor_gpu.py estimate --quantization` uses for it."""
+        return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else "none"
+
+
+class LoraSection(Section):
+    r: Annotated[int, Field(ge=1, le=512)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class TrainingSection(Section):
+    output_dir: FolderPath = Path("output")
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3
+    max_steps: PositiveInt | None = None
+    per_device_train_batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 1
+    per_device_eval_batch_size: PositiveInt = 8
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    too_long: Literal["error", "drop"] = "error"
+    save_steps: PositiveInt = 100
+    save_total_limit: PositiveInt = 3
+    eval_steps: PositiveInt | None = None
+    seed: int = 42
+
+
+class OptimizationSection(Section):
+    gradient_checkpointing: bool = True
+    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
+        "adamw_torch_fused"
+    )
+
+
+class DatasetSection(Section):
+    dir: FolderPath = Path("data")
+    seed: int = 42
+    use_query_log: bool = True
+    synthetic_per_tool: Annotated[int, Field(ge=0)] = 300
+    ambiguous: Annotated[int, Field(ge=0)] = 120
+    splits: list[OpenFraction] = [0.8, 0.1, 0.1]
+
+    @field_validator("splits")
+    @classmethod
+    def _sums_to_one(cls, value: list[float]) -> list[float]:
+        if len(value) != 3 or abs(sum(value) - 1) > 1e-6:
+            raise ValueError("must be three fractions (train, val, test) that sum to 1")
+        return value
+
+
+class ColumnsSection(Section):
+    query: str = "query_text"
+    tool: str = "tool_used"
+    success: str | None = "success"
+    quality: str | None = "result_quality"
+    timestamp: str | None = "timestamp"
+
+
+class FiltersSection(Section):
+    only_success: bool = True
+    min_result_quality: Fraction | None = 0.7
+    since: datetime | None = None
+    limit: PositiveInt | None = None
+
+    @field_validator("since", mode="before")
+    @classmethod
+    def _read_date(cls, value: object) -> object:
+        if isinstance(value, str):
+            return datetime.fromisoformat(value)
+        if value is not None and not isinstance(value, datetime):  # YAML reads 2026-01-31 as a date
+            return datetime.fromisoformat(str(value))
+        return value
+
+
+class DatabaseSection(Section):
+    schema_name: str = "public"
+    table: str = "query_logs"
+    columns: ColumnsSection = ColumnsSection()
+    filters: FiltersSection = FiltersSection()
+    connect_timeout_s: PositiveInt = 5
+    fetch_size: PositiveInt = 2000
+
+
+class ExampleQuery(Section):
+    query: str = Field(min_length=1)
+    parameters: dict[str, Any] | None = None
+    reasoning: str | None = None
+
+
+class ToolSection(Section):
+    name: str
+    description: str = Field(min_length=1)
+    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    examples: list[ExampleQuery] = []
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_tool_name(cls, value: str) -> str:
+        if not TOOL_NAME.fullmatch(value):
+            raise ValueError(f"must match {TOOL_NAME.pattern}")
+        return value
+
+    @field_validator("parameters")
+    @classmethod
+    def _is_a_schema(cls, value: dict[str, Any]) -> dict[str, Any]:
+        from jsonschema import Draft202012Validator, SchemaError
+
+        try:
+            Draft202012Validator.check_schema(value)
+        except SchemaError as error:
+            raise ValueError(f"is not a JSON Schema: {error.message}") from error
+        if value.get("type") != "object":
+            raise ValueError('must have "type: object"')
+        return value
+
+    @model_validator(mode="after")
+    def _examples_fit(self) -> ToolSection:
+        tool = self.as_tool()
+        problems = [
+            f"examples.{index}: {problem}"
+            for index, example in enumerate(self.examples)
+            if example.parameters is not None
+            for problem in tool.parameter_problems(example.parameters)
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def as_tool(self) -> Tool:
+        """The tool without its example queries."""
+        return Tool(self.name, self.description, self.parameters)
+
+
+class EvaluationSection(Section):
+    results_dir: FolderPath = Path("evaluation_results")
+    batch_size: PositiveInt = 16
+    max_new_tokens: PositiveInt = 256
+
+
+class LoggingSection(Section):
+    logging_steps: PositiveInt = 10
+    tensorboard: bool = True
+
+
+class Config(Section):
+    """All of config.yaml."""
+
+    model: ModelSection
+    quantization: QuantizationSection = QuantizationSection()
+    lora: LoraSection = LoraSection()
+    training: TrainingSection = TrainingSection()
+    optimization: OptimizationSection = OptimizationSection()
+    dataset: DatasetSection = DatasetSection()
+    database: DatabaseSection = DatabaseSection()
+    tools: Annotated[list[ToolSection], Field(min_length=2)]
+    evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()
+
+    @field_validator("tools")
+    @classmethod
+    def _names_differ(cls, value: list[ToolSection]) -> list[ToolSection]:
+        names = [tool.name for tool in value]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"the same name twice: {', '.join(repeated)}")
+        return value
+
+    @property
+    def toolbox(self) -> Toolbox:
+        """The tools on offer."""
+        return Toolbox(tool.as_tool() for tool in self.tools)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, fit for a manifest. A config cannot hold a secret: there is no key for one."""
+        return self.model_dump(mode="json")
+
+
+# ---- reading --------------------------------------------------------------------------------------------
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a script the two options every script has."""
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="settings (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE",
+        help="override one setting, for example --set lora.r=16; repeatable",
+    )  # fmt: skip
+
+
+def load_config(path: Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply `section.key=value` overrides.
+
+    Raises UserError naming every unknown key, duplicate key, missing key and wrong value, each with its dotted path.
+    """
+    values = _read_file(path)
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = list(_explain(error))
+        raise UserError(
+            "\n".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} in {path}:", *problems])
+        ) from None
+
+
+def _read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read one file; where it says `extends: other.yaml`, lay its values over that file's."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(
+            "not found", where=str(path), fix="run from the toolkit's folder, or name a file with --config"
+        ) from error
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"cannot be read: {error}", where=str(path)) from error
+    values = _read_yaml(text, str(path))
+    if not isinstance(values, dict):
+        what = "is empty" if values is None else f"must be a mapping of sections, not {type(values).__name__}"
+        raise UserError(what, where=str(path), fix="start from the config.yaml in the repository")
+    if "extends" not in values:
+        return values
+    base = path.parent / str(values.pop("extends"))
+    if base.resolve() in (*extended_by, path.resolve()):
+        raise UserError(f"extends {base}, which extends it", where=str(path))
+    return _merged(_read_file(base, (*extended_by, path.resolve())), values)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both_are_sections = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both_are_sections else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    dotted, equals, value = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: expected section.key=value", fix="for example --set lora.r=16")
+    node: Any = values
+    for key in keys[:-1]:
+        if isinstance(node, list):
+            if not key.isdecimal() or int(key) >= len(node):
+                raise UserError(f"--set {override}: {key!r} is not an index into a list of {len(node)}")
+            node = node[int(key)]
+        else:
+            node = node.setdefault(key, {})
+        if not isinstance(node, dict | list):
+            raise UserError(f"--set {override}: {key} is a value, not a section")
+    if isinstance(node, list):
+        raise UserError(f"--set {override}: cannot replace an item of a list; set one of its keys")
+    node[keys[-1]] = _read_yaml(value, f"--set {override}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as people write it: `2e-4` is a number, and a key given twice is a mistake, not a silent override."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass: builds plain values only
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise UserError(error.problem or "is not YAML", where=f"{where}:{mark.line + 1}" if mark else where) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"is not YAML: {error}", where=where) from error
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        location = [part for part in item["loc"] if part not in ("str", "list[str]")]
+        dotted = ".".join(map(str, location))
+        if item["type"] == "extra_forbidden":
+            yield f"  {dotted}: unknown key{_suggestion(location)}"
+        elif item["type"] == "missing":
+            yield f"  {dotted}: missing"
+        else:
+            reason = item["msg"].removeprefix("Value error, ")
+            value = item["input"]
+            shown = f" (got {value!r:.80})" if not isinstance(value, BaseModel | dict) else ""
+            yield f"  {dotted}: {reason[0].lower()}{reason[1:]}{shown}"
+
+
+def _suggestion(location: Sequence[str | int]) -> str:
+    key = str(location[-1])
+    if re.search(r"password|token|secret|api_key", key, re.IGNORECASE):
+        return "; secrets belong in the environment or in .env (HF_TOKEN, POSTGRES_PASSWORD), never in this file"
+    names = _known_keys(location[:-1])
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    homes = [section for section in Config.model_fields if key in _known_keys([section])]
+    if homes:
+        return f"; did you mean {homes[0]}.{key}?"
+    return f"; known here: {', '.join(names)}"
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        model = _section_of(model.model_fields[part].annotation)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if get_origin(annotation) in (list, Union, Annotated):
+        return next(filter(None, map(_section_of, get_args(annotation))), None)
+    return None
+
+
+# ---- environment ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the environment holds. Secrets are kept out of `repr`, and no other module reads os.environ for them."""
+
+    postgres_host: str = "localhost"
+    postgres_port: int = 5432
+    postgres_db: str = "cipher_analytics"
+    postgres_user: str = "cipher"
+    postgres_password: str | None = field(default=None, repr=False)
+    hf_token: str | None = field(default=None, repr=False)
+    use_wandb: bool = False
+    wandb_project: str = "mistral-tool-aware"
+
+
+def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
+    """Read the variables the README lists, from `environ` or from `.env` and the process environment (which wins)."""
+    if environ is None:
+        from dotenv import load_dotenv
+
+        load_dotenv(Path(".env"))
+        environ = os.environ
+    known = {key: environ[key.upper()] for key in Environment.__dataclass_fields__ if environ.get(key.upper())}
+    port = known.get("postgres_port", "5432")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"{port!r} is not a port number", where="POSTGRES_PORT")
+    use_wandb = known.get("use_wandb", "false").strip().lower()
+    if use_wandb not in ("true", "false", "1", "0", "yes", "no"):
+        raise UserError(f"{use_wandb!r} is neither true nor false", where="USE_WANDB")
+    return Environment(**{**known, "postgres_port": int(port), "use_wandb": use_wandb in ("true", "1", "yes")})

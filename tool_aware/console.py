@@ -1,0 +1,169 @@
+"""What every script shares at its edge: errors for people, exit codes, tables, progress.
+
+stdout carries results, stderr carries the story. Colour and carriage returns appear on a terminal only,
+and never when NO_COLOR is set (https://no-color.org).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TextIO
+
+EXIT_DONE = 0
+EXIT_BUG = 1
+EXIT_USER = 2
+EXIT_GATE = 3
+EXIT_SIGINT = 128 + signal.SIGINT
+EXIT_SIGTERM = 128 + signal.SIGTERM
+
+_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+class UserError(Exception):
+    """Something the person at the keyboard can fix: what is wrong, where, and what to do about it."""
+
+    exit_code = EXIT_USER
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+
+class GateFailed(UserError):
+    """The work was done and its result is below what was asked for."""
+
+    exit_code = EXIT_GATE
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to stop. `signum` decides the exit code, 128 + signum."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Call `main` and leave the process with the exit code its outcome deserves."""
+    signal.signal(signal.SIGTERM, _raise_interrupted)
+    try:
+        code = main()
+        sys.stdout.flush()
+    except UserError as error:
+        say(f"{style('error:', 'red')} {error}")
+        code = error.exit_code
+    except (KeyboardInterrupt, Interrupted) as stop:
+        signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+        say(f"stopped by {signal.Signals(signum).name}")
+        code = 128 + signum
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Without this the interpreter complains again while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_DONE
+    except OSError as error:
+        if not error.filename or error.strerror is None:
+            traceback.print_exc()
+            code = EXIT_BUG
+        else:  # read-only file system, full disk, permission: the path and the reason are the whole story
+            say(f"{style('error:', 'red')} {error.filename}: {error.strerror}")
+            code = EXIT_USER
+    except Exception:
+        traceback.print_exc()
+        say("this is a bug: please open an issue with the text above, your config.yaml and your GPU model")
+        code = EXIT_BUG
+    sys.exit(code)
+
+
+def _raise_interrupted(signum: int, _frame: object) -> NoReturn:
+    raise Interrupted(signum)
+
+
+def say(message: str = "") -> None:
+    """Tell the story: one line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def heading(title: str) -> None:
+    """Announce the next step of the story."""
+    say(f"\n{style(title, 'bold', stream=sys.stderr)}")
+
+
+def warn(message: str) -> None:
+    """Tell of a fallback or a doubt; whoever calls this also notes it in the manifest."""
+    say(f"{style('warning:', 'yellow')} {message}")
+
+
+def style(text: str, *names: str, stream: TextIO | None = None) -> str:
+    """Wrap `text` in ANSI styles if `stream` (stderr by default) is a terminal that wants them."""
+    stream = sys.stderr if stream is None else stream
+    if os.environ.get("NO_COLOR") or not stream.isatty():
+        return text
+    return f"\x1b[{';'.join(_STYLES[name] for name in names)}m{text}\x1b[0m"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> str:
+    """Lay out rows as text columns. `align` has one of `<` `>` per column; the default is text left, then right."""
+    cells = [[str(cell) for cell in row] for row in [headers, *rows]]
+    align = align or "<" + ">" * (len(headers) - 1)
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    lines = [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Format seconds for reading: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """A line that says how far a loop is and when it will end.
+
+    On a terminal the line is redrawn in place, at most ten times a second; elsewhere a new line is written
+    at most every `plain_interval_s` seconds, so that logs stay short.
+    """
+
+    def __init__(self, label: str, total: int, *, plain_interval_s: float = 15.0) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self._started_s = self._drawn_s = time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+        self._interval_s = 0.1 if self._is_terminal else plain_interval_s
+
+    def update(self, done: int, note: str = "") -> None:
+        """Report that `done` of `total` are finished."""
+        self.done = done
+        now_s = time.monotonic()
+        if now_s - self._drawn_s < self._interval_s:
+            return
+        self._drawn_s = now_s
+        elapsed_s = now_s - self._started_s
+        left_s = elapsed_s / done * (self.total - done) if done else 0.0
+        line = f"{self.label} {done}/{self.total}  {duration(left_s)} left  {note}".rstrip()
+        if self._is_terminal:
+            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            say(line)
+
+    def close(self) -> None:
+        """Clear the redrawn line; a plain log keeps what it has."""
+        if self._is_terminal:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)

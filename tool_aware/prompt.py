@@ -1,0 +1,245 @@
+"""The only place where prompt text, token ids and the loss mask are made; its parser reads an answer back.
+
+A training example is one user turn (`instruction`: tools, answer format, query) and one answer (`response`).
+Mistral's own wrapping is added at tokenisation, never as text, so that there is exactly one BOS and so that
+`</s>` or `[INST]` typed by a user can neither end the turn nor start another one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.console import UserError
+from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default ignore_index
+
+_TASK = "Choose the one tool that should handle the query below and extract the parameters of its call."
+_ANSWER_FORMAT = (
+    "Answer in three lines:\n"
+    "Tool: <tool name>\n"
+    "Parameters: <JSON object; leave out what has a default unless the query asks for another value>\n"
+    "Reasoning: <one sentence naming the evidence in the query>"
+)
+_QUERY_LABEL = "\n\nQuery: "
+_ANSWER = re.compile(r"\s*Tool:[ \t]*(?P<tool>[^\n]*?)[ \t]*\n\s*Parameters:[ \t]*(?P<rest>.*)", re.DOTALL)
+_REASONING = re.compile(r"[ \t]*\n\s*Reasoning:[ \t]*(?P<reasoning>.*)", re.DOTALL)
+_WRAPPED = re.compile(r"\s*(?:<s>)?\s*\[INST\](?P<instruction>.*?)\[/INST\]\s*", re.DOTALL)
+_INST_TEXT = re.compile(r"\[(/?INST)\]")
+
+# What `apply_chat_template` must produce for the ids below; Mistral v0.1 and v0.2 write the spaces this way.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ ' [INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('only user and assistant turns are supported') }}{% endif %}{% endfor %}"
+)
+
+
+# ---- text -----------------------------------------------------------------------------------------------
+
+
+def render_instruction(query: str, tools: Toolbox) -> str:
+    """Write the user turn: the task, the tools, the answer format, then the query.
+
+    The query comes last so that all rows of a dataset share one long prefix. `[INST]` and `[/INST]` are ordinary
+    text to Mistral's v0.1/v0.2 tokenizer, so inside a query they are written `(INST)` and `(/INST)`.
+    """
+    return render_preamble(tools) + _QUERY_LABEL + _INST_TEXT.sub(r"(\1)", query.strip())
+
+
+def render_preamble(tools: Toolbox) -> str:
+    """Write everything of the user turn that precedes the query."""
+    descriptions = "\n".join(map(_describe, tools))
+    return f"{_TASK}\n\nTools:\n{descriptions}\n\n{_ANSWER_FORMAT}"
+
+
+def query_of(instruction: str) -> str:
+    """Return the query inside a rendered instruction, or the whole instruction if someone else wrote it."""
+    _, found, query = instruction.partition(_ANSWER_FORMAT + _QUERY_LABEL)
+    return query if found else instruction
+
+
+def _describe(tool: Tool) -> str:
+    parameters = ", ".join(_describe_parameter(tool, name, schema) for name, schema in tool.properties.items())
+    return f"- {tool.name}({parameters}): {tool.description.strip()}"
+
+
+def _describe_parameter(tool: Tool, name: str, schema: Mapping[str, Any]) -> str:
+    kind = schema.get("type", "any")
+    if "enum" in schema:
+        kind = " | ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
+    elif kind in ("object", "array") and schema.keys() - {"type", "description", "default"}:
+        kind = json.dumps(schema, ensure_ascii=False)  # nested: nothing shorter than the schema says it all
+    elif isinstance(kind, list):
+        kind = " | ".join(kind)
+    if "default" in schema:
+        return f"{name}: {kind} = {json.dumps(schema['default'], ensure_ascii=False)}"
+    return f"{name}: {kind}" if name in tool.required else f"{name}?: {kind}"
+
+
+def render_response(call: ToolCall) -> str:
+    """Write an answer: three lines, the parameters as JSON on one of them."""
+    parameters = json.dumps(call.parameters, ensure_ascii=False, allow_nan=False)
+    return f"Tool: {call.tool}\nParameters: {parameters}\nReasoning: {call.reasoning}"
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """What could be read out of an answer. `problem` is None exactly when `call` is a whole, well-formed call.
+
+    `tool` is filled as soon as the first line names something that looks like a tool, even if the rest is broken.
+    """
+
+    tool: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    reasoning: str | None = None
+    problem: str | None = None
+
+    @property
+    def call(self) -> ToolCall | None:
+        """The call, or None where the answer does not hold a whole one."""
+        return None if self.problem else ToolCall(self.tool, self.parameters, self.reasoning)
+
+
+def parse_response(text: str) -> ParsedAnswer:
+    """Read an answer. The exact inverse of `render_response`, tolerant of whitespace, and never raises.
+
+    Text after the reasoning's first line makes the answer malformed: an agent would have to guess what it means.
+    """
+    match = _ANSWER.match(text)
+    if not match:
+        first = re.match(r"\s*Tool:[ \t]*(\S+)[ \t]*(?:\n|$)", text)
+        tool = first.group(1) if first and TOOL_NAME.fullmatch(first.group(1)) else None
+        return ParsedAnswer(tool, problem="no Parameters line" if tool else "no Tool line")
+    tool = match["tool"]
+    if not TOOL_NAME.fullmatch(tool):
+        return ParsedAnswer(problem=f"{tool[:80]!r} is not a tool name")
+    try:
+        parameters, end = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(match["rest"])
+    except (ValueError, RecursionError) as error:
+        return ParsedAnswer(tool, problem=f"parameters are not JSON: {str(error)[:120]}")
+    if not isinstance(parameters, dict):
+        return ParsedAnswer(tool, problem=f"parameters are {type(parameters).__name__}, not an object")
+    tail = _REASONING.fullmatch(match["rest"], end)
+    if not tail:
+        return ParsedAnswer(tool, parameters, problem="no Reasoning line")
+    reasoning = tail["reasoning"].strip()
+    try:
+        call = ToolCall(tool, parameters, reasoning)
+    except (ValueError, RecursionError) as error:
+        return ParsedAnswer(tool, parameters, reasoning or None, problem=str(error)[:120])
+    return ParsedAnswer(call.tool, call.parameters, call.reasoning)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def unwrap_instruction(text: str) -> tuple[str, bool]:
+    """Strip one `<s>[INST] ... [/INST]` from a user turn that carries it as text; say whether it did."""
+    match = _WRAPPED.fullmatch(text)
+    return (match["instruction"].strip(), True) if match else (text, False)
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids of one example: `prompt` with BOS and wrapping, `completion` with EOS. Loss covers `completion`."""
+
+    prompt: list[int]
+    completion: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+    @property
+    def input_ids(self) -> list[int]:
+        """Ids of the whole sequence, shape (len(self),)."""
+        return self.prompt + self.completion
+
+    @property
+    def labels(self) -> list[int]:
+        """`input_ids` with IGNORE_INDEX at every prompt token, shape (len(self),)."""
+        return [IGNORE_INDEX] * len(self.prompt) + self.completion
+
+
+def encode_example(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> EncodedExample:
+    """Tokenise an example exactly as mistral-common does for the same two messages."""
+    completion = _encode_text(tokenizer, response) + [tokenizer.eos_token_id]
+    return EncodedExample(encode_prompt(tokenizer, instruction), completion)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
+    """Tokenise a user turn up to the point where the model answers: `<s> [INST] instruction [/INST]`."""
+    begin, end = (tokenizer.get_added_vocab().get(mark) for mark in ("[INST]", "[/INST]"))
+    if begin is not None and end is not None:  # v0.3 and later have them as control tokens
+        return [tokenizer.bos_token_id, begin, *_encode_text(tokenizer, instruction), end]
+    return [tokenizer.bos_token_id, *_encode_text(tokenizer, f"[INST] {instruction} [/INST]")]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Turn generated ids back into text, without control tokens."""
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # split_special_tokens: "</s>" typed by a user is five characters, not the end of the sequence.
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, token: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a Mistral model so that its ids equal the reference encoder's.
+
+    Where the model ships `tokenizer.model`, the order of merges is taken from that file's piece scores.
+    transformers 5 orders them by id when it has to convert the file itself, which splits runs of spaces differently.
+
+    Raises UserError if the tokenizer has no BOS/EOS, as then it is not a Mistral tokenizer.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, token=token)
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+        raise UserError(
+            "its tokenizer has no BOS or EOS token, so it is not a Mistral tokenizer",
+            where=f"model.name: {name_or_path}",
+            fix="use a Mistral instruct model, for example mistralai/Mistral-7B-Instruct-v0.2",
+        )
+    model_file = cached_file(
+        name_or_path, "tokenizer.model", revision=revision, token=token, _raise_exceptions_for_missing_entries=False
+    )
+    if model_file and len(tokenizer.get_added_vocab()) <= 3:  # v0.1 and v0.2; later ones add control tokens
+        tokenizer = build_tokenizer(Path(model_file), chat_template=tokenizer.chat_template)
+    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
+    tokenizer.pad_token_id = tokenizer.unk_token_id  # never EOS: a model that sees EOS masked away does not stop
+    tokenizer.padding_side = "left"  # generation continues from the last column
+    return tokenizer
+
+
+def build_tokenizer(sentencepiece_model: Path, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Make Mistral's v0.1/v0.2 tokenizer from `tokenizer.model` (SentencePiece BPE, 32,000 pieces)."""
+    import sentencepiece
+    from transformers import LlamaTokenizer
+    from transformers.tokenization_utils_base import generate_merges
+
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+    ids = range(pieces.get_piece_size())
+    vocabulary = {pieces.id_to_piece(i): i for i in ids}
+    is_mergeable = [not (pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_byte(i)) for i in ids]
+    scores = {pieces.id_to_piece(i): pieces.get_score(i) for i in ids if is_mergeable[i]}
+    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary, scores))
+    tokenizer.chat_template = chat_template or CHAT_TEMPLATE
+    return tokenizer

@@ -1,0 +1,110 @@
+"""The tools an agent can call, a call of one, and the rules a call is checked by.
+
+A tool is a name, a description and a JSON Schema for its parameters, the same three things that
+OpenAI-style function calling uses. They come from `config.yaml: tools`; nothing here knows their names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # the names OpenAI, Mistral and vLLM all accept
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One decision: the tool, what to send it, and why, in one line.
+
+    Raises ValueError for a call that could not be written down and read back unchanged.
+    """
+
+    tool: str
+    parameters: Mapping[str, Any]
+    reasoning: str
+
+    def __post_init__(self) -> None:
+        if not TOOL_NAME.fullmatch(self.tool):
+            raise ValueError(f"tool name {self.tool!r} does not match {TOOL_NAME.pattern}")
+        if not self.reasoning or self.reasoning != self.reasoning.strip() or "\n" in self.reasoning:
+            raise ValueError("reasoning must be one non-empty line without surrounding whitespace")
+        try:
+            rendered = json.dumps(self.parameters, allow_nan=False, ensure_ascii=False)
+        except TypeError as error:
+            raise ValueError(f"parameters are not JSON: {error}") from error
+        (rendered + self.reasoning).encode()  # UnicodeEncodeError is a ValueError: lone surrogates cannot be trained on
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool's name, what it is for, and the JSON Schema (draft 2020-12) of its parameters object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+
+    @cached_property
+    def properties(self) -> Mapping[str, Mapping[str, Any]]:
+        """Parameter name -> its schema, in the order config.yaml lists them."""
+        return self.parameters.get("properties", {})
+
+    @cached_property
+    def required(self) -> frozenset[str]:
+        """Names of the parameters every call must supply."""
+        return frozenset(self.parameters.get("required", ()))
+
+    @cached_property
+    def defaults(self) -> Mapping[str, Any]:
+        """Parameter name -> the value that leaving it out stands for."""
+        return {name: schema["default"] for name, schema in self.properties.items() if "default" in schema}
+
+    @cached_property
+    def _validator(self) -> Any:
+        from jsonschema import Draft202012Validator
+
+        # Function calling treats an undeclared parameter as an error; JSON Schema does so only when told.
+        return Draft202012Validator({"additionalProperties": False, **self.parameters})
+
+    def parameter_problems(self, parameters: object) -> list[str]:
+        """Say in words what is wrong with a call's parameters; an empty list means they fit the schema."""
+        errors = sorted(self._validator.iter_errors(parameters), key=lambda error: list(map(str, error.absolute_path)))
+        return [
+            f"parameter {'.'.join(map(str, error.absolute_path))}: {error.message}"
+            if error.absolute_path
+            else error.message
+            for error in errors
+        ]
+
+
+class Toolbox:
+    """The tools on offer, in order. Iterates over `Tool`s; `in` and `[]` take names."""
+
+    def __init__(self, tools: Iterable[Tool]) -> None:
+        self._by_name = {tool.name: tool for tool in tools}
+
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __getitem__(self, name: str) -> Tool:
+        return self._by_name[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tool names in the order config.yaml lists them."""
+        return tuple(self._by_name)
+
+    def problems(self, call: ToolCall) -> list[str]:
+        """Say in words why `call` cannot be executed; an empty list means it can."""
+        if call.tool not in self:
+            return [f"unknown tool {call.tool!r}; the tools are {', '.join(self.names)}"]
+        return self[call.tool].parameter_problems(call.parameters)

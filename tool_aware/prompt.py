@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,6 +186,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[
     if begin is not None and end is not None:  # v0.3 and later have them as control tokens
         return [tokenizer.bos_token_id, begin, *_encode_text(tokenizer, instruction), end]
     return [tokenizer.bos_token_id, *_encode_text(tokenizer, f"[INST] {instruction} [/INST]")]
+
+
+def tool_name_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, list[int]]:
+    """Give the ids that follow `Tool:` in an answer naming each tool, line end included.
+
+    The line end makes no name a prefix of another, so that walking the ids as a trie always ends at one tool.
+    """
+    label = _encode_text(tokenizer, "Tool:")
+    return {name: _encode_text(tokenizer, f"Tool: {name}\n")[len(label) :] for name in names}
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

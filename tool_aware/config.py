@@ -72,6 +72,7 @@ class TrainingSection(Section):
     output_dir: FolderPath = Path("output")
     num_train_epochs: Annotated[float, Field(gt=0)] = 3
     max_steps: PositiveInt | None = None
+    packing: Literal["prefix", "block", "none"] = "prefix"
     per_device_train_batch_size: PositiveInt = 8
     gradient_accumulation_steps: PositiveInt = 1
     per_device_eval_batch_size: PositiveInt = 8

@@ -62,6 +62,11 @@ def render_preamble(tools: Toolbox) -> str:
     return f"{_TASK}\n\nTools:\n{descriptions}\n\n{_ANSWER_FORMAT}"
 
 
+def render_template(tools: Toolbox) -> str:
+    """Write the user turn with `{query}` where the query goes, for agents that do not import this package."""
+    return render_preamble(tools) + _QUERY_LABEL + "{query}"
+
+
 def query_of(instruction: str) -> str:
     """Return the query inside a rendered instruction, or the whole instruction if someone else wrote it."""
     _, found, query = instruction.partition(_ANSWER_FORMAT + _QUERY_LABEL)

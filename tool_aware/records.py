@@ -97,7 +97,7 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
         raise UserError("must be a non-empty JSON array of rows", where=str(path), fix="see docs/FORMATS.md")
     rows, problems, unwrapped = [], [], 0
     for number, item in enumerate(items, start=1):
-        row_problems = _row_problems(item, tools)
+        row_problems = list(_row_problems(item, tools))
         if row_problems:
             problems += [f"{path}: row {number}: {problem}" for problem in row_problems]
             continue

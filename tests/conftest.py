@@ -1,0 +1,74 @@
+"""What tests of all rooms share: the shipped config, a tiny Mistral with the real vocabulary, a handful of rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tool_aware.config import Config, load_config
+from tool_aware.prompt import render_instruction, render_response
+from tool_aware.records import Row, write_rows
+from tool_aware.tools import ToolCall
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+TOY_CALLS = {
+    "rag_retrieval": ("what does our {} policy say", "query", "The words 'our policy' ask for internal documents."),
+    "web_search": ("latest news on {}", "query", "The word 'latest' asks for fresh public information."),
+    "code_execution": ("compute the sum of {}", "code", "The word 'compute' asks for a calculation."),
+    "direct_chat": ("tell me a joke about {}", "message", "A joke needs no tool."),
+}
+TOPICS = ("travel", "lunch", "salary", "parking", "security", "cats", "rockets", "chess", "rain", "tea", "robots", "music")
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    """The config.yaml in the repository."""
+    return load_config(REPOSITORY / "config.yaml")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Mistral's v0.2 tokenizer."""
+    from tool_aware.demo.base_model import vocabulary_file
+    from tool_aware.prompt import build_tokenizer
+
+    return build_tokenizer(vocabulary_file())
+
+
+@pytest.fixture(scope="session")
+def toy_rows(config: Config) -> list[Row]:
+    """48 rows of four easily told classes."""
+    rows = []
+    for topic in TOPICS:
+        for tool, (form, parameter, reasoning) in TOY_CALLS.items():
+            query = form.format(topic)
+            call = ToolCall(tool, {parameter: query if parameter != "code" else "print(1 + 2)"}, reasoning)
+            details = {"source": "custom", "tool": tool}
+            rows.append(Row(render_instruction(query, config.toolbox), render_response(call), details))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_rows: list[Row]) -> Path:
+    """A data folder with 32 / 8 / 8 toy rows and no manifest, as someone else would bring it."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, part in (("train", toy_rows[:32]), ("val", toy_rows[32:40]), ("test", toy_rows[40:])):
+        write_rows(folder / f"{split}.json", part)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Mistral of random weights (hidden 64, 2 layers, 32,000 pieces) and its tokenizer."""
+    from tool_aware.demo.base_model import new_model, save_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny_model")
+    new_model(hidden_size=64, seed=1).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder

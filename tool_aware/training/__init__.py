@@ -1,0 +1,1 @@
+"""Stage 2: packing, the training loop, checkpoints, export."""

@@ -1,0 +1,60 @@
+"""The LoRA adapter: where it sits, in which precision, and what the frozen base needs so that gradients reach it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tool_aware.config import Config
+from tool_aware.console import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
+    """Put a fresh adapter on `base`, in place. Its update is zero until it is trained (B starts at 0)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        bias="none",
+    )
+    torch.manual_seed(config.training.seed)
+    try:
+        model = get_peft_model(base, settings, autocast_adapter_dtype=False)
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        raise UserError(
+            f"no such layers in {config.model.name}",
+            where=f"lora.target_modules: {config.lora.target_modules}",
+            fix="all-linear, or names such as q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        ) from error
+    # A name that peft cannot resolve offline would be looked up on the hub whenever a checkpoint is saved.
+    model.peft_config["default"].base_model_name_or_path = config.model.name
+    model.peft_config["default"].revision = config.model.revision
+    return model
+
+
+def prepare_for_training(model: PeftModel, config: Config) -> tuple[int, int]:
+    """Bring the adapter into the compute precision; return (trained, total) parameter counts.
+
+    The adapter computes in the base's own precision, so nothing is cast on the way; where that is 16 bits, the
+    optimizer keeps float32 masters. Under float16 the gradient scaler wants float32 parameters, and they stay so.
+    """
+    import torch
+
+    base = model.get_base_model()
+    dtype = base.dtype if base.dtype in (torch.bfloat16, torch.float64) else torch.float32
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    base.config.use_cache = False
+    trained, total = model.get_nb_trainable_parameters()
+    return trained, total

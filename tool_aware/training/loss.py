@@ -1,0 +1,59 @@
+"""Cross-entropy at the label positions of a frozen output head, without ever holding all logits.
+
+Full logits cost 12 bytes x vocabulary x tokens (0.73 GiB for 2,048 tokens of a 32,000-word vocabulary). Only labelled
+tokens need any, and as the head is frozen, its input's gradient can be computed chunk by chunk in the forward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+CHUNK_LABELS = 1024  # 1,024 x 32,000 float32 logits are 125 MiB
+
+
+class _FrozenHeadCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sum over labels; `hidden` (L, H), `weight` (V, H), `labels` (L,) -> (L,) float32 losses."""
+        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if hidden.requires_grad else None
+        for start in range(0, len(labels), CHUNK_LABELS):
+            part = slice(start, start + CHUNK_LABELS)
+            logits = (hidden[part] @ weight.T).float()  # (chunk, V)
+            log_normalizer = logits.logsumexp(-1)
+            target = labels[part, None]
+            losses[part] = log_normalizer - logits.gather(1, target).squeeze(1)
+            if gradient is not None:
+                probabilities = logits.sub_(log_normalizer[:, None]).exp_()
+                probabilities.scatter_add_(1, target, -torch.ones_like(target, dtype=torch.float32))
+                gradient[part] = probabilities.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None, None
+
+
+def label_losses(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return -log p(label) for each label: `hidden` (L, H), frozen `weight` (V, H), `labels` (L,) -> (L,) float32."""
+    if hidden.dtype == torch.float64:  # exactness tests; the fused path computes in float32
+        return nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="none")
+    return _FrozenHeadCrossEntropy.apply(hidden, weight, labels)
+
+
+@contextlib.contextmanager
+def without_head(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Let `model(...).logits` be hidden states (B, T, H) while active; yields the head's weight (V, H)."""
+    head = model.get_output_embeddings()
+    model.set_output_embeddings(nn.Identity())
+    try:
+        yield head.weight
+    finally:
+        model.set_output_embeddings(head)

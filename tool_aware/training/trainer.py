@@ -1,0 +1,359 @@
+"""The training loop: transformers' Trainer, fed with packs, stopped cleanly, checkpointed whole.
+
+The loss of an optimizer step is the mean over all label tokens of its effective batch, whatever the packing, the
+micro-batch or the number of GPUs. Labels are the completion and its EOS.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from tool_aware.config import Config
+from tool_aware.console import Interrupted, UserError, say, warn
+from tool_aware.prompt import EncodedExample
+from tool_aware.training.checkpoints import new_checkpoint, remove_old
+from tool_aware.training.choice import ToolNames, label_count, right_choices
+from tool_aware.training.loss import label_losses, without_head
+from tool_aware.training.optimizer import build_optimizer
+from tool_aware.training.packing import Pack, pack
+from tool_aware.training.schedule import Schedule
+from tool_aware.training.tracking import Throughput, Tracker, step_line, validation_line
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_ROWS_NAMED = 5  # of a step that went wrong
+
+
+class MicroBatches(Dataset):
+    """The micro-batches of one epoch on one process: item i is a list of row numbers.
+
+    The order depends on (seed, epoch) alone, so a resumed run continues where it was. An effective batch means the same
+    rows on any number of processes. If the last one is too small for every process to have a row, the epoch's first
+    rows fill it up.
+    """
+
+    def __init__(self, examples: int, size: int, seed: int, *, rank: int = 0, processes: int = 1) -> None:
+        self.examples, self.size, self.seed, self.rank, self.processes = examples, size, seed, rank, processes
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.examples / (self.size * self.processes))
+
+    def __getitem__(self, index: int) -> list[int]:
+        order = list(range(self.examples))
+        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        start = index * self.size * self.processes
+        rows = order[start : start + self.size * self.processes]
+        rows += order[: max(0, self.processes - len(rows))]
+        return rows[self.rank :: self.processes]
+
+
+class NotFiniteError(UserError):
+    """The loss or a gradient became infinite or NaN; the optimizer has not used it."""
+
+
+class PackedTrainer(Trainer):
+    """transformers' Trainer on packs of `train`; `run` identifies the run in its checkpoints."""
+
+    def __init__(
+        self,
+        model: PeftModel,
+        config: Config,
+        *,
+        train: Sequence[EncodedExample],
+        val: Sequence[EncodedExample],
+        tool_names: ToolNames,
+        tracker: Tracker,
+        run: dict[str, Any],
+    ) -> None:
+        arguments = training_arguments(config)
+        self.config, self.examples, self.val_examples, self.tool_names = config, train, val, tool_names
+        self.tracker, self.run_identity = tracker, run
+        self.schedule = Schedule.of(config, len(train), arguments.world_size)
+        self.micro_batches = MicroBatches(
+            len(train),
+            config.training.per_device_train_batch_size,
+            config.training.seed,
+            rank=arguments.process_index,
+            processes=arguments.world_size,
+        )
+        self.micro_batch_limit = config.training.per_device_train_batch_size
+        self.stop_signal: int | None = None
+        self.last_validation: dict[str, float] | None = None
+        self._rows_of_step: list[int] = []
+        self.throughput = Throughput()
+        super().__init__(model, arguments, train_dataset=self.micro_batches, callbacks=[_Bookkeeping(self)])
+        self.remove_callback(PrinterCallback)
+
+    # -- data --
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Yield lists of row numbers; packs are made when they are needed."""
+        return DataLoader(self.micro_batches, batch_size=None, shuffle=False, collate_fn=list)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Count the rows of an epoch."""
+        return len(self.examples)
+
+    def floating_point_ops(self, inputs: object) -> int:
+        """Report no estimate; throughput is measured in examples and tokens."""
+        return 0
+
+    def _get_num_items_in_batch(self, batch_samples: list[list[int]], device: torch.device) -> torch.Tensor:
+        """Count the labels of one optimizer step over all processes."""
+        self._rows_of_step = [row for rows in batch_samples for row in rows]
+        labels = sum(label_count(self.examples[row]) for row in self._rows_of_step)
+        count = torch.tensor(labels, device=device)
+        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+
+    # -- one micro-step --
+
+    def training_step(self, model: nn.Module, inputs: list[int], num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        """Forward and backward over one micro-batch of rows; returns its share of the step's loss."""
+        model.train()
+        before = [None if p.grad is None else p.grad.clone() for p in self._trainable()]
+        while True:
+            try:
+                return self._forward_backward(model, inputs, num_items_in_batch)
+            except torch.OutOfMemoryError:
+                if self.micro_batch_limit == 1:
+                    raise
+            # Outside the except block, so that the failed attempt's tensors are released before the next one.
+            for parameter, gradient in zip(self._trainable(), before, strict=True):
+                parameter.grad = gradient
+            torch.cuda.empty_cache()
+            self.micro_batch_limit = -(-min(self.micro_batch_limit, len(inputs)) // 2)
+            warn(
+                f"out of GPU memory: micro-batches are split into {self.micro_batch_limit} examples from here on "
+                "(the effective batch stays the same)"
+            )
+
+    def _forward_backward(self, model: nn.Module, rows: list[int], labels_in_step: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), device=self.args.device)
+        parts = [rows[i : i + self.micro_batch_limit] for i in range(0, len(rows), self.micro_batch_limit)]
+        for part in parts:
+            packed = self._pack(part)
+            losses = self._losses(model, packed)
+            # DDP averages gradients over processes, while labels_in_step counts the labels of all of them.
+            loss = losses.sum() / labels_in_step * self.args.world_size
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            self.throughput.add(packed.examples, packed.input_ids.numel())
+        return total
+
+    def _pack(self, rows: Sequence[int]) -> Pack:
+        packed = pack([self.examples[row] for row in rows], self.config.training.packing)
+        return packed.to(self.args.device)
+
+    def _losses(self, model: nn.Module, packed: Pack) -> torch.Tensor:
+        """Return the loss of each label of a pack: (L,) float32."""
+        with without_head(self._base()) as head_weight:
+            hidden = self._hidden_at_labels(model, packed)
+            return label_losses(hidden, head_weight, packed.labels)
+
+    def _hidden_at_labels(self, model: nn.Module, packed: Pack) -> torch.Tensor:
+        """Run the model and return the states that predict the labels: (L, H)."""
+        inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
+        mask = packed.visible()
+        if self._base().config._attn_implementation == "eager":  # adds its mask instead of selecting by it
+            lowest = torch.finfo(self._base().dtype).min
+            mask = torch.zeros_like(mask, dtype=self._base().dtype).masked_fill_(~mask, lowest)
+        if packed.input_ids.shape[0] == 1:
+            states = model(**inputs, attention_mask=mask, logits_to_keep=packed.label_columns).logits
+            return states[0]
+        return model(**inputs, attention_mask=mask).logits[packed.label_rows, packed.label_columns]
+
+    def _base(self) -> nn.Module:
+        return self.model.get_base_model()
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    # -- one optimizer step --
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer that config.yaml names, over the adapter's parameters."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self._trainable(), self.config)
+        return self.optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        # A gradient scaler (float16) expects infinities now and then and skips those steps itself.
+        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
+            self._stop_at_not_finite()
+        return norm
+
+    def _stop_at_not_finite(self) -> None:
+        self.model.zero_grad()
+        self._save_checkpoint(self.model, None)
+        rows = self._rows_with_infinite_loss() or self._rows_of_step
+        shown = ", ".join(str(row + 1) for row in rows[:_ROWS_NAMED]) + (", ..." if len(rows) > _ROWS_NAMED else "")
+        raise NotFiniteError(
+            f"the loss or its gradient is not finite at step {self.state.global_step + 1}; "
+            f"the state before it is saved. Rows of train.json (counted from 1): {shown}",
+            where=str(self.args.output_dir),
+            fix="look at these rows, or lower training.learning_rate; then start anew with --overwrite",
+        )
+
+    @torch.no_grad()
+    def _rows_with_infinite_loss(self) -> list[int]:
+        return [
+            row for row in self._rows_of_step if not torch.isfinite(self._losses(self.model, self._pack([row]))).all()
+        ]
+
+    # -- validation --
+
+    @torch.no_grad()
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:
+        """Score val.json by loss and by tool choice, one forward pass a row; returns `eval_loss` among others."""
+        if not self.val_examples:
+            return {"eval_loss": float("nan")}
+        self.model.eval()
+        size = self.config.training.per_device_eval_batch_size
+        loss, labels, right = 0.0, 0, 0
+        for start in range(0, len(self.val_examples), size):
+            examples = self.val_examples[start : start + size]
+            packed = pack(examples, "none").to(self.args.device)
+            with without_head(self._base()) as head_weight:
+                hidden = self._hidden_at_labels(self.model, packed)
+                loss += label_losses(hidden, head_weight, packed.labels).sum().item()
+                labels += len(packed.labels)
+                right += right_choices(examples, hidden, head_weight, self.tool_names)
+        self.model.train()
+        self.last_validation = {
+            "val_loss": loss / labels,
+            "val_tool_accuracy": right / len(self.val_examples),
+            "val_examples": len(self.val_examples),
+        }
+        return {"eval_loss": loss / labels}
+
+    # -- logging and saving --
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Turn Trainer's logs into one line of metrics.jsonl and of the terminal."""
+        if "loss" not in logs or not self.args.should_save:
+            return
+        values = {
+            "step": self.state.global_step,
+            "steps": self.state.max_steps,
+            "epoch": round(self.state.epoch, 4),
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": float(logs["grad_norm"]),
+            **self.throughput.lap(self.state.global_step, self.state.max_steps),
+        }
+        self.tracker.log(values)
+        say(step_line(values))
+
+    def _evaluate(self, trial: object, ignore_keys_for_eval: object, skip_scheduler: bool = False) -> dict[str, float]:
+        with self.throughput.paused():
+            metrics = self.evaluate()
+        if self.last_validation and self.args.should_save:
+            values = {"step": self.state.global_step, "steps": self.state.max_steps, **self.last_validation}
+            self.tracker.log(values)
+            say(validation_line(values))
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        with self.throughput.paused():
+            if self.args.should_save:
+                with new_checkpoint(Path(self.args.output_dir), self.state.global_step, self.run_identity) as folder:
+                    self._write_checkpoint(folder)
+                remove_old(Path(self.args.output_dir), self.config.training.save_total_limit)
+            self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, save_embedding_layers=False)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+
+class _Bookkeeping(TrainerCallback):
+    """Tell the micro-batches which epoch it is, and stop at the end of a step when a signal has asked for it."""
+
+    def __init__(self, trainer: PackedTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.throughput.start(self._trainer.state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.micro_batches.epoch = int(state.epoch or 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if self._trainer.stop_signal is not None:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+def training_arguments(config: Config) -> TrainingArguments:
+    """Translate config.yaml into transformers' terms; reporting and mixed precision stay off, they are ours."""
+    training = config.training
+    every_epoch = training.eval_steps is None
+    return TrainingArguments(
+        output_dir=str(training.output_dir),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        logging_steps=config.logging.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="epoch" if every_epoch else "steps",
+        eval_steps=training.eval_steps,
+        save_strategy="steps",
+        save_steps=training.save_steps,
+        seed=training.seed,
+        use_cpu=not torch.cuda.is_available(),
+        fp16=torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False),
+        gradient_checkpointing=config.optimization.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        label_names=["labels"],
+    )
+
+
+def train(trainer: PackedTrainer, resume_from: Path | None) -> None:
+    """Run to the end, or to the end of the step in which SIGINT or SIGTERM arrives; that one saves a checkpoint.
+
+    Raises Interrupted after such a stop. A second signal stops at once, without saving.
+    """
+
+    def remember(signum: int, _frame: object) -> None:
+        if trainer.stop_signal is not None:
+            raise Interrupted(signum)
+        trainer.stop_signal = signum
+        say(f"{signal.Signals(signum).name}: saving a checkpoint after this step (again to stop at once)")
+
+    previous = {signum: signal.signal(signum, remember) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    if trainer.stop_signal is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(trainer.stop_signal)

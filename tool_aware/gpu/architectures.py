@@ -1,0 +1,201 @@
+"""Shapes of decoder-only models: built-in presets, a model's own config.json, or Mistral-7B scaled to a size."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tool_aware.console import UserError
+
+NOMINAL_BILLIONS = 7.0  # what `--model-size` calls Mistral-7B, whose exact count is 7.24 billion
+ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A Llama-family decoder: grouped-query attention, gated MLP, RMSNorm. Widths in elements."""
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    ties_embeddings: bool = False
+    has_qkv_bias: bool = False
+
+    @property
+    def query_width(self) -> int:
+        """Elements per token of the queries of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Elements per token of the keys (or the values) of all heads."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def linear_shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Name -> (inputs, outputs) of each linear layer of one decoder layer: what is quantised and adapted."""
+        return {
+            "q_proj": (self.hidden, self.query_width),
+            "k_proj": (self.hidden, self.kv_width),
+            "v_proj": (self.hidden, self.kv_width),
+            "o_proj": (self.query_width, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of all decoder layers' linear layers."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.linear_shapes.values())
+
+    @property
+    def other_parameters(self) -> int:
+        """Weights that stay 16-bit: embeddings, output layer, norms, biases."""
+        matrices = (1 if self.ties_embeddings else 2) * self.vocabulary * self.hidden
+        norms = (2 * self.layers + 1) * self.hidden
+        biases = self.layers * (self.query_width + 2 * self.kv_width) if self.has_qkv_bias else 0
+        return matrices + norms + biases
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.linear_parameters + self.other_parameters
+
+    def adapter_parameters(self, rank: int, targets: str | tuple[str, ...]) -> int:
+        """Count LoRA weights: rank x (inputs + outputs) for each adapted linear layer (LoRA, arXiv 2106.09685, sec. 4).
+
+        Raises UserError for a target that a decoder layer does not have.
+        """
+        names = self.linear_shapes if targets == "all-linear" else (targets,) if isinstance(targets, str) else targets
+        unknown = [name for name in names if name not in self.linear_shapes]
+        if unknown:
+            raise UserError(
+                f"{self.name} has no linear layer {unknown[0]!r}",
+                where="lora.target_modules",
+                fix=f"all-linear, or names among {', '.join(self.linear_shapes)}",
+            )
+        return self.layers * sum(rank * sum(self.linear_shapes[name]) for name in names)
+
+
+_MISTRAL_7B = Architecture("Mistral-7B", 32, 4096, 14336, 32, 8, 128, 32000)
+
+# Preset -> architecture, from each model's config.json on huggingface.co.
+PRESETS: Mapping[str, Architecture] = {
+    "mistral-7b-v0.1": replace(_MISTRAL_7B, name="Mistral-7B v0.1"),
+    "mistral-7b-v0.2": replace(_MISTRAL_7B, name="Mistral-7B v0.2"),
+    "mistral-7b-v0.3": replace(_MISTRAL_7B, name="Mistral-7B v0.3", vocabulary=32768),
+    "mistral-nemo": Architecture("Mistral-Nemo-12B", 40, 5120, 14336, 32, 8, 128, 131072),
+    "llama-3-8b": Architecture("Llama-3-8B", 32, 4096, 14336, 32, 8, 128, 128256),
+    "qwen-2.5-7b": Architecture("Qwen-2.5-7B", 28, 3584, 18944, 28, 4, 128, 152064, has_qkv_bias=True),
+    "tinyllama-1.1b": Architecture("TinyLlama-1.1B", 22, 2048, 5632, 32, 4, 64, 32000),
+}
+
+# Part of a Hugging Face id, in lower case -> preset, for models whose config.json is not on this machine.
+_KNOWN_IDS = {
+    "mistral-7b-instruct-v0.1": "mistral-7b-v0.1",
+    "mistral-7b-v0.1": "mistral-7b-v0.1",
+    "mistral-7b-instruct-v0.2": "mistral-7b-v0.2",
+    "mistral-7b-instruct-v0.3": "mistral-7b-v0.3",
+    "mistral-7b-v0.3": "mistral-7b-v0.3",
+    "mistral-nemo": "mistral-nemo",
+    "llama-3-8b": "llama-3-8b",
+    "llama-3.1-8b": "llama-3-8b",
+    "qwen2.5-7b": "qwen-2.5-7b",
+    "tinyllama-1.1b": "tinyllama-1.1b",
+}
+
+
+def scaled_mistral(billions: float) -> Architecture:
+    """Scale Mistral-7B to a size: layers, hidden and MLP width each by the cube root, so that the weights follow.
+
+    7.0 is Mistral-7B itself. Widths stay multiples of 128, as kernels want them.
+    """
+    if billions <= 0:
+        raise UserError(f"{billions} is not a model size in billions of parameters", where="--model-size")
+    if billions == NOMINAL_BILLIONS:
+        return _MISTRAL_7B
+    factor = (billions / NOMINAL_BILLIONS) ** (1 / 3)
+    kv_heads = max(1, round(_MISTRAL_7B.kv_heads * factor))
+    heads = 4 * kv_heads
+    return replace(
+        _MISTRAL_7B,
+        name=f"Mistral-7B scaled to {billions:g}B",
+        layers=max(1, round(_MISTRAL_7B.layers * factor)),
+        hidden=heads * _MISTRAL_7B.head_dim,
+        intermediate=max(128, 128 * round(_MISTRAL_7B.intermediate * factor / 128)),
+        heads=heads,
+        kv_heads=kv_heads,
+    )
+
+
+def find_architecture(model_name: str) -> Architecture:
+    """Look a model up: its folder, the Hugging Face cache, then the presets. Never asks the network.
+
+    Raises UserError if it is in none of them.
+    """
+    folder = Path(model_name) if Path(model_name).is_dir() else cached_snapshot(model_name)
+    config_file = folder / "config.json" if folder else None
+    if config_file is not None and config_file.is_file():
+        return architecture_from_config(json.loads(config_file.read_text(encoding="utf-8")), name=model_name)
+    if model_name.lower() in PRESETS:
+        return PRESETS[model_name.lower()]
+    base_name = model_name.rpartition("/")[2].lower()
+    preset = next((preset for part, preset in _KNOWN_IDS.items() if base_name.startswith(part)), None)
+    preset = preset or next((preset for part, preset in _KNOWN_IDS.items() if part in base_name), None)
+    if preset is None:
+        raise UserError(
+            "its config.json is not on this machine and it is no built-in preset",
+            where=f"model.name: {model_name}",
+            fix=f"name a local folder, download the model first, or use --model with one of {', '.join(PRESETS)}",
+        )
+    return PRESETS[preset]
+
+
+def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder where huggingface_hub keeps downloads; found without importing it, which takes half a second."""
+    home = Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Path(environ.get("HF_HUB_CACHE") or home / "hub")
+
+
+def cached_snapshot(model_name: str) -> Path | None:
+    """Find the folder of a downloaded model: the snapshot that `main` points to, else any."""
+    folder = hub_cache() / f"models--{model_name.replace('/', '--')}"
+    main = folder / "refs" / "main"
+    if main.is_file() and (snapshot := folder / "snapshots" / main.read_text().strip()).is_dir():
+        return snapshot
+    return next(iter(sorted(folder.glob("snapshots/*"))), None)
+
+
+def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Architecture:
+    """Read the shapes out of a Llama-family config.json.
+
+    Raises UserError naming the missing keys: such a model is of another family and would be estimated wrongly.
+    """
+    keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    missing = [key for key in keys if not isinstance(values.get(key), int)]
+    if missing:
+        raise UserError(f"its config.json lacks {', '.join(missing)}", where=f"model.name: {name}")
+    heads = values["num_attention_heads"]
+    return Architecture(
+        name=name,
+        layers=values["num_hidden_layers"],
+        hidden=values["hidden_size"],
+        intermediate=values["intermediate_size"],
+        heads=heads,
+        kv_heads=values.get("num_key_value_heads") or heads,
+        head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+        vocabulary=values["vocab_size"],
+        ties_embeddings=bool(values.get("tie_word_embeddings", False)),
+        has_qkv_bias=values.get("model_type") == "qwen2",
+    )

@@ -1,0 +1,220 @@
+"""Answer "can I train here?" line by line, each ok, warning or problem with its remedy. Imports neither torch nor CUDA.
+
+What a package was built for is read from its files: importing torch takes seconds and would itself take GPU memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from tool_aware.config import Config, Environment
+from tool_aware.gpu.architectures import Architecture, cached_snapshot, hub_cache
+from tool_aware.gpu.estimate import GIB, MemoryEstimate
+from tool_aware.gpu.nvml import DriverInfo, GpuReading
+
+Status = Literal["ok", "warning", "problem"]
+
+BF16_CAPABILITY = (8, 0)  # Ampere; earlier cards compute in float16 with a gradient scaler
+OLDEST_CAPABILITY = (6, 0)  # bitsandbytes needs Pascal or newer
+CHECKPOINT_BYTES_PER_PARAMETER = 16  # adapter 4, optimizer state and masters 12
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    """One line of the answer."""
+
+    status: Status
+    name: str
+    finding: str
+    remedy: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for --json."""
+        return asdict(self)
+
+
+def check_driver(info: DriverInfo) -> CheckLine:
+    """Name the driver and the newest CUDA it serves."""
+    version = info.version or "version unknown"
+    return CheckLine("ok", "driver", f"{version}, serves CUDA up to {info.cuda or 'an unknown version'}")
+
+
+def check_torch(info: DriverInfo | None) -> CheckLine:
+    """Hold the CUDA version torch was built for against the driver's."""
+    built = torch_build()
+    if built is None:
+        return CheckLine("problem", "torch", "not installed", "pip install -r requirements.txt")
+    version, cuda = built
+    if cuda is None:
+        remedy = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+        return CheckLine("problem", "torch", f"{version} is a CPU build: it cannot use a GPU", remedy)
+    # A driver serves every CUDA runtime of its own major version (CUDA minor version compatibility).
+    if info and info.cuda and _numbers(cuda)[0] > _numbers(info.cuda)[0]:
+        remedy = f"update the driver, or install a torch built for CUDA {info.cuda}"
+        return CheckLine("problem", "torch", f"{version} needs CUDA {cuda}, the driver serves {info.cuda}", remedy)
+    return CheckLine("ok", "torch", f"{version}, built for CUDA {cuda}")
+
+
+def torch_build(package: Path | None = None) -> tuple[str, str | None] | None:
+    """Read (version, CUDA version or None) from torch/version.py; None if torch is not installed."""
+    folder = package or _package_folder("torch")
+    if folder is None or not (folder / "version.py").is_file():
+        return None
+    text = (folder / "version.py").read_text(encoding="utf-8")
+    version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
+    cuda = re.search(r"^cuda(?:: [^=]+)? = '([^']+)'", text, re.MULTILINE)
+    return (version[1] if version else "version unknown"), (cuda[1] if cuda else None)
+
+
+def check_bitsandbytes() -> CheckLine:
+    """Find the compiled library of bitsandbytes that fits torch's CUDA, as its own loader chooses it."""
+    folder, built = _package_folder("bitsandbytes"), torch_build()
+    if folder is None:
+        return CheckLine("problem", "bitsandbytes", "not installed", "pip install -r requirements.txt")
+    version = metadata.version("bitsandbytes")
+    if built is None or built[1] is None:
+        return CheckLine("ok", "bitsandbytes", f"{version}, CPU backend")
+    major = built[1].partition(".")[0]
+    names = [path.stem.removeprefix("libbitsandbytes_cuda") for path in folder.glob("libbitsandbytes_cuda*.so")]
+    if not any(name.startswith(major) for name in names):
+        remedy = "pip install --upgrade bitsandbytes"
+        return CheckLine("problem", "bitsandbytes", f"{version} has no library for CUDA {built[1]}", remedy)
+    return CheckLine("ok", "bitsandbytes", f"{version}, CUDA {major} backend")
+
+
+def check_precision(gpu: GpuReading) -> CheckLine:
+    """Tell whether the card computes in bfloat16."""
+    if gpu.compute_capability is None:
+        return CheckLine("warning", "precision", f"GPU {gpu.index} does not tell its compute capability")
+    capability = tuple(gpu.compute_capability)
+    shown = ".".join(map(str, capability))
+    if capability < OLDEST_CAPABILITY:
+        remedy = "use a card of the Pascal generation (2016) or newer"
+        return CheckLine("problem", "precision", f"compute capability {shown} is too old for bitsandbytes", remedy)
+    if capability < BF16_CAPABILITY:
+        return CheckLine("warning", "precision", f"compute capability {shown}: no bfloat16, float16 is used instead")
+    return CheckLine("ok", "precision", f"bfloat16 (compute capability {shown})")
+
+
+def check_memory(gpu: GpuReading, estimate: MemoryEstimate, remedies: Sequence[str] = ()) -> CheckLine:
+    """Hold the estimate against the free memory; name what holds the rest, then `remedies` (edits that would fit)."""
+    needed_gib = estimate.total_bytes / GIB
+    slices = [slice.total_bytes - slice.used_bytes for slice in gpu.instances if slice.total_bytes is not None]
+    free_bytes = max(slices) if slices else gpu.free_bytes
+    if free_bytes is None:
+        return CheckLine("warning", "memory", f"training needs about {needed_gib:.1f} GiB; free memory is not known")
+    where = "the largest MIG slice" if slices else f"GPU {gpu.index}"
+    finding = f"training needs about {needed_gib:.1f} GiB, {free_bytes / GIB:.1f} GiB are free on {where}"
+    if estimate.total_bytes * (1 + estimate.calibration.error_percent / 100) <= free_bytes:
+        return CheckLine("ok", "memory", finding)
+    if estimate.total_bytes <= free_bytes:
+        return CheckLine("warning", "memory", f"{finding}: within the estimate's error", _first(remedies))
+    holders = [f"{process.command or 'process'} ({process.pid})" for process in gpu.processes[:3]]
+    would_fit = gpu.total_bytes is not None and not slices and estimate.total_bytes <= gpu.total_bytes
+    close = f"close {', '.join(holders)}" if holders and would_fit else None
+    return CheckLine("problem", "memory", finding, " or ".join(filter(None, (close, _first(remedies)))) or None)
+
+
+def _first(remedies: Sequence[str]) -> str | None:
+    return f"set {', '.join(remedies)}" if remedies else None
+
+
+def check_mig(gpu: GpuReading) -> Iterator[CheckLine]:
+    """A card in MIG mode can be used one slice at a time only."""
+    if not gpu.is_mig:
+        return
+    if not gpu.instances:
+        remedy = "sudo nvidia-smi mig -cgi 0 -C, or switch MIG off: sudo nvidia-smi -mig 0"
+        yield CheckLine("problem", "MIG", f"GPU {gpu.index} is in MIG mode and has no instance", remedy)
+        return
+    uuids = ", ".join(slice.uuid or "?" for slice in gpu.instances)
+    remedy = f"export CUDA_VISIBLE_DEVICES={gpu.instances[0].uuid}"
+    yield CheckLine("warning", "MIG", f"GPU {gpu.index} is sliced; a run uses one of {uuids}", remedy)
+
+
+def check_disk(config: Config, architecture: Architecture) -> Iterator[CheckLine]:
+    """Compare free disk space with what the model, the checkpoints and the merged model will take."""
+    weights = architecture.parameters * 2
+    adapter = architecture.adapter_parameters(
+        config.lora.r,
+        config.lora.target_modules
+        if isinstance(config.lora.target_modules, str)
+        else tuple(config.lora.target_modules),
+    )
+    written = weights + adapter * CHECKPOINT_BYTES_PER_PARAMETER * (config.training.save_total_limit + 1)
+    needs = {config.training.output_dir: ("merged model and checkpoints", written)}
+    if not has_model(config.model.name):
+        needs[hub_cache()] = ("model download", weights)
+    for path, (what, needed) in needs.items():
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(existing).free
+        finding = f"{what} take {needed / GIB:.1f} GiB, {free / GIB:.0f} GiB are free at {existing}"
+        if free < needed:
+            yield CheckLine("problem", "disk", finding, "free some space, or set training.output_dir / HF_HOME")
+        else:
+            yield CheckLine("ok", "disk", finding)
+
+
+def has_model(name: str) -> bool:
+    """Tell whether the weights are on this machine: a local folder, or a finished download."""
+    if Path(name).is_dir():
+        return True
+    snapshot = cached_snapshot(name)
+    return snapshot is not None and any(snapshot.glob("*.safetensors"))
+
+
+def check_token(config: Config, environment: Environment) -> CheckLine:
+    """Tell whether the model can be fetched; the token itself is never shown."""
+    name = config.model.name
+    if Path(name).is_dir():
+        return CheckLine("ok", "model", f"local folder {name}")
+    if has_model(name):
+        return CheckLine("ok", "model", f"{name} is downloaded")
+    if environment.hf_token:
+        return CheckLine("ok", "model", f"{name} will be downloaded with HF_TOKEN (set, not shown)")
+    remedy = "export HF_TOKEN=... (https://huggingface.co/settings/tokens)"
+    return CheckLine("warning", "model", f"{name} is not downloaded and HF_TOKEN is not set", remedy)
+
+
+def check_database(config: Config, environment: Environment) -> Iterator[CheckLine]:
+    """Connect to the query log's database, if it is to be used. Never a problem: stage 1 goes on without it."""
+    if not config.dataset.use_query_log:
+        return
+    import psycopg2
+
+    place = f"{environment.postgres_db} at {environment.postgres_host}:{environment.postgres_port}"
+    try:
+        connection = psycopg2.connect(
+            host=environment.postgres_host,
+            port=environment.postgres_port,
+            dbname=environment.postgres_db,
+            user=environment.postgres_user,
+            password=environment.postgres_password,
+            connect_timeout=config.database.connect_timeout_s,
+        )
+    except psycopg2.OperationalError as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
+        remedy = "set POSTGRES_* in .env, or dataset.use_query_log: false"
+        yield CheckLine("warning", "database", f"{place}: {reason}; only synthetic rows without it", remedy)
+        return
+    connection.close()
+    yield CheckLine("ok", "database", f"{place} answers")
+
+
+# ---- small things ----------------------------------------------------------------------------------------
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _package_folder(name: str) -> Path | None:
+    found = importlib.util.find_spec(name)  # looks the package up without running it
+    return Path(found.origin).parent if found and found.origin else None

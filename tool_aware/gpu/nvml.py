@@ -1,0 +1,400 @@
+"""Read NVIDIA GPUs through NVML, and keep answering when the driver does not.
+
+Each GPU is read on its own thread: a driver call that hangs cannot be cancelled, but it then holds up one GPU only.
+A field the card does not support is None, never 0. Nothing here runs at import; `open_driver` loads the library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tool_aware.console import UserError
+
+GIB = 2**30
+CALL_TIMEOUT_S = 5.0  # nvmlInit takes 1-3 s on hosts with eight cards and no persistence daemon
+UNKNOWN_NAME = "unknown GPU"
+
+# What the clocks are held back by (nvml.h, nvmlClocksEventReasons), the most telling first. Idle clocks and clocks set
+# by the user are no throttling.
+_THROTTLE_REASONS = (
+    (0x40, "hardware thermal"),
+    (0x20, "thermal"),
+    (0x80, "power brake"),
+    (0x08, "hardware slowdown"),
+    (0x04, "power cap"),
+)
+
+# NVML status codes (nvml.h, nvmlReturn_t) after which no field of that GPU can be had until it comes back.
+_UNINITIALIZED, _NO_PERMISSION, _NOT_FOUND, _DRIVER_NOT_LOADED = 1, 4, 6, 9
+_LIBRARY_NOT_FOUND, _GPU_IS_LOST, _RESET_REQUIRED, _VERSION_MISMATCH, _GPU_NOT_FOUND = 12, 15, 16, 18, 28
+_WHOLE_GPU_FAILS = {
+    _UNINITIALIZED: "driver was unloaded",
+    _DRIVER_NOT_LOADED: "driver was unloaded",
+    _GPU_IS_LOST: "GPU is lost (it has fallen off the bus)",
+    _RESET_REQUIRED: "GPU needs a reset",
+    _GPU_NOT_FOUND: "GPU not found",
+    _NOT_FOUND: "GPU not found",
+}
+
+
+class DriverUnavailable(UserError):
+    """NVML cannot be used at all: what is missing, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that holds memory on a GPU. `used_bytes` is None where the driver does not tell (WSL, containers)."""
+
+    pid: int
+    command: str | None
+    used_bytes: int | None
+
+
+@dataclass(frozen=True)
+class MigInstance:
+    """A slice of a card in MIG mode; a program sees it as a GPU of its own."""
+
+    uuid: str | None
+    used_bytes: int | None
+    total_bytes: int | None
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """One GPU at one moment. None means that the driver or the card does not say; `problem` that nothing is known."""
+
+    index: int
+    name: str = UNKNOWN_NAME
+    uuid: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    utilization_percent: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    sm_clock_mhz: int | None = None
+    sm_clock_max_mhz: int | None = None
+    throttled_by: str | None = None
+    processes: tuple[Process, ...] = ()
+    is_mig: bool = False
+    instances: tuple[MigInstance, ...] = ()
+    problem: str | None = None
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Total less used; None where either is unknown."""
+        if self.total_bytes is None or self.used_bytes is None:
+            return None
+        return self.total_bytes - self.used_bytes
+
+
+@dataclass(frozen=True)
+class DriverInfo:
+    """The driver's own version and the newest CUDA runtime it can serve, for example ("570.86.15", "12.8")."""
+
+    version: str | None
+    cuda: str | None
+
+
+class Driver:
+    """An open NVML session. `read()` returns within the timeout whatever the driver does."""
+
+    def __init__(self, library: Any, info: DriverInfo, indices: Sequence[int]) -> None:
+        self.info = info
+        self._library = library
+        self._readers = [_Reader(library, index) for index in indices]
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Numbers of the GPUs that are read, as nvidia-smi counts them."""
+        return tuple(reader.index for reader in self._readers)
+
+    def read(self, timeout_s: float = CALL_TIMEOUT_S) -> list[GpuReading]:
+        """Read every GPU at once. One that does not answer in time is reported with a `problem`; the others go on."""
+        if len(self._readers) and all(reader.is_lost for reader in self._readers):
+            self._reopen()
+        for reader in self._readers:
+            reader.request()
+        deadline_s = time.monotonic() + timeout_s
+        return [reader.result(deadline_s) for reader in self._readers]
+
+    def close(self) -> None:
+        """End the session. Threads stuck in the driver are left to die with the process."""
+        for reader in self._readers:
+            reader.stop()
+        if not any(reader.is_stuck for reader in self._readers):
+            with contextlib.suppress(self._library.NVMLError):
+                self._library.nvmlShutdown()
+
+    def _reopen(self) -> None:
+        # After a driver reload every handle is dead; only a fresh session sees the cards again.
+        with contextlib.suppress(self._library.NVMLError):
+            self._library.nvmlShutdown()
+        with contextlib.suppress(self._library.NVMLError):
+            self._library.nvmlInit()
+
+
+def open_driver(gpus: Sequence[int] | None = None, timeout_s: float = CALL_TIMEOUT_S) -> Driver:
+    """Start NVML and choose the GPUs to read: all of them, or those numbered in `gpus`.
+
+    Raises DriverUnavailable if there is no driver, no GPU or no permission, and UserError for a number out of range.
+    """
+    import pynvml
+
+    try:
+        info, count = _within(timeout_s, lambda: _start(pynvml))
+    except pynvml.NVMLError as error:
+        raise _explain_failure(error.value, str(error)) from None
+    except TimeoutError:
+        raise DriverUnavailable(
+            f"the NVIDIA driver has not answered for {timeout_s:.0f} s",
+            fix="look for 'NVRM: Xid' in `dmesg`; if a GPU hangs, reboot or `sudo nvidia-smi --gpu-reset`",
+        ) from None
+    if count == 0:
+        raise DriverUnavailable(
+            f"driver {info.version or 'of unknown version'} is loaded but has no GPU",
+            fix="see `nvidia-smi -L`; in a container start it with `--gpus all`",
+        )
+    missing = [index for index in gpus or () if index >= count]
+    if missing:
+        raise UserError(f"there is no GPU {missing[0]}; this machine has 0 to {count - 1}", where="--gpu")
+    return Driver(pynvml, info, gpus or range(count))
+
+
+def _start(library: Any) -> tuple[DriverInfo, int]:
+    library.nvmlInit()
+    version = _optional(library, library.nvmlSystemGetDriverVersion)
+    cuda = _optional(library, library.nvmlSystemGetCudaDriverVersion)
+    info = DriverInfo(version, f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None)
+    return info, library.nvmlDeviceGetCount()
+
+
+def _within(timeout_s: float, call: Callable[[], Any]) -> Any:
+    """Run `call` on a thread of its own; TimeoutError if it is not back in time, else its result or exception."""
+    outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            outcome.put((True, call()))
+        except Exception as error:
+            outcome.put((False, error))
+
+    threading.Thread(target=work, daemon=True, name="nvml-start").start()
+    try:
+        is_done, value = outcome.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError from None
+    if not is_done:
+        raise value
+    return value
+
+
+# ---- why there is no driver ------------------------------------------------------------------------------
+
+
+def _explain_failure(code: int, message: str) -> DriverUnavailable:
+    if code == _LIBRARY_NOT_FOUND:
+        cards = nvidia_cards_on_pci()
+        if cards:
+            return DriverUnavailable(
+                f"no NVIDIA driver: libnvidia-ml.so.1 is missing, though {cards} NVIDIA card(s) sit on the PCI bus",
+                fix="install the driver (https://www.nvidia.com/drivers); in a container start it with `--gpus all`",
+            )
+        return DriverUnavailable(
+            "no NVIDIA driver and no NVIDIA card: libnvidia-ml.so.1 is missing and the PCI bus shows no NVIDIA device",
+            fix="run this on a machine with an NVIDIA GPU; `estimate`, the demo and the tests need none",
+        )
+    if code == _DRIVER_NOT_LOADED:
+        return DriverUnavailable(
+            "the NVIDIA driver is installed but its kernel module is not loaded",
+            fix="sudo modprobe nvidia (after a kernel update: reinstall the driver or reboot)",
+        )
+    if code == _VERSION_MISMATCH:
+        return DriverUnavailable(
+            "the driver's library and its kernel module are of different versions (an update without a reboot)",
+            fix="reboot, or `sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && sudo modprobe nvidia`",
+        )
+    if code == _NO_PERMISSION:
+        return DriverUnavailable(
+            "no permission to talk to the NVIDIA driver",
+            fix="let your user read and write /dev/nvidia* (groups `video` or `render`), or allow it in the container",
+        )
+    return DriverUnavailable(f"the NVIDIA driver refused: {message} (code {code})", fix="compare with `nvidia-smi`")
+
+
+def nvidia_cards_on_pci(devices: Path = Path("/sys/bus/pci/devices")) -> int:
+    """Count display controllers (PCI class 03) of NVIDIA (vendor 10de) that the kernel sees."""
+    count = 0
+    for device in devices.glob("*"):
+        with contextlib.suppress(OSError):
+            is_nvidia = (device / "vendor").read_text().strip() == "0x10de"
+            count += is_nvidia and (device / "class").read_text().startswith("0x03")
+    return count
+
+
+# ---- one GPU ---------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads one GPU on a daemon thread and remembers since when the driver has been silent."""
+
+    def __init__(self, library: Any, index: int) -> None:
+        self.index = index
+        self.is_lost = False
+        self._library = library
+        self._handle: Any = None
+        self._identity: dict[str, Any] = {}
+        self._asked_s: float | None = None  # monotonic time of the request that is still open
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[GpuReading] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name=f"nvml-{index}").start()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a request has not been answered yet."""
+        return self._asked_s is not None
+
+    def request(self) -> None:
+        """Ask for a reading, unless the last request is still open."""
+        if self._asked_s is None:
+            self._asked_s = time.monotonic()
+            self._requests.put(True)
+
+    def result(self, deadline_s: float) -> GpuReading:
+        """Wait for the answer until `deadline_s`; a GPU already known to hang is not waited for again."""
+        now_s = time.monotonic()
+        silent_s = now_s - self._asked_s
+        is_fresh = silent_s < CALL_TIMEOUT_S / 2
+        try:
+            reading = self._results.get(timeout=max(0.0, deadline_s - now_s) if is_fresh else 0.001)
+        except queue.Empty:
+            silent_s = time.monotonic() - self._asked_s
+            return GpuReading(self.index, **self._identity, problem=f"no answer from the driver for {silent_s:.0f} s")
+        self._asked_s = None
+        self.is_lost = reading.problem is not None
+        return reading
+
+    def stop(self) -> None:
+        """Let the thread end once it is free."""
+        self._requests.put(False)
+
+    def _work(self) -> None:
+        while self._requests.get():
+            try:
+                self._results.put(self._read())
+            except self._library.NVMLError as error:
+                self._handle = None  # after a reset the old handle is dead: look the card up again next time
+                problem = _WHOLE_GPU_FAILS.get(error.value) or f"driver says: {error}"
+                if error.value == _NO_PERMISSION:
+                    problem = "no permission to read this GPU"
+                self._results.put(GpuReading(self.index, **self._identity, problem=problem))
+
+    def _read(self) -> GpuReading:
+        library = self._library
+        if self._handle is None:
+            self._handle = library.nvmlDeviceGetHandleByIndex(self.index)
+            self._identity = dict(_identity(library, self._handle))
+        handle = self._handle
+        total_bytes, used_bytes = _memory(library, handle)
+        is_mig = (_optional(library, library.nvmlDeviceGetMigMode, handle) or (0, 0))[0] == 1
+        utilization = _optional(library, library.nvmlDeviceGetUtilizationRates, handle)
+        power_mw = _optional(library, library.nvmlDeviceGetPowerUsage, handle)
+        limit_mw = _optional(library, library.nvmlDeviceGetEnforcedPowerLimit, handle)
+        return GpuReading(
+            index=self.index,
+            **self._identity,
+            total_bytes=total_bytes,
+            used_bytes=used_bytes,
+            utilization_percent=utilization.gpu if utilization else None,
+            temperature_c=_optional(library, library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU),
+            power_w=power_mw / 1000 if power_mw is not None else None,
+            power_limit_w=limit_mw / 1000 if limit_mw is not None else None,
+            sm_clock_mhz=_optional(library, library.nvmlDeviceGetClockInfo, handle, library.NVML_CLOCK_SM),
+            throttled_by=_throttle_reason(library, handle),
+            processes=_processes(library, handle),
+            is_mig=is_mig,
+            instances=tuple(_instances(library, handle)) if is_mig else (),
+        )
+
+
+def _optional(library: Any, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call NVML for one field: None where the card does not have it, an exception only if the whole GPU is gone."""
+    try:
+        return call(*arguments)
+    except library.NVMLError as error:
+        if error.value in _WHOLE_GPU_FAILS:
+            raise
+        return None
+
+
+def _first_answer(library: Any, calls: Sequence[Callable[..., Any]], handle: Any) -> Any:
+    answers = (_optional(library, call, handle) for call in calls)
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def _identity(library: Any, handle: Any) -> Iterator[tuple[str, Any]]:
+    """What does not change while a card is in the machine; read once per handle."""
+    yield "name", _optional(library, library.nvmlDeviceGetName, handle) or UNKNOWN_NAME
+    yield "uuid", _optional(library, library.nvmlDeviceGetUUID, handle)
+    yield "compute_capability", _optional(library, library.nvmlDeviceGetCudaComputeCapability, handle)
+    yield "sm_clock_max_mhz", _optional(library, library.nvmlDeviceGetMaxClockInfo, handle, library.NVML_CLOCK_SM)
+
+
+def _memory(library: Any, handle: Any) -> tuple[int | None, int | None]:
+    """Total and used bytes as nvidia-smi shows them: version 2 of the call leaves the driver's own reserve out."""
+    memory = _optional(library, library.nvmlDeviceGetMemoryInfo, handle, library.nvmlMemory_v2)
+    memory = memory or _optional(library, library.nvmlDeviceGetMemoryInfo, handle)
+    return (memory.total, memory.used) if memory else (None, None)
+
+
+def _throttle_reason(library: Any, handle: Any) -> str | None:
+    mask = _optional(library, library.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    return next((reason for bit, reason in _THROTTLE_REASONS if mask and mask & bit), None)
+
+
+def _processes(library: Any, handle: Any) -> tuple[Process, ...]:
+    """Compute and graphics processes, the largest first; one that does both is listed once."""
+    found: dict[int, int | None] = {}
+    for kind in ("Graphics", "Compute"):
+        # Drivers before 510 have version 2 of the call only, and the two differ in their struct.
+        calls = [getattr(library, f"nvmlDeviceGet{kind}RunningProcesses_v{version}") for version in (3, 2)]
+        listed = _first_answer(library, calls, handle) or ()
+        found |= {process.pid: process.usedGpuMemory for process in listed}
+    largest_first = sorted(found.items(), key=lambda item: (-(item[1] or 0), item[0]))
+    return tuple(Process(pid, command_of(pid), used_bytes) for pid, used_bytes in largest_first)
+
+
+def _instances(library: Any, handle: Any) -> Iterator[MigInstance]:
+    for number in range(_optional(library, library.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        instance = _optional_instance(library, handle, number)
+        if instance is not None:
+            total_bytes, used_bytes = _memory(library, instance)
+            yield MigInstance(_optional(library, library.nvmlDeviceGetUUID, instance), used_bytes, total_bytes)
+
+
+def _optional_instance(library: Any, handle: Any, number: int) -> Any:
+    with contextlib.suppress(library.NVMLError):  # NOT_FOUND marks an empty slot here, not a lost card
+        return library.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+    return None
+
+
+def command_of(pid: int, proc: Path = Path("/proc")) -> str | None:
+    """Name a process: the script it runs if it is an interpreter, else its program. None if it cannot be seen."""
+    try:
+        words = (proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    names = [Path(word).name for word in words if word]
+    if not names:
+        return None
+    is_interpreter = names[0].startswith(("python", "pypy", "bash", "sh", "node"))
+    script = next((name for name in names[1:] if not name.startswith("-")), None)
+    return script if is_interpreter and script else names[0]

@@ -1,0 +1,158 @@
+"""Write samples to a file that can be read at any moment, and read it back.
+
+By extension: .json (one document, replaced whole each time), .jsonl (one sample a line), .csv (one GPU of one sample
+a line). The JSON document is bounded: once it holds MAX_SAMPLES, every second sample is dropped and only every other
+one is kept from then on, so a week reads as easily as an hour. JSON Lines and CSV keep everything.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from tool_aware.console import UserError
+from tool_aware.gpu.nvml import GpuReading
+from tool_aware.gpu.sampling import MIB, Sample, Statistics
+
+MAX_SAMPLES = 7200  # two hours at one sample a second, about 1.2 MiB for one GPU
+WRITE_BYTES_PER_S = 64 * 1024  # a document is replaced so rarely that this is not exceeded: no worn-out disks
+
+_CSV_FIELDS = (
+    "index", "memory_used_mib", "utilization_percent", "temperature_c", "power_w", "sm_clock_mhz", "throttled_by",
+    "problem",
+)  # fmt: skip
+
+
+class Recorder(Protocol):
+    """Somewhere samples go."""
+
+    def add(self, sample: Sample) -> None:
+        """Take one sample."""
+
+    def close(self, statistics: Statistics) -> None:
+        """Write what is left, and the summary where the format has a place for it."""
+
+
+def open_recorder(path: Path, interval_s: float, gpus: Sequence[GpuReading]) -> Recorder:
+    """Choose a format by extension. A file that is already there is kept under a name with its date.
+
+    Raises UserError for any other extension.
+    """
+    kinds: Mapping[str, Callable[..., Recorder]] = {".json": JsonLog, ".jsonl": JsonLinesLog, ".csv": CsvLog}
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"cannot write {path.suffix or 'a file without extension'}", where=f"--output {path}",
+                        fix=f"end it in {', '.join(kinds)}")  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keep_previous(path)
+    return kind(path, interval_s, gpus)
+
+
+def keep_previous(path: Path) -> Path | None:
+    """Move an earlier log out of the way, to a name that carries the time it was last written."""
+    if not path.exists():
+        return None
+    written_at = datetime.fromtimestamp(path.stat().st_mtime)
+    kept = path.with_name(f"{path.stem}.{written_at:%Y%m%d-%H%M%S}{path.suffix}")
+    os.replace(path, kept)
+    return kept
+
+
+class JsonLog:
+    """One JSON document. It is replaced by rename, so that a reader, or a kill -9, never meets half of it."""
+
+    def __init__(self, path: Path, interval_s: float, gpus: Sequence[GpuReading]) -> None:
+        self._path = path
+        self._part = path.with_name(f".{path.name}.part")
+        self._head = {
+            "started_at": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "interval_s": interval_s,
+            "gpus": [_identity(gpu) for gpu in gpus],
+        }
+        self._samples: list[str] = []  # already JSON: rewriting the document then costs a join
+        self._keep_every = self._seen = 1
+        self._next_write_s = 0.0
+        self._write(None)
+
+    def add(self, sample: Sample) -> None:
+        """Take one sample; on disk at once while the document is small, within seconds when it is large."""
+        self._seen += 1
+        if self._seen % self._keep_every == 0:
+            self._samples.append(json.dumps(sample.as_dict()))
+        if len(self._samples) > MAX_SAMPLES:
+            self._samples = self._samples[::2]
+            self._keep_every *= 2
+        if time.monotonic() >= self._next_write_s:
+            self._write(None)
+
+    def close(self, statistics: Statistics) -> None:
+        """Write the document for the last time, with the summary."""
+        self._write(statistics.as_dict())
+
+    def _write(self, summary: Mapping[str, Any] | None) -> None:
+        head = json.dumps({**self._head, "kept_every": self._keep_every, "summary": summary}, indent=1)
+        samples = ",\n".join(self._samples)
+        text = f'{head.removesuffix(chr(10) + "}")},\n "samples": [\n{samples}\n]}}\n'
+        try:
+            self._part.write_text(text, encoding="utf-8")
+            os.replace(self._part, self._path)
+        finally:
+            self._part.unlink(missing_ok=True)
+        self._next_write_s = time.monotonic() + len(text) / WRITE_BYTES_PER_S
+
+
+class JsonLinesLog:
+    """One sample a line. Lines are appended whole; after a kill -9 at most the last one is torn."""
+
+    def __init__(self, path: Path, interval_s: float, gpus: Sequence[GpuReading]) -> None:
+        self._file = path.open("ab", buffering=0)
+        head = {"interval_s": interval_s, "gpus": [_identity(gpu) for gpu in gpus]}
+        self._file.write(json.dumps(head).encode() + b"\n")
+
+    def add(self, sample: Sample) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(sample.as_dict()).encode() + b"\n")
+
+    def close(self, statistics: Statistics) -> None:
+        """Append the summary as the last line."""
+        self._file.write(json.dumps({"summary": statistics.as_dict()}).encode() + b"\n")
+        self._file.close()
+
+
+class CsvLog:
+    """One GPU of one sample a line, for spreadsheets. It has no place for names and summary."""
+
+    def __init__(self, path: Path, _interval_s: float, _gpus: Sequence[GpuReading]) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._file.write(_csv_line(["time", "seconds", *_CSV_FIELDS]))
+
+    def add(self, sample: Sample) -> None:
+        """Append one line per GPU, in one write."""
+        record = sample.as_dict()
+        lines = [
+            _csv_line([record["time"], record["seconds"], *(gpu.get(name) for name in _CSV_FIELDS)])
+            for gpu in record["gpus"]
+        ]
+        self._file.write(b"".join(lines))
+
+    def close(self, _statistics: Statistics) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _identity(gpu: GpuReading) -> dict[str, Any]:
+    total_mib = None if gpu.total_bytes is None else round(gpu.total_bytes / MIB)
+    return {"index": gpu.index, "name": gpu.name, "uuid": gpu.uuid, "memory_total_mib": total_mib}
+
+
+def _csv_line(values: Sequence[object]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(["" if value is None else value for value in values])
+    return line.getvalue().encode()

@@ -1,0 +1,30 @@
+# demo   the four stages on the embedded default (tiny model, embedded PostgreSQL, CPU)
+# test   all tests          check  lint and format          bench  the measurements of docs/BENCHMARKS.md that need no GPU
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m tool_aware.demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(INSTALLED)
+	for script in benchmarks/dataset_*.py benchmarks/monitor_*.py; do $(BIN)/python $$script || exit 1; done
+
+$(INSTALLED): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .demo

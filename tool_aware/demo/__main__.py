@@ -1,0 +1,140 @@
+"""Run the four stages on the embedded default: no GPU, no database, no account, a few minutes on two CPU cores.
+
+    python -m tool_aware.demo
+
+Reads   config.demo.yaml
+Writes  data/, output/, evaluation_results/ as the stages do, and the tiny base model in .demo/
+Exit    0 done; otherwise the exit code of the stage that failed
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tool_aware.config import Config, add_config_arguments, load_config
+from tool_aware.console import EXIT_DONE, EXIT_USER, UserError, duration, heading, run, say, table
+from tool_aware.demo.base_model import build_base_model, save_tokenizer
+from tool_aware.demo.database import embedded_postgres
+from tool_aware.demo.query_log import fill_query_log
+from tool_aware.records import load_rows, read_manifest
+
+DEMO_CONFIG = Path("config.demo.yaml")
+_REPOSITORY = Path(__file__).resolve().parent.parent.parent
+_NOTE = (
+    "These numbers come from a toy model with a few million parameters, built a minute ago. They show that the stages\n"
+    "work and say nothing about Mistral-7B: for that, run the same four scripts with config.yaml on your GPU."
+)
+
+
+class StageFailed(UserError):
+    """A stage left with another exit code than 0; the demo leaves with the same."""
+
+    def __init__(self, script: str, exit_code: int) -> None:
+        super().__init__(f"{script} left with exit code {exit_code}; its message is above")
+        self.exit_code = exit_code
+
+
+class Stages:
+    """Runs scripts with the demo's config and remembers how long each step took."""
+
+    def __init__(self, options: Sequence[str]) -> None:
+        self._options = list(options)
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Announce a step and time it."""
+        heading(f"== {name}")
+        started_s = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started_s
+
+    def script(
+        self,
+        *command: str,
+        variables: Mapping[str, str] | None = None,
+        accepted: Sequence[int] = (EXIT_DONE,),
+        capture: bool = False,
+    ) -> str:
+        """Run `SCRIPT ARGUMENTS` in a process of its own, as a user would; with `capture`, return its stdout."""
+        with self.timed(" ".join(command)):
+            result = subprocess.run(
+                [sys.executable, str(_REPOSITORY / command[0]), *command[1:], *self._options],
+                env={**os.environ, **(variables or {}), "HF_HUB_OFFLINE": "1"},
+                stdout=subprocess.PIPE if capture else None,
+                text=True,
+                check=False,
+            )
+        if result.returncode not in accepted:
+            raise StageFailed(command[0], result.returncode)
+        return result.stdout or ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stages one after the other; the last screen is the comparison of base and tuned model."""
+    arguments = parse_arguments(argv)
+    config = load_config(arguments.config, arguments.overrides)
+    refuse_to_replace_real_results(config)
+    started_s = time.perf_counter()
+    stages = Stages(["--config", str(arguments.config), *(f"--set={override}" for override in arguments.overrides)])
+
+    base = Path(config.model.name)
+    base.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(base)
+    with embedded_postgres("cipher_analytics", "cipher") as variables:
+        with stages.timed("sample query log in PostgreSQL"):
+            say(f"{fill_query_log(variables)} logged queries in {variables['POSTGRES_DB']}.query_logs")
+        stages.script("prepare_dataset.py", "--require-database", variables=variables)
+    with stages.timed("tiny base model"):
+        build_base_model(base, load_rows(config.dataset.dir / "train.json", config.toolbox).rows)
+    stages.script("monitor_gpu.py", "check", accepted=(EXIT_DONE, EXIT_USER))
+    stages.script("train_tool_aware.py", "--overwrite")
+    comparison = stages.script("evaluate.py", capture=True)
+
+    times = [(name, duration(seconds)) for name, seconds in stages.seconds.items()]
+    print("\n" + table(("step", "wall time"), [*times, ("all of it", duration(time.perf_counter() - started_s))]))
+    print(f"\n{comparison}\n{_NOTE}\n\n{where_things_are(config)}")
+    return EXIT_DONE
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tool_aware.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.set_defaults(config=DEMO_CONFIG)
+    return parser.parse_args(argv)
+
+
+def refuse_to_replace_real_results(config: Config) -> None:
+    """Raise UserError if the output folder holds a run of another model than the demo's."""
+    output_dir = config.training.output_dir
+    manifest = read_manifest(output_dir)
+    if manifest and manifest["config"]["model"]["name"] != config.model.name:
+        raise UserError(
+            f"holds a run of {manifest['config']['model']['name']}, which the demo would replace",
+            where=str(output_dir),
+            fix="move it away, or run the demo in another clone",
+        )
+
+
+def where_things_are(config: Config) -> str:
+    """List what the demo left behind."""
+    places = (
+        (f"{config.dataset.dir}/", "train.json, val.json, test.json, sample_raw.json"),
+        (f"{config.training.output_dir}/", "lora_adapters, final_model, metrics.jsonl, TensorBoard events in runs"),
+        (f"{config.evaluation.results_dir}/", "metrics and per-row results of both models, comparison.json, figures"),
+    )
+    return table(("folder", "contents"), places, "<<")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -56,5 +56,9 @@ def prepare_for_training(model: PeftModel, config: Config) -> tuple[int, int]:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     base.config.use_cache = False
+    if config.optimization.gradient_checkpointing:
+        # transformers 5.2x renamed it; the first argument stayed the same.
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     trained, total = model.get_nb_trainable_parameters()
     return trained, total

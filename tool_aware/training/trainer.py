@@ -93,7 +93,9 @@ class PackedTrainer(Trainer):
         self.last_validation: dict[str, float] | None = None
         self._rows_of_step: list[int] = []
         self.throughput = Throughput()
-        super().__init__(model, arguments, train_dataset=self.micro_batches, callbacks=[_Bookkeeping(self)])
+        super().__init__(
+            model, arguments, train_dataset=self.micro_batches, eval_dataset=list(val), callbacks=[_Bookkeeping(self)]
+        )
         self.remove_callback(PrinterCallback)
 
     # -- data --
@@ -326,8 +328,6 @@ def training_arguments(config: Config) -> TrainingArguments:
         seed=training.seed,
         use_cpu=not torch.cuda.is_available(),
         fp16=torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False),
-        gradient_checkpointing=config.optimization.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
         report_to="none",

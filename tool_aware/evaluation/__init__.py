@@ -1,0 +1,1 @@
+"""Stage 3: is the tuned model really better than the base, at what, and how sure are we."""

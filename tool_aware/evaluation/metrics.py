@@ -1,0 +1,218 @@
+"""What the judgements of one system add up to. Every figure carries its interval; what has no cases is n/a."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.evaluation.intervals import Estimate, bootstrap, bootstrap_weights, proportion
+from tool_aware.evaluation.judgement import INVALID, Judgement
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class ToolMetrics:
+    """One tool's figures: `support` rows ask for it, `predicted` rows got it."""
+
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+    support: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class ParameterMetrics:
+    """One parameter's figures under the router's policy, over rows whose tool was chosen rightly."""
+
+    precision: Estimate
+    recall: Estimate
+    f1: float | None
+    token_f1: float | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All figures of one system.
+
+    `confusion` counts rows by right tool (its rows) and chosen tool (its columns, the last one INVALID).
+    `over_call`: of the rows that need no tool, how many called one; `under_call`: of those that need one, how many got
+    plain chat. Figures about whole answers are None for systems that only choose a tool.
+    """
+
+    system: str
+    rows: int
+    groups: int
+    accuracy: Estimate
+    accuracy_by_group: Estimate
+    balanced_accuracy: Estimate
+    macro_precision: Estimate
+    macro_recall: Estimate
+    macro_f1: Estimate
+    weighted_f1: Estimate
+    over_call: Estimate
+    under_call: Estimate
+    per_tool: dict[str, ToolMetrics]
+    labels: list[str]
+    confusion: list[list[int]]
+    parse_rate: Estimate | None
+    schema_rate: Estimate | None
+    truncated: int
+    call_accuracy: Estimate | None
+    call_accuracy_given_tool: Estimate | None
+    bfcl_strict: Estimate | None
+    bfcl_strict_given_tool: Estimate | None
+    reasoning_sound: Estimate | None
+    parameters: dict[str, ParameterMetrics]
+    errors: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def summarise(
+    system: str, judgements: Sequence[Judgement], tools: Sequence[str], *, no_tool: str | None, seed: int
+) -> Metrics:
+    """Add up `judgements` of the system called `system`; `no_tool` names the tool that stands for plain chat."""
+    counts = count_confusion(judgements, tools)
+    cells = one_hot(judgements, tools)
+    weights = bootstrap_weights([judgement.group for judgement in judgements], seed=seed)
+
+    def over_groups(figure: str) -> Estimate:
+        return bootstrap(partial(confusion_figure, cells, len(tools), figure), weights)
+
+    right = [judgement.is_tool_right for judgement in judgements]
+    return Metrics(
+        system=system,
+        rows=len(judgements),
+        groups=len({judgement.group for judgement in judgements}),
+        accuracy=proportion(sum(right), len(right)),
+        accuracy_by_group=over_groups("accuracy"),
+        balanced_accuracy=over_groups("macro_recall"),
+        macro_precision=over_groups("macro_precision"),
+        macro_recall=over_groups("macro_recall"),
+        macro_f1=over_groups("macro_f1"),
+        weighted_f1=over_groups("weighted_f1"),
+        **_call_rates(judgements, no_tool),
+        per_tool={tool: _tool_metrics(tool, index, counts, over_groups) for index, tool in enumerate(tools)},
+        labels=[*tools, INVALID],
+        confusion=counts.tolist(),
+        **_answer_figures(judgements),
+        parameters=_parameter_metrics(judgements),
+        errors=dict(Counter(judgement.error for judgement in judgements if judgement.error).most_common()),
+    )
+
+
+# ---- tool choice ------------------------------------------------------------------------------------------
+
+
+def one_hot(judgements: Sequence[Judgement], tools: Sequence[str]) -> np.ndarray:
+    """Mark each row's cell of the confusion matrix, shape (rows, tools * (tools + 1))."""
+    import numpy as np
+
+    columns = {name: index for index, name in enumerate([*tools, INVALID])}
+    cells = [columns[j.expected] * len(columns) + columns[j.credited] for j in judgements]
+    return np.eye(len(tools) * len(columns), dtype=np.int64)[cells]
+
+
+def count_confusion(judgements: Sequence[Judgement], tools: Sequence[str]) -> np.ndarray:
+    """Count rows by right tool and chosen tool, shape (tools, tools + 1)."""
+    return one_hot(judgements, tools).sum(0).reshape(len(tools), len(tools) + 1)
+
+
+def confusion_figure(cells: np.ndarray, tools: int, figure: str, weights: np.ndarray) -> np.ndarray:
+    """Compute one figure per resample: `weights` (..., rows) -> (...). NaN where it is undefined.
+
+    `figure` is accuracy, macro_precision, macro_recall, macro_f1, weighted_f1, or f1:INDEX. F1 = 2 TP / (2 TP + FP + FN);
+    macro figures average over the tools that occur.
+    """
+    import numpy as np
+
+    counts = (weights @ cells).reshape(*weights.shape[:-1], tools, tools + 1).astype(float)
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)  # (..., tools)
+    support, predicted = counts.sum(-1), counts.sum(-2)[..., :tools]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1 = np.where(support > 0, 2 * hits / (support + predicted), np.nan)
+        if figure.startswith("f1:"):
+            return f1[..., int(figure[3:])]
+        if figure == "accuracy":
+            return hits.sum(-1) / support.sum(-1)
+        if figure == "weighted_f1":
+            return np.nansum(f1 * support, -1) / support.sum(-1)
+        per_tool = {
+            # A tool that is never chosen has no precision; the average counts it as 0, as scikit-learn does.
+            "macro_precision": np.where(predicted > 0, hits / predicted, 0.0),
+            "macro_recall": hits / support,
+            "macro_f1": f1,
+        }[figure]
+        occurring = np.where(support > 0, per_tool, 0.0).sum(-1)
+        return occurring / (support > 0).sum(-1)
+
+
+def _tool_metrics(tool: str, index: int, counts: np.ndarray, over_groups: Any) -> ToolMetrics:
+    hits, support, predicted = int(counts[index, index]), int(counts[index].sum()), int(counts[:, index].sum())
+    return ToolMetrics(
+        precision=proportion(hits, predicted),
+        recall=proportion(hits, support),
+        f1=over_groups(f"f1:{index}"),
+        support=support,
+        predicted=predicted,
+    )
+
+
+def _call_rates(judgements: Sequence[Judgement], no_tool: str | None) -> dict[str, Estimate]:
+    idle = [j for j in judgements if j.expected == no_tool]
+    busy = [j for j in judgements if j.expected != no_tool] if no_tool else []
+    return {
+        "over_call": proportion(sum(j.credited not in (no_tool, INVALID) for j in idle), len(idle)),
+        "under_call": proportion(sum(j.credited == no_tool for j in busy), len(busy)),
+    }
+
+
+# ---- whole answers ----------------------------------------------------------------------------------------
+
+
+def _answer_figures(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    answered = [j for j in judgements if j.is_parsed is not None]
+    right = [j for j in answered if j.is_tool_right]
+
+    def rate(attribute: str, among: Sequence[Judgement] = answered) -> Estimate | None:
+        judged = [getattr(j, attribute) for j in among if getattr(j, attribute) is not None]
+        return proportion(sum(judged), len(judged)) if answered else None
+
+    return {
+        "parse_rate": rate("is_parsed"),
+        "schema_rate": rate("fits_schema"),
+        "truncated": sum(j.is_truncated for j in answered),
+        "call_accuracy": rate("is_call_correct"),
+        "call_accuracy_given_tool": rate("is_call_correct", right),
+        "bfcl_strict": rate("is_bfcl_valid"),
+        "bfcl_strict_given_tool": rate("is_bfcl_valid", right),
+        "reasoning_sound": rate("is_reasoning_sound"),
+    }
+
+
+def _parameter_metrics(judgements: Sequence[Judgement]) -> dict[str, ParameterMetrics]:
+    by_name: dict[str, list[Any]] = {}
+    for judgement in judgements:
+        for match in judgement.parameters:
+            by_name.setdefault(f"{judgement.expected}.{match.name}", []).append(match)
+    metrics = {}
+    for name, matches in sorted(by_name.items()):
+        hits = sum(match.is_match for match in matches)
+        given = sum(match.is_given for match in matches)
+        expected = sum(match.is_expected or match.is_match for match in matches)
+        overlaps = [match.token_f1 for match in matches if match.token_f1 is not None]
+        metrics[name] = ParameterMetrics(
+            precision=proportion(hits, given),
+            recall=proportion(hits, expected),
+            f1=2 * hits / (given + expected) if given + expected else None,
+            token_f1=sum(overlaps) / len(overlaps) if overlaps else None,
+        )
+    return metrics

@@ -1,0 +1,84 @@
+"""Keys and values of a batch whose rows all begin with the same tokens.
+
+Every prompt of a dataset starts with the same tool description. Its keys and values are computed once per model and
+laid into the first columns of every row; each batch then overwrites only the columns after them:
+
+    column   0 ........ P-1 | P ............ P+T-1 | P+T ............ capacity-1
+    holds    shared prefix  | pad ... own tail     | generated tokens
+    position 0 ........ P-1 |         P ... P+t-1  | P+t ...
+
+A row's own tail is left-padded to the batch's longest, T, so that generation starts in one column for all rows. Pad
+columns are masked, never attended to, and take no position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class PrefixCache:
+    """A fixed-size key/value store that Mistral's attention layers write to and read from.
+
+    Shapes: `keys[layer]` and `values[layer]` are (rows, key_value_heads, capacity, head_dim). All sizes and addresses
+    stay the same from step to step, so a decoding step can be captured as a CUDA graph.
+
+    transformers asks a cache for nothing but `update` as long as the model is called with position ids and a 4-D mask.
+    """
+
+    def __init__(self, columns: torch.Tensor) -> None:
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.columns = columns  # (new tokens,) where the next forward pass writes
+        self.visible: int | None = None  # columns that the next forward pass sees; None = all
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store (rows, heads, new tokens, head_dim) of one layer and return all that its queries may look at."""
+        if layer == len(self.keys):  # the pass over the prefix itself: there is nothing before it
+            self.keys.append(keys)
+            self.values.append(values)
+        else:
+            self.keys[layer].index_copy_(2, self.columns, keys)
+            self.values[layer].index_copy_(2, self.columns, values)
+        return self.keys[layer][:, :, : self.visible], self.values[layer][:, :, : self.visible]
+
+    def expanded(self, rows: int, capacity: int) -> PrefixCache:
+        """Copy a one-row prefix into each of `rows` rows of `capacity` columns; the other columns are zero."""
+        wide = PrefixCache(self.columns)
+        for narrow, target in ((self.keys, wide.keys), (self.values, wide.values)):
+            for layer in narrow:  # (1, heads, prefix, head_dim)
+                _, heads, prefix, head_dim = layer.shape
+                target.append(layer.new_zeros(rows, heads, capacity, head_dim))
+                target[-1][:, :, :prefix] = layer
+        return wide
+
+
+def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Count the tokens with which all prompts begin; each prompt keeps at least its last token for itself."""
+    first, last = min(prompts), max(prompts)  # in lexicographic order these two differ earliest
+    limit = min(map(len, prompts)) - 1
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == limit), limit)
+
+
+def prefill(model: PreTrainedModel, prefix: Sequence[int]) -> PrefixCache:
+    """Run the shared prefix through `model` once; the result has one row and is exactly full."""
+    import torch
+
+    device = model.device
+    columns = torch.arange(len(prefix), device=device)
+    cache = PrefixCache(columns)
+    model(
+        input_ids=torch.tensor([prefix], device=device),
+        attention_mask=(columns[None, :] <= columns[:, None])[None, None],  # (1, 1, prefix, prefix)
+        position_ids=columns[None],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return cache

@@ -23,7 +23,20 @@ TOY_CALLS = {
     "code_execution": ("compute the sum of {}", "code", "The word 'compute' asks for a calculation."),
     "direct_chat": ("tell me a joke about {}", "message", "A joke needs no tool."),
 }
-TOPICS = ("travel", "lunch", "salary", "parking", "security", "cats", "rockets", "chess", "rain", "tea", "robots", "music")
+TOPICS = (
+    "travel",
+    "lunch",
+    "salary",
+    "parking",
+    "security",
+    "cats",
+    "rockets",
+    "chess",
+    "rain",
+    "tea",
+    "robots",
+    "music",
+)
 
 
 @pytest.fixture(scope="session")

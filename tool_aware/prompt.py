@@ -47,19 +47,20 @@ CHAT_TEMPLATE = (
 # ---- text -----------------------------------------------------------------------------------------------
 
 
-def render_instruction(query: str, tools: Toolbox) -> str:
+def render_instruction(query: str, tools: Toolbox, *, task: str = _TASK) -> str:
     """Write the user turn: the task, the tools, the answer format, then the query.
 
     The query comes last so that all rows of a dataset share one long prefix. `[INST]` and `[/INST]` are ordinary
-    text to Mistral's v0.1/v0.2 tokenizer, so inside a query they are written `(INST)` and `(/INST)`.
+    text to Mistral's v0.1/v0.2 tokenizer, so inside a query they are written `(INST)` and `(/INST)`. `task` is the
+    opening sentence; evaluation rewords it to see how much hangs on it.
     """
-    return render_preamble(tools) + _QUERY_LABEL + _INST_TEXT.sub(r"(\1)", query.strip())
+    return render_preamble(tools, task=task) + _QUERY_LABEL + _INST_TEXT.sub(r"(\1)", query.strip())
 
 
-def render_preamble(tools: Toolbox) -> str:
+def render_preamble(tools: Toolbox, *, task: str = _TASK) -> str:
     """Write everything of the user turn that precedes the query."""
     descriptions = "\n".join(map(_describe, tools))
-    return f"{_TASK}\n\nTools:\n{descriptions}\n\n{_ANSWER_FORMAT}"
+    return f"{task}\n\nTools:\n{descriptions}\n\n{_ANSWER_FORMAT}"
 
 
 def render_template(tools: Toolbox) -> str:
@@ -198,8 +199,13 @@ def tool_name_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -
 
     The line end makes no name a prefix of another, so that walking the ids as a trie always ends at one tool.
     """
-    label = _encode_text(tokenizer, "Tool:")
+    label = tool_label_tokens(tokenizer)
     return {name: _encode_text(tokenizer, f"Tool: {name}\n")[len(label) :] for name in names}
+
+
+def tool_label_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Give the ids of `Tool:`, with which every answer begins."""
+    return _encode_text(tokenizer, "Tool:")
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

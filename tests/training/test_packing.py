@@ -21,6 +21,10 @@ PROMPT_B = list(range(200, 230))
 def model():
     """A float64 Mistral with a LoRA adapter whose update is not zero."""
     base = new_model(hidden_size=32, seed=3).double()
+    for parent in [base.model, *base.model.layers]:  # Mistral's own norm rounds to float32 on the way
+        for name, child in parent.named_children():
+            if type(child).__name__ == "MistralRMSNorm":
+                setattr(parent, name, torch.nn.RMSNorm(32, eps=child.variance_epsilon, dtype=torch.float64))
     base.requires_grad_(False)
     adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
     torch.manual_seed(0)

@@ -1,0 +1,195 @@
+"""The loop: effective batches, the meaning of the loss, validation, and what happens when a step goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tool_aware.base_model import load_base_model
+from tool_aware.config import Config, Environment, load_config
+from tool_aware.prompt import encode_example
+from tool_aware.training.adapter import new_adapter, prepare_for_training
+from tool_aware.training.choice import ToolNames
+from tool_aware.training.schedule import Schedule
+from tool_aware.training.tracking import Tracker
+from tool_aware.training.trainer import MicroBatches, NotFiniteError, PackedTrainer, train
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def make_trainer(tiny_model_dir, toy_rows, tokenizer, tmp_path):
+    """Build a trainer on the tiny NF4 model; keyword arguments are `--set` overrides with `__` for the dot."""
+    trackers = []
+
+    def make(**overrides: object) -> PackedTrainer:
+        settings = {
+            "model.name": tiny_model_dir,
+            "training.output_dir": tmp_path / f"output{len(trackers)}",
+            "logging.tensorboard": "false",
+            "training.learning_rate": "1e-2",
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }
+        config = load_config(REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
+        model = new_adapter(load_base_model(config.model, config.quantization), config)
+        prepare_for_training(model, config)
+        examples = [encode_example(tokenizer, row.instruction, row.response) for row in toy_rows]
+        tracker = Tracker(config, Environment(), config.training.output_dir)
+        trackers.append(tracker)
+        names = ToolNames.of(tokenizer, config.toolbox)
+        return PackedTrainer(
+            model, config, train=examples[:24], val=examples[24:32], tool_names=names, tracker=tracker, run={}
+        )
+
+    return make
+
+
+def adapter_of(trainer: PackedTrainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+def test_every_row_is_seen_once_an_epoch_in_an_order_that_the_seed_decides():
+    batches = MicroBatches(10, 4, seed=1)
+    epochs = []
+    for epoch in range(2):
+        batches.epoch = epoch
+        epochs.append([batches[i] for i in range(len(batches))])
+        assert sorted(row for rows in epochs[-1] for row in rows) == list(range(10))
+    assert epochs[0] != epochs[1]
+    assert [MicroBatches(10, 4, seed=1)[i] for i in range(3)] == epochs[0]
+
+
+def test_processes_share_an_effective_batch_between_them():
+    alone = MicroBatches(10, 4, seed=1)
+    shared = [MicroBatches(10, 2, seed=1, rank=rank, processes=2) for rank in range(2)]
+    for index in range(len(alone)):
+        assert sorted(shared[0][index] + shared[1][index]) == sorted(alone[index])
+
+
+def test_no_process_is_left_without_a_row():
+    shared = [MicroBatches(9, 1, seed=1, rank=rank, processes=4) for rank in range(4)]
+    assert [len(shared[rank][2]) for rank in range(4)] == [1, 1, 1, 1]
+
+
+def test_the_schedule_counts_the_last_partial_batch(config: Config):
+    assert Schedule.of(config, 81) == Schedule(examples=81, effective_batch=8, steps_per_epoch=11, steps=33)
+
+
+@pytest.mark.parametrize("packing", ["prefix", "block", "none"])
+def test_packing_and_accumulation_do_not_change_what_is_learnt(make_trainer, packing):
+    reference = make_trainer(training__max_steps=3, training__packing="none")
+    train(reference, None)
+    other = make_trainer(
+        training__max_steps=3,
+        training__packing=packing,
+        training__per_device_train_batch_size=2,
+        training__gradient_accumulation_steps=4,
+    )
+    train(other, None)
+    # AdamW divides by the gradient's own size, so float32 rounding is amplified where gradients are near zero.
+    difference = (adapter_of(reference) - adapter_of(other)).norm() / adapter_of(reference).norm()
+    assert difference < 1e-3
+
+
+def test_checkpointing_layers_does_not_change_what_is_learnt(make_trainer):
+    results = []
+    for is_on in ("true", "false"):
+        trainer = make_trainer(training__max_steps=2, optimization__gradient_checkpointing=is_on)
+        train(trainer, None)
+        results.append(adapter_of(trainer))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_rows_not_trained_on_falls(make_trainer):
+    trainer = make_trainer(training__max_steps=12, training__eval_steps=4)
+    before = trainer.evaluate()["eval_loss"]
+    train(trainer, None)
+    assert trainer.last_validation["val_loss"] < before - 0.3
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
+def test_every_optimizer_of_the_config_steps(make_trainer, optim):
+    trainer = make_trainer(training__max_steps=2, optimization__optim=optim)
+    before = adapter_of(trainer).clone()
+    train(trainer, None)
+    assert not torch.equal(before, adapter_of(trainer))
+
+
+def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(make_trainer, monkeypatch, capsys):
+    """The allocator's failure is the one thing a CPU cannot produce, so it is raised where it would be."""
+    expected = make_trainer(training__max_steps=2)
+    train(expected, None)
+    trainer = make_trainer(training__max_steps=2)
+    losses = PackedTrainer._losses
+
+    def scarce(self: PackedTrainer, model: object, packed: object) -> torch.Tensor:
+        if packed.examples > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(self, model, packed)
+
+    monkeypatch.setattr(PackedTrainer, "_losses", scarce)
+    train(trainer, None)
+    assert trainer.micro_batch_limit == 2
+    assert "micro-batches are split into 2 examples" in capsys.readouterr().err
+    torch.testing.assert_close(adapter_of(trainer), adapter_of(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finite_state(make_trainer, monkeypatch):
+    trainer = make_trainer(training__max_steps=3)
+    losses = PackedTrainer._losses
+    poisoned = trainer.examples[5].completion
+    states = []
+
+    def poison(self: PackedTrainer, model: object, packed: object) -> torch.Tensor:
+        result = losses(self, model, packed)
+        rows = [i for i, e in enumerate(self.examples) if e.completion is poisoned and i in self._rows_of_step]
+        if rows and _holds(packed, poisoned):
+            result = result * float("nan")
+        states.append(adapter_of(self).clone())
+        return result
+
+    monkeypatch.setattr(PackedTrainer, "_losses", poison)
+    with pytest.raises(NotFiniteError, match=r"Rows of train.json \(counted from 1\): 6") as caught:
+        train(trainer, None)
+    assert caught.value.exit_code == 2
+    assert torch.isfinite(adapter_of(trainer)).all()
+    torch.testing.assert_close(adapter_of(trainer), states[-1])
+    assert list(Path(trainer.args.output_dir).glob("checkpoint-*"))
+
+
+def _holds(packed: object, completion: list[int]) -> bool:
+    labels = packed.labels.tolist()
+    return any(labels[i : i + len(completion)] == completion for i in range(len(labels)))
+
+
+def test_sixteen_bit_adapters_keep_float32_masters():
+    from tool_aware.training.optimizer import MasterWeightAdamW
+
+    torch.manual_seed(0)
+    start = torch.randn(64)
+    exact, rounded = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.bfloat16())
+    reference = torch.optim.AdamW([exact], lr=1e-4, weight_decay=0.0)
+    ours = MasterWeightAdamW([rounded], lr=1e-4, weight_decay=0.0)
+    begin = ours.param_groups[0]["params"][0].clone()
+    for _ in range(20):
+        exact.grad, rounded.grad = torch.ones(64), torch.ones(64, dtype=torch.bfloat16)
+        reference.step()
+        ours.step()
+    moved = ours.param_groups[0]["params"][0] - begin
+    torch.testing.assert_close(moved, exact.detach() - start, rtol=1e-3, atol=1e-7)
+    assert rounded.dtype == torch.bfloat16
+
+
+def test_masters_survive_saving_and_loading(tmp_path):
+    from tool_aware.training.optimizer import MasterWeightAdamW
+
+    parameter = torch.nn.Parameter(torch.randn(8).bfloat16())
+    optimizer = MasterWeightAdamW([parameter], lr=1e-3)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    other = MasterWeightAdamW([torch.nn.Parameter(torch.zeros(8).bfloat16())], lr=1e-3)
+    other.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    torch.testing.assert_close(other.param_groups[0]["params"][0], optimizer.param_groups[0]["params"][0])

@@ -10,6 +10,7 @@ import math
 import random
 import signal
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ class PackedTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Yield lists of row numbers; packs are made when they are needed."""
-        return DataLoader(self.micro_batches, batch_size=None, shuffle=False, collate_fn=list)
+        return DataLoader(self.micro_batches, batch_size=1, shuffle=False, collate_fn=itemgetter(0))
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Count the rows of an epoch."""

@@ -10,6 +10,7 @@ QUERIES = [
     "hi", "what is 17 * 23?", "latest news about rust 2.0 and what it means for people who write drivers",
     "find the onboarding policy", "sort this list: 3, 1, 2", "Ünïcode — 東京の天気は?", "who are you", "hi",
     "summarise the minutes of last week's meeting and mail them to everyone who was not there, please",
+    "convert 3 miles to km",
 ]  # fmt: skip
 PREAMBLE = "Choose a tool.\n\nTools:\n- a: does this\n- b: does that\n\nQuery: "
 NEW_TOKENS = 24

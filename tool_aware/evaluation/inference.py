@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     ScoreProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+FILLER_ID = 0  # fed to rows that have ended; what they answer to it is dropped
 STOP_CHECK_STEPS = 8  # asking a GPU whether all rows have ended makes the CPU wait for it
 
 
@@ -61,7 +62,7 @@ class Batch:
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Group indices into batches of similar length and (but for the last) equal size, at most `batch_size`, longest first.
+    """Group indices into batches of similar length, as equal in size as can be and at most `batch_size`, longest first.
 
     Longest first: if memory does not suffice, that shows at once and not after an hour.
     """
@@ -93,11 +94,13 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     make_processor: Callable[[int], ScoreProcessor] | None = None,
+    uses_cuda_graph: bool = True,
 ) -> Iterator[list[tuple[int, Generation]]]:
     """Answer every prompt greedily; yields (prompt index, answer) for one finished batch after another.
 
     `make_processor(rows)` returns, for each batch anew, a transformers-style logits processor: it is called with the
     tokens so far (rows, step) and the scores (rows, vocabulary), and returns the scores to choose from.
+    `uses_cuda_graph` has no effect without a GPU.
     """
     import torch
 
@@ -106,7 +109,7 @@ def generate(
         batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
         rows, longest = len(batches[0]), max(map(len, prompts))
         cache = prefill(model, prompts[0][:prefix]).expanded(rows, longest + max_new_tokens)
-        decoder = _Decoder(model, cache, eos_id, max_new_tokens)
+        decoder = _Decoder(model, cache, eos_id, max_new_tokens, uses_cuda_graph)
         for members in batches:
             batch = make_batch(prompts, members, rows, prefix, model.device)
             answers = decoder.run(batch, make_processor(rows) if make_processor else None)
@@ -120,10 +123,13 @@ class _Decoder:
     `column` (1,), where they are stored; `is_visible` (rows, 1, 1, capacity).
     """
 
-    def __init__(self, model: PreTrainedModel, cache: PrefixCache, eos_id: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, cache: PrefixCache, eos_id: int, max_new_tokens: int, uses_cuda_graph: bool
+    ) -> None:
         import torch
 
         self.model, self.cache, self.eos_id, self.max_new_tokens = model, cache, eos_id, max_new_tokens
+        self.uses_cuda_graph = uses_cuda_graph
         rows, _, capacity, _ = cache.keys[0].shape
         device = cache.keys[0].device
         self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -143,7 +149,7 @@ class _Decoder:
         has_ended = torch.arange(rows, device=self.tokens.device) >= len(batch.members)  # filler rows ask for nothing
         for step in range(self.max_new_tokens):
             scores = processor(history[:, :step], self.logits) if processor else self.logits
-            token = scores.argmax(-1).masked_fill(has_ended, self.eos_id)
+            token = scores.argmax(-1).masked_fill(has_ended, FILLER_ID)
             history[:, step] = token
             has_ended |= token == self.eos_id
             is_check_due = history.device.type == "cpu" or step % STOP_CHECK_STEPS == STOP_CHECK_STEPS - 1
@@ -175,7 +181,7 @@ class _Decoder:
         self.cache.columns, self.cache.visible = self.column, None
         if self.logits is None:
             self.logits = torch.empty_like(logits)
-            if self.column.is_cuda:
+            if self.uses_cuda_graph and self.column.is_cuda:
                 self.column.fill_(seen)
                 self._capture()
         self.logits.copy_(logits)

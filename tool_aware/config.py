@@ -99,6 +99,8 @@ class DatasetSection(Section):
     dir: FolderPath = Path("data")
     seed: int = 42
     use_query_log: bool = True
+    max_per_session: PositiveInt = 20
+    slices: Literal["all"] | list[str] = "all"
     synthetic_per_tool: Annotated[int, Field(ge=0)] = 300
     ambiguous: Annotated[int, Field(ge=0)] = 120
     splits: list[OpenFraction] = [0.8, 0.1, 0.1]
@@ -117,6 +119,9 @@ class ColumnsSection(Section):
     success: str | None = "success"
     quality: str | None = "result_quality"
     timestamp: str | None = "timestamp"
+    id: str | None = "id"
+    session: str | None = "session_id"
+    error: str | None = "error_message"
 
 
 class FiltersSection(Section):
@@ -140,8 +145,11 @@ class DatabaseSection(Section):
     table: str = "query_logs"
     columns: ColumnsSection = ColumnsSection()
     filters: FiltersSection = FiltersSection()
+    sslmode: Literal["auto", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "auto"
     connect_timeout_s: PositiveInt = 5
-    fetch_size: PositiveInt = 2000
+    statement_timeout_s: PositiveInt = 60
+    deadline_s: PositiveInt = 600
+    fetch_size: PositiveInt = 10000
 
 
 class ExampleQuery(Section):

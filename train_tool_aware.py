@@ -15,11 +15,13 @@ Exit    0 done; 2 something to fix; 130/143 interrupted, checkpoint saved
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,37 +38,51 @@ _RUN_SECTIONS = ("model", "quantization", "lora", "training", "optimization")  #
 _NOT_PART_OF_A_RUN = ("training.output_dir", "training.save_steps", "training.save_total_limit")
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a run is made of, known before anything slow begins."""
+
+    config: Config
+    environment: Environment
+    tokenizer: PreTrainedTokenizerBase
+    data: dict[str, LoadedRows]  # train and val, as read
+    examples: dict[str, list[EncodedExample]]  # train and val, tokenised, without what is too long
+    start_from: Path | None  # an earlier adapter
+
+    @property
+    def output_dir(self) -> Path:
+        """Where everything goes."""
+        return self.config.training.output_dir
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that makes this run another one than its neighbour, as `section.key: value`."""
+        settings = self.config.as_dict()
+        flat = {f"{section}.{key}": value for section in _RUN_SECTIONS for key, value in settings[section].items()}
+        kept = {key: value for key, value in flat.items() if key not in _NOT_PART_OF_A_RUN}
+        hashes = {f"{split}.json": loaded.sha256 for split, loaded in self.data.items()}
+        return {**kept, **hashes, "adapter": str(self.start_from) if self.start_from else None}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Tell the story of the stage: plan, load, train, export."""
     started_s = time.time()
     arguments = parse_arguments(argv)
-    config, environment = load_config(arguments.config, arguments.overrides), read_environment()
-    if arguments.output_dir:
-        config = config.model_copy(
-            update={"training": config.training.model_copy(update={"output_dir": arguments.output_dir})}
-        )
-    output_dir = config.training.output_dir
-
-    check_output_dir(output_dir, resume=arguments.resume, overwrite=arguments.overwrite)
-    data = read_data(config)
-    tokenizer = read_tokenizer(config, environment)
-    examples = encode(data, tokenizer, config)
-    print(plan(config, data, examples))
+    job = prepare(arguments)
+    print(plan(job))
     if arguments.dry_run:
         return 0
 
     if arguments.overwrite:
-        clear(output_dir)
-    resume_from, fallbacks = find_checkpoint(output_dir, arguments, run_identity(config, data, arguments.adapter))
+        clear(job.output_dir)
+    resume_from, fallbacks = find_checkpoint(job) if arguments.resume else (None, [])
     heading("Loading the base model")
-    model = load_trainable(config, environment, arguments.adapter)
+    model = load_trainable(job)
     heading("Training")
-    summary = fit(
-        model, config, environment, tokenizer, examples, run_identity(config, data, arguments.adapter), resume_from
-    )
+    summary = fit(job, model, resume_from)
     heading("Saving")
-    export(model, config, environment, tokenizer, output_dir, skip_final_model=arguments.skip_final_model)
-    finish(config, data, output_dir, started_s, summary, fallbacks)
+    export(job, model, skip_final_model=arguments.skip_final_model)
+    finish(job, summary, fallbacks, started_s)
     return 0
 
 
@@ -80,25 +96,44 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the output directory")
     parser.add_argument("--skip-final-model", action="store_true", help="save the adapter only, not the merged model")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.output_dir:
+        arguments.overrides.append(f"training.output_dir={arguments.output_dir}")
+    return arguments
 
 
 # ---- before anything slow -------------------------------------------------------------------------------
 
 
+def prepare(arguments: argparse.Namespace) -> Job:
+    """Check settings, output directory, data and model, and tokenise the rows."""
+    from tool_aware.base_model import adapter_base, locate_model
+
+    config, environment = load_config(arguments.config, arguments.overrides), read_environment()
+    check_output_dir(config.training.output_dir, resume=arguments.resume, overwrite=arguments.overwrite)
+    data = read_data(config)
+    locate_model(config.model.name, revision=config.model.revision, hf_token=environment.hf_token)
+    if arguments.adapter:
+        adapter_base(arguments.adapter)
+    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
+    return Job(config, environment, tokenizer, data, encode(data, tokenizer, config), arguments.adapter)
+
+
 def check_output_dir(output_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix a new run with an old one, and a finished run with more training."""
+    """Refuse to mix a new run with an old one, and to start where nothing can be kept."""
     from tool_aware.training.checkpoints import checkpoints_in
 
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not os.access(output_dir, os.W_OK):
+        raise UserError("cannot be written to", where=str(output_dir), fix="another --output_dir")
     if overwrite:
         return
     if read_manifest(output_dir):
         fix = "use another --output_dir, or --overwrite to replace it; --adapter goes on from an adapter"
         raise UserError("holds a finished run", where=str(output_dir), fix=fix)
     if checkpoints_in(output_dir) and not resume:
-        raise UserError(
-            "holds an unfinished run", where=str(output_dir), fix="--resume to go on, --overwrite to start anew"
-        )
+        fix = "--resume to go on, --overwrite to start anew"
+        raise UserError("holds an unfinished run", where=str(output_dir), fix=fix)
 
 
 def read_data(config: Config) -> dict[str, LoadedRows]:
@@ -111,9 +146,7 @@ def read_data(config: Config) -> dict[str, LoadedRows]:
     else:
         for split, rows in data.items():
             if manifest["outputs"].get(f"{split}.json") != rows.sha256:
-                warn(
-                    f"{folder / f'{split}.json'} has changed since prepare_dataset.py wrote it; training on it as it is"
-                )
+                warn(f"{folder / f'{split}.json'} has changed since prepare_dataset.py wrote it; it is used as it is")
         if manifest["config"].get("tools") != config.as_dict()["tools"]:
             fix = "python prepare_dataset.py"
             raise UserError("was made for other tools than config.yaml lists now", where=str(folder), fix=fix)
@@ -123,29 +156,23 @@ def read_data(config: Config) -> dict[str, LoadedRows]:
     return data
 
 
-def read_tokenizer(config: Config, environment: Environment) -> PreTrainedTokenizerBase:
-    """Check that the base model can be had, then load its tokenizer."""
-    from tool_aware.base_model import locate_model
-
-    locate_model(config.model.name, revision=config.model.revision, hf_token=environment.hf_token)
-    return load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
-
-
 def encode(
     data: dict[str, LoadedRows], tokenizer: PreTrainedTokenizerBase, config: Config
 ) -> dict[str, list[EncodedExample]]:
     """Tokenise all rows; those above max_seq_length are an error or dropped, as training.too_long says, never cut."""
-    limit, encoded, too_long = config.model.max_seq_length, {}, []
+    limit = config.model.max_seq_length
+    encoded: dict[str, list[EncodedExample]] = {}
+    too_long: list[tuple[int, str]] = []
     for split, loaded in data.items():
         examples = [encode_example(tokenizer, row.instruction, row.response) for row in loaded.rows]
         file = config.dataset.dir / f"{split}.json"
-        too_long += [f"{file}: row {i}: {len(e)} tokens" for i, e in enumerate(examples, start=1) if len(e) > limit]
+        too_long += [(len(e), f"{file}: row {n}") for n, e in enumerate(examples, start=1) if len(e) > limit]
         encoded[split] = [example for example in examples if len(example) <= limit]
     if too_long and config.training.too_long == "error":
-        longest = max(int(line.rsplit(" ", 2)[1]) for line in too_long)
         raise UserError(
-            listing(too_long, f"example above model.max_seq_length = {limit} tokens"),
-            fix=f"--set model.max_seq_length={longest}, or --set training.too_long=drop",
+            listing([f"{where}: {tokens} tokens" for tokens, where in too_long], f"example above {limit} tokens"),
+            where="model.max_seq_length",
+            fix=f"--set model.max_seq_length={max(too_long)[0]}, or --set training.too_long=drop",
         )
     if too_long:
         warn(f"{len(too_long)} examples above {limit} tokens are dropped")
@@ -154,53 +181,65 @@ def encode(
     return encoded
 
 
-def plan(config: Config, data: dict[str, LoadedRows], examples: dict[str, list[EncodedExample]]) -> str:
+# ---- the plan -------------------------------------------------------------------------------------------
+
+
+def plan(job: Job) -> str:
     """Lay out what the run will do."""
     from tool_aware.training.schedule import Schedule
 
-    schedule = Schedule.of(config, len(examples["train"]))
-    lengths = {split: sorted(len(example) for example in rows) for split, rows in examples.items()}
+    config, training = job.config, job.config.training
+    schedule = Schedule.of(config, len(job.examples["train"]))
+    facts = [
+        ("base model", f"{config.model.name}, {config.quantization.kind}"),
+        ("adapter", f"LoRA r={config.lora.r} alpha={config.lora.alpha:g} on {config.lora.target_modules}"),
+        (
+            "steps",
+            f"{schedule.steps}, {schedule.steps / schedule.steps_per_epoch:.3g} epochs, effective batch "
+            f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}, "
+            f"packing {training.packing}",
+        ),
+        ("memory", memory(job)),
+        ("output", str(job.output_dir)),
+    ]
     rows = [
-        (split, len(values), *_percentiles(values), len(data[split].rows) - len(values))
-        for split, values in lengths.items()
+        (split, len(examples), *length_percentiles(examples), len(job.data[split].rows) - len(examples))
+        for split, examples in job.examples.items()
     ]
     headers = ("tokens per example", "rows", "p50", "p95", "max", f"dropped (> {config.model.max_seq_length})")
-    training = config.training
-    lines = [
-        f"Base model      {config.model.name}, {config.quantization.kind}",
-        f"Adapter         LoRA r={config.lora.r} alpha={config.lora.alpha:g} on {config.lora.target_modules}",
-        f"Steps           {schedule.steps} of {schedule.effective_batch} examples "
-        f"({training.per_device_train_batch_size} x {training.gradient_accumulation_steps}), "
-        f"{schedule.steps / schedule.steps_per_epoch:.3g} epochs, packing {training.packing}",
-        f"Output          {training.output_dir}",
-        *memory_lines(config, examples["train"]),
-        "",
-        table(headers, rows),
-    ]
-    return "\n".join(lines)
+    lines = [f"{name:<12}{value}" for name, value in facts]
+    return "\n".join([*lines, "", table(headers, rows)])
 
 
-def memory_lines(config: Config, examples: list[EncodedExample]) -> list[str]:
-    """Estimate the GPU memory of the run."""
-    return []
+def memory(job: Job) -> str:
+    """Estimate the GPU memory of the run's largest micro-batch."""
+    from tool_aware.gpu.estimate import TrainingSpec, estimate_training
+    from tool_aware.training.packing import common_prefix
+
+    examples = job.examples["train"]
+    shared = common_prefix([example.prompt for example in examples])
+    spec = TrainingSpec.from_config(
+        job.config,
+        longest_tokens=max(map(len, examples)),
+        prefix_tokens=shared if job.config.training.packing == "prefix" else 0,
+        answer_tokens=max(len(example.completion) for example in examples),
+    )
+    estimate = estimate_training(spec)
+    return (
+        f"about {estimate.total_bytes / 2**30:.1f} GiB on the card for {spec.batch_size} of the longest examples "
+        "(python monitor_gpu.py estimate --config shows the terms)"
+    )
 
 
-def _percentiles(ordered: list[int]) -> tuple[str, str, str]:
-    if not ordered:
+def length_percentiles(examples: Sequence[EncodedExample]) -> tuple[str, str, str]:
+    """Return the median, the 95th percentile and the maximum of the examples' lengths in tokens."""
+    lengths = sorted(map(len, examples))
+    if not lengths:
         return ("-", "-", "-")
-    return str(round(statistics.median(ordered))), str(ordered[int(0.95 * (len(ordered) - 1))]), str(ordered[-1])
+    return str(round(statistics.median(lengths))), str(lengths[int(0.95 * (len(lengths) - 1))]), str(lengths[-1])
 
 
 # ---- the run --------------------------------------------------------------------------------------------
-
-
-def run_identity(config: Config, data: dict[str, LoadedRows], adapter: Path | None) -> dict[str, Any]:
-    """Name everything that makes this run another one than its neighbour, as `section.key: value`."""
-    settings = config.as_dict()
-    flat = {f"{section}.{key}": value for section in _RUN_SECTIONS for key, value in settings[section].items()}
-    data_hashes = {f"{split}.json": loaded.sha256 for split, loaded in data.items()}
-    kept = {key: value for key, value in flat.items() if key not in _NOT_PART_OF_A_RUN}
-    return {**kept, **data_hashes, "adapter": str(adapter) if adapter else None}
 
 
 def clear(output_dir: Path) -> None:
@@ -216,31 +255,28 @@ def clear(output_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def find_checkpoint(
-    output_dir: Path, arguments: argparse.Namespace, identity: dict[str, Any]
-) -> tuple[Path | None, list[str]]:
+def find_checkpoint(job: Job) -> tuple[Path | None, list[str]]:
     """Choose the checkpoint to go on from; damaged ones are put aside and named as fallbacks."""
     from tool_aware.training.checkpoints import newest_valid, refuse_another_run
 
-    if not arguments.resume:
-        return None, []
-    checkpoint, damaged = newest_valid(output_dir)
+    checkpoint, damaged = newest_valid(job.output_dir)
     if checkpoint is None:
-        warn(f"{output_dir} has no whole checkpoint: starting from the beginning")
+        warn(f"{job.output_dir} has no whole checkpoint: starting from the beginning")
         return None, [*damaged, "resumed without a checkpoint"]
-    refuse_another_run(checkpoint, identity)
+    refuse_another_run(checkpoint, job.identity)
     say(f"going on from {checkpoint}")
     return checkpoint, damaged
 
 
-def load_trainable(config: Config, environment: Environment, adapter: Path | None) -> PeftModel:
+def load_trainable(job: Job) -> PeftModel:
     """Load the frozen base model and put a new or an earlier adapter on it."""
     from tool_aware.base_model import attach_adapter, load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
 
-    base = load_base_model(config.model, config.quantization, hf_token=environment.hf_token)
-    if adapter:
-        model = attach_adapter(base, adapter, base_name=config.model.name, is_trainable=True)
+    config = job.config
+    base = load_base_model(config.model, config.quantization, hf_token=job.environment.hf_token)
+    if job.start_from:
+        model = attach_adapter(base, job.start_from, base_name=config.model.name, is_trainable=True)
     else:
         model = new_adapter(base, config)
     trained, total = prepare_for_training(model, config)
@@ -254,19 +290,11 @@ class Summary:
 
     steps: int
     seconds: float
-    peak_gib: float | None
+    peak_gib: float | None  # allocated by torch; None without a GPU
     validation: dict[str, float] | None
 
 
-def fit(
-    model: PeftModel,
-    config: Config,
-    environment: Environment,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: dict[str, list[EncodedExample]],
-    identity: dict[str, Any],
-    resume_from: Path | None,
-) -> Summary:
+def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
     """Train, logging as it goes."""
     import torch
 
@@ -277,15 +305,15 @@ def fit(
 
     started_s = time.perf_counter()
     resume_step = step_of(resume_from) if resume_from else 0
-    with Tracker(config, environment, config.training.output_dir, resume_step=resume_step) as tracker:
+    with Tracker(job.config, job.environment, job.output_dir, resume_step=resume_step) as tracker:
         trainer = PackedTrainer(
             model,
-            config,
-            train=examples["train"],
-            val=examples["val"],
-            tool_names=ToolNames.of(tokenizer, config.toolbox),
+            job.config,
+            train=job.examples["train"],
+            val=job.examples["val"],
+            tool_names=ToolNames.of(job.tokenizer, job.config.toolbox),
             tracker=tracker,
-            run=identity,
+            run=job.identity,
         )
         train(trainer, resume_from)
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
@@ -295,48 +323,33 @@ def fit(
 # ---- after it -------------------------------------------------------------------------------------------
 
 
-def export(
-    model: PeftModel,
-    config: Config,
-    environment: Environment,
-    tokenizer: PreTrainedTokenizerBase,
-    output_dir: Path,
-    *,
-    skip_final_model: bool,
-) -> None:
+def export(job: Job, model: PeftModel, *, skip_final_model: bool) -> None:
     """Save the adapter, then the merged model."""
     from tool_aware.training.export import ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, save_adapter, save_merged
 
-    save_adapter(model, output_dir / ADAPTERS_FOLDER, tokenizer, config.toolbox)
-    say(f"{output_dir / ADAPTERS_FOLDER}: the adapter and {config.model.name}'s tokenizer")
+    adapters, final = job.output_dir / ADAPTERS_FOLDER, job.output_dir / FINAL_MODEL_FOLDER
+    save_adapter(model, adapters, job.tokenizer, job.config.toolbox)
+    say(f"{adapters}: the adapter, its tokenizer and the prompt it was trained on")
     if skip_final_model:
-        say("final_model is skipped, as asked")
+        say(f"{final}: skipped, as asked")
         return
-    folder = output_dir / FINAL_MODEL_FOLDER
-    save_merged(config.model, output_dir / ADAPTERS_FOLDER, folder, hf_token=environment.hf_token)
-    say(f"{folder}: the merged model")
+    save_merged(job.config.model, adapters, final, hf_token=job.environment.hf_token)
+    say(f"{final}: the base model with the adapter merged in")
 
 
-def finish(
-    config: Config,
-    data: dict[str, LoadedRows],
-    output_dir: Path,
-    started_s: float,
-    summary: Summary,
-    fallbacks: list[str],
-) -> None:
+def finish(job: Job, summary: Summary, fallbacks: list[str], started_s: float) -> None:
     """Write the manifest, which marks the run as finished, and say what to do next."""
     from tool_aware.training.export import ADAPTERS_FOLDER
 
     write_manifest(
-        output_dir,
+        job.output_dir,
         stage="train",
-        config=config.as_dict(),
-        seed=config.training.seed,
+        config=job.config.as_dict(),
+        seed=job.config.training.seed,
         started_s=started_s,
-        inputs=[config.dataset.dir / f"{split}.json" for split in data],
-        outputs=sorted(path for path in (output_dir / ADAPTERS_FOLDER).iterdir() if path.is_file()),
-        counts={split: len(loaded.rows) for split, loaded in data.items()},
+        inputs=[job.config.dataset.dir / f"{split}.json" for split in job.data],
+        outputs=sorted(path for path in (job.output_dir / ADAPTERS_FOLDER).iterdir() if path.is_file()),
+        counts={split: len(examples) for split, examples in job.examples.items()},
         fallbacks=fallbacks,
         steps=summary.steps,
         training_seconds=round(summary.seconds, 1),

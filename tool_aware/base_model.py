@@ -143,45 +143,55 @@ def locate_model(name: str, *, revision: str | None = None, hf_token: str | None
 
 
 def _ask_the_hub(name: str, revision: str | None, hf_token: str | None, where: str) -> None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )  # fmt: skip
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    token_page = "https://huggingface.co/settings/tokens"
     try:
-        hf_hub_download(name, "config.json", revision=revision, token=hf_token)
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        HfApi(token=hf_token).auth_check(name)
     except GatedRepoError as error:
-        if error.response is not None and error.response.status_code == 403:
-            raise UserError(
-                "the model is gated and your HF_TOKEN has not been granted access (403)",
-                where=where,
-                fix=f"accept its terms at https://huggingface.co/{name}",
-            ) from None
-        what = "HF_TOKEN is not accepted (401)" if hf_token else "the model is gated and HF_TOKEN is not set (401)"
-        raise UserError(
-            what, where=where, fix=f"make a token with Read access at {token_page} and export HF_TOKEN"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"it has no revision {revision!r}", where=where, fix="set model.revision: null") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        fix = f"check the spelling; for example {_EXAMPLE_MODEL}; a private model also needs HF_TOKEN"
-        raise UserError("no such folder and no such model on Hugging Face", where=where, fix=fix) from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            "not in the local cache, and Hugging Face cannot be reached",
-            where=where,
-            fix="check the network (and HF_HUB_OFFLINE), or name a local folder with the model",
-        ) from None
+        raise _gated(error.response.status_code, name, hf_token, where) from None
+    except HFValidationError:
+        raise _unknown_model(where) from None
     except HfHubHTTPError as error:
-        raise UserError(
-            f"Hugging Face answered {error.response.status_code}", where=where, fix="try again later"
-        ) from None
+        status = error.response.status_code
+        if status in (401, 404):  # the hub answers 401 for what does not exist or is private, unless asked with a token
+            raise _unknown_model(where) from None
+        raise UserError(f"Hugging Face answered {status}", where=where, fix="try again later") from None
+    except (OfflineModeIsEnabled, OSError):
+        raise _unreachable(where) from None
+    except Exception as error:
+        if "connect" not in type(error).__name__.lower() and "timeout" not in type(error).__name__.lower():
+            raise  # the hub's HTTP client has its own error types, which are not OSErrors
+        raise _unreachable(where) from None
+
+
+def _gated(status: int, name: str, hf_token: str | None, where: str) -> UserError:
+    if status == 403:
+        what, fix = (
+            "your HF_TOKEN has not been granted access (403)",
+            f"accept its terms at https://huggingface.co/{name}",
+        )
+    elif hf_token:
+        what, fix = (
+            "your HF_TOKEN is not valid (401)",
+            "make one with Read access at https://huggingface.co/settings/tokens",
+        )
+    else:
+        what = "HF_TOKEN is not set (401)"
+        fix = "make one with Read access at https://huggingface.co/settings/tokens and export it, or put it into .env"
+    return UserError(f"the model is gated and {what}", where=where, fix=fix)
+
+
+def _unknown_model(where: str) -> UserError:
+    fix = f"check the spelling, for example {_EXAMPLE_MODEL}; a private model also needs HF_TOKEN"
+    return UserError("no such folder here and no such model on Hugging Face", where=where, fix=fix)
+
+
+def _unreachable(where: str) -> UserError:
+    fix = "check the network (and HF_HUB_OFFLINE), or name a local folder that holds the model"
+    return UserError("not in the local cache, and Hugging Face cannot be reached", where=where, fix=fix)
 
 
 def _quantization_config(quantization: QuantizationSection, dtype: torch.dtype) -> Any:

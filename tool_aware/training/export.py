@@ -86,7 +86,7 @@ class LoraUpdates:
 
     @classmethod
     def load(cls, adapter: Path) -> LoraUpdates:
-        """Read `adapter_model.safetensors`: keys are `base_model.model.<module>.lora_A.weight` and `...lora_B.weight`."""
+        """Read `adapter_model.safetensors`; its keys are `base_model.model.<module>.lora_A.weight` and `..._B...`."""
         from safetensors.torch import load_file
 
         settings = read_json(adapter / "adapter_config.json")
@@ -129,7 +129,7 @@ def _merge_shard(source: Path, target: Path, updates: LoraUpdates) -> None:
 
 
 def _write_configs(base: Path, adapter: Path, folder: Path) -> None:
-    """Copy the base's configs without a trace of quantisation, and the adapter's tokenizer, which carries the template."""
+    """Copy the base's configs without a trace of quantisation, and the adapter's tokenizer with its template."""
     config = read_json(base / "config.json")
     config.pop("quantization_config", None)
     write_json(folder / "config.json", config)

@@ -87,6 +87,11 @@ def packed_tokens(examples: Sequence[EncodedExample]) -> int:
     return sum(_tokens(group) for group in _group_by_prefix(examples))
 
 
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Count the tokens that all sequences begin with."""
+    return _common_length(min(sequences), max(sequences))  # what these two share, all in between share
+
+
 def _group_by_prefix(examples: Sequence[EncodedExample]) -> list[_Group]:
     """Split examples into groups with a common prefix so that the total number of tokens is least.
 

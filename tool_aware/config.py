@@ -202,10 +202,31 @@ class ToolSection(Section):
         return Tool(self.name, self.description, self.parameters)
 
 
+class KeywordRule(Section):
+    tool: str
+    words: list[str]
+
+
+class KeywordRouterSection(Section):
+    rules: list[KeywordRule] = []
+    otherwise: str | None = None
+
+
+class CostsSection(Section):
+    wrong: Annotated[float, Field(gt=0)] = 1.0
+    abstain: Annotated[float, Field(ge=0)] = 0.3
+    pairs: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = {}
+
+
 class EvaluationSection(Section):
     results_dir: FolderPath = Path("evaluation_results")
     batch_size: PositiveInt = 16
     max_new_tokens: PositiveInt = 256
+    seed: int = 42
+    no_tool: str | None = "direct_chat"
+    wanted_precision: OpenFraction = 0.9
+    costs: CostsSection = CostsSection()
+    keyword_router: KeywordRouterSection = KeywordRouterSection()
 
 
 class LoggingSection(Section):

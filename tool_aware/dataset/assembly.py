@@ -1,0 +1,74 @@
+"""Put rows of all sources together: logged rows first, then synthetic ones, without duplicates, in the wanted numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tool_aware.config import Config
+from tool_aware.dataset.deduplication import Deduplicated, deduplicate
+from tool_aware.dataset.synthesis.content import Content
+from tool_aware.dataset.synthesis.generator import Example, Generator
+from tool_aware.records import Row
+from tool_aware.tools import Toolbox
+
+SPARE = 1.08  # near-duplicates cost a few per cent, so that many more are made than kept
+ROUNDS = 6  # further attempts to make up for duplicates, each with twice the spare
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The rows of the dataset, and how many duplicates were dropped on the way."""
+
+    rows: list[Row]
+    exact_duplicates: int
+    near_duplicates: int
+    shortfalls: Mapping[str, int]  # tool -> rows that the content could not supply
+
+
+def assemble(config: Config, content: Content, logged: Sequence[Row]) -> Assembled:
+    """Make the synthetic rows that `config.dataset` asks for and join them to the logged ones."""
+    wanted = {tool: config.dataset.synthetic_per_tool for tool in config.toolbox.names}
+    spare = SPARE
+    for _ in range(ROUNDS):
+        made = _synthesise(config, content, wanted, spare)
+        unique = deduplicate([*logged, *made])
+        rows, missing = _trimmed(unique, wanted, config.dataset.ambiguous)
+        is_exhausted = len(made) < int(sum(wanted.values()) * spare) and spare > 2
+        if not missing or is_exhausted:
+            break
+        spare = 1 + (spare - 1) * 3
+    return Assembled(rows, unique.exact, unique.near, missing)
+
+
+def _synthesise(config: Config, content: Content, wanted: Mapping[str, int], spare: float) -> list[Row]:
+    generator = make_generator(config, config.toolbox, content)
+    ambiguous = generator.ambiguous_rows(int(config.dataset.ambiguous * spare) + 1) if config.dataset.ambiguous else []
+    rows = [generator.rows_for(tool, int(count * spare) + 1) for tool, count in wanted.items() if count]
+    return [*ambiguous, *(row for part in rows for row in part)]
+
+
+def make_generator(config: Config, tools: Toolbox, content: Content) -> Generator:
+    """The generator for a config: its seed, slices, tools and the tools' example queries."""
+    slices = None if config.dataset.slices == "all" else config.dataset.slices
+    examples = {
+        tool.name: [Example(example.query, example.parameters, example.reasoning) for example in tool.examples]
+        for tool in config.tools
+    }
+    return Generator(content, tools, seed=config.dataset.seed, slices=slices, examples=examples)
+
+
+def _trimmed(unique: Deduplicated, wanted: Mapping[str, int], ambiguous: int) -> tuple[list[Row], dict[str, int]]:
+    """Keep all logged rows and the first wanted number of each synthetic kind; say what is missing."""
+    left = Counter({**wanted, "ambiguous": ambiguous})
+    rows = []
+    for row in unique.rows:
+        if row.metadata["source"] != "synthetic":
+            rows.append(row)
+            continue
+        kind = "ambiguous" if row.metadata.get("acceptable_tools") else row.tool
+        if left[kind] > 0:
+            left[kind] -= 1
+            rows.append(row)
+    return rows, {kind: count for kind, count in left.items() if count > 0}

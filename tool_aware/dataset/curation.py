@@ -1,0 +1,196 @@
+"""From logged choices to rows that may be learnt from.
+
+A logged tool is what the old router chose, not the truth. What is kept went well by the log's own account, has no
+second opinion in the log, is clean, private and not over-represented. Every rejected record is counted by its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tool_aware.config import FiltersSection
+from tool_aware.dataset.deduplication import NEAR_DUPLICATE
+from tool_aware.dataset.quarantine import reason_to_quarantine
+from tool_aware.dataset.query_log import LogRecord
+from tool_aware.dataset.redaction import Redactor
+from tool_aware.dataset.similarity import GramIndex
+from tool_aware.dataset.text import normalised, one_line, shortened
+from tool_aware.prompt import render_instruction, render_response
+from tool_aware.records import Row
+from tool_aware.tools import Tool, Toolbox, ToolCall
+
+TEXT_PARAMETERS = ("query", "message", "text", "question", "prompt", "input")
+
+_CODE_BLOCK = re.compile(r"```(?:python|py)?\s*\n(?P<code>.+?)```", re.DOTALL)
+_EXPRESSION = re.compile(r"(?<![\w.])[\d(][\d\s.()]*(?:\s*(?:\*\*|[-+*/%])\s*[\d.()\s]*\d[\d.()\s]*)+")
+_REASONS = (
+    'The logged request "{evidence}" was answered well by {tool}.',
+    '{tool} answered "{evidence}" well before.',
+    'Requests such as "{evidence}" went well with {tool} in the log.',
+    'For "{evidence}" the log shows a good result of {tool}.',
+)
+
+
+@dataclass(frozen=True)
+class Curated:
+    """Rows from the log, reasons and counts of what was left out, and the conflicts for a person to label."""
+
+    rows: list[Row]
+    read: int
+    rejected: Mapping[str, int]
+    redacted: Mapping[str, int]
+    to_label: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    query: str
+    tool: str
+    session: str | None
+
+
+def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection, *, max_per_session: int) -> Curated:
+    """Filter, redact, resolve conflicts, cap, and turn what is left into rows. Memory grows with distinct queries."""
+    redactor, rejected = Redactor(), Counter()
+    read = 0
+    candidates: dict[str, list[_Candidate]] = defaultdict(list)
+    per_session: Counter[str] = Counter()
+    for record in records:
+        read += 1
+        query = one_line_if_short(record.query or "")
+        reason = _reason_to_reject(record, query, tools, filters)
+        if reason:
+            rejected[reason] += 1
+            continue
+        candidate = _Candidate(redactor.redact(query), record.tool, record.session)
+        same = candidates[normalised(candidate.query)]
+        if any(other.tool == candidate.tool for other in same):
+            rejected["duplicate"] += 1
+        elif record.session and not same and per_session[record.session] >= max_per_session:
+            rejected["session_cap"] += 1
+        else:
+            if record.session and not same:
+                per_session[record.session] += 1
+            same.append(candidate)
+    agreed, to_label = _without_conflicts(candidates)
+    rejected["conflicting_tools"] += sum(len(item["tools"]) for item in to_label)
+    distinct = _one_per_cluster(agreed)
+    rejected["near_duplicate"] += len(agreed) - len(distinct)
+    rows = []
+    for candidate in distinct:
+        row = _row(candidate, tools)
+        if row is None:
+            rejected["parameters_not_derivable"] += 1
+            to_label.append({"query": candidate.query, "tools": [candidate.tool], "why": "parameters_not_derivable"})
+        else:
+            rows.append(row)
+    return Curated(
+        rows, read, {name: count for name, count in rejected.items() if count}, dict(redactor.counts), to_label
+    )
+
+
+def one_line_if_short(text: str) -> str:
+    """Trim a query; line breaks stay where the text is code or a list."""
+    return text.strip() if "\n" in text.strip() else one_line(text)
+
+
+def _reason_to_reject(record: LogRecord, query: str, tools: Toolbox, filters: FiltersSection) -> str | None:
+    """Apply the filters once more: an export may hold what the database query leaves out."""
+    if record.tool not in tools:
+        return "unknown_tool"
+    if filters.only_success and record.success is False:
+        return "not_successful"
+    if record.error:
+        return "error"
+    is_measured = filters.min_result_quality is not None and record.quality is not None
+    if is_measured and record.quality < filters.min_result_quality:
+        return "low_quality"
+    reason = reason_to_quarantine(query)
+    return f"quarantine_{reason}" if reason else None
+
+
+def _without_conflicts(
+    candidates: Mapping[str, Sequence[_Candidate]],
+) -> tuple[list[_Candidate], list[dict[str, Any]]]:
+    agreed, conflicts = [], []
+    for same in candidates.values():
+        if len(same) == 1:
+            agreed.append(same[0])
+        else:
+            tools = sorted({candidate.tool for candidate in same})
+            conflicts.append({"query": same[0].query, "tools": tools, "why": "the log disagrees with itself"})
+    return agreed, conflicts
+
+
+def _one_per_cluster(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Keep the first (newest) of each set of nearly equal queries."""
+    if not candidates:
+        return []
+    dropped: set[int] = set()
+    for pair in GramIndex([candidate.query for candidate in candidates]).pairs(NEAR_DUPLICATE):
+        if pair.first not in dropped:
+            dropped.add(pair.second)
+    return [candidate for number, candidate in enumerate(candidates) if number not in dropped]
+
+
+def _row(candidate: _Candidate, tools: Toolbox) -> Row | None:
+    parameters = derive_parameters(tools[candidate.tool], candidate.query)
+    if parameters is None:
+        return None
+    evidence = shortened(candidate.query)
+    pattern = _REASONS[hashlib.sha256(candidate.query.encode()).digest()[0] % len(_REASONS)]
+    call = ToolCall(candidate.tool, parameters, pattern.format(evidence=evidence, tool=candidate.tool))
+    if tools.problems(call):
+        return None
+    details: dict[str, Any] = {"source": "query_log", "tool": candidate.tool, "slice": "logged", "language": "unknown"}
+    if candidate.session:
+        # The id itself may identify a person; a digest keeps one session together as well.
+        details["group"] = f"session-{hashlib.sha256(candidate.session.encode()).hexdigest()[:12]}"
+    return Row(render_instruction(candidate.query, tools), render_response(call), details)
+
+
+def derive_parameters(tool: Tool, query: str) -> dict[str, Any] | None:
+    """Derive a logged call's parameters by rule; None where that would mean to invent them.
+
+    1. No required parameter: none are sent.
+    2. One required text parameter named like a query or a message: the logged text.
+    3. A required `code`: the fenced block in the text, or `print(...)` of the one arithmetic expression in it.
+    """
+    required = [name for name in tool.properties if name in tool.required]
+    if not required:
+        return {}
+    if len(required) > 1:
+        return None
+    name = required[0]
+    if name == "code":
+        code = code_in(query)
+        return {name: code} if code else None
+    if name in TEXT_PARAMETERS and tool.properties[name].get("type") == "string":
+        return {name: query}
+    return None
+
+
+def code_in(query: str) -> str | None:
+    """The program a text contains: a fenced block, or an arithmetic expression to print; None without exactly one."""
+    block = _CODE_BLOCK.search(query)
+    if block:
+        return block["code"].strip()
+    expressions = [match[0].strip() for match in _EXPRESSION.finditer(query)]
+    if len(expressions) != 1:
+        return None
+    try:
+        compile(expressions[0], "<query>", "eval")
+    except (SyntaxError, ValueError):
+        return None
+    return f"print({expressions[0]})"
+
+
+def iter_counts(rejected: Mapping[str, int]) -> Iterator[str]:
+    """Reasons and counts as words, the most frequent first."""
+    for name, count in sorted(rejected.items(), key=lambda item: -item[1]):
+        yield f"{name.replace('_', ' ')} {count}"

@@ -1,0 +1,55 @@
+"""A few rows of each source and tool as the model will see them: text, tokens, and which tokens carry loss."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.prompt import IGNORE_INDEX, encode_example
+from tool_aware.records import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ROWS_PER_KIND = 3
+
+
+def preview_rows(rows: Sequence[Row], per_kind: int = ROWS_PER_KIND) -> list[Row]:
+    """The first `per_kind` rows of each source and tool."""
+    chosen: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        kind = chosen[row.metadata["source"], row.tool]
+        if len(kind) < per_kind:
+            kind.append(row)
+    return [row for kind in sorted(chosen) for row in chosen[kind]]
+
+
+def preview(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    """One row for a person to read. Without a tokenizer the fields that need one are None."""
+    shown: dict[str, Any] = {
+        "source": row.metadata["source"],
+        "tool": row.tool,
+        "slice": row.metadata.get("slice"),
+        "query": row.query,
+        "response": row.response,
+        "text": f"<s> [INST] {row.instruction} [/INST] {row.response}</s>",
+        "tokens": None,
+        "tokens_with_loss": None,
+        "loss_runs": None,
+        "text_with_loss": None,
+    }
+    if tokenizer is None:
+        return shown
+    example = encode_example(tokenizer, row.instruction, row.response)
+    labels = example.labels
+    supervised = [label for label in labels if label != IGNORE_INDEX]
+    runs = [(flag, len(list(run))) for flag, run in groupby(label != IGNORE_INDEX for label in labels)]
+    return {
+        **shown,
+        "tokens": len(example),
+        "tokens_with_loss": len(supervised),
+        "loss_runs": [{"loss": flag, "tokens": length} for flag, length in runs],
+        "text_with_loss": tokenizer.decode(supervised, skip_special_tokens=False),
+    }

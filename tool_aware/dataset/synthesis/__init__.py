@@ -1,0 +1,1 @@
+"""Rows made from editable content: YAML frames and fillers below `content/`, expanded deterministically by seed."""

@@ -1,0 +1,168 @@
+"""Load the content that rows are made of from YAML, and check all of it before the first row is made.
+
+Below `content/`:
+    mix.yaml            share of each slice in the dataset
+    fillers.yaml        slots that mean the same everywhere (names, cities, numbers)
+    domains/*.yaml      slots by domain: within one sentence all of them come from the same domain
+    reasons.yaml        tool -> kind -> one-sentence patterns that quote the evidence
+    noise.yaml          greetings, surrounding sentences, decoys, injected instructions
+    frames/**/*.yaml    the sentences; see `Frame`
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tool_aware.console import UserError
+from tool_aware.dataset.synthesis import fillers, grammar
+from tool_aware.records import listing
+
+CONTENT_DIR = Path(__file__).parent / "content"
+COUNT_SLOT = "count"  # "top {count} results": sets the tool's integer parameter
+
+_BLOCK_KEYS = {
+    "tool", "slice", "language", "kind", "acceptable", "slots", "code", "name", "say", "pairs", "wrap", "share",
+}  # fmt: skip
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times faster
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A sentence pattern and what it means.
+
+    `id` depends on the pattern alone, so adding a frame changes no other frame's rows. `group` is what splits keep
+    together: the frame itself, the program it belongs to, or the contrast pair it is one side of.
+    """
+
+    id: str
+    group: str
+    tool: str
+    slice: str
+    language: str
+    kind: str
+    pattern: str
+    acceptable: tuple[str, ...] = ()
+    slots: Mapping[str, Any] | None = None
+    code: str | None = None
+    is_wrapped: bool = True
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything below `content/`, checked."""
+
+    frames: tuple[Frame, ...]
+    mix: Mapping[str, float]
+    common: Mapping[str, Any]
+    domains: Mapping[str, Mapping[str, Sequence[str]]]
+    reasons: Mapping[str, Mapping[str, Sequence[str]]]
+    noise: Mapping[str, Any]
+
+    def domains_with(self, slots: Sequence[str]) -> list[str]:
+        """Names of the domains that fill every one of the given slots."""
+        return [name for name, domain in self.domains.items() if all(slot in domain for slot in slots)]
+
+
+def load_content(directory: Path = CONTENT_DIR) -> Content:
+    """Read and check all content.
+
+    Raises UserError listing every problem with file and pattern: unknown keys and slots, unbalanced marks,
+    two frames that are the same, slots that no single domain fills, missing reasons.
+    """
+    problems: list[str] = []
+    content = Content(
+        frames=tuple(_frames(directory, problems)),
+        mix=_read(directory / "mix.yaml"),
+        common=_read(directory / "fillers.yaml"),
+        domains={
+            path.stem: {slot: values for slot, values in _read(path).items()}
+            for path in sorted((directory / "domains").glob("*.yaml"))
+        },
+        reasons=_read(directory / "reasons.yaml"),
+        noise=_read(directory / "noise.yaml"),
+    )
+    problems += _problems(content)
+    if problems:
+        raise UserError(listing(problems, "problem"), where=str(directory))
+    return content
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # safe loaders only: plain values
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(str(error), where=str(path)) from error
+
+
+def _frames(directory: Path, problems: list[str]) -> Iterator[Frame]:
+    for path in sorted((directory / "frames").rglob("*.yaml")):
+        for block in _read(path):
+            unknown = set(block) - _BLOCK_KEYS
+            if unknown:
+                problems.append(f"{path.name}: unknown keys {sorted(unknown)}")
+            yield from _frames_of(block, path.stem)
+
+
+def _frames_of(block: Mapping[str, Any], stem: str) -> Iterator[Frame]:
+    shared = {
+        "slice": block.get("slice", "plain"),
+        "acceptable": tuple(block.get("acceptable", ())),
+        "slots": block.get("slots"),
+        "code": block.get("code"),
+        "is_wrapped": block.get("wrap", True),
+        "share": float(block.get("share", 1.0)),
+    }
+    for pair in block.get("pairs", ()):
+        group = f"pair-{_digest(repr(sorted(pair.items())))}"
+        for tool, pattern in pair.items():
+            kind = block.get("kind", "contrast")
+            yield Frame(f"{group}-{tool}", group, tool, language="en", kind=kind, pattern=pattern, **shared)
+    by_language = block.get("say", ())
+    if not isinstance(by_language, Mapping):
+        by_language = {block.get("language", "en"): by_language}
+    for language, patterns in by_language.items():
+        for pattern in map(str, patterns):
+            identity = f"{stem}-{_digest(pattern)}"
+            group = f"program-{block['name']}" if "name" in block else identity
+            details = {**shared, "slice": shared["slice"] if language == "en" else "language"}
+            kind = block.get("kind", "plain")
+            yield Frame(identity, group, block["tool"], language=language, kind=kind, pattern=pattern, **details)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _problems(content: Content) -> Iterator[str]:
+    domain_slots = {slot for domain in content.domains.values() for slot in domain}
+    seen: dict[tuple[str, str], str] = {}
+    for frame in content.frames:
+        where = f"{frame.id} {frame.pattern!r:.70}"
+        local = frame.slots or {}
+        known = {*content.common, *domain_slots, *local, COUNT_SLOT}
+        yield from (f"{where}: {problem}" for problem in grammar.problems_of(frame.pattern, known))
+        needed = [slot for slot in grammar.slots_of(frame.pattern) if slot in domain_slots and slot not in local]
+        if needed and not content.domains_with(needed):
+            yield f"{where}: no domain fills all of {', '.join(needed)}"
+        if frame.slice not in content.mix:
+            yield f"{where}: slice {frame.slice!r} has no share in mix.yaml"
+        if frame.kind not in content.reasons.get(frame.tool, {}):
+            yield f"{where}: reasons.yaml has no {frame.tool}.{frame.kind}"
+        if (frame.pattern, frame.tool) in seen:
+            yield f"{where}: the same as {seen[frame.pattern, frame.tool]}"
+        seen[frame.pattern, frame.tool] = frame.id
+        for slot, spec in local.items():
+            problem = fillers.problem_of(spec)
+            if problem:
+                yield f"{where}: slot {slot}: {problem}"
+    for slot, spec in content.common.items():
+        problem = fillers.problem_of(spec)
+        if problem:
+            yield f"fillers.yaml: {slot}: {problem}"

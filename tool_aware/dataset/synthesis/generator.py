@@ -1,0 +1,238 @@
+"""Make rows: which frame is used when, how it is filled, and what call it stands for.
+
+Every row is a function of (seed, frame, how often the frame was used before), so asking for more rows only adds rows,
+and adding a frame leaves the rows of all other frames as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tool_aware.console import UserError
+from tool_aware.dataset.synthesis import fillers, grammar
+from tool_aware.dataset.synthesis.content import COUNT_SLOT, Content, Frame
+from tool_aware.dataset.synthesis.noise import Noise
+from tool_aware.dataset.text import normalised, shortened
+from tool_aware.prompt import render_instruction, render_response
+from tool_aware.records import Row
+from tool_aware.tools import Tool, Toolbox, ToolCall
+
+MAX_STALE_USES = 40  # a frame that yields nothing new this often in a row is exhausted
+_COUNT_WORDS = {
+    2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve",
+    15: "fifteen", 20: "twenty",
+}  # fmt: skip
+_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 12, 15, 20, 25)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example query of a tool, as config.yaml gives it."""
+
+    query: str
+    parameters: Mapping[str, Any] | None = None
+    reasoning: str | None = None
+
+
+class Generator:
+    """Makes rows for the tools on offer from content and from the examples in config.yaml."""
+
+    def __init__(
+        self,
+        content: Content,
+        tools: Toolbox,
+        *,
+        seed: int,
+        slices: Sequence[str] | None = None,
+        examples: Mapping[str, Sequence[Example]] | None = None,
+    ) -> None:
+        self._content, self._tools, self._seed = content, tools, seed
+        self._slices = None if slices is None else frozenset(slices)
+        unknown = sorted((self._slices or frozenset()) - content.mix.keys())
+        if unknown:
+            raise UserError(
+                f"unknown slice {', '.join(unknown)}",
+                where="dataset.slices",
+                fix=f"choose from {', '.join(content.mix)}",
+            )
+        self._noise = Noise(content.noise, self._slices)
+        self._examples = examples or {}
+        self._seen: set[str] = set()
+
+    def rows_for(self, tool: str, count: int) -> list[Row]:
+        """Make up to `count` distinct rows whose right answer is `tool`."""
+        frames = [frame for frame in self._content.frames if frame.tool == tool and self._is_wanted(frame)]
+        rows = list(self._rows([*frames, *self._example_frames(tool)], count))
+        if count and not rows:
+            raise UserError(
+                "there is no content and no example to learn it from",
+                where=f"tools: {tool}",
+                fix="give it a few `examples` in config.yaml, five or more of them",
+            )
+        return rows
+
+    def ambiguous_rows(self, count: int) -> list[Row]:
+        """Make up to `count` distinct rows that more than one tool may answer."""
+        frames = [frame for frame in self._content.frames if len(self._acceptable(frame)) > 1]
+        return list(self._rows(frames, count))
+
+    def _is_wanted(self, frame: Frame) -> bool:
+        return not frame.acceptable and (self._slices is None or frame.slice in self._slices)
+
+    def _acceptable(self, frame: Frame) -> tuple[str, ...]:
+        """The acceptable tools that are on offer; none if the best one is not."""
+        return tuple(name for name in frame.acceptable if name in self._tools) if frame.tool in self._tools else ()
+
+    # ---- which frame is next ----
+
+    def _rows(self, frames: Sequence[Frame], count: int) -> Iterator[Row]:
+        """Use frames in turn, each slice as often as its share in mix.yaml says."""
+        queue = [
+            (_hash_unit(self._seed, frame.group) / rate, frame.id, 0, 0, frame, rate)
+            for frame, rate in self._rates(frames)
+        ]
+        heapq.heapify(queue)
+        made = 0
+        while queue and made < count:
+            time_, identity, use, stale, frame, rate = heapq.heappop(queue)
+            row = self._row(frame, use)
+            key = normalised(row.query)
+            if key in self._seen:
+                stale += 1
+            else:
+                self._seen.add(key)
+                stale = 0
+                made += 1
+                yield row
+            if stale < MAX_STALE_USES:
+                heapq.heappush(queue, (time_ + 1 / rate, identity, use + 1, stale, frame, rate))
+
+    def _rates(self, frames: Sequence[Frame]) -> list[tuple[Frame, float]]:
+        weights: dict[str, float] = {}
+        for frame in frames:
+            weights[frame.slice] = weights.get(frame.slice, 0.0) + frame.share
+        return [(frame, self._content.mix[frame.slice] * frame.share / weights[frame.slice]) for frame in frames]
+
+    def _example_frames(self, tool: str) -> Iterator[Frame]:
+        for number, example in enumerate(self._examples.get(tool, ())):
+            yield Frame(
+                id=f"example-{tool}-{number}", group=f"example-{tool}-{number}", tool=tool, slice="plain", language="en",
+                kind="example", pattern="{example}", slots={"example": [example.query]},
+            )  # fmt: skip
+
+    # ---- one row ----
+
+    def _row(self, frame: Frame, use: int) -> Row:
+        # Both sides of a contrast pair draw the same fillers, so that they differ by the deciding words only.
+        key = frame.group if frame.kind == "contrast" else frame.id
+        values, domain = self._values(frame, random.Random(f"{self._seed}/{key}/{use}"))
+        random_ = random.Random(f"{self._seed}/{frame.id}/{use}/text")
+        said = grammar.expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
+        query, slice_ = said.text, frame.slice
+        if frame.is_wrapped and frame.language == "en":
+            protected = " ".join(value.text for value in values.values()) if frame.code else ""
+            others = [name for name in self._tools.names if name not in (frame.tool, *frame.acceptable)]
+            noisy = self._noise.apply(query, tool=frame.tool, other_tools=others, protected=protected, random_=random_)
+            query = noisy.text
+            slice_ = noisy.slice if noisy.slice and frame.slice in ("plain", "terse") else frame.slice
+        call, accepted = self._call(frame, said, values, random_)
+        details = {
+            "source": "synthetic",
+            "tool": frame.tool,
+            "slice": slice_,
+            "language": frame.language,
+            "template": frame.id,
+            "group": frame.group,
+            **({"domain": domain} if domain else {}),
+            **({"acceptable_tools": list(self._acceptable(frame))} if frame.acceptable else {}),
+            **({"accepted_parameters": accepted} if accepted else {}),
+        }
+        return Row(render_instruction(query, self._tools), render_response(call), details)
+
+    def _values(self, frame: Frame, random_: random.Random) -> tuple[dict[str, fillers.Value], str | None]:
+        slots = dict.fromkeys([*grammar.slots_of(frame.pattern), *(frame.slots or {})])
+        local, common = frame.slots or {}, self._content.common
+        from_domain = [slot for slot in slots if slot not in local and slot not in common and slot != COUNT_SLOT]
+        domain = random_.choice(self._content.domains_with(from_domain)) if from_domain else None
+        values = {}
+        for slot in slots:
+            if slot == COUNT_SLOT:
+                number = random_.choice(_COUNTS)
+                is_word = number in _COUNT_WORDS and random_.random() < 0.4
+                values[slot] = fillers.Value(_COUNT_WORDS[number] if is_word else str(number), str(number))
+            else:
+                spec = (
+                    local[slot]
+                    if slot in local
+                    else common[slot]
+                    if slot in common
+                    else self._content.domains[domain][slot]
+                )
+                values[slot] = fillers.draw(spec, random_)
+        return values, domain
+
+    def _call(
+        self, frame: Frame, said: grammar.Expansion, values: Mapping[str, fillers.Value], random_: random.Random
+    ) -> tuple[ToolCall, dict[str, list[Any]]]:
+        tool = self._tools[frame.tool]
+        example = self._example(frame)
+        if example and example.parameters is not None:
+            parameters, accepted = dict(example.parameters), {}
+        elif frame.code is not None:
+            code = grammar.fill_known(frame.code, {slot: value.code for slot, value in values.items()}).strip()
+            parameters, accepted = {"code": code}, {}
+        else:
+            parameters, accepted = _text_parameters(tool, said, values)
+        if example and example.reasoning:
+            reasoning = example.reasoning
+        else:
+            reasoning = self._reasoning(frame, said, random_)
+        call = ToolCall(frame.tool, parameters, reasoning)
+        problems = self._tools.problems(call)
+        if problems:
+            raise UserError(
+                f"{problems[0]} (in a row made from {frame.id})",
+                where=f"tools: {frame.tool}",
+                fix="keep the tool's parameters as the content expects them, or rename the tool and give it `examples` "
+                "with their `parameters`",
+            )
+        return call, accepted
+
+    def _example(self, frame: Frame) -> Example | None:
+        if frame.kind != "example":
+            return None
+        return self._examples[frame.tool][int(frame.id.rpartition("-")[2])]
+
+    def _reasoning(self, frame: Frame, said: grammar.Expansion, random_: random.Random) -> str:
+        evidence = shortened(said.evidence or said.argument or said.text)
+        if frame.kind == "example":
+            return f'"{evidence}" is what {frame.tool} is there for.'
+        pattern = random_.choice(self._content.reasons[frame.tool][frame.kind])
+        return pattern.format(evidence=evidence, Evidence=evidence[0].upper() + evidence[1:])
+
+
+def _text_parameters(
+    tool: Tool, said: grammar.Expansion, values: Mapping[str, fillers.Value]
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Parameters of a tool that takes one text and perhaps a count; and other values that are as good."""
+    text_name = next((name for name in tool.properties if name in tool.required), None)
+    if text_name is None:
+        return {}, {}
+    text = said.argument or said.text
+    parameters: dict[str, Any] = {text_name: text}
+    count_name = next((name for name, schema in tool.properties.items() if schema.get("type") == "integer"), None)
+    if count_name and COUNT_SLOT in values:
+        number = int(values[COUNT_SLOT].code)
+        if number != tool.defaults.get(count_name):
+            parameters[count_name] = number
+    return parameters, {text_name: list(dict.fromkeys([text, said.text]))}
+
+
+def _hash_unit(seed: int, text: str) -> float:
+    """Map text to [0, 1), the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:6], "big") / 2**48

@@ -1,0 +1,136 @@
+"""How people really type: greetings, sentences around the ask, typos, lost capitals; and hostile or misleading wrapping.
+
+Noise changes the query only. Parameters and reasoning are made from the clean sentence, and words a program depends on
+(`protected`) are never touched.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_NEIGHBOURS = {
+    "a": "sq", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": "fh", "h": "gj", "i": "uo", "j": "hk",
+    "k": "jl", "l": "k", "m": "n", "n": "bm", "o": "ip", "p": "o", "q": "w", "r": "et", "s": "ad", "t": "ry",
+    "u": "yi", "v": "cb", "w": "qe", "x": "zc", "y": "tu", "z": "x",
+}  # fmt: skip
+MAX_TYPOS = 3
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A query as it might be typed, and the slice it then belongs to (None = the frame's own)."""
+
+    text: str
+    slice: str | None = None
+
+
+class Noise:
+    """Applies the wrapping described in noise.yaml, within the slices that are wanted."""
+
+    def __init__(self, settings: Mapping[str, Any], slices: frozenset[str] | None = None) -> None:
+        self._settings = settings
+        self._probability = {
+            name: chance
+            for name, chance in settings["probabilities"].items()
+            if slices is None or name not in settings["slices"] or name in slices
+        }
+
+    def apply(
+        self, text: str, *, tool: str, other_tools: Sequence[str], protected: str, random_: random.Random
+    ) -> Noisy:
+        """Wrap and roughen an English sentence meant for `tool`."""
+        slice_ = None
+        rolls = {name: random_.random() < chance for name, chance in self._probability.items()}
+        if rolls.get("injection") and other_tools:
+            text, slice_ = self._wrapped("injections", text, tool, other_tools, random_), "injection"
+        elif rolls.get("negation") and other_tools:
+            text, slice_ = self._negated(text, tool, other_tools, random_), "negation"
+        elif rolls.get("several_sentences"):
+            text, slice_ = self._surrounded(text, random_), "several_sentences"
+        elif rolls.get("chatty"):
+            text, slice_ = self._greeted(text, random_), "chatty"
+        if rolls.get("typos"):
+            typed = with_typos(text, protected, random_)
+            if typed != text:
+                text, slice_ = typed, slice_ or "typos"
+        return Noisy(self._roughened(text, rolls, protected), slice_)
+
+    def _roughened(self, text: str, rolls: Mapping[str, bool], protected: str) -> str:
+        if rolls.get("no_final_mark") and not protected.endswith(text[-1:]):
+            text = text.rstrip("?.!")
+        if rolls.get("lower_case") and protected == protected.lower():
+            text = text.lower()
+        elif rolls.get("upper_case") and protected == protected.upper():
+            text = text.upper()
+        return text
+
+    def _greeted(self, text: str, random_: random.Random) -> str:
+        opener, closer = random_.choice(self._settings["openers"]), random_.choice(self._settings["closers"])
+        if random_.random() < 0.35:
+            opener = ""
+        elif random_.random() < 0.5:
+            closer = ""
+        return " ".join(part for part in (opener, _decapitalised(text) if opener else text, closer) if part)
+
+    def _surrounded(self, text: str, random_: random.Random) -> str:
+        before = random_.sample(self._settings["sentences_before"], random_.choice((1, 1, 1, 2, 2, 3)))
+        after = random_.sample(self._settings["sentences_after"], random_.choice((0, 0, 1)))
+        return " ".join([*before, _as_sentence(text), *after])
+
+    def _negated(self, text: str, tool: str, other_tools: Sequence[str], random_: random.Random) -> str:
+        """Forbid one of the other tools in words; never the right one."""
+        actions = self._settings["actions"]
+        others = [name for name in other_tools if name in actions]
+        if not others:
+            return text
+        action = random_.choice(actions[random_.choice(others)])
+        pattern = random_.choice(self._settings["negations"])
+        return pattern.format(action=action, text=_decapitalised(text), sentence=_as_sentence(text), tool=tool)
+
+    def _wrapped(self, kind: str, text: str, tool: str, other_tools: Sequence[str], random_: random.Random) -> str:
+        pattern = random_.choice(self._settings[kind])
+        return pattern.format(
+            other=random_.choice(list(other_tools)), text=text, sentence=_as_sentence(text), tool=tool
+        )
+
+
+def with_typos(text: str, protected: str, random_: random.Random) -> str:
+    """Mistype one to three words of four letters or more, none of which occurs in `protected`."""
+    kept = set(_WORD.findall(protected))
+    words = [match for match in _WORD.finditer(text) if match[0] not in kept]
+    if not words:
+        return text
+    count = min(len(words), random_.randint(1, 1 + min(MAX_TYPOS - 1, len(words) // 3)))
+    for match in sorted(random_.sample(words, count), key=re.Match.start, reverse=True):
+        text = text[: match.start()] + _mistyped(match[0], random_) + text[match.end() :]
+    return text
+
+
+def _mistyped(word: str, random_: random.Random) -> str:
+    at = random_.randrange(1, len(word) - 1)
+    kind = random_.randrange(4)
+    if kind == 0:
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    if kind == 1:
+        return word[:at] + word[at + 1 :]
+    if kind == 2:
+        return word[:at] + word[at] + word[at:]
+    return word[:at] + random_.choice(_NEIGHBOURS.get(word[at].lower(), word[at])) + word[at + 1 :]
+
+
+def _decapitalised(text: str) -> str:
+    """Start a sentence small, unless its first word is I, a name in capitals, or has a capital further on."""
+    first = re.match(r"[A-Z][a-z]*(?=[\s,'’])", text)
+    if not first or first[0] == "I" or text.startswith(("I'", "I’")):
+        return text
+    return text[0].lower() + text[1:]
+
+
+def _as_sentence(text: str) -> str:
+    text = text[0].upper() + text[1:]
+    return text if text[-1] in ".?!…\"'`)" else f"{text}."

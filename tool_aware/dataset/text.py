@@ -1,0 +1,32 @@
+"""Text as rows are compared: one spelling for what differs only in case, width, punctuation or spaces."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+EVIDENCE_CHARACTERS = 70
+
+_NOT_WORD = re.compile(r"[^\w%+*/=<>-]+")
+_SPACE = re.compile(r"\s+")
+
+
+def normalised(text: str) -> str:
+    """Fold width, case, punctuation and spacing away: two queries that become equal are the same query.
+
+    Operators stay, as `3 + 4` and `3 * 4` are different questions.
+    """
+    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def one_line(text: str) -> str:
+    """Replace every run of white space by one space."""
+    return _SPACE.sub(" ", text).strip()
+
+
+def shortened(text: str, limit: int = EVIDENCE_CHARACTERS) -> str:
+    """Cut text at a word so that it fits a sentence that quotes it, with `...` where something is missing."""
+    text = one_line(text).strip(" .?!")
+    if len(text) <= limit:
+        return text or "the query"
+    return text[: limit - 3].rsplit(" ", 1)[0].rstrip(" ,;:") + "..."

@@ -1,0 +1,95 @@
+"""The rules of docs/ARCHITECTURE.md that a program can check."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SCRIPTS = ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "monitor_gpu.py")
+ROOMS = {"dataset", "training", "evaluation", "gpu", "demo"}
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "matplotlib", "sklearn", "psycopg2", "pynvml", "datasketch"}
+
+
+def imports_of(path: Path, *, at_import_time: bool = False) -> Iterator[str]:
+    """Yield the dotted names a module imports; only those that run when it is imported, if asked."""
+    tree = ast.parse(path.read_text())
+    nodes = _statements_run_at_import(tree) if at_import_time else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+
+
+def _statements_run_at_import(tree: ast.Module) -> Iterator[ast.AST]:
+    waiting = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        waiting.extend(ast.iter_child_nodes(node))
+
+
+def room_of(path: Path) -> str | None:
+    parts = path.relative_to(REPOSITORY / "tool_aware").parts
+    return parts[0] if len(parts) > 1 else None
+
+
+MODULES = sorted((REPOSITORY / "tool_aware").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_rooms_import_the_ground_floor_and_themselves_only(path):
+    room = room_of(path)
+    for name in imports_of(path):
+        parts = name.split(".")
+        assert f"{parts[0]}.py" not in SCRIPTS, f"imports the script {name}"
+        if parts[0] == "tool_aware" and len(parts) > 1 and parts[1] in ROOMS:
+            assert parts[1] == room, f"imports {name}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_imports_another(script):
+    names = {name.split(".")[0] for name in imports_of(REPOSITORY / script)}
+    assert not names & {Path(other).stem for other in SCRIPTS}
+
+
+# torch-based modules that are imported by functions only, after the plan has been printed
+TORCH_AT_IMPORT = {"training/loss.py", "training/optimizer.py", "training/trainer.py"}
+
+
+@pytest.mark.parametrize("path", [*MODULES, *(REPOSITORY / script for script in SCRIPTS)], ids=lambda path: path.name)
+def test_importing_loads_nothing_heavy(path):
+    if str(path.relative_to(REPOSITORY)).removeprefix("tool_aware/") in TORCH_AT_IMPORT:
+        pytest.skip("is itself imported inside functions only")
+    found = {name.split(".")[0] for name in imports_of(path, at_import_time=True)} & HEAVY
+    assert not found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_answers_at_once(script):
+    seconds = []
+    for _ in range(3):
+        started_s = time.perf_counter()
+        result = subprocess.run(
+            [sys.executable, script, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        seconds.append(time.perf_counter() - started_s)
+    assert min(seconds) < 0.6  # 0.2 s alone on the machine; the rest is for a busy one
+    assert "Reads" in result.stdout
+    assert "Exit" in result.stdout
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_files_stay_short_enough_to_read_in_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= 420

@@ -1,0 +1,61 @@
+"""Errors for people, exit codes for programs, and text that stays plain where nobody watches."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tool_aware.console import UserError, duration, table
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run_program(body: str) -> subprocess.CompletedProcess[str]:
+    code = f"from tool_aware.console import *\nimport os, signal\ndef main():\n    {body}\nrun(main)"
+    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("return 0", 0, ""),
+        ("raise UserError('is wrong', where='config.yaml', fix='mend it')", 2, "config.yaml: is wrong\n  fix: mend it"),
+        ("raise GateFailed('accuracy 0.7 is below 0.8')", 3, "below 0.8"),
+        ("raise RuntimeError('bug')", 1, "RuntimeError: bug"),
+        ("open('/nowhere/at/all')", 2, "/nowhere/at/all: No such file"),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "stopped by SIGINT"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "stopped by SIGTERM"),
+    ],
+)
+def test_the_exit_code_follows_the_outcome(body, code, said):
+    result = run_program(body)
+    assert result.returncode == code
+    assert said in result.stderr
+    assert ("Traceback" in result.stderr) == (code == 1)
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = (
+        f"{sys.executable} -c \"from tool_aware.console import run; run(lambda: print('line\\n' * 100000))\" | head -1"
+    )
+    result = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.stdout == "line\n"
+    assert result.stderr == ""
+
+
+def test_what_where_and_fix_are_on_lines_of_their_own():
+    assert str(UserError("is wrong", where="file", fix="mend it")) == "file: is wrong\n  fix: mend it"
+
+
+def test_tables_line_up():
+    assert table(("tool", "F1"), [("a", 1), ("long", 22)]) == "tool  F1\n----  --\na      1\nlong  22"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.25, "1.2 s"), (42, "42 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")]
+)
+def test_durations_are_easy_to_read(seconds, text):
+    assert duration(seconds) == text

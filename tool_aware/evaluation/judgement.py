@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tool_aware.evaluation.code_equality import same_syntax
-from tool_aware.evaluation.parameters import accepted_values, bfcl_function, bfcl_verdict
+from tool_aware.evaluation.parameters import accepted_values, bfcl_expected, bfcl_function, bfcl_verdict
 from tool_aware.prompt import ParsedAnswer, parse_response
 from tool_aware.records import Row
 from tool_aware.tools import Tool, Toolbox, ToolCall

@@ -15,7 +15,7 @@ are kept where they decide a verdict, because a figure called `bfcl_strict` must
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,8 @@ def _value_verdict(value: Any, accepted: list[Any], schema: Mapping[str, Any]) -
     if wanted is str:
         answers = [_plain(answer) for answer in accepted if type(answer) is str]
         return _PASS if _plain(value) in answers else Verdict(False, "value_error:string")
-    answers = [[_plain(item) for item in answer] for answer in accepted]  # "" becomes [], which may then be given
+    # "" becomes [], so an optional list may also be given empty.
+    answers = [[_plain(item) for item in answer] for answer in accepted if isinstance(answer, Collection)]
     return _PASS if [_plain(item) for item in value] in answers else Verdict(False, "value_error:list/tuple")
 
 
@@ -116,8 +117,8 @@ def _dict_verdict(value: Mapping[str, Any], accepted: Sequence[Any]) -> Verdict:
     """Judge a dict by the first accepted dict that it equals; a dict's own values are lists of accepted values."""
     verdict = Verdict(False, "dict_checker:unclear")
     for answer in accepted:
-        if answer == OPTIONAL:
-            continue
+        if not isinstance(answer, Mapping) or not isinstance(value, Mapping):
+            continue  # the mark of an optional parameter
         verdict = _one_dict_verdict(value, answer)
         if verdict.valid:
             break
@@ -125,12 +126,13 @@ def _dict_verdict(value: Mapping[str, Any], accepted: Sequence[Any]) -> Verdict:
 
 
 def _one_dict_verdict(value: Mapping[str, Any], answer: Mapping[str, list[Any]]) -> Verdict:
-    if any(key not in value and OPTIONAL not in values for key, values in answer.items()):
+    choices = {key: values if isinstance(values, list) else [values] for key, values in answer.items()}
+    if any(key not in value and OPTIONAL not in values for key, values in choices.items()):
         return Verdict(False, "value_error:dict_key")
     for key, item in value.items():
-        if key not in answer:
+        if key not in choices:
             return Verdict(False, "value_error:dict_key")
-        if _plain(item) not in [_plain(choice) for choice in answer[key]]:
+        if _plain(item) not in [_plain(choice) for choice in choices[key]]:
             return Verdict(False, "value_error:dict_value")
     return _PASS
 
@@ -138,6 +140,8 @@ def _one_dict_verdict(value: Mapping[str, Any], answer: Mapping[str, list[Any]])
 def _list_of_dicts_verdict(value: list[Any], accepted: Sequence[Any]) -> Verdict:
     verdict = Verdict(False, "list_dict_checker:unclear")
     for answer in accepted:
+        if not isinstance(answer, list | str):
+            continue
         if len(value) != len(answer):
             verdict = Verdict(False, "value_error:list_dict_count")
             continue
@@ -168,6 +172,17 @@ def _bfcl_type(schema: Mapping[str, Any]) -> str:
     """A union is judged by its first type that is not null; what names no type takes anything, BFCL's `any`."""
     kinds = schema.get("type", "any")
     return kinds if isinstance(kinds, str) else next((kind for kind in kinds if kind != "null"), "any")
+
+
+def bfcl_expected(tool: Tool, accepted: Mapping[str, list[Any]]) -> dict[str, dict[str, list[Any]]]:
+    """Write accepted values as BFCL does, where the values inside an accepted dict are lists of accepted values."""
+    return {tool.name: {name: [_with_choices(value) for value in values] for name, values in accepted.items()}}
+
+
+def _with_choices(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: [item] for key, item in value.items()}
+    return [_with_choices(item) for item in value] if isinstance(value, list) else value
 
 
 def accepted_values(row: Row, tool: Tool) -> dict[str, list[Any]]:

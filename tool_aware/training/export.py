@@ -104,13 +104,13 @@ class LoraUpdates:
         return cls(factors, settings["lora_alpha"] / settings["r"])
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Return `weight` (out, in) + scale * B (out, r) @ A (r, in), rounded to the weight's dtype as peft does."""
+        """Return `weight` (out, in) + scale * B (out, r) @ A (r, in): summed in float32, rounded once, as peft does."""
         if name not in self._factors:
             return weight
         self._used.add(name)
         a, b = self._factors[name]
         delta = (b.float() @ a.float()) * self._scale
-        return weight + delta.to(weight.dtype)
+        return (weight + delta).to(weight.dtype)
 
     def check_all_used(self) -> None:
         """Raise UserError if an update found no weight: the adapter belongs to another architecture."""

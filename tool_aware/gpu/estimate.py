@@ -1,18 +1,23 @@
 """Estimate the GPU memory of a QLoRA training step, term by term, without torch and without a GPU.
 
 The step that is modelled is this toolkit's own: frozen weights as loaded (nothing upcast), LoRA in bf16 with fp32
-master weights, checkpointed decoder layers, logits at the label positions only. Memory peaks either in the loss (all
-checkpoints and the logits are alive) or while one layer is recomputed and differentiated, whichever is larger.
+master weights, checkpointed decoder layers, logits at the label positions only, in chunks. A step has four moments at
+which memory can peak; each is estimated and the largest one is reported:
+
+    the loss               every layer's saved tensors and a chunk of logits are alive
+    the last layer         backward begins: all checkpoints, and all that one layer's recompute and backward need
+    the first layer        backward ends: one checkpoint, one layer, and all gradients
+    the optimizer          no activations, but gradients twice, as the masters want them in fp32
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tool_aware.config import Config
-from tool_aware.gpu.architectures import Architecture, find_architecture
+from tool_aware.gpu.architectures import ATTENTION_LINEARS, MLP_LINEARS, Architecture, find_architecture
 
 GIB = 2**30
 
@@ -27,34 +32,41 @@ BYTES_PER_WEIGHT = {
 }
 BYTES_16BIT = 2
 
-# Bytes of optimizer state per trained parameter, the fp32 master copy of a bf16 adapter included.
-OPTIMIZER_BYTES = {
-    "adamw_torch_fused": 12,  # master 4, first and second moment 4 + 4
-    "adamw_torch": 12,
-    "adamw_bnb_8bit": 6,  # master 4, moments 1 + 1
-    "paged_adamw_8bit": 6,  # pages of states live on the GPU as long as there is room, so they are counted
-    "paged_adamw_32bit": 12,
+
+@dataclass(frozen=True)
+class OptimizerCost:
+    """Bytes per trained parameter: what stays, and what an optimizer step takes on top of the bf16 gradients."""
+
+    state: float
+    step: float
+
+
+OPTIMIZERS = {
+    "adamw_torch_fused": OptimizerCost(12, 4),  # fp32 master 4 and moments 4 + 4; gradients copied to fp32
+    "adamw_torch": OptimizerCost(12, 8),  # the unfused update also makes a copy as large as a moment
+    "adamw_bnb_8bit": OptimizerCost(2 + 8 / 256, 0),  # moments 1 + 1, two fp32 scales per 256; no master copy
+    "paged_adamw_8bit": OptimizerCost(2 + 8 / 256, 0),  # pages leave the GPU only when it is full, so they count
+    "paged_adamw_32bit": OptimizerCost(8, 0),
 }
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The measured constants of the formula. Coefficients are bytes per token and element of width."""
+    """What had to be measured. Everything else in this file is counted from shapes and dtypes."""
 
-    layer_per_hidden: float = 10.5  # working set of one layer's recompute and backward pass
-    layer_per_intermediate: float = 14.0
-    saved_per_hidden: float = 20.3  # activations that one layer keeps without checkpointing
-    saved_per_intermediate: float = 8.0
-    logits_per_vocabulary: float = 12.0  # bf16 logits 2, fp32 copy 4, fp32 log-softmax gradient 4, bf16 gradient 2
-    eager_scores: float = 10.0  # bytes per attention score of one layer: bf16 scores, fp32 softmax, copies, gradients
-    dequantized_matrices: float = 1.0  # 16-bit copies of the largest linear layer alive at the peak
-    slack: float = 0.30  # reserved but unused, as a share of what is not weights, adapters or optimizer
+    # Reserved by the allocator and not used, as a share of gradients and activations.
+    slack: float = 0.30
     context_bytes: float = 0.88 * GIB  # CUDA context and libraries: what NVML shows beyond torch's reserve
     source: str = "5 runs of one H200 (torch 2.11, transformers 5.17), Mistral-7B shapes only"
     error_percent: float = 4.0  # worst error of the allocated peak over those runs
 
 
 CALIBRATION = Calibration()
+LOSS_CHUNK = 1024  # labels whose logits exist at once; tool_aware.training.loss.CHUNK_LABELS
+STATE_BYTES = 10  # per token and element of width around the loss: the final norm's fp32 copies and its output
+SAVED_SCORE_BYTES = 6  # eager attention, per score: fp32 softmax 4 and its bf16 copy 2
+PEAK_SCORE_BYTES = 12  # and while differentiated: gradients in bf16 2 and fp32 4
+LOGIT_BYTES = 6  # bf16 logits and their fp32 copy; a chunk's fp32 logits live until the next chunk's are made
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,7 @@ class TrainingSpec:
     answer_tokens: int = 128  # label positions per example
     checkpointing: bool = True
     offload: bool = False  # checkpoints wait in host memory
+    accumulation: int = 1  # micro-batches per optimizer step
     optimizer: str = "adamw_torch_fused"
     attention: str = "sdpa"
 
@@ -84,6 +97,13 @@ class TrainingSpec:
     def label_tokens(self) -> int:
         """Positions of one micro-batch at which logits are computed."""
         return self.batch_size * min(self.answer_tokens, self.seq_length)
+
+    @property
+    def target_names(self) -> frozenset[str]:
+        """Names of the linear layers that carry an adapter."""
+        if self.targets == "all-linear":
+            return frozenset(self.architecture.linear_shapes)
+        return frozenset((self.targets,) if isinstance(self.targets, str) else self.targets)
 
     @classmethod
     def from_config(
@@ -109,6 +129,7 @@ class TrainingSpec:
             seq_length=longest_tokens or config.model.max_seq_length,
             prefix_tokens=prefix_tokens,
             answer_tokens=answer_tokens or config.evaluation.max_new_tokens,
+            accumulation=config.training.gradient_accumulation_steps,
             checkpointing=config.optimization.gradient_checkpointing,
             optimizer=config.optimization.optim,
             attention=config.model.attn_implementation,
@@ -129,6 +150,7 @@ class MemoryEstimate:
     """The terms of the peak. They add up to `total_bytes`, what nvidia-smi would show for the process."""
 
     spec: TrainingSpec
+    peaks_in: str  # the moment of a step at which memory peaks
     terms: tuple[Term, ...]
     calibration: Calibration
 
@@ -155,6 +177,7 @@ class MemoryEstimate:
         """Plain values for --json, sizes in GiB."""
         return {
             "spec": asdict(self.spec) | {"tokens": self.spec.tokens, "label_tokens": self.spec.label_tokens},
+            "peaks_in": self.peaks_in,
             "terms_gib": {term.name: round(term.used_bytes / GIB, 4) for term in self.terms},
             "allocated_gib": round(self.allocated_bytes / GIB, 3),
             "reserved_gib": round(self.reserved_bytes / GIB, 3),
@@ -165,24 +188,11 @@ class MemoryEstimate:
 
 
 def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION) -> MemoryEstimate:
-    """Estimate the peak memory of a training step, by the formula of docs/BENCHMARKS.md."""
-    static = _static_terms(spec)
-    checkpoints, working_set, logits = _activation_bytes(spec, calibration)
-    peak = Term("logits and loss", logits, "at label positions") if logits > working_set else Term(
-        "one layer's working set", working_set, "recompute and backward"
-    )  # fmt: skip
-    activations = [
-        Term(
-            "checkpointed inputs" if spec.checkpointing else "saved activations",
-            checkpoints,
-            "in host memory" if spec.offload and spec.checkpointing else f"{spec.tokens:,} tokens",
-        ),
-        peak,
-    ]
-    gradients = static[3].used_bytes
-    slack = calibration.slack * (gradients + checkpoints + peak.used_bytes)
+    """Estimate the peak memory of a training step: the largest of its four moments."""
+    peak = max(_moments(spec), key=lambda moment: sum(term.used_bytes for term in moment.terms))
+    slack = calibration.slack * sum(term.used_bytes for term in peak.terms)
     rest = [Term("allocator slack", slack), Term("CUDA context", calibration.context_bytes, "and libraries")]
-    return MemoryEstimate(spec, (*static, *activations, *rest), calibration)
+    return MemoryEstimate(spec, peak.name, (*_static_terms(spec), *peak.terms, *rest), calibration)
 
 
 def _static_terms(spec: TrainingSpec) -> list[Term]:
@@ -194,33 +204,105 @@ def _static_terms(spec: TrainingSpec) -> list[Term]:
         Term("base weights", linear * width, f"{kind}, {_count(linear)}"),
         Term("16-bit weights", architecture.other_parameters * BYTES_16BIT, "embeddings, output layer, norms"),
         Term("adapters", adapter * BYTES_16BIT, f"LoRA r={spec.lora_r}, {_count(adapter)}"),
-        Term("gradients", adapter * BYTES_16BIT),
-        Term("optimizer", adapter * OPTIMIZER_BYTES[spec.optimizer], spec.optimizer),
+        Term("optimizer states", adapter * OPTIMIZERS[spec.optimizer].state, spec.optimizer),
     ]
 
 
-def _activation_bytes(spec: TrainingSpec, constants: Calibration) -> tuple[float, float, float]:
-    """Bytes of (saved inputs or activations, one layer's working set, logits and loss)."""
+@dataclass(frozen=True)
+class _Moment:
+    name: str
+    terms: tuple[Term, ...]
+
+
+def _moments(spec: TrainingSpec) -> Iterator[_Moment]:
+    architecture, layers = spec.architecture, spec.architecture.layers
+    adapter = architecture.adapter_parameters(spec.lora_r, spec.targets)
+    gradients = adapter * BYTES_16BIT
+    # While gradients accumulate they are there all along, with a copy to fall back to if memory runs out.
+    waiting = Term("gradients", 2 * gradients if spec.accumulation > 1 else 0.0)
+
+    checkpoint = 0.0 if spec.offload else float(BYTES_16BIT * architecture.hidden * spec.tokens)
+    layer, mask = saved_bytes_per_layer(spec), Term("attention mask", mask_bytes(spec))
+    if spec.checkpointing:
+        saved, working = layers * checkpoint, layer + backward_bytes(spec)
+        saved_name, working_name = "checkpointed inputs", "one layer's working set"
+    else:
+        saved, working = layers * layer, backward_bytes(spec)
+        saved_name, working_name = "saved activations", "backward temporaries"
+    note = "in host memory" if spec.offload and spec.checkpointing else f"{spec.tokens:,} tokens"
+
+    every_layer, one_layer = Term(saved_name, saved, note), Term(saved_name, saved / layers, "of the first layer")
+    one_backward = Term(working_name, working)
+    all_gradients = Term("gradients", max(waiting.used_bytes, gradients), "of all layers")
+    in_fp32 = Term("gradients in fp32", adapter * OPTIMIZERS[spec.optimizer].step, "for the update")
+
+    yield _Moment("the loss", (waiting, mask, every_layer, Term("logits", loss_bytes(spec))))
+    yield _Moment("the last layer's backward pass", (waiting, mask, every_layer, one_backward))
+    yield _Moment("the first layer's backward pass", (all_gradients, mask, one_layer, one_backward))
+    yield _Moment("the optimizer step", (Term("gradients", gradients), in_fp32))
+
+
+def saved_bytes_per_layer(spec: TrainingSpec) -> float:
+    """Bytes autograd keeps of one decoder layer: counted from transformers' Mistral and peft's LoRA layers."""
+    per_token = _saved_in_attention(spec) + _saved_in_mlp(spec)
+    if spec.attention == "eager":
+        return per_token * spec.tokens + SAVED_SCORE_BYTES * spec.architecture.heads * attention_pairs(spec)
+    return per_token * spec.tokens + (BYTES_16BIT * attention_pairs(spec) if spec.attention == "sdpa" else 0)
+
+
+def _saved_in_attention(spec: TrainingSpec) -> float:
+    """Bytes per token: RMSNorm's fp32 input; q, k, v (one per query head) and output; log-sum-exp; LoRA's inputs."""
+    architecture, adapted = spec.architecture, spec.target_names & set(ATTENTION_LINEARS)
+    saved = 4 * architecture.hidden + 4 * BYTES_16BIT * architecture.query_width + 4 * architecture.heads
+    # A frozen linear layer keeps nothing; LoRA keeps its input, once for those that share it, and the r-wide product.
+    saved += BYTES_16BIT * architecture.hidden * bool(adapted - {"o_proj"})
+    return saved + BYTES_16BIT * spec.lora_r * len(adapted)
+
+
+def _saved_in_mlp(spec: TrainingSpec) -> float:
+    """Bytes per token: RMSNorm's fp32 input; gate, its activation and up; LoRA's inputs."""
+    architecture, adapted = spec.architecture, spec.target_names & set(MLP_LINEARS)
+    saved = 4 * architecture.hidden + 3 * BYTES_16BIT * architecture.intermediate
+    saved += BYTES_16BIT * architecture.hidden * bool(adapted - {"down_proj"})
+    saved += BYTES_16BIT * architecture.intermediate * ("down_proj" in adapted)
+    return saved + BYTES_16BIT * spec.lora_r * len(adapted)
+
+
+def backward_bytes(spec: TrainingSpec) -> float:
+    """Bytes that live for a moment while a layer is differentiated, on top of what it saved.
+
+    The peak is in the MLP: at a dequantised weight matrix, or, with many tokens, among its wide gradients. Eager
+    attention peaks among the gradients of its scores instead, when the MLP's tensors are gone.
+    """
     architecture = spec.architecture
-    per_token = (
-        constants.layer_per_hidden * architecture.hidden + constants.layer_per_intermediate * architecture.intermediate
-    )
-    saved_per_token = (
-        BYTES_16BIT * architecture.hidden
-        if spec.checkpointing
-        else constants.saved_per_hidden * architecture.hidden
-        + constants.saved_per_intermediate * architecture.intermediate
-    )
-    saved = 0.0 if spec.checkpointing and spec.offload else saved_per_token * architecture.layers * spec.tokens
-    scores = architecture.heads * _attention_pairs(spec) if spec.attention == "eager" else 0
+    hidden, middle = BYTES_16BIT * architecture.hidden, BYTES_16BIT * architecture.intermediate
     largest_matrix = max(inputs * outputs for inputs, outputs in architecture.linear_shapes.values())
-    dequantized = constants.dequantized_matrices * largest_matrix * BYTES_16BIT * (spec.quantization != "none")
-    working_set = per_token * spec.tokens + constants.eager_scores * scores + dequantized
-    return saved, working_set, constants.logits_per_vocabulary * architecture.vocabulary * spec.label_tokens
+    dequantized = largest_matrix * BYTES_16BIT * (spec.quantization != "none")
+    peaks = [(hidden + middle) * spec.tokens + dequantized, (hidden + 2 * middle) * spec.tokens]
+    if spec.attention == "eager":
+        scores = (PEAK_SCORE_BYTES - SAVED_SCORE_BYTES) * architecture.heads * attention_pairs(spec)
+        peaks.append(scores + (hidden - _saved_in_mlp(spec)) * spec.tokens)
+    return max(peaks)
 
 
-def _attention_pairs(spec: TrainingSpec) -> int:
-    """Query-key pairs that a dense attention looks at: per padded row, or over the whole pack."""
+def mask_bytes(spec: TrainingSpec) -> float:
+    """Bytes of the mask that the model is given: bool, or 16-bit where attention adds it."""
+    if spec.attention == "flash_attention_2":
+        return 0.0
+    return float((BYTES_16BIT if spec.attention == "eager" else 1) * attention_pairs(spec))
+
+
+def loss_bytes(spec: TrainingSpec) -> float:
+    """Bytes of logits, chunk by chunk, and of the states they are made from."""
+    chunk = min(spec.label_tokens, LOSS_CHUNK)
+    next_chunk = min(spec.label_tokens - chunk, LOSS_CHUNK)
+    logits = LOGIT_BYTES * chunk if not next_chunk else 4 * chunk + LOGIT_BYTES * next_chunk
+    states = STATE_BYTES * spec.architecture.hidden * spec.tokens
+    return logits * spec.architecture.vocabulary + states
+
+
+def attention_pairs(spec: TrainingSpec) -> int:
+    """Query-key pairs of the dense mask: of each padded row, or of the whole pack."""
     return spec.tokens**2 if spec.prefix_tokens else spec.batch_size * spec.seq_length**2
 
 

@@ -13,19 +13,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tool_aware.config import Config, add_config_arguments, load_config, read_environment
-from tool_aware.console import EXIT_DONE, EXIT_USER, run, say, style
-from tool_aware.gpu import checks, display
-from tool_aware.gpu.architectures import PRESETS, find_architecture, scaled_mistral
+from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, UserError, run, say, style
+from tool_aware.gpu import checks, display, report
+from tool_aware.gpu.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
+from tool_aware.gpu.dry_run import DryRun
 from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec, estimate_training
-from tool_aware.gpu.nvml import DriverUnavailable, GpuReading, open_driver
+from tool_aware.gpu.fit import Fit, as_yaml, fit
+from tool_aware.gpu.generation import GenerationSpec, estimate_generation
+from tool_aware.gpu.nvml import DriverUnavailable, open_driver
+from tool_aware.gpu.readings import GIB, GpuReading
 from tool_aware.gpu.recording import open_recorder
 from tool_aware.gpu.sampling import Sample, Statistics, ticks
+from tool_aware.gpu.workload import workload_of
+from tool_aware.prompt import EncodedExample
+from tool_aware.records import write_text
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
 
 STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -36,7 +50,7 @@ STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 def check(args: argparse.Namespace) -> int:
     """Say whether the configured training can run here."""
     config = load_config(args.config, args.overrides)
-    spec = TrainingSpec.from_config(config)
+    spec = spec_of_data(config)
     estimate = estimate_training(spec)
     gpus: list[GpuReading] = []
     lines: list[checks.CheckLine] = []
@@ -70,7 +84,7 @@ def check_gpu(gpu: GpuReading, estimate: MemoryEstimate) -> list[checks.CheckLin
 
 def show_check(gpus: Sequence[GpuReading], lines: Sequence[checks.CheckLine]) -> None:
     """Print the GPUs, then one line per check with its remedy."""
-    for text in display.overview(gpus):
+    for text in report.overview(gpus):
         print(text)
     if gpus:
         print()
@@ -126,36 +140,179 @@ def make_view() -> Callable[[Sample], None]:
 
 
 def estimate(args: argparse.Namespace) -> int:
-    """Print the memory of a training step, term by term."""
-    spec = spec_from(args)
-    result = estimate_training(spec)
-    if args.json:
-        print(json.dumps(result.as_dict(), indent=2))
+    """Print the memory of a training step by term, whether it fits, and what would make it fit."""
+    config = load_config(args.config, [*args.overrides, *overrides_of(args)])
+    if args.table:
+        print(report.fit_table(training_spec(args, config)))
         return EXIT_DONE
-    say(f"{spec.architecture.name}, {spec.quantization}, LoRA r={spec.lora_r}, "
-        f"batch {spec.batch_size} x {spec.seq_length} tokens")  # fmt: skip
-    print(display.estimate_table(result))
-    say(f"calibrated on {result.calibration.source}: worst error {result.calibration.error_percent:.1f} %")
-    return EXIT_DONE
+    spec = training_spec(args, config)
+    if args.evaluation:
+        result = estimate_generation(GenerationSpec.from_config(config, workload_of(config)))
+    else:
+        result = estimate_training(spec)
+    card, vram_bytes = card_of(args)
+    answer = fit(spec, vram_bytes) if vram_bytes and not args.evaluation else None
+    exact = trace(spec, config) if args.exact else None
+    if args.json:
+        print(json.dumps(estimate_record(result, answer, exact), indent=2))
+    else:
+        say(report.spec_text(spec))
+        print(report.estimate_table(result))
+        print(report.basis_text(result))
+        if exact:
+            print(report.exact_text(exact, result))
+        if answer:
+            print(report.fit_text(answer))
+        if not args.evaluation and (speed := report.speed_text(spec, card)):
+            print(speed)
+    if answer and args.write:
+        write_fitting_config(args.write, args.config, answer, overrides_of(args))
+        return EXIT_DONE
+    return EXIT_DONE if answer is None or answer.fits_as_it_is else EXIT_GATE
 
 
-def spec_from(args: argparse.Namespace) -> TrainingSpec:
-    """Start from config.yaml and lay the flags over it."""
-    config: Config = load_config(args.config, args.overrides)
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The flags are short forms of --set."""
+    pairs = {
+        "lora.r": args.lora_r,
+        "training.per_device_train_batch_size": args.batch_size,
+        "model.max_seq_length": args.seq_length,
+    }
+    overrides = [f"{key}={value}" for key, value in pairs.items() if value is not None]
+    if args.quantization:
+        overrides += [
+            f"quantization.load_in_{kind}={str(args.quantization == kind).lower()}" for kind in ("4bit", "8bit")
+        ]
+    return overrides
+
+
+def training_spec(args: argparse.Namespace, config: Config) -> TrainingSpec:
+    """Take lengths from --seq-length or from the data, and the shapes from --model-size, --model or the config."""
     if args.model_size is not None:
         architecture = scaled_mistral(args.model_size)
     else:
         architecture = find_architecture(args.model or config.model.name)
-    return TrainingSpec(
+    if args.seq_length is not None:
+        spec = TrainingSpec.from_config(config, architecture=architecture, longest_tokens=args.seq_length)
+        say(f"every example is taken as {args.seq_length:,} tokens long")
+        return spec
+    return spec_of_data(config, architecture)
+
+
+def spec_of_data(config: Config, architecture: Architecture | None = None) -> TrainingSpec:
+    """Take lengths from data/train.json."""
+    workload = workload_of(config)
+    say(f"lengths: {workload.source}")
+    return TrainingSpec.from_config(
+        config,
         architecture=architecture,
-        quantization=args.quantization or config.quantization.kind,
-        double_quantization=config.quantization.bnb_4bit_use_double_quant,
-        lora_r=args.lora_r or config.lora.r,
-        batch_size=args.batch_size or config.training.per_device_train_batch_size,
-        seq_length=args.seq_length or config.model.max_seq_length,
-        checkpointing=config.optimization.gradient_checkpointing,
-        optimizer=config.optimization.optim,
+        longest_tokens=workload.longest_tokens,
+        prefix_tokens=workload.prefix_tokens,
+        answer_tokens=workload.answer_tokens,
     )
+
+
+def card_of(args: argparse.Namespace) -> tuple[str | None, float | None]:
+    """Name and memory of the card to fit: --vram, else the first GPU of this machine, if there is one."""
+    if args.vram is not None:
+        return args.card, args.vram * GIB
+    try:
+        driver = open_driver([0])
+    except UserError:
+        return args.card, None
+    gpu = driver.read()[0]
+    driver.close()
+    return args.card or gpu.name, gpu.total_bytes
+
+
+def estimate_record(result: MemoryEstimate, answer: Fit | None, exact: DryRun | None) -> dict[str, Any]:
+    """Plain values for --json."""
+    record = result.as_dict()
+    if exact:
+        record["exact_gib"] = round(exact.peak_bytes / GIB, 3)
+    if answer:
+        record["vram_gib"] = round(answer.vram_bytes / GIB, 2)
+        record["fits"] = answer.fits_as_it_is
+        record["edits"] = None if answer.edits is None else answer.keys
+    return record
+
+
+def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequence[str]) -> None:
+    """Write a config file that extends `base` by the edits that make it fit.
+
+    Raises UserError if no edit suffices, or if the file is there already.
+    """
+    if answer.edits is None:
+        raise UserError("no edit makes it fit", where=f"--vram {answer.vram_bytes / GIB:g}", fix="a smaller model")
+    if path.exists():
+        raise UserError("is there already", where=str(path), fix="delete it, or name another file")
+    flags = {key: json.loads(value) for key, _, value in (override.partition("=") for override in overrides)}
+    head = f"# Fits {answer.vram_bytes / GIB:g} GiB: python monitor_gpu.py estimate --vram {answer.vram_bytes / GIB:g}"
+    lines = [head, f"extends: {os.path.relpath(base, path.parent)}", as_yaml({**flags, **answer.keys})]
+    write_text(path, "\n".join(lines).rstrip() + "\n")
+    say(f"wrote {path}: use it with --config {path}")
+
+
+# ---- the exact estimate: the real step on tensors without data --------------------------------------------
+
+
+def trace(spec: TrainingSpec, config: Config) -> DryRun:
+    """Trace the training step; takes some seconds, most of them for importing torch."""
+    from tool_aware.base_model import quiet_libraries
+    from tool_aware.gpu.dry_run import dry_run
+
+    with quiet_libraries():
+        return dry_run(spec, OwnTraining(config))
+
+
+class OwnTraining:
+    """This toolkit's training code, as tool_aware.gpu.dry_run wants it."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def prepare(self, base: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
+        """Put the adapter on a base model without data."""
+        from tool_aware.training.adapter import new_adapter, prepare_for_training
+
+        model = new_adapter(base, self._config)
+        prepare_for_training(model, self._config)
+        return model.train()
+
+    def optimizer(self, model: PeftModel, spec: TrainingSpec) -> Optimizer:
+        """Make the configured optimizer."""
+        from tool_aware.training.optimizer import build_optimizer
+
+        return build_optimizer([p for p in model.parameters() if p.requires_grad], self._config)
+
+    def backward(self, model: PeftModel, spec: TrainingSpec) -> None:
+        """Run the micro-steps of one optimizer step over examples of the spec's lengths."""
+        from types import SimpleNamespace
+
+        import torch
+
+        from tool_aware.training.trainer import PackedTrainer
+
+        # Trainer's own set-up opens devices and folders; a micro-step needs these attributes only.
+        trainer = PackedTrainer.__new__(PackedTrainer)
+        trainer.model, trainer.config, trainer.examples = model, self._config, examples_of(spec)
+        trainer.micro_batch_limit = spec.batch_size
+        trainer.args = SimpleNamespace(device=torch.device("cpu"), world_size=1)
+        trainer.accelerator = SimpleNamespace(backward=torch.Tensor.backward)
+        trainer.throughput = SimpleNamespace(add=lambda *_: None)
+        labels = torch.tensor(spec.label_tokens * spec.accumulation)
+        for _ in range(spec.accumulation):
+            trainer.training_step(model, list(range(spec.batch_size)), labels)
+
+
+def examples_of(spec: TrainingSpec) -> list[EncodedExample]:
+    """Examples of the spec's lengths; ids do not matter but that the prefix is shared and what follows it is not."""
+    answer = min(spec.answer_tokens, spec.seq_length - spec.prefix_tokens - 1)
+    query = spec.seq_length - spec.prefix_tokens - answer
+    return [
+        EncodedExample([1] * spec.prefix_tokens + [2 + number] * query, [1] * answer)
+        for number in range(spec.batch_size)
+    ]
 
 
 # ---- command line ----------------------------------------------------------------------------------------
@@ -188,6 +345,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--lora-r", type=positive(int), metavar="R")
     sub.add_argument("--batch-size", type=positive(int), metavar="N", help="examples per forward pass")
     sub.add_argument("--seq-length", type=positive(int), metavar="T", help="tokens per example")
+    sub.add_argument("--vram", type=positive(float), metavar="GIB", help="does it fit this card? (default: yours)")
+    sub.add_argument("--write", type=Path, metavar="FILE", help="write a config that fits, such as config.10gb.yaml")
+    sub.add_argument("--exact", action="store_true", help="also trace the real step on tensors without data (10-30 s)")
+    sub.add_argument("--evaluation", action="store_true", help="estimate evaluate.py instead of training")
+    sub.add_argument("--card", metavar="NAME", help="estimate the time on this card, such as 'RTX 4070 Ti'")
+    sub.add_argument("--table", action="store_true", help="what fits cards of 6 to 80 GB")
     sub.add_argument("--json", action="store_true", help="print the estimate as JSON")
     sub.set_defaults(command=estimate)
     return parser.parse_args(argv)

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from tool_aware.config import Config, Environment
 from tool_aware.gpu.architectures import Architecture, cached_snapshot, hub_cache
-from tool_aware.gpu.estimate import GIB, MemoryEstimate
-from tool_aware.gpu.nvml import DriverInfo, GpuReading
+from tool_aware.gpu.estimate import MemoryEstimate
+from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading
 
 Status = Literal["ok", "warning", "problem"]
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tool_aware.console import duration, table
-from tool_aware.gpu.estimate import GIB, MemoryEstimate
-from tool_aware.gpu.nvml import GpuReading, Process
+from tool_aware.gpu.readings import GIB, GpuReading, Process
 from tool_aware.gpu.sampling import GpuStatistics, Sample, Statistics, TrainingProgress
 
 NOT_KNOWN = "n/a"
@@ -221,27 +220,3 @@ def _summary_row(index: int, gpu: GpuStatistics) -> list[str]:
         shown(gpu.mean("power_w")),
         shown(gpu.energy_wh if gpu.peak("power_w") is not None else None, 2),
     ]
-
-
-def overview(gpus: Sequence[GpuReading]) -> Iterator[str]:
-    """The state of every GPU in a few lines each, for `check`."""
-    for gpu in gpus:
-        yield f"GPU {gpu.index}  {gpu.name}"
-        if gpu.problem:
-            yield f"  {gpu.problem}"
-            continue
-        yield f"  memory       {gib(gpu.total_bytes)} GiB: {gib(gpu.used_bytes)} used, {gib(gpu.free_bytes)} free"
-        temperature = with_unit(gpu.temperature_c, "C")
-        use = with_unit(gpu.utilization_percent, "%")
-        yield f"  state        {temperature}, {use} busy, {power(gpu)}, {with_unit(gpu.sm_clock_mhz, 'MHz')}"
-        for number, process in enumerate(gpu.processes):
-            yield f"  {'' if number else 'processes':<11}  {process_text(process)}"
-
-
-def estimate_table(estimate: MemoryEstimate) -> str:
-    """The terms of an estimate, the totals, and what it rests on."""
-    rows = [(term.name, gib(term.used_bytes, 2), term.note) for term in estimate.terms]
-    rows.append(("needed on the card", gib(estimate.total_bytes, 2), "what nvidia-smi will show"))
-    lines = table(["term", "GiB", ""], rows, "<><").splitlines()
-    rule = "-" * max(map(len, lines))
-    return "\n".join([*lines[:-1], rule, lines[-1]])

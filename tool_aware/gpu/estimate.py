@@ -12,14 +12,13 @@ which memory can peak; each is estimated and the largest one is reported:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tool_aware.config import Config
 from tool_aware.gpu.architectures import ATTENTION_LINEARS, MLP_LINEARS, Architecture, find_architecture
-
-GIB = 2**30
+from tool_aware.gpu.readings import GIB
 
 # Bytes per weight of a quantised linear layer.
 BYTES_PER_WEIGHT = {
@@ -57,8 +56,8 @@ class Calibration:
     # Reserved by the allocator and not used, as a share of gradients and activations.
     slack: float = 0.30
     context_bytes: float = 0.88 * GIB  # CUDA context and libraries: what NVML shows beyond torch's reserve
-    source: str = "5 runs of one H200 (torch 2.11, transformers 5.17), Mistral-7B shapes only"
-    error_percent: float = 4.0  # worst error of the allocated peak over those runs
+    source: str = "5 runs on one H200 (torch 2.11), Mistral-7B with 1,924 to 6,916 tokens"
+    error_percent: float = 3.0  # above the worst error over those runs, benchmarks/results/train_memory_*.json
 
 
 CALIBRATION = Calibration()
@@ -80,7 +79,8 @@ class TrainingSpec:
     targets: str | tuple[str, ...] = "all-linear"
     batch_size: int = 1
     seq_length: int = 2048
-    prefix_tokens: int = 0  # shared by all examples of a pack and stored once; 0 = examples are padded, not packed
+    packing: Literal["prefix", "block", "none"] = "none"
+    prefix_tokens: int = 0  # shared by all examples of a prefix-shared pack, which holds them once
     answer_tokens: int = 128  # label positions per example
     checkpointing: bool = True
     offload: bool = False  # checkpoints wait in host memory
@@ -91,7 +91,8 @@ class TrainingSpec:
     @property
     def tokens(self) -> int:
         """Tokens in one micro-batch, padding included."""
-        return self.prefix_tokens + self.batch_size * (self.seq_length - self.prefix_tokens)
+        shared = min(self.prefix_tokens, self.seq_length) if self.packing == "prefix" else 0
+        return shared + self.batch_size * (self.seq_length - shared)
 
     @property
     def label_tokens(self) -> int:
@@ -113,6 +114,7 @@ class TrainingSpec:
         longest_tokens: int | None = None,
         prefix_tokens: int = 0,
         answer_tokens: int | None = None,
+        architecture: Architecture | None = None,
     ) -> TrainingSpec:
         """Read a spec out of config.yaml; without `longest_tokens` every example is taken as max_seq_length long.
 
@@ -120,13 +122,14 @@ class TrainingSpec:
         """
         targets = config.lora.target_modules
         return cls(
-            architecture=find_architecture(config.model.name),
+            architecture=architecture or find_architecture(config.model.name),
             quantization=config.quantization.kind,
             double_quantization=config.quantization.bnb_4bit_use_double_quant,
             lora_r=config.lora.r,
             targets=targets if isinstance(targets, str) else tuple(targets),
             batch_size=config.training.per_device_train_batch_size,
             seq_length=longest_tokens or config.model.max_seq_length,
+            packing=config.training.packing,
             prefix_tokens=prefix_tokens,
             answer_tokens=answer_tokens or config.evaluation.max_new_tokens,
             accumulation=config.training.gradient_accumulation_steps,
@@ -303,13 +306,8 @@ def loss_bytes(spec: TrainingSpec) -> float:
 
 def attention_pairs(spec: TrainingSpec) -> int:
     """Query-key pairs of the dense mask: of each padded row, or of the whole pack."""
-    return spec.tokens**2 if spec.prefix_tokens else spec.batch_size * spec.seq_length**2
+    return spec.tokens**2 if spec.packing != "none" else spec.batch_size * spec.seq_length**2
 
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f}B weights" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M weights"
-
-
-def with_changes(spec: TrainingSpec, changes: Mapping[str, Any]) -> TrainingSpec:
-    """Copy a spec with some fields replaced."""
-    return replace(spec, **changes)

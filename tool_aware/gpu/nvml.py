@@ -11,15 +11,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
+from tool_aware.gpu.readings import UNKNOWN_NAME, DriverInfo, GpuReading, MigInstance, Process, command_of
 
-GIB = 2**30
 CALL_TIMEOUT_S = 5.0  # nvmlInit takes 1-3 s on hosts with eight cards and no persistence daemon
-UNKNOWN_NAME = "unknown GPU"
 
 # What the clocks are held back by (nvml.h, nvmlClocksEventReasons), the most telling first. Idle clocks and clocks set
 # by the user are no throttling.
@@ -46,62 +44,6 @@ _WHOLE_GPU_FAILS = {
 
 class DriverUnavailable(UserError):
     """NVML cannot be used at all: what is missing, and the remedy."""
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process that holds memory on a GPU. `used_bytes` is None where the driver does not tell (WSL, containers)."""
-
-    pid: int
-    command: str | None
-    used_bytes: int | None
-
-
-@dataclass(frozen=True)
-class MigInstance:
-    """A slice of a card in MIG mode; a program sees it as a GPU of its own."""
-
-    uuid: str | None
-    used_bytes: int | None
-    total_bytes: int | None
-
-
-@dataclass(frozen=True)
-class GpuReading:
-    """One GPU at one moment. None means that the driver or the card does not say; `problem` that nothing is known."""
-
-    index: int
-    name: str = UNKNOWN_NAME
-    uuid: str | None = None
-    compute_capability: tuple[int, int] | None = None
-    total_bytes: int | None = None
-    used_bytes: int | None = None
-    utilization_percent: int | None = None
-    temperature_c: int | None = None
-    power_w: float | None = None
-    power_limit_w: float | None = None
-    sm_clock_mhz: int | None = None
-    sm_clock_max_mhz: int | None = None
-    throttled_by: str | None = None
-    processes: tuple[Process, ...] = ()
-    is_mig: bool = False
-    instances: tuple[MigInstance, ...] = ()
-    problem: str | None = None
-
-    @property
-    def free_bytes(self) -> int | None:
-        """Total less used; None where either is unknown."""
-        if self.total_bytes is None or self.used_bytes is None:
-            return None
-        return self.total_bytes - self.used_bytes
-
-
-@dataclass(frozen=True)
-class DriverInfo:
-    """The driver's own version and the newest CUDA runtime it can serve, for example ("570.86.15", "12.8")."""
-
-    version: str | None
-    cuda: str | None
 
 
 class Driver:
@@ -384,17 +326,3 @@ def _optional_instance(library: Any, handle: Any, number: int) -> Any:
     with contextlib.suppress(library.NVMLError):  # NOT_FOUND marks an empty slot here, not a lost card
         return library.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
     return None
-
-
-def command_of(pid: int, proc: Path = Path("/proc")) -> str | None:
-    """Name a process: the script it runs if it is an interpreter, else its program. None if it cannot be seen."""
-    try:
-        words = (proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return None
-    names = [Path(word).name for word in words if word]
-    if not names:
-        return None
-    is_interpreter = names[0].startswith(("python", "pypy", "bash", "sh", "node"))
-    script = next((name for name in names[1:] if not name.startswith("-")), None)
-    return script if is_interpreter and script else names[0]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tool_aware.console import UserError
-from tool_aware.gpu.nvml import GpuReading
+from tool_aware.gpu.readings import GpuReading
 from tool_aware.gpu.sampling import MIB, Sample, Statistics
 
 MAX_SAMPLES = 7200  # two hours at one sample a second, about 1.2 MiB for one GPU

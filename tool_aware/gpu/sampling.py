@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from tool_aware.gpu.nvml import GpuReading
+from tool_aware.gpu.readings import GpuReading
 
 MIB = 2**20
 HISTOGRAM_STEP_BYTES = 16 * MIB  # keeps the memory of a week's statistics bounded: 5,120 counters for an 80 GiB card

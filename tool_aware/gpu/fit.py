@@ -1,0 +1,194 @@
+"""Make a configuration fit a card: the smallest edits of config.yaml, those that cost least quality first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tool_aware.gpu.estimate import TrainingSpec, estimate_training
+from tool_aware.gpu.readings import GIB
+
+SMALLEST_RANK = 4
+SHORTEST_SEQUENCE = 256
+LONGEST_SEQUENCE = 32768  # what config.yaml accepts
+LARGEST_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change: dotted keys of config.yaml with their new values, what it costs, and the spec it leads to."""
+
+    keys: Mapping[str, Any]
+    cost: str
+    spec: TrainingSpec
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a spec fits `vram_bytes`, and the edits that make it fit. `edits` is None if none of them suffices."""
+
+    spec: TrainingSpec
+    vram_bytes: float
+    edits: tuple[Edit, ...] | None
+
+    @property
+    def fits_as_it_is(self) -> bool:
+        """Whether no edit is needed."""
+        return self.edits == ()
+
+    @property
+    def final_spec(self) -> TrainingSpec:
+        """The spec after all edits."""
+        return self.edits[-1].spec if self.edits else self.spec
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """All edits together: dotted key -> value."""
+        return {key: value for edit in self.edits or () for key, value in edit.keys.items()}
+
+
+def needed_bytes(spec: TrainingSpec) -> float:
+    """What the card has to have free: the estimate and its error."""
+    estimate = estimate_training(spec)
+    return estimate.total_bytes * (1 + estimate.calibration.error_percent / 100)
+
+
+def fit(spec: TrainingSpec, vram_bytes: float) -> Fit:
+    """Find the fewest edits, in order of what they cost, after which `spec` fits; none that is not needed stays."""
+    ladder: list[Callable[[TrainingSpec], Edit | None]] = [
+        _share_prefix, _checkpoint, _quantize, _halve_batch, _page_optimizer, _halve_rank, _halve_sequence,
+    ]  # fmt: skip
+    steps: list[Callable[[TrainingSpec], Edit | None]] = []
+    current = spec
+    while needed_bytes(current) > vram_bytes:
+        found = next(((step, edit) for step in ladder if (edit := step(current)) is not None), None)
+        if found is None:
+            return Fit(spec, vram_bytes, None)
+        steps.append(found[0])
+        current = found[1].spec
+    return Fit(spec, vram_bytes, tuple(_apply(spec, _pruned(spec, steps, vram_bytes))))
+
+
+def _pruned(spec: TrainingSpec, steps: Sequence[Callable[..., Edit | None]], vram_bytes: float) -> list[Any]:
+    """Leave out each step without which the rest still fits, the costliest first."""
+    kept = list(steps)
+    for index in range(len(steps) - 1, -1, -1):
+        without = kept[:index] + kept[index + 1 :]
+        edits = list(_apply(spec, without))
+        if needed_bytes(edits[-1].spec if edits else spec) <= vram_bytes:
+            kept = without
+    return kept
+
+
+def _apply(spec: TrainingSpec, steps: Sequence[Callable[..., Edit | None]]) -> Iterator[Edit]:
+    for step in steps:
+        edit = step(spec)
+        if edit is not None:
+            yield edit
+            spec = edit.spec
+
+
+# ---- the ladder: what to change, cheapest in quality first ------------------------------------------------
+
+
+def _share_prefix(spec: TrainingSpec) -> Edit | None:
+    if spec.packing == "prefix":
+        return None
+    return Edit({"training.packing": "prefix"}, "same gradients", replace(spec, packing="prefix"))
+
+
+def _checkpoint(spec: TrainingSpec) -> Edit | None:
+    if spec.checkpointing:
+        return None
+    keys = {"optimization.gradient_checkpointing": True}
+    return Edit(keys, "same gradients, a third slower", replace(spec, checkpointing=True))
+
+
+def _quantize(spec: TrainingSpec) -> Edit | None:
+    if spec.quantization == "4bit" and spec.double_quantization:
+        return None
+    keys = {
+        "quantization.load_in_4bit": True,
+        "quantization.load_in_8bit": False,
+        "quantization.bnb_4bit_use_double_quant": True,
+    }
+    return Edit(keys, "QLoRA reports no loss of quality", replace(spec, quantization="4bit", double_quantization=True))
+
+
+def _halve_batch(spec: TrainingSpec) -> Edit | None:
+    if spec.batch_size == 1:
+        return None
+    batch, accumulation = spec.batch_size // 2, spec.accumulation * spec.batch_size // (spec.batch_size // 2)
+    keys = {"training.per_device_train_batch_size": batch, "training.gradient_accumulation_steps": accumulation}
+    return Edit(
+        keys, "about the same effective batch, slower", replace(spec, batch_size=batch, accumulation=accumulation)
+    )
+
+
+def _page_optimizer(spec: TrainingSpec) -> Edit | None:
+    if spec.optimizer == "paged_adamw_8bit":
+        return None
+    cost = "coarser optimizer states, no fp32 masters"
+    return Edit({"optimization.optim": "paged_adamw_8bit"}, cost, replace(spec, optimizer="paged_adamw_8bit"))
+
+
+def _halve_rank(spec: TrainingSpec) -> Edit | None:
+    if spec.lora_r <= SMALLEST_RANK:
+        return None
+    rank = max(SMALLEST_RANK, spec.lora_r // 2)
+    return Edit({"lora.r": rank}, "a smaller adapter learns less", replace(spec, lora_r=rank))
+
+
+def _halve_sequence(spec: TrainingSpec) -> Edit | None:
+    if spec.seq_length <= SHORTEST_SEQUENCE:
+        return None
+    length = max(SHORTEST_SEQUENCE, spec.seq_length // 2)
+    keys = {"model.max_seq_length": length, "training.too_long": "drop"}
+    shorter = replace(spec, seq_length=length, prefix_tokens=min(spec.prefix_tokens, length))
+    return Edit(keys, "drops the longer examples", shorter)
+
+
+# ---- how far it could go ---------------------------------------------------------------------------------
+
+
+def longest_sequence(spec: TrainingSpec, vram_bytes: float) -> int:
+    """Tokens of the longest single example that fits, in steps of 64; 0 if none does."""
+    alone = replace(spec, batch_size=1, prefix_tokens=0)
+    return 64 * _largest(
+        lambda blocks: needed_bytes(replace(alone, seq_length=64 * blocks)) <= vram_bytes, LONGEST_SEQUENCE // 64
+    )
+
+
+def largest_batch(spec: TrainingSpec, vram_bytes: float) -> int:
+    """Examples of the spec's length that fit one micro-batch; 0 if not even one does."""
+    return _largest(lambda size: needed_bytes(replace(spec, batch_size=size)) <= vram_bytes, LARGEST_BATCH)
+
+
+def _largest(is_possible: Callable[[int], bool], limit: int) -> int:
+    """The largest number from 0 to `limit` that is possible, given that all smaller ones are."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if is_possible(middle) else (low, middle - 1)
+    return low
+
+
+def as_yaml(keys: Mapping[str, Any]) -> str:
+    """Write dotted keys as lines to paste into config.yaml."""
+    sections: dict[str, dict[str, Any]] = {}
+    for dotted, value in keys.items():
+        section, _, key = dotted.partition(".")
+        sections.setdefault(section, {})[key] = value
+    lines = []
+    for section, values in sections.items():
+        lines.append(f"{section}:")
+        lines += [
+            f"  {key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()
+        ]
+    return "\n".join(lines)
+
+
+def margin_gib(spec: TrainingSpec, vram_bytes: float) -> float:
+    """GiB left on the card, the estimate's error taken off; negative if it does not fit."""
+    return (vram_bytes - needed_bytes(spec)) / GIB

@@ -1,0 +1,127 @@
+"""The texts of `check` and `estimate`: GPUs, terms of an estimate, what fits. Nothing here prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from tool_aware.console import table
+from tool_aware.gpu.display import gib, power, process_text, with_unit
+from tool_aware.gpu.dry_run import DryRun
+from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec, estimate_training
+from tool_aware.gpu.fit import LARGEST_BATCH, Fit, as_yaml, fit, largest_batch, longest_sequence, margin_gib
+from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.speed import estimate_speed
+
+SHOWN_FROM_GIB = 0.005  # smaller terms would be shown as 0.00
+COMMON_CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 80)
+
+
+def overview(gpus: Sequence[GpuReading]) -> Iterator[str]:
+    """The state of every GPU in a few lines each, for `check`."""
+    for gpu in gpus:
+        yield f"GPU {gpu.index}  {gpu.name}"
+        if gpu.problem:
+            yield f"  {gpu.problem}"
+            continue
+        yield f"  memory       {gib(gpu.total_bytes)} GiB: {gib(gpu.used_bytes)} used, {gib(gpu.free_bytes)} free"
+        temperature = with_unit(gpu.temperature_c, "C")
+        use = with_unit(gpu.utilization_percent, "%")
+        yield f"  state        {temperature}, {use} busy, {power(gpu)}, {with_unit(gpu.sm_clock_mhz, 'MHz')}"
+        for number, process in enumerate(gpu.processes):
+            yield f"  {'' if number else 'processes':<11}  {process_text(process)}"
+
+
+def spec_text(spec: TrainingSpec) -> str:
+    """One line: what is estimated."""
+    targets = spec.targets if isinstance(spec.targets, str) else ", ".join(spec.targets)
+    if spec.batch_size == 1:
+        batch = f"1 example of {spec.seq_length:,} tokens"
+    else:
+        batch = f"{spec.batch_size} examples of up to {spec.seq_length:,} tokens, packing {spec.packing}"
+        batch += f": {spec.tokens:,} tokens"
+    return f"{spec.architecture.name}, {spec.quantization}, LoRA r={spec.lora_r} on {targets}; {batch}"
+
+
+def estimate_table(estimate: MemoryEstimate) -> str:
+    """The terms of an estimate, the totals, and what it rests on."""
+    rows = [
+        (term.name, gib(term.used_bytes, 2), term.note)
+        for term in estimate.terms
+        if term.used_bytes >= SHOWN_FROM_GIB * GIB
+    ]
+    rows.append(("needed on the card", gib(estimate.total_bytes, 2), "what nvidia-smi will show"))
+    lines = table(["term", "GiB", ""], rows, "<><").splitlines()
+    rule = "-" * max(map(len, lines))
+    return "\n".join([*lines[:-1], rule, lines[-1]])
+
+
+def basis_text(estimate: MemoryEstimate) -> str:
+    """Where the peak is, and what the estimate rests on."""
+    return (
+        f"peaks in {estimate.peaks_in}; torch allocates {gib(estimate.allocated_bytes, 2)} and reserves "
+        f"{gib(estimate.reserved_bytes, 2)} GiB\n"
+        f"error up to {estimate.calibration.error_percent:g} %; calibrated on {estimate.calibration.source}"
+    )
+
+
+def exact_text(exact: DryRun, estimate: MemoryEstimate) -> str:
+    """The traced step beside the formula."""
+    difference = estimate.allocated_bytes / exact.peak_bytes - 1
+    return (
+        f"traced step: {gib(exact.peak_bytes, 2)} GiB allocated (model at rest {gib(exact.rest_bytes, 2)}); "
+        f"the formula says {gib(estimate.allocated_bytes, 2)} ({difference:+.1%})"
+    )
+
+
+def fit_text(answer: Fit) -> str:
+    """Whether it fits the card, what would make it fit, and how far it could go."""
+    vram, size = answer.vram_bytes, f"{answer.vram_bytes / GIB:.3g} GiB"
+    if answer.edits is None:
+        return f"does not fit {size}, and no edit of config.yaml makes it: a smaller model is needed"
+    spec = answer.final_spec
+    if answer.fits_as_it_is:
+        lines = [f"fits {size} with {margin_gib(spec, vram):.1f} GiB to spare, the estimate's error taken off"]
+    else:
+        short = -margin_gib(answer.spec, vram)
+        lines = [f"does not fit {size}: {short:.1f} GiB too much. It fits with", "", as_yaml(answer.keys), ""]
+        costs = {", ".join(edit.keys): edit.cost for edit in answer.edits}  # an edit may be made more than once
+        lines += [f"  {keys}: {cost}" for keys, cost in costs.items()]
+    examples = largest_batch(spec, vram)
+    lines.append(
+        f"room for: one example of {longest_sequence(spec, vram):,} tokens, "
+        f"or micro-batches of {examples}{'+' if examples == LARGEST_BATCH else ''} x {spec.seq_length:,} tokens"
+    )
+    return "\n".join(lines)
+
+
+def speed_text(spec: TrainingSpec, card: str | None) -> str | None:
+    """Time of a micro-step on a card, marked as the guess it is; None for a card whose rates are not known."""
+    speed = estimate_speed(spec, card) if card else None
+    if speed is None:
+        return None
+    return (
+        f"time on {card}: {speed.limit_s:.1f} to {speed.expected_s:.1f} s a micro-step of {spec.batch_size} example(s), "
+        f"{spec.tokens / speed.expected_s:,.0f} to {spec.tokens / speed.limit_s:,.0f} tokens/s\n"
+        "  a guess from published rates: all of them, or the quarter of them that runs on one H200 reached"
+    )
+
+
+def fit_table(spec: TrainingSpec) -> str:
+    """What each common card size needs changed, and how far it then goes; as Markdown for the README."""
+    lines = [
+        "| card | needed | edits of config.yaml | longest example | largest micro-batch |",
+        "|---|---|---|---|---|",
+    ]
+    for size in COMMON_CARDS_GB:
+        answer = fit(spec, size * GIB)
+        if answer.edits is None:
+            lines.append(f"| {size} GB | - | a smaller model is needed | - | - |")
+            continue
+        edits = ", ".join(f"`{key}: {json.dumps(value).strip(chr(34))}`" for key, value in answer.keys.items())
+        fitting = answer.final_spec
+        lines.append(
+            f"| {size} GB | {gib(estimate_training(fitting).total_bytes)} GiB | {edits or 'none'} "
+            f"| {longest_sequence(fitting, size * GIB):,} tokens | {largest_batch(fitting, size * GIB)} examples |"
+        )
+    return "\n".join(lines)

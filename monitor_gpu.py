@@ -5,33 +5,41 @@
     python monitor_gpu.py estimate --model-size 7.0 --quantization 4bit --lora-r 8 --batch-size 1 --seq-length 2048
 
 Reads   config.yaml (or --config), the NVIDIA driver through NVML, output/metrics.jsonl of a run that goes on
-Writes  the file given to --output, nothing else
-Exit    0 done; 2 something to fix (no driver, no GPU, does not fit); 130/143 the monitor was stopped (log is complete)
+Writes  the file given to --output or --write, nothing else
+Exit    0 done; 2 something to fix (no driver, no GPU, not ready to train); 3 an alert fired, or the estimate does not
+        fit the card; 130/143 the monitor was stopped (its log is complete); of a wrapped command its own
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config import Config, add_config_arguments, load_config, read_environment
-from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, UserError, run, say, style
+from tool_aware.config import DEFAULT_CONFIG, Config, add_config_arguments, load_config, read_environment
+from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style
 from tool_aware.gpu import checks, display, report
+from tool_aware.gpu.alerts import Alerts, parse_condition
 from tool_aware.gpu.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
 from tool_aware.gpu.dry_run import DryRun
 from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec, estimate_training
 from tool_aware.gpu.fit import Fit, as_yaml, fit
 from tool_aware.gpu.generation import GenerationSpec, estimate_generation
-from tool_aware.gpu.nvml import DriverUnavailable, open_driver
+from tool_aware.gpu.nvml import open_driver
+from tool_aware.gpu.plot import draw, read_log
+from tool_aware.gpu.prometheus import LOOPBACK, Exporter
 from tool_aware.gpu.readings import GIB, GpuReading
 from tool_aware.gpu.recording import open_recorder
-from tool_aware.gpu.sampling import Sample, Statistics, ticks
+from tool_aware.gpu.sampling import Statistics
+from tool_aware.gpu.watching import Alarming, Consumer, Pace, Summing, open_view, watch
 from tool_aware.gpu.workload import workload_of
 from tool_aware.prompt import EncodedExample
 from tool_aware.records import write_text
@@ -50,36 +58,13 @@ STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 def check(args: argparse.Namespace) -> int:
     """Say whether the configured training can run here."""
     config = load_config(args.config, args.overrides)
-    spec = spec_of_data(config)
-    estimate = estimate_training(spec)
-    gpus: list[GpuReading] = []
-    lines: list[checks.CheckLine] = []
-    try:
-        driver = open_driver()
-        gpus = driver.read()
-        driver.close()
-    except DriverUnavailable as error:
-        lines += [checks.CheckLine("problem", "driver", error.what, error.fix), checks.check_torch(None)]
-    else:
-        lines += [checks.check_driver(driver.info), checks.check_torch(driver.info)]
-    lines.append(checks.check_bitsandbytes())
-    for gpu in gpus:
-        lines += check_gpu(gpu, estimate)
-    lines += checks.check_disk(config, spec.architecture)
-    environment = read_environment()
-    lines += [checks.check_token(config, environment), *checks.check_database(config, environment)]
+    spec, _ = spec_of_data(config)
+    gpus, lines = checks.check_machine(config, read_environment(), estimate_training(spec), is_deep=args.deep)
     if args.json:
-        print(json.dumps({"lines": [line.as_dict() for line in lines], "estimate": estimate.as_dict()}, indent=2))
+        print(json.dumps({"lines": [line.as_dict() for line in lines], "gpus": list(map(asdict, gpus))}, indent=2))
     else:
         show_check(gpus, lines)
     return EXIT_USER if any(line.status == "problem" for line in lines) else EXIT_DONE
-
-
-def check_gpu(gpu: GpuReading, estimate: MemoryEstimate) -> list[checks.CheckLine]:
-    """The lines about one GPU."""
-    if gpu.problem:
-        return [checks.CheckLine("problem", f"GPU {gpu.index}", gpu.problem, "compare with `nvidia-smi`")]
-    return [checks.check_precision(gpu), *checks.check_mig(gpu), checks.check_memory(gpu, estimate)]
 
 
 def show_check(gpus: Sequence[GpuReading], lines: Sequence[checks.CheckLine]) -> None:
@@ -88,52 +73,72 @@ def show_check(gpus: Sequence[GpuReading], lines: Sequence[checks.CheckLine]) ->
         print(text)
     if gpus:
         print()
-    width = max(len(line.name) for line in lines)
-    for line in lines:
-        print(f"{style(f'{line.status:<7}', STATUS_STYLES[line.status], stream=sys.stdout)}  "
-              f"{line.name:<{width}}  {line.finding}")  # fmt: skip
-        if line.remedy and line.status != "ok":
-            print(f"{'':<7}  {'':<{width}}  fix: {line.remedy}")
-    problems = sum(line.status == "problem" for line in lines)
-    print(f"\n{'ready to train' if not problems else f'not ready: {problems} to fix'}")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for status, text in report.check_text(lines, width):
+        print(style(status, STATUS_STYLES[status], stream=sys.stdout) + text[len(status) :] if status else text)
+    print(f"\n{report.verdict(lines)}")
 
 
 # ---- monitor ---------------------------------------------------------------------------------------------
 
 
 def monitor(args: argparse.Namespace) -> int:
-    """Show the GPUs again and again until told to stop; end with peak and mean."""
+    """Show the GPUs again and again until told to stop; end with peak, mean and energy."""
+    alerts = Alerts([parse_condition(text) for text in args.alert])
+    config = load_config(args.config, args.overrides) if args.config != DEFAULT_CONFIG or args.config.exists() else None
     driver = open_driver(args.gpu)
-    first = driver.read()
-    recorder = open_recorder(args.output, args.interval, first) if args.output else None
     statistics = Statistics()
-    show = make_view()
+    consumers: list[Consumer] = [Summing(statistics), Alarming(alerts)]
+    if args.output:
+        consumers.append(open_recorder(args.output, args.interval, driver.read(), statistics))
+    if args.prometheus is not None:
+        consumers.append(Exporter(args.prometheus))
+        say(f"http://{LOOPBACK}:{consumers[-1].port}/metrics")
+    wrapped = subprocess.Popen(args.wrapped) if args.wrapped else None
+    if wrapped is None:  # else the terminal belongs to the command
+        consumers.append(open_view(estimate_mark(config)))
+    pace = Pace(args.interval, args.count, args.duration, wrapped.pid if wrapped else args.until_exit)
     try:
-        for seconds in ticks(args.interval, count=args.count):
-            sample = Sample(seconds, datetime.now().astimezone(), driver.read())
-            statistics.add(sample)
-            if recorder:
-                recorder.add(sample)
-            show(sample)
+        for _ in watch(driver, pace, consumers, config.training.output_dir if config else None):
+            pass
     finally:
-        if recorder:
-            recorder.close(statistics)
+        for consumer in consumers:
+            consumer.close()
         driver.close()
+        code = end_of(wrapped) if wrapped else EXIT_DONE
         if statistics.samples:
             print(f"\n{display.summary(statistics)}")
             if args.output:
                 say(f"samples are in {args.output}")
+    return code or (EXIT_GATE if alerts.fired else EXIT_DONE)
+
+
+def estimate_mark(config: Config | None) -> float | None:
+    """What the configured training should take, to be marked in the memory bar; None if that cannot be told."""
+    if config is None:
+        return None
+    with contextlib.suppress(UserError):
+        return estimate_training(spec_of_data(config)[0]).total_bytes
+    return None
+
+
+def end_of(wrapped: subprocess.Popen[bytes]) -> int:
+    """Wait for the wrapped command, which got the same Ctrl-C, and return its exit code; pass a SIGTERM on."""
+    if isinstance(sys.exc_info()[1], Interrupted):
+        wrapped.terminate()
+    code = wrapped.wait()
+    return code if code >= 0 else 128 - code
+
+
+# ---- plot ------------------------------------------------------------------------------------------------
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw a log that `monitor --output` wrote."""
+    picture = args.output or args.log.with_suffix(".png")
+    draw(read_log(args.log), picture, title=args.log.name)
+    say(f"drew {picture}")
     return EXIT_DONE
-
-
-def make_view() -> Callable[[Sample], None]:
-    """Plain lines for pipes."""
-
-    def show(sample: Sample) -> None:
-        for line in display.plain_lines(sample):
-            print(line, flush=True)
-
-    return show
 
 
 # ---- estimate --------------------------------------------------------------------------------------------
@@ -142,10 +147,10 @@ def make_view() -> Callable[[Sample], None]:
 def estimate(args: argparse.Namespace) -> int:
     """Print the memory of a training step by term, whether it fits, and what would make it fit."""
     config = load_config(args.config, [*args.overrides, *overrides_of(args)])
-    if args.table:
-        print(report.fit_table(training_spec(args, config)))
-        return EXIT_DONE
     spec = training_spec(args, config)
+    if args.table:
+        print(report.fit_table(spec))
+        return EXIT_DONE
     if args.evaluation:
         result = estimate_generation(GenerationSpec.from_config(config, workload_of(config)))
     else:
@@ -196,20 +201,22 @@ def training_spec(args: argparse.Namespace, config: Config) -> TrainingSpec:
         spec = TrainingSpec.from_config(config, architecture=architecture, longest_tokens=args.seq_length)
         say(f"every example is taken as {args.seq_length:,} tokens long")
         return spec
-    return spec_of_data(config, architecture)
+    spec, source = spec_of_data(config, architecture)
+    say(f"lengths: {source}")
+    return spec
 
 
-def spec_of_data(config: Config, architecture: Architecture | None = None) -> TrainingSpec:
-    """Take lengths from data/train.json."""
+def spec_of_data(config: Config, architecture: Architecture | None = None) -> tuple[TrainingSpec, str]:
+    """Take lengths from data/train.json; return where they come from as well."""
     workload = workload_of(config)
-    say(f"lengths: {workload.source}")
-    return TrainingSpec.from_config(
+    spec = TrainingSpec.from_config(
         config,
         architecture=architecture,
         longest_tokens=workload.longest_tokens,
         prefix_tokens=workload.prefix_tokens,
         answer_tokens=workload.answer_tokens,
     )
+    return spec, workload.source
 
 
 def card_of(args: argparse.Namespace) -> tuple[str | None, float | None]:
@@ -327,15 +334,33 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     sub = commands.add_parser("check", help="can I train here?")
     add_config_arguments(sub)
+    sub.add_argument("--deep", action="store_true", help="also import torch and compute something on the GPU")
     sub.add_argument("--json", action="store_true", help="print the answer as JSON")
     sub.set_defaults(command=check)
 
-    sub = commands.add_parser("monitor", help="watch the GPUs")
+    sub = commands.add_parser(
+        "monitor",
+        help="watch the GPUs",
+        description="Watch the GPUs. `monitor [options] -- COMMAND` runs a command and ends with it.",
+    )
+    add_config_arguments(sub)
     sub.add_argument("--interval", type=positive(float), default=1.0, metavar="S", help="seconds (default: 1)")
     sub.add_argument("--output", type=Path, metavar="FILE", help="also write samples: .json, .jsonl or .csv")
-    sub.add_argument("--count", type=positive(int), metavar="N", help="stop after N samples")
     sub.add_argument("--gpu", type=gpu_list, metavar="0,1", help="GPUs to watch (default: all)")
+    sub.add_argument("--count", type=positive(int), metavar="N", help="stop after N samples")
+    sub.add_argument("--duration", type=positive(float), metavar="S", help="stop after S seconds")
+    sub.add_argument("--until-exit", type=positive(int), metavar="PID", help="stop when this process ends")
+    sub.add_argument(
+        "--alert", action="append", default=[], metavar="CONDITION",
+        help="tell when memory>95%%, memory>11GiB, temperature>85, use<10%% or power>250W, and exit with 3; repeatable",
+    )  # fmt: skip
+    sub.add_argument("--prometheus", type=port, metavar="PORT", help=f"serve http://{LOOPBACK}:PORT/metrics")
     sub.set_defaults(command=monitor)
+
+    sub = commands.add_parser("plot", help="draw a log that the monitor wrote")
+    sub.add_argument("log", type=Path, help="gpu_logs.json, .jsonl or .csv")
+    sub.add_argument("--output", type=Path, metavar="PNG", help="picture to write (default: the log's name)")
+    sub.set_defaults(command=plot)
 
     sub = commands.add_parser("estimate", help="memory of a training run, by term; needs no GPU")
     add_config_arguments(sub)
@@ -353,7 +378,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--table", action="store_true", help="what fits cards of 6 to 80 GB")
     sub.add_argument("--json", action="store_true", help="print the estimate as JSON")
     sub.set_defaults(command=estimate)
-    return parser.parse_args(argv)
+    own, wrapped = split_at_dashes(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(own)
+    args.wrapped = wrapped
+    if wrapped and args.command is not monitor:
+        parser.error("only monitor runs a command")
+    return args
+
+
+def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line at `--` into this script's own part and a command to wrap."""
+    words = list(argv)
+    if "--" not in words:
+        return words, []
+    position = words.index("--")
+    return words[:position], words[position + 1 :]
 
 
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -372,6 +411,14 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 def gpu_list(text: str) -> list[int]:
     """An argparse type: GPU numbers with commas between them."""
     return sorted({int(part) for part in text.split(",")})
+
+
+def port(text: str) -> int:
+    """An argparse type: a TCP port, 0 for any free one."""
+    number = int(text)
+    if not 0 <= number < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is no port number")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

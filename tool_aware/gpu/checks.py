@@ -6,20 +6,25 @@ What a package was built for is read from its files: importing torch takes secon
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tool_aware.config import Config, Environment
 from tool_aware.gpu.architectures import Architecture, cached_snapshot, hub_cache
-from tool_aware.gpu.estimate import MemoryEstimate
+from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec
+from tool_aware.gpu.fit import fit
+from tool_aware.gpu.nvml import DriverUnavailable, open_driver
 from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading
 
 Status = Literal["ok", "warning", "problem"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 BF16_CAPABILITY = (8, 0)  # Ampere; earlier cards compute in float16 with a gradient scaler
 OLDEST_CAPABILITY = (6, 0)  # bitsandbytes needs Pascal or newer
@@ -40,6 +45,69 @@ class CheckLine:
         return asdict(self)
 
 
+def check_machine(
+    config: Config, environment: Environment, estimate: MemoryEstimate, *, is_deep: bool = False
+) -> tuple[list[GpuReading], list[CheckLine]]:
+    """Read the GPUs and make all checks; `is_deep` also computes on the GPU, which imports torch."""
+    try:
+        driver = open_driver()
+        gpus, info = driver.read(), driver.info
+        driver.close()
+    except DriverUnavailable as error:
+        gpus, info = [], None
+        lines = [CheckLine("problem", "driver", error.what, error.fix)]
+    else:
+        lines = [check_driver(info)]
+    lines += [check_torch(info), check_bitsandbytes()]
+    lines += [CheckLine("problem", f"GPU {gpu.index}", gpu.problem, "see `nvidia-smi`") for gpu in gpus if gpu.problem]
+    chosen = gpu_for_training([gpu for gpu in gpus if not gpu.problem])
+    if chosen is not None:
+        remedies = memory_remedies(estimate.spec, chosen)
+        lines += [check_precision(chosen), *check_mig(chosen), check_memory(chosen, estimate, remedies)]
+    if is_deep:
+        lines.append(check_computing())
+    lines += check_disk(config, estimate.spec.architecture)
+    return gpus, [*lines, check_token(config, environment), *check_database(config, environment)]
+
+
+def gpu_for_training(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.environ) -> GpuReading | None:
+    """The GPU that torch will call cuda:0: the first that CUDA_VISIBLE_DEVICES names, else the first of all."""
+    first = environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    named = (gpu for gpu in gpus if first and (str(gpu.index) == first or (gpu.uuid or "").startswith(first)))
+    return next(named, gpus[0] if gpus else None)
+
+
+def memory_remedies(spec: TrainingSpec, gpu: GpuReading) -> list[str]:
+    """The edits of config.yaml with which training would fit the memory that is free now."""
+    answer = fit(spec, gpu.free_bytes) if gpu.free_bytes is not None else None
+    return [f"{key}: {json.dumps(value).strip(chr(34))}" for key, value in answer.keys.items()] if answer else []
+
+
+def check_computing() -> CheckLine:
+    """Multiply by an NF4 matrix on the GPU, forward and backward: the whole stack, for a second."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return CheckLine("problem", "computing", "torch sees no CUDA device", "see the lines about driver and torch")
+    from bitsandbytes.nn import Linear4bit
+
+    try:
+        layer = Linear4bit(256, 256, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to("cuda")
+        inputs = torch.ones(4, 256, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+        layer(inputs).float().pow(2).sum().backward()
+        is_sound = bool(inputs.grad.isfinite().all()) and bool(inputs.grad.abs().sum() > 0)
+    except RuntimeError as error:
+        return CheckLine(
+            "problem", "computing", f"NF4 on the GPU fails: {str(error).splitlines()[0]}", "reinstall torch"
+        )
+    if not is_sound:
+        return CheckLine("problem", "computing", "NF4 on the GPU gives no finite gradient", "reinstall bitsandbytes")
+    free, total = torch.cuda.mem_get_info()
+    return CheckLine(
+        "ok", "computing", f"NF4 forward and backward; torch sees {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    )
+
+
 def check_driver(info: DriverInfo) -> CheckLine:
     """Name the driver and the newest CUDA it serves."""
     version = info.version or "version unknown"
@@ -53,7 +121,9 @@ def check_torch(info: DriverInfo | None) -> CheckLine:
         return CheckLine("problem", "torch", "not installed", "pip install -r requirements.txt")
     version, cuda = built
     if cuda is None:
-        remedy = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+        if info is None:
+            return CheckLine("ok", "torch", f"{version}, a CPU build: enough for the demo")
+        remedy = "install a build for your CUDA: https://pytorch.org/get-started/locally"
         return CheckLine("problem", "torch", f"{version} is a CPU build: it cannot use a GPU", remedy)
     # A driver serves every CUDA runtime of its own major version (CUDA minor version compatibility).
     if info and info.cuda and _numbers(cuda)[0] > _numbers(info.cuda)[0]:
@@ -142,12 +212,8 @@ def check_mig(gpu: GpuReading) -> Iterator[CheckLine]:
 def check_disk(config: Config, architecture: Architecture) -> Iterator[CheckLine]:
     """Compare free disk space with what the model, the checkpoints and the merged model will take."""
     weights = architecture.parameters * 2
-    adapter = architecture.adapter_parameters(
-        config.lora.r,
-        config.lora.target_modules
-        if isinstance(config.lora.target_modules, str)
-        else tuple(config.lora.target_modules),
-    )
+    targets = config.lora.target_modules
+    adapter = architecture.adapter_parameters(config.lora.r, targets if isinstance(targets, str) else tuple(targets))
     written = weights + adapter * CHECKPOINT_BYTES_PER_PARAMETER * (config.training.save_total_limit + 1)
     needs = {config.training.output_dir: ("merged model and checkpoints", written)}
     if not has_model(config.model.name):
@@ -155,7 +221,7 @@ def check_disk(config: Config, architecture: Architecture) -> Iterator[CheckLine
     for path, (what, needed) in needs.items():
         existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         free = shutil.disk_usage(existing).free
-        finding = f"{what} take {needed / GIB:.1f} GiB, {free / GIB:.0f} GiB are free at {existing}"
+        finding = f"{needed / GIB:.1f} GiB for the {what}, {free / GIB:.0f} GiB are free at {existing}"
         if free < needed:
             yield CheckLine("problem", "disk", finding, "free some space, or set training.output_dir / HF_HOME")
         else:
@@ -200,7 +266,8 @@ def check_database(config: Config, environment: Environment) -> Iterator[CheckLi
             connect_timeout=config.database.connect_timeout_s,
         )
     except psycopg2.OperationalError as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
+        # "connection to server at ... failed: Connection refused", then hints; a password is never part of it.
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0].rpartition("failed: ")[2].strip()
         remedy = "set POSTGRES_* in .env, or dataset.use_query_log: false"
         yield CheckLine("warning", "database", f"{place}: {reason}; only synthetic rows without it", remedy)
         return

@@ -106,8 +106,6 @@ def training_text(training: TrainingProgress) -> str:
         parts.append(f"loss {training.loss:.4f}")
     if training.eta_s:
         parts.append(f"{duration(training.eta_s)} left")
-    if training.pid is None:
-        parts.append("(not running)")
     return "  ".join(parts)
 
 

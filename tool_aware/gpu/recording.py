@@ -33,14 +33,14 @@ _CSV_FIELDS = (
 class Recorder(Protocol):
     """Somewhere samples go."""
 
-    def add(self, sample: Sample) -> None:
+    def take(self, sample: Sample) -> None:
         """Take one sample."""
 
-    def close(self, statistics: Statistics) -> None:
+    def close(self) -> None:
         """Write what is left, and the summary where the format has a place for it."""
 
 
-def open_recorder(path: Path, interval_s: float, gpus: Sequence[GpuReading]) -> Recorder:
+def open_recorder(path: Path, interval_s: float, gpus: Sequence[GpuReading], statistics: Statistics) -> Recorder:
     """Choose a format by extension. A file that is already there is kept under a name with its date.
 
     Raises UserError for any other extension.
@@ -52,7 +52,7 @@ def open_recorder(path: Path, interval_s: float, gpus: Sequence[GpuReading]) -> 
                         fix=f"end it in {', '.join(kinds)}")  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     keep_previous(path)
-    return kind(path, interval_s, gpus)
+    return kind(path, interval_s, gpus, statistics)
 
 
 def keep_previous(path: Path) -> Path | None:
@@ -68,8 +68,8 @@ def keep_previous(path: Path) -> Path | None:
 class JsonLog:
     """One JSON document. It is replaced by rename, so that a reader, or a kill -9, never meets half of it."""
 
-    def __init__(self, path: Path, interval_s: float, gpus: Sequence[GpuReading]) -> None:
-        self._path = path
+    def __init__(self, path: Path, interval_s: float, gpus: Sequence[GpuReading], statistics: Statistics) -> None:
+        self._path, self._statistics = path, statistics
         self._part = path.with_name(f".{path.name}.part")
         self._head = {
             "started_at": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -81,7 +81,7 @@ class JsonLog:
         self._next_write_s = 0.0
         self._write(None)
 
-    def add(self, sample: Sample) -> None:
+    def take(self, sample: Sample) -> None:
         """Take one sample; on disk at once while the document is small, within seconds when it is large."""
         self._seen += 1
         if self._seen % self._keep_every == 0:
@@ -92,9 +92,9 @@ class JsonLog:
         if time.monotonic() >= self._next_write_s:
             self._write(None)
 
-    def close(self, statistics: Statistics) -> None:
+    def close(self) -> None:
         """Write the document for the last time, with the summary."""
-        self._write(statistics.as_dict())
+        self._write(self._statistics.as_dict())
 
     def _write(self, summary: Mapping[str, Any] | None) -> None:
         head = json.dumps({**self._head, "kept_every": self._keep_every, "summary": summary}, indent=1)
@@ -111,29 +111,30 @@ class JsonLog:
 class JsonLinesLog:
     """One sample a line. Lines are appended whole; after a kill -9 at most the last one is torn."""
 
-    def __init__(self, path: Path, interval_s: float, gpus: Sequence[GpuReading]) -> None:
+    def __init__(self, path: Path, interval_s: float, gpus: Sequence[GpuReading], statistics: Statistics) -> None:
+        self._statistics = statistics
         self._file = path.open("ab", buffering=0)
         head = {"interval_s": interval_s, "gpus": [_identity(gpu) for gpu in gpus]}
         self._file.write(json.dumps(head).encode() + b"\n")
 
-    def add(self, sample: Sample) -> None:
+    def take(self, sample: Sample) -> None:
         """Append one line."""
         self._file.write(json.dumps(sample.as_dict()).encode() + b"\n")
 
-    def close(self, statistics: Statistics) -> None:
+    def close(self) -> None:
         """Append the summary as the last line."""
-        self._file.write(json.dumps({"summary": statistics.as_dict()}).encode() + b"\n")
+        self._file.write(json.dumps({"summary": self._statistics.as_dict()}).encode() + b"\n")
         self._file.close()
 
 
 class CsvLog:
     """One GPU of one sample a line, for spreadsheets. It has no place for names and summary."""
 
-    def __init__(self, path: Path, _interval_s: float, _gpus: Sequence[GpuReading]) -> None:
+    def __init__(self, path: Path, *_: object) -> None:
         self._file = path.open("ab", buffering=0)
         self._file.write(_csv_line(["time", "seconds", *_CSV_FIELDS]))
 
-    def add(self, sample: Sample) -> None:
+    def take(self, sample: Sample) -> None:
         """Append one line per GPU, in one write."""
         record = sample.as_dict()
         lines = [
@@ -142,7 +143,7 @@ class CsvLog:
         ]
         self._file.write(b"".join(lines))
 
-    def close(self, _statistics: Statistics) -> None:
+    def close(self) -> None:
         """Close the file."""
         self._file.close()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from tool_aware.console import table
+from tool_aware.gpu.checks import STATUSES, CheckLine
 from tool_aware.gpu.display import gib, power, process_text, with_unit
 from tool_aware.gpu.dry_run import DryRun
 from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec, estimate_training
@@ -30,6 +32,31 @@ def overview(gpus: Sequence[GpuReading]) -> Iterator[str]:
         yield f"  state        {temperature}, {use} busy, {power(gpu)}, {with_unit(gpu.sm_clock_mhz, 'MHz')}"
         for number, process in enumerate(gpu.processes):
             yield f"  {'' if number else 'processes':<11}  {process_text(process)}"
+
+
+def check_text(lines: Sequence[CheckLine], width: int | None = None) -> Iterator[tuple[str, str]]:
+    """Yield (status, text) for each check, wrapped at `width`; the status is empty on lines that go on with one."""
+    indent = " " * (max(map(len, STATUSES)) + 2)
+    name_width = max(len(line.name) for line in lines)
+    for line in lines:
+        texts = _wrapped(line.finding, width, len(indent) + name_width + 2)
+        if line.remedy and line.status != "ok":
+            texts += _wrapped(f"fix: {line.remedy}", width, len(indent) + name_width + 2)
+        yield line.status, f"{line.status:<{len(indent)}}{line.name:<{name_width}}  {texts[0]}"
+        for text in texts[1:]:
+            yield "", f"{indent}{'':<{name_width}}  {text}"
+
+
+def _wrapped(text: str, width: int | None, indent: int) -> list[str]:
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, max(20, width - indent), break_long_words=False, break_on_hyphens=False)
+
+
+def verdict(lines: Sequence[CheckLine]) -> str:
+    """The last line of a check."""
+    problems = sum(line.status == "problem" for line in lines)
+    return f"not ready: {problems} to fix" if problems else "ready to train"
 
 
 def spec_text(spec: TrainingSpec) -> str:
@@ -100,8 +127,9 @@ def speed_text(spec: TrainingSpec, card: str | None) -> str | None:
     speed = estimate_speed(spec, card) if card else None
     if speed is None:
         return None
+    examples = f"{spec.batch_size} example{'s' * (spec.batch_size > 1)}"
     return (
-        f"time on {card}: {speed.limit_s:.1f} to {speed.expected_s:.1f} s a micro-step of {spec.batch_size} example(s), "
+        f"time on {card}: {speed.limit_s:.1f} to {speed.expected_s:.1f} s a micro-step of {examples}, "
         f"{spec.tokens / speed.expected_s:,.0f} to {spec.tokens / speed.limit_s:,.0f} tokens/s\n"
         "  a guess from published rates: all of them, or the quarter of them that runs on one H200 reached"
     )

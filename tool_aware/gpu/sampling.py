@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,7 +19,7 @@ AT_PEAK_SHARE = 0.99  # memory within 1 % of the peak counts as "at the peak"
 class TrainingProgress:
     """What output/metrics.jsonl says about the run that goes on beside the monitor."""
 
-    pid: int | None
+    pid: int
     step: int
     total_steps: int | None = None
     loss: float | None = None
@@ -63,25 +62,6 @@ def _gpu_record(gpu: GpuReading) -> dict[str, Any]:
     if gpu.problem:
         record["problem"] = gpu.problem
     return record
-
-
-def ticks(interval_s: float, *, count: int | None = None, duration_s: float | None = None) -> Iterator[float]:
-    """Yield seconds since the start, every `interval_s` of them, without drift.
-
-    The n-th tick is due at n x interval whatever the loop's body takes; ticks that were missed are skipped.
-    """
-    start_s = time.monotonic()
-    number = done = 0
-    while count is None or done < count:
-        due_s = number * interval_s
-        if duration_s is not None and due_s > duration_s:
-            return
-        wait_s = start_s + due_s - time.monotonic()
-        if wait_s > 0:
-            time.sleep(wait_s)
-        yield time.monotonic() - start_s
-        done += 1
-        number = max(number + 1, int((time.monotonic() - start_s) / interval_s))
 
 
 @dataclass

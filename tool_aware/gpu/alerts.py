@@ -1,0 +1,75 @@
+"""Conditions such as `memory>95%` that a monitor watches for."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tool_aware.console import UserError
+from tool_aware.gpu.readings import GIB, GpuReading
+
+_CONDITION = re.compile(r"\s*(?P<what>[a-z]+)\s*(?P<sign>[<>])\s*(?P<limit>\d+(?:\.\d+)?)\s*(?P<unit>%|GiB|C|W)?\s*")
+_UNITS = {"memory": ("%", "GiB"), "use": ("%",), "temperature": ("C",), "power": ("W",)}
+_SIGNS = {">": operator.gt, "<": operator.lt}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One limit. `what` is memory, use, temperature or power; `unit` the one the limit is given in."""
+
+    what: str
+    sign: str
+    limit: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.what}{self.sign}{self.limit:g}{'' if self.unit == '%' else ' '}{self.unit}"
+
+    def value(self, gpu: GpuReading) -> float | None:
+        """The watched value in the condition's unit; None where the driver does not say."""
+        if self.what == "memory" and gpu.used_bytes is not None:
+            if self.unit == "GiB":
+                return gpu.used_bytes / GIB
+            return 100 * gpu.used_bytes / gpu.total_bytes if gpu.total_bytes else None
+        return {"use": gpu.utilization_percent, "temperature": gpu.temperature_c, "power": gpu.power_w}.get(self.what)
+
+    def is_met(self, gpu: GpuReading) -> bool:
+        """Whether a GPU is past the limit; False where its value is not known."""
+        value = self.value(gpu)
+        return value is not None and _SIGNS[self.sign](value, self.limit)
+
+
+def parse_condition(text: str) -> Condition:
+    """Read `memory>95%`, `memory>11 GiB`, `temperature>85`, `use<10%`, `power>250W`. Raises UserError for all else."""
+    match = _CONDITION.fullmatch(text)
+    units = _UNITS.get(match["what"]) if match else None
+    if not match or units is None or (match["unit"] or units[0]) not in units:
+        raise UserError(
+            "is no condition",
+            where=f"--alert {text}",
+            fix="write for example memory>95%, memory>11GiB, temperature>85, use<10%, power>250W",
+        )
+    return Condition(match["what"], match["sign"], float(match["limit"]), match["unit"] or units[0])
+
+
+@dataclass
+class Alerts:
+    """Watches conditions; each is told once when it becomes true, and again only after it was false in between."""
+
+    conditions: Sequence[Condition] = ()
+    fired: int = 0
+    _active: set[tuple[int, Condition]] = field(default_factory=set)
+
+    def check(self, gpus: Sequence[GpuReading]) -> Iterator[str]:
+        """Yield a line for each condition that a GPU has just met."""
+        for gpu in gpus:
+            for condition in self.conditions:
+                key = (gpu.index, condition)
+                if not condition.is_met(gpu):
+                    self._active.discard(key)
+                elif key not in self._active:
+                    self._active.add(key)
+                    self.fired += 1
+                    yield f"GPU {gpu.index}: {condition} ({condition.value(gpu):.1f} {condition.unit})"

@@ -1,0 +1,154 @@
+"""Read a log that the monitor wrote and draw it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.console import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MIB_PER_GIB = 1024
+MAX_POINTS = 4000  # per line of the figure: more than its pixels; of each stretch the largest value is kept
+_PANELS = (
+    ("memory_used_mib", "memory, GiB", 1 / MIB_PER_GIB),
+    ("utilization_percent", "use, %", 1.0),
+    ("power_w", "power, W", 1.0),
+    ("temperature_c", "temperature, °C", 1.0),
+)
+
+
+@dataclass(frozen=True)
+class Log:
+    """Samples of a log: per GPU a list of (seconds, record). `names` and `totals_mib` where the format has them."""
+
+    series: Mapping[int, list[tuple[float, Mapping[str, Any]]]]
+    names: Mapping[int, str]
+    totals_mib: Mapping[int, int]
+
+
+def read_log(path: Path) -> Log:
+    """Read .json, .jsonl or .csv; a torn last line, as a kill leaves it, is skipped.
+
+    Raises UserError if the file is missing, is no such log, or has no samples.
+    """
+    readers = {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError("is not a log of the monitor", where=str(path), fix=f"name a {', '.join(readers)} file")
+    try:
+        heads, samples = reader(path)
+    except FileNotFoundError:
+        fix = f"python monitor_gpu.py monitor --output {path}"
+        raise UserError("not found", where=str(path), fix=fix) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"is not a log of the monitor: {error}", where=str(path)) from error
+    series: dict[int, list[tuple[float, Mapping[str, Any]]]] = defaultdict(list)
+    for seconds, gpu in samples:
+        series[gpu["index"]].append((seconds, gpu))
+    if not series:
+        raise UserError("holds no samples", where=str(path))
+    return Log(
+        dict(series),
+        {head["index"]: head["name"] for head in heads},
+        {head["index"]: head["memory_total_mib"] for head in heads if head["memory_total_mib"]},
+    )
+
+
+_Read = tuple[list[Mapping[str, Any]], Iterator[tuple[float, Mapping[str, Any]]]]
+
+
+def _read_json(path: Path) -> _Read:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return document["gpus"], _flat(document["samples"])
+
+
+def _read_json_lines(path: Path) -> _Read:
+    records = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+    heads = next((record["gpus"] for record in records if "interval_s" in record), [])
+    return heads, _flat(record for record in records if "seconds" in record and "gpus" in record)
+
+
+def _flat(samples: Any) -> Iterator[tuple[float, Mapping[str, Any]]]:
+    for sample in samples:
+        for gpu in sample["gpus"]:
+            yield sample["seconds"], gpu
+
+
+def _read_csv(path: Path) -> _Read:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [], ((float(row["seconds"]), _numbers(row)) for row in rows if row.get("problem") is not None)
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
+    """The record of a CSV line: empty cells are unknown, the rest are numbers where they look like one."""
+    record: dict[str, Any] = {}
+    for name, text in row.items():
+        record[name] = None if text == "" else text
+        with contextlib.suppress(ValueError):
+            record[name] = float(text)
+    return record | {"index": int(row["index"])}
+
+
+# ---- drawing ---------------------------------------------------------------------------------------------
+
+
+def draw(log: Log, path: Path, *, title: str) -> None:
+    """Draw memory, use, power and temperature over time, one line per GPU, into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    known = [panel for panel in _PANELS if any(values(log, index, panel[0]) for index in log.series)]
+    figure, axes = pyplot.subplots(
+        len(known), 1, figsize=(9, 2.1 * len(known) + 0.8), sharex=True, squeeze=False, layout="constrained"
+    )
+    longest_s = max(points[-1][0] for points in log.series.values())
+    unit, seconds_per_unit = ("hours", 3600) if longest_s > 7200 else ("minutes", 60) if longest_s > 180 else ("s", 1)
+    for axis, (field, label, scale) in zip(axes[:, 0], known, strict=True):
+        _draw_panel(axis, log, field, scale, seconds_per_unit)
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(loc="lower right", fontsize="small")
+    axes[-1, 0].set_xlabel(f"time, {unit}")
+    figure.suptitle(title, fontsize="medium")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _draw_panel(axis: Axes, log: Log, field: str, scale: float, seconds_per_unit: float) -> None:
+    for index in sorted(log.series):
+        points = thinned(values(log, index, field))
+        if not points:
+            continue
+        name = f"GPU {index} {log.names.get(index, '')}".strip()
+        line = axis.plot([s / seconds_per_unit for s, _ in points], [v * scale for _, v in points], lw=1.2, label=name)
+        if field == "memory_used_mib" and index in log.totals_mib:
+            axis.axhline(log.totals_mib[index] * scale, color=line[0].get_color(), ls=":", lw=1)
+
+
+def values(log: Log, index: int, field: str) -> list[tuple[float, float]]:
+    """(seconds, value) of one field of one GPU, where it is known."""
+    return [(seconds, record[field]) for seconds, record in log.series[index] if record.get(field) is not None]
+
+
+def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_POINTS points: of each stretch the one with the largest value, so that no peak is lost."""
+    stretch = -(-len(points) // MAX_POINTS) or 1
+    return [max(points[i : i + stretch], key=lambda point: point[1]) for i in range(0, len(points), stretch)]

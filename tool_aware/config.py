@@ -359,6 +359,7 @@ class Environment:
     postgres_user: str = "cipher"
     postgres_password: str | None = field(default=None, repr=False)
     hf_token: str | None = field(default=None, repr=False)
+    openai_api_key: str | None = field(default=None, repr=False)
     use_wandb: bool = False
     wandb_project: str = "mistral-tool-aware"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tool_aware.evaluation.code_equality import same_syntax
@@ -29,7 +29,8 @@ class Prediction:
     """What a system answered for one row of the test file.
 
     A system that only chooses (a classifier, choice-only scoring) fills `tool` and leaves `text` None.
-    `scores` are probabilities per tool where the system gives them.
+    `scores` are probabilities per tool, or natural log-probabilities of the tools' full names behind the prompt
+    (choice-only scoring). `seconds` is the row's share of its batch's time.
     """
 
     row: int
@@ -38,6 +39,7 @@ class Prediction:
     new_tokens: int = 0
     is_truncated: bool = False
     scores: Mapping[str, float] | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,6 @@ class Judgement:
     is_reasoning_sound: bool | None = None
     error: str | None = None
     detail: str = ""
-    scores: Mapping[str, float] | None = field(default=None, repr=False)
 
     @property
     def is_tool_right(self) -> bool:
@@ -100,9 +101,10 @@ def judge(prediction: Prediction, row: Row, tools: Toolbox, *, same_code: SameCo
         is_call_correct=False,
         is_truncated=prediction.is_truncated,
         is_reasoning_sound=is_reasoning_sound(answer, tools),
-        scores=prediction.scores,
     )
-    changes = _judge_call(answer, chosen, row, tools, same_code, prediction.is_truncated)
+    changes = _judge_call(answer, chosen, row, tools, same_code)
+    if prediction.is_truncated and not verdict.is_parsed:
+        changes["error"] = "truncated"
     return Judgement(**{**vars(verdict), **changes})
 
 
@@ -112,7 +114,7 @@ def _judge_choice(prediction: Prediction, row: Row, tools: Toolbox, group: str) 
     error = None if credited == row.tool else "wrong tool" if chosen else "unknown tool"
     return Judgement(
         prediction.row, row.tool, chosen, credited, group, error=error,
-        detail=f"{row.tool} -> {chosen}" if error else "", scores=prediction.scores,
+        detail=f"{row.tool} -> {chosen}" if error else "",
     )  # fmt: skip
 
 
@@ -121,12 +123,11 @@ def _credited(chosen: str | None, row: Row) -> str:
 
 
 def _judge_call(
-    answer: ParsedAnswer, chosen: str | None, row: Row, tools: Toolbox, same_code: SameCode, is_truncated: bool
+    answer: ParsedAnswer, chosen: str | None, row: Row, tools: Toolbox, same_code: SameCode
 ) -> dict[str, Any]:
     """Say what is wrong with a call, the first of ERRORS that applies, and which of its parameters match."""
     if not answer.call:
-        error = "truncated" if is_truncated else "no parseable call"
-        return {"error": error, "detail": answer.problem}
+        return {"error": "no parseable call", "detail": answer.problem}
     if chosen is None:
         return {"error": "unknown tool", "detail": answer.tool}
     if chosen not in row.acceptable_tools:
@@ -138,7 +139,8 @@ def _judge_call(
     tool = tools[chosen]
     accepted = accepted_values(row, tool)
     matches = match_parameters(answer.call, tool, accepted, same_code)
-    bfcl = bfcl_verdict({"name": chosen, "arguments": answer.call.parameters}, {chosen: accepted}, bfcl_function(tool))
+    arguments = {"name": chosen, "arguments": answer.call.parameters}
+    bfcl = bfcl_verdict(arguments, bfcl_expected(tool, accepted), bfcl_function(tool))
     is_correct = all(match.is_match for match in matches) and not tools.problems(answer.call)
     outcome = {"parameters": matches, "is_bfcl_valid": bfcl.valid, "is_call_correct": is_correct}
     return outcome if is_correct else outcome | _parameter_error(answer.call, matches, tool)

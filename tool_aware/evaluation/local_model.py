@@ -1,18 +1,22 @@
-"""Base and tuned model on one set of weights, answering the rows of a test set."""
+"""Base and tuned model on one set of weights, answering rows or choosing tools for them."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tool_aware.console import Progress
-from tool_aware.evaluation.inference import generate
+from tool_aware.evaluation.choice import score_names
+from tool_aware.evaluation.constrained import AnswerGrammar
+from tool_aware.evaluation.inference import Generation, generate
 from tool_aware.evaluation.judgement import Prediction
 from tool_aware.evaluation.predictions import PredictionLog
-from tool_aware.prompt import decode, encode_prompt
-from tool_aware.records import Row
+from tool_aware.evaluation.tasks import Task
+from tool_aware.prompt import decode, encode_prompt, tool_label_tokens, tool_name_tokens
+from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,57 +24,69 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model in memory with its tokenizer; `peft` models can switch their adapter off."""
+    """A model in memory with its tokenizer; one with a `peft` adapter can switch it off."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    max_new_tokens: int
+
+    def run(self, task: Task, log: PredictionLog) -> list[Prediction]:
+        """Work off what `log` does not hold yet, batch by batch, and return all predictions in row order."""
+        missing = {index: row for index, row in task.rows.items() if index not in log.done}
+        if missing:
+            prompts = {index: encode_prompt(self.tokenizer, row.instruction) for index, row in missing.items()}
+            with self._adapter(is_on=task.uses_adapter) as model, log.appending() as append:
+                work = self._choose if task.kind == "choice" else self._answer
+                _work_off(work(model, task, prompts), append, Progress(task.name, len(missing)))
+        return [log.done[index] for index in task.rows]
 
     @contextlib.contextmanager
-    def adapter(self, *, is_on: bool) -> Iterator[PreTrainedModel]:
-        """The model with its adapter switched on or off, if it has one."""
-        off = contextlib.nullcontext() if is_on or not hasattr(self.model, "disable_adapter") else None
-        with off or self.model.disable_adapter():
+    def _adapter(self, *, is_on: bool) -> Iterator[PreTrainedModel]:
+        can_switch = hasattr(self.model, "disable_adapter")
+        with self.model.disable_adapter() if can_switch and not is_on else contextlib.nullcontext():
             yield self.model
 
-    def encode(self, rows: Mapping[int, Row]) -> dict[int, list[int]]:
-        """Token ids of each row's prompt."""
-        return {index: encode_prompt(self.tokenizer, row.instruction) for index, row in rows.items()}
-
-
-def answer_rows(
-    local: LocalModel,
-    rows: Mapping[int, Row],
-    log: PredictionLog,
-    *,
-    uses_adapter: bool,
-    max_new_tokens: int,
-    batch_size: int,
-    label: str,
-    make_processor: Callable | None = None,
-) -> list[Prediction]:
-    """Generate what `log` does not hold yet, batch by batch, and return all answers in row order."""
-    missing = {index: row for index, row in rows.items() if index not in log.done}
-    if missing:
-        prompts = local.encode(missing)
+    def _answer(self, model: PreTrainedModel, task: Task, prompts: Mapping[int, list[int]]) -> Iterator:
         indices = list(prompts)
-        progress = Progress(label, len(rows))
-        with local.adapter(is_on=uses_adapter) as model, log.appending() as append:
-            batches = generate(
-                model, list(prompts.values()), eos_id=local.tokenizer.eos_token_id, max_new_tokens=max_new_tokens,
-                batch_size=batch_size, make_processor=make_processor,
-            )  # fmt: skip
-            for batch in batches:
-                append(
-                    [
-                        Prediction(
-                            indices[position],
-                            decode(local.tokenizer, answer.ids),
-                            new_tokens=len(answer.ids) + (not answer.is_truncated),
-                            is_truncated=answer.is_truncated,
-                        )
-                        for position, answer in batch
-                    ]
-                )
-                progress.update(sum(index in log.done for index in rows))
-        progress.close()
-    return [log.done[index] for index in rows]
+        batches = generate(
+            model, list(prompts.values()), eos_id=self.tokenizer.eos_token_id, max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            make_processor=self._grammar(task.tools).processor if task.kind == "constrained" else None,
+        )  # fmt: skip
+        for batch in batches:
+            yield [self._prediction(indices[position], answer) for position, answer in batch]
+
+    def _prediction(self, row: int, answer: Generation) -> Prediction:
+        return Prediction(
+            row,
+            decode(self.tokenizer, answer.ids),
+            new_tokens=len(answer.ids) + (not answer.is_truncated),
+            is_truncated=answer.is_truncated,
+        )
+
+    def _choose(self, model: PreTrainedModel, task: Task, prompts: Mapping[int, list[int]]) -> Iterator:
+        indices, label = list(prompts), tool_label_tokens(self.tokenizer)
+        names = tool_name_tokens(self.tokenizer, task.tools.names)
+        labelled = [prompt + label for prompt in prompts.values()]
+        for batch in score_names(model, labelled, names, batch_size=self.batch_size):
+            yield [_choice(indices[position], scores, task.real_names) for position, scores in batch]
+
+    def _grammar(self, tools: Toolbox) -> AnswerGrammar:
+        return AnswerGrammar(self.tokenizer, tools, vocabulary=self.model.config.vocab_size)
+
+
+def _choice(row: int, scores: Mapping[str, float], real_names: Mapping[str, str]) -> Prediction:
+    real = {real_names[name]: score for name, score in scores.items()}
+    return Prediction(row, tool=max(real, key=real.__getitem__), scores=real)
+
+
+def _work_off(batches: Iterator[list[Prediction]], append: Callable, progress: Progress) -> None:
+    """Write each batch as soon as it is there, each row with its share of the batch's time."""
+    done, begun_s = 0, time.perf_counter()
+    for batch in batches:
+        now_s = time.perf_counter()
+        append([replace(prediction, seconds=(now_s - begun_s) / len(batch)) for prediction in batch])
+        done, begun_s = done + len(batch), now_s
+        progress.update(done)
+    progress.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +48,7 @@ class Comparison:
 
     first: str
     second: str
+    groups: int
     accuracy_difference: Estimate
     macro_f1_difference: Estimate
     tool_choice: PairedTest
@@ -62,17 +63,26 @@ class Comparison:
         test, difference = self.tool_choice, self.accuracy_difference
         evidence = (
             f"{100 * difference.value:+.1f} points of tool accuracy "
-            f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}], {test.discordant} of {test.rows} rows differ "
-            f"({test.only_second} : {test.only_first} in favour of {self.second}), exact McNemar p = {test.p_value:.2g}"
+            f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}], {test.discordant} of {test.rows} rows "
+            f"differ ({test.only_second} : {test.only_first} for {self.second}), exact McNemar p = {test.p_value:.2g}"
         )
         if test.conclusion in ("better", "worse"):
             return f"{self.second} is {test.conclusion} than {self.first}: {evidence}."
+        if test.p_value < SIGNIFICANCE:
+            more = f"but the rows come from {self.groups} groups only, and over those the interval includes 0"
+            return f"{self.second} and {self.first} are {test.conclusion}: {evidence}; {more}."
         more = (
             f"about {test.rows_to_settle:,} rows would settle a difference of this size"
             if test.rows_to_settle
             else "no difference was seen"
         )
         return f"{self.second} and {self.first} are {test.conclusion}: {evidence}; {more}."
+
+
+def _agreed(test: PairedTest, difference: Estimate) -> PairedTest:
+    """Withdraw a conclusion that the bootstrap over groups does not bear out: McNemar takes all rows as independent."""
+    excludes_zero = difference.low > 0 or difference.high < 0
+    return test if excludes_zero else replace(test, conclusion="not distinguishable at this size")
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
@@ -115,11 +125,15 @@ def compare(
     weights = bootstrap_weights([judgement.group for judgement in first], seed=seed)
     cells = one_hot(first, tools), one_hot(second, tools)
     has_calls = all(j.is_call_correct is not None for j in (*first, *second))
+    accuracy_difference = bootstrap(partial(_difference, *cells, len(tools), "accuracy"), weights)
     return Comparison(
         *names,
-        accuracy_difference=bootstrap(partial(_difference, *cells, len(tools), "accuracy"), weights),
+        groups=len({judgement.group for judgement in first}),
+        accuracy_difference=accuracy_difference,
         macro_f1_difference=bootstrap(partial(_difference, *cells, len(tools), "macro_f1"), weights),
-        tool_choice=mcnemar([j.is_tool_right for j in first], [j.is_tool_right for j in second]),
+        tool_choice=_agreed(
+            mcnemar([j.is_tool_right for j in first], [j.is_tool_right for j in second]), accuracy_difference
+        ),
         whole_call=mcnemar([j.is_call_correct for j in first], [j.is_call_correct for j in second])
         if has_calls
         else None,

@@ -1,4 +1,4 @@
-"""The rows to be judged on, and the doubts that make judging on them pointless."""
+"""The rows to be judged on, the rows that rivals and calibration learn from, and what makes judging pointless."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tool_aware.tools import Toolbox
 
 @dataclass(frozen=True)
 class TestSet:
-    """Rows of the test file by their index in it (from 0), and the file's sha256."""
+    """Rows of the test file (and of val.json) by their index in it, from 0; `train` is empty without train.json."""
 
     __test__ = False  # its name makes pytest look for tests in it
 
@@ -21,6 +21,9 @@ class TestSet:
     sha256: str
     rows: dict[int, Row]
     total: int
+    train: list[Row]
+    val: dict[int, Row]
+    val_sha256: str | None
 
 
 def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> TestSet:
@@ -30,25 +33,33 @@ def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> 
     """
     path = folder / "test.json"
     loaded = load_rows(path, tools)
-    _refuse_rows_seen_in_training(loaded.rows, folder / "train.json", path, tools)
+    train = load_rows(folder / "train.json", tools).rows if (folder / "train.json").is_file() else []
+    val = load_rows(folder / "val.json", tools) if (folder / "val.json").is_file() else None
+    _refuse_rows_seen_in_training(loaded.rows, train, path)
     total = len(loaded.rows)
     kept = range(total) if limit is None or limit >= total else [index * total // limit for index in range(limit)]
-    return TestSet(path, loaded.sha256, {index: loaded.rows[index] for index in kept}, total)
+    return TestSet(
+        path=path,
+        sha256=loaded.sha256,
+        rows={index: loaded.rows[index] for index in kept},
+        total=total,
+        train=train,
+        val=dict(enumerate(val.rows)) if val else {},
+        val_sha256=val.sha256 if val else None,
+    )
 
 
-def _refuse_rows_seen_in_training(rows: Sequence[Row], train_path: Path, test_path: Path, tools: Toolbox) -> None:
-    if not train_path.is_file():
-        return
-    trained_on = {_key(row): number for number, row in enumerate(load_rows(train_path, tools).rows, start=1)}
+def _refuse_rows_seen_in_training(rows: Sequence[Row], train: Sequence[Row], path: Path) -> None:
+    trained_on = {_key(row): number for number, row in enumerate(train, start=1)}
     problems = [
-        f"{test_path}: row {number} is row {trained_on[_key(row)]} of {train_path.name}: {row.query[:60]!r}"
+        f"{path}: row {number} is row {trained_on[_key(row)]} of train.json: {row.query[:60]!r}"
         for number, row in enumerate(rows, start=1)
         if _key(row) in trained_on
     ]
     if problems:
         raise UserError(
             "the test rows must not have been trained on\n" + listing(problems, "row"),
-            fix="python prepare_dataset.py makes splits that share no row; take these rows out of one of the files",
+            fix="python prepare_dataset.py makes splits that share no row; or take these rows out of one of the files",
         )
 
 

@@ -1,0 +1,82 @@
+"""Demands on the figures, for CI: which were met, which were not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tool_aware.console import UserError
+from tool_aware.evaluation.metrics import Metrics
+from tool_aware.evaluation.results import Results
+
+FIGURES = (
+    "accuracy", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "weighted_f1", "parse_rate",
+    "schema_rate", "call_accuracy", "call_accuracy_given_tool", "bfcl_strict", "bfcl_strict_given_tool",
+)  # fmt: skip
+PER_TOOL = ("precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class Gates:
+    """`minimum`: figure -> least value; `max_drop`: tool -> how far its F1 may fall below the base's."""
+
+    minimum: dict[str, float]
+    max_drop: dict[str, float]
+    require_significant: bool = False
+
+
+def parse_gates(
+    minimum: Sequence[str], max_drop: Sequence[str], require_significant: bool, tools: Sequence[str]
+) -> Gates:
+    """Read `accuracy=0.8`, `f1.web_search=0.7` and `direct_chat=0.02`. Raises UserError for what is none of these."""
+    known = [*FIGURES, *(f"{figure}.{tool}" for figure in PER_TOOL for tool in tools)]
+    return Gates(
+        dict(_read(text, "--min", known) for text in minimum),
+        dict(_read(text, "--max-drop", tools) for text in max_drop),
+        require_significant,
+    )
+
+
+def _read(text: str, option: str, known: Sequence[str]) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    if name not in known:
+        raise UserError(f"{option} {text}: {name!r} is not one of {', '.join(known)}")
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise UserError(f"{option} {text}: needs a number from 0 to 1", fix=f"for example {option} {name}=0.8")
+    return name, number
+
+
+def failures(gates: Gates, results: Results) -> list[str]:
+    """Say which demands the tuned model misses; a figure that is n/a meets none."""
+    tuned = results.metrics[results.tuned]
+    missed = []
+    for name, least in gates.minimum.items():
+        value = figure(tuned, name)
+        if value is None or value < least:
+            missed.append(f"{name} is {_shown(value)}, wanted at least {least:g}")
+    for tool, drop in gates.max_drop.items():
+        before = results.metrics[results.main[0]].per_tool[tool].f1.value if results.comparison else None
+        after = tuned.per_tool[tool].f1.value
+        if before is None or after is None:
+            missed.append(f"f1.{tool} cannot be compared: base {_shown(before)}, fine-tuned {_shown(after)}")
+        elif before - after > drop:
+            missed.append(f"f1.{tool} fell from {before:.3f} to {after:.3f}, allowed is a drop of {drop:g}")
+    if gates.require_significant and (not results.comparison or results.comparison.tool_choice.conclusion != "better"):
+        verdict = results.comparison.verdict() if results.comparison else "there is no base to compare with"
+        missed.append(f"no significant improvement: {verdict}")
+    return missed
+
+
+def figure(metrics: Metrics, name: str) -> float | None:
+    """Look a figure up by its name, `accuracy` or `f1.web_search`."""
+    kind, _, tool = name.partition(".")
+    estimate = getattr(metrics.per_tool[tool], kind) if tool else getattr(metrics, kind)
+    return None if estimate is None else estimate.value
+
+
+def _shown(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

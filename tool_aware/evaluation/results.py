@@ -1,0 +1,184 @@
+"""All that one evaluation found, ready to be printed, written and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tool_aware.config import Config
+from tool_aware.evaluation.breakdown import Confusion, Part, break_down, top_confusions, worst_rows
+from tool_aware.evaluation.choice import probabilities
+from tool_aware.evaluation.code_equality import same_syntax
+from tool_aware.evaluation.judgement import Judgement, Prediction, SameCode, judge
+from tool_aware.evaluation.metrics import Metrics, summarise
+from tool_aware.evaluation.robustness import Shift, shift
+from tool_aware.evaluation.significance import Comparison, compare
+from tool_aware.evaluation.tasks import VAL_CHOICE, Task
+from tool_aware.evaluation.trust import FEWEST_VAL_ROWS, Trust, measure_trust
+from tool_aware.records import Row
+from tool_aware.tools import Toolbox
+
+TITLES = {
+    "base": "base",
+    "finetuned": "fine-tuned",
+    "base_constrained": "base, constrained",
+    "finetuned_constrained": "fine-tuned, constrained",
+    "base_choice": "base, choice only",
+    "finetuned_choice": "fine-tuned, choice only",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Predictions, verdicts and figures by system; `main` names the systems of the base-against-tuned comparison."""
+
+    rows: Mapping[int, Row]
+    tools: Toolbox
+    main: tuple[str, ...]
+    predictions: Mapping[str, Sequence[Prediction]]
+    judgements: Mapping[str, Sequence[Judgement]]
+    metrics: Mapping[str, Metrics]
+    comparison: Comparison | None
+    against_rivals: list[Comparison]
+    trust: Trust | None
+    parts: list[Part]
+    worst: list[Judgement]
+    confusions: list[Confusion]
+    shifts: Mapping[str, list[Shift]]
+    seconds_per_token: Mapping[str, float]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def tuned(self) -> str:
+        """The system under test."""
+        return self.main[-1]
+
+    def headline(self) -> list[str]:
+        """The first paragraph: the verdict, whether something cheap does as well, and what formatting explains."""
+        figures = self.metrics[self.tuned]
+        sentences = [f"{title(self.tuned)}: tool accuracy {figures.accuracy.percent()} on {figures.rows} rows."]
+        if self.comparison:
+            sentences = [_sentence(self.comparison.verdict())]
+        sentences += [_rival_sentence(comparison) for comparison in self.against_rivals[:1]]
+        forced = self.metrics.get("base_constrained")
+        if forced and "base" in self.metrics:
+            gain = forced.accuracy.value - self.metrics["base"].accuracy.value
+            sentences.append(f"Constrained decoding alone moves the base by {100 * gain:+.1f} points of tool accuracy.")
+        return sentences
+
+
+def title(system: str) -> str:
+    """A system's name for people."""
+    return TITLES.get(system, system)
+
+
+def assemble(
+    config: Config,
+    test: Mapping[int, Row],
+    val: Mapping[int, Row],
+    predictions: Mapping[str, Sequence[Prediction]],
+    tasks: Sequence[Task],
+    rivals: Mapping[str, Sequence[Prediction]],
+    *,
+    same_code: SameCode = same_syntax,
+    notes: Sequence[str] = (),
+) -> Results:
+    """Judge every prediction and work out all figures."""
+    tools, settings = config.toolbox, config.evaluation
+    plain = {task.name for task in tasks if not task.variant and task.name != VAL_CHOICE}
+    systems = {name: predictions[name] for name in predictions if name in plain or name not in {t.name for t in tasks}}
+    systems |= dict(rivals)
+    judgements = {name: _judge(answers, test, tools, same_code) for name, answers in systems.items()}
+    metrics = {name: summarise_system(name, judged, config) for name, judged in judgements.items()}
+    main = tuple(name for name in ("base", "finetuned") if name in metrics)
+    main = main or tuple(name for name in ("base_choice", "finetuned_choice") if name in metrics)
+    choices = predictions.get("finetuned_choice", ())
+    confidence = {choice.row: max(probabilities(choice.scores).values()) for choice in choices}
+    tuned = judgements[main[-1]]
+
+    def against(first: str, second: str) -> Comparison:
+        names = title(first), title(second)
+        return compare(judgements[first], judgements[second], tools.names, names=names, seed=settings.seed)
+
+    by_accuracy = sorted(rivals, key=lambda name: -metrics[name].accuracy.value)
+    return Results(
+        rows=test,
+        tools=tools,
+        main=main,
+        predictions=systems,
+        judgements=judgements,
+        metrics=metrics,
+        comparison=against(*main) if len(main) > 1 else None,
+        against_rivals=[against(name, main[-1]) for name in by_accuracy],
+        trust=_trust(predictions, test, val, config),
+        parts=break_down({name: judgements[name] for name in main}, test),
+        worst=worst_rows(tuned, confidence),
+        confusions=top_confusions(tuned, test),
+        shifts=_shifts(predictions, tasks, test, config),
+        seconds_per_token=_seconds_per_token(systems),
+        notes=list(notes),
+    )
+
+
+def summarise_system(name: str, judgements: Sequence[Judgement], config: Config) -> Metrics:
+    """Figures of one system under the config's settings."""
+    settings, tools = config.evaluation, config.toolbox
+    no_tool = settings.no_tool if settings.no_tool in tools else None
+    return summarise(title(name), judgements, tools.names, no_tool=no_tool, seed=settings.seed)
+
+
+def _judge(
+    predictions: Sequence[Prediction], rows: Mapping[int, Row], tools: Toolbox, same_code: SameCode
+) -> list[Judgement]:
+    return [judge(prediction, rows[prediction.row], tools, same_code=same_code) for prediction in predictions]
+
+
+def _trust(
+    predictions: Mapping[str, Sequence[Prediction]], test: Mapping[int, Row], val: Mapping[int, Row], config: Config
+) -> Trust | None:
+    on_test, on_val = predictions.get("finetuned_choice"), predictions.get(VAL_CHOICE)
+    if not on_test or not on_val or len(on_val) < FEWEST_VAL_ROWS:
+        return None
+    return measure_trust(
+        [choice.scores for choice in on_val], [val[choice.row] for choice in on_val],
+        [choice.scores for choice in on_test], [test[choice.row] for choice in on_test],
+        costs=config.evaluation.costs, wanted_precision=config.evaluation.wanted_precision,
+    )  # fmt: skip
+
+
+def _shifts(
+    predictions: Mapping[str, Sequence[Prediction]], tasks: Sequence[Task], test: Mapping[int, Row], config: Config
+) -> dict[str, list[Shift]]:
+    """For base and tuned: how far each variant of the prompt moves the figures of the same rows."""
+    shifts: dict[str, list[Shift]] = {}
+    for task in tasks:
+        if not task.variant or task.name not in predictions:
+            continue
+        system = task.name.split("_choice")[0]
+        plain = [p for p in predictions[f"{system}_choice"] if p.row in task.rows]
+        judged = [_judge(group, test, config.toolbox, same_syntax) for group in (plain, predictions[task.name])]
+        figures = [summarise_system(system, group, config) for group in judged]
+        shifts.setdefault(system, []).append(shift(task.variant, *zip(figures, judged, strict=True)))
+    return shifts
+
+
+def _seconds_per_token(systems: Mapping[str, Sequence[Prediction]]) -> dict[str, float]:
+    totals = {
+        name: (sum(p.seconds for p in group), sum(p.new_tokens for p in group)) for name, group in systems.items()
+    }
+    return {name: seconds / tokens for name, (seconds, tokens) in totals.items() if seconds and tokens}
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _rival_sentence(comparison: Comparison) -> str:
+    """Say whether the best cheap rival chooses as well as the tuned model."""
+    test, difference = comparison.tool_choice, comparison.accuracy_difference
+    gap = f"{100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    if test.conclusion == "better":
+        return f"The best cheap rival, {comparison.first}, chooses worse: {gap} in favour of {comparison.second}."
+    if test.conclusion == "worse":
+        return f"At choosing, the cheap rival {comparison.first} WINS over {comparison.second}: {gap}."
+    return f"At choosing, the cheap rival {comparison.first} does as well as {comparison.second} ({gap}) at this size."

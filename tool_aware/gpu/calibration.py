@@ -1,0 +1,56 @@
+"""Hold the formula against measured runs: the files benchmarks/results/train_memory*.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tool_aware.gpu.architectures import PRESETS
+from tool_aware.gpu.estimate import CALIBRATION, Calibration, TrainingSpec, estimate_training
+from tool_aware.gpu.readings import GIB
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measured run and the estimate for it; errors as shares of the measured value, None where not measured."""
+
+    spec: TrainingSpec
+    allocated_error: float
+    reserved_error: float | None
+    total_error: float | None
+
+
+def compare(path: Path, calibration: Calibration = CALIBRATION) -> list[Comparison]:
+    """Estimate each run of a file that did not run out of memory."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return list(_comparisons(document["rows"], calibration))
+
+
+def _comparisons(rows: Sequence[Mapping[str, Any]], calibration: Calibration) -> Iterator[Comparison]:
+    for row in rows:
+        if row["oom"]:
+            continue
+        spec = spec_of(row)
+        estimate = estimate_training(spec, calibration)
+        yield Comparison(
+            spec,
+            estimate.allocated_bytes / GIB / row["allocated_gib"] - 1,
+            _error(estimate.reserved_bytes, row["reserved_gib"]),
+            _error(estimate.total_bytes, row["nvml_gib"]),
+        )
+
+
+def _error(estimated_bytes: float, measured_gib: float | None) -> float | None:
+    return None if measured_gib is None else estimated_bytes / GIB / measured_gib - 1
+
+
+def spec_of(row: Mapping[str, Any]) -> TrainingSpec:
+    """Read the spec of a measured run; keys that a file leaves out have TrainingSpec's defaults."""
+    names = set(TrainingSpec.__dataclass_fields__) & row.keys()
+    values = {name: row[name] for name in names}
+    if isinstance(values.get("targets"), list):
+        values["targets"] = tuple(values["targets"])
+    return TrainingSpec(PRESETS[row["preset"]], **values)

@@ -21,6 +21,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,18 @@ class Job:
     gates: Gates
     tasks: list[Task]
 
+    @cached_property
+    def adapter_sha256(self) -> str | None:
+        """Identifies the adapter's weights."""
+        return sha256_of(self.adapter / ADAPTER_WEIGHTS) if self.adapter else None
+
     def log(self, task: Task) -> PredictionLog:
         """The answers that earlier runs left for `task`, if they came from the same data, model and settings."""
         name = str(self.args.model or self.config.model.name)
-        weights = sha256_of(self.adapter / ADAPTER_WEIGHTS) if self.adapter and task.uses_adapter else None
         engine = {"endpoint": self.args.endpoint, "served": served_name(self.args, task)} if self.args.endpoint else {}
         if not task.uses_adapter and not self.args.served_base:
             name, engine = self.config.model.name, {}
+        weights = self.adapter_sha256 if task.uses_adapter else None
         origin = origin_of(task, self.test, self.config, model=name, adapter=weights, **engine)
         return PredictionLog(self.config.evaluation.results_dir / "predictions" / f"{task.name}.jsonl", origin)
 
@@ -239,11 +245,13 @@ def run_models(job: Job) -> Answers:
     if job.args.model:  # the base is another model: compare with what it answered before
         tasks, answers = [task for task in tasks if task.uses_adapter], known_answers(job, "base")
     for task in tasks:
-        log, begun_s = job.log(task), time.time()
-        if local is None and not task.rows.keys() <= log.done.keys():
-            local = load(job)
-            begun_s = time.time()
-        answers[task.name] = local.run(task, log) if local else [log.done[index] for index in task.rows]
+        log = job.log(task)
+        if task.rows.keys() <= log.done.keys():
+            answers[task.name] = [log.done[index] for index in task.rows]
+            continue
+        local = local or load(job)
+        begun_s = time.time()
+        answers[task.name] = local.run(task, log)
         say(f"{task.name}: {len(task.rows)} rows, {duration(time.time() - begun_s)}")
     return answers
 
@@ -283,9 +291,7 @@ def ask_server(job: Job) -> Answers:
         probe = read_json(job.adapter / PROBE_NAME) if job.adapter and task.uses_adapter else None
         if probe:
             counts = run_probe(endpoint, probe)
-            say(
-                f"probe: {counts['tuned']} of {len(probe)} replies are the fine-tuned model's, {counts['base']} the base's"
-            )
+            say(f"probe of {len(probe)}: {counts['tuned']} replies as fine-tuned, {counts['base']} as the base")
         elif task.uses_adapter:
             warn(
                 "no probe.json beside the adapter: cannot tell whether the server applies it (run evaluate.py locally)"
@@ -303,7 +309,7 @@ def work_out(job: Job, answers: Answers) -> Results:
         job.test.train, job.test.rows, job.config.evaluation.keyword_router, job.config.toolbox.names
     )
     same_code = (lambda a, b: same_syntax(a, b) or same_output(a, b)) if job.args.run_code else same_syntax
-    return assemble(job.config, job.test.rows, job.test.val, answers, job.tasks, rivals, same_code=same_code)
+    return assemble(job.config, job.test.rows, job.test.val, answers, job.tasks, rivals=rivals, same_code=same_code)
 
 
 if __name__ == "__main__":

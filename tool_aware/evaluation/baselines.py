@@ -50,7 +50,7 @@ def majority(labels: Sequence[str]) -> Chooser:
 
 
 def keyword_router(router: KeywordRouterSection, tools: Sequence[str]) -> Chooser:
-    """Choose by the first rule of which a word occurs in the query; rules of tools that are not on offer are skipped."""
+    """Choose by the first rule of which a word occurs in the query, among the rules of tools on offer."""
     rules = [
         (rule.tool, re.compile(rf"\b(?:{'|'.join(map(re.escape, rule.words))})\b", re.IGNORECASE))
         for rule in router.rules

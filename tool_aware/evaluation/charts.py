@@ -27,9 +27,10 @@ def tool_bars(systems: Mapping[str, Metrics]) -> str:
                 parts.append(_text(left + 6, y + 12, "n/a", kind="faint"))
                 continue
             middle = y + bar / 2 - 1
+            low, length, high = (f"{x * width:.1f}" for x in (figure.low, figure.value, figure.high))
             parts.append(
-                f'<rect class="s{position}" x="{left}" y="{y}" width="{figure.value * width:.1f}" height="{bar - 3}"/>'
-                f'<path class="whisker" d="M{left + figure.low * width:.1f} {middle}H{left + figure.high * width:.1f}"/>'
+                f'<rect class="s{position}" x="{left}" y="{y}" width="{length}" height="{bar - 3}"/>'
+                f'<path class="whisker" transform="translate({left} {middle})" d="M{low} 0H{high}"/>'
             )
     legend = "".join(
         f'<rect class="s{i}" x="{left + i * 170}" y="{height - 14}" width="11" height="11"/>'
@@ -41,7 +42,7 @@ def tool_bars(systems: Mapping[str, Metrics]) -> str:
 
 def confusion(metrics: Metrics) -> str:
     """A matrix whose cells are shaded by their share of the row."""
-    labels, cell_w, cell_h, left, top = metrics.labels, 92, 44, 140, 30
+    labels, cell_w, cell_h, left, top = metrics.labels, 84, 40, 116, 30
     parts = []
     for row, counts in enumerate(metrics.confusion):
         y, total = top + row * cell_h, sum(counts)
@@ -82,7 +83,8 @@ def reliability(trust: Trust) -> str:
 def risk_coverage(trust: Trust) -> str:
     """Error rate among the rows acted on, against the share acted on; the vertical line is the threshold."""
     left, top, width, height = _PLOT
-    highest = max(0.05, max(risk for _, risk in trust.risk_coverage)) * 1.1
+    worst = max(risk for _, risk in trust.risk_coverage)
+    highest = next(top for top in (0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if top >= worst)
     points = " ".join(
         f"{left + coverage * width:.1f},{top + (1 - risk / highest) * height:.1f}"
         for coverage, risk in trust.risk_coverage

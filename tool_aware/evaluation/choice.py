@@ -1,4 +1,4 @@
-"""How probable is each tool? One forward pass per prompt scores the full names of any list of tools; nothing is decoded.
+"""How probable is each tool? One forward pass per prompt scores the full names of any list of tools.
 
 The names' tokens form a trie that hangs behind the answer's `Tool:`. All its nodes go through the model together, each
 seeing the prompt and its own ancestors only, so that one pass yields log p(name | prompt) for every name:

@@ -37,7 +37,7 @@ object ::= "{" (string ": " value (", " string ": " value)*)? "}"'''
 
 
 def lark(tools: Toolbox, *, begins_with: str = "") -> str:
-    """Write the grammar in llguidance's Lark dialect; `begins_with` is the space some tokenizers put before an answer."""
+    """Write llguidance's Lark; `begins_with` is the space that some tokenizers put before an answer."""
     calls = " | ".join(
         f"{json.dumps(f'{begins_with}Tool: {tool.name}')} parameters_{index}" for index, tool in enumerate(tools)
     )

@@ -58,7 +58,8 @@ class Judgement:
     """The verdict on one prediction.
 
     `credited` is the row's own tool if an acceptable one was chosen, else the chosen tool, else INVALID: the cell of
-    the confusion matrix. What concerns parameters is None where a system only chooses.
+    the confusion matrix. What concerns parameters is None where a system only chooses. `parameters` compares with the
+    row's own call: with another tool, all that it asked for is missing.
     """
 
     row: int
@@ -100,6 +101,7 @@ def judge(prediction: Prediction, row: Row, tools: Toolbox, *, same_code: SameCo
         is_bfcl_valid=False,
         is_call_correct=False,
         is_truncated=prediction.is_truncated,
+        parameters=match_parameters({}, tools[row.tool], accepted_values(row, tools[row.tool])),
         is_reasoning_sound=is_reasoning_sound(answer, tools),
     )
     changes = _judge_call(answer, chosen, row, tools, same_code)
@@ -134,11 +136,11 @@ def _judge_call(
         return {"error": "wrong tool", "detail": f"{row.tool} -> {chosen}"}
     if chosen != row.tool:  # another acceptable tool: its parameters have no reference, the schema has to do
         problems = tools.problems(answer.call)
-        outcome = {"is_call_correct": not problems, "is_bfcl_valid": None}
+        outcome = {"is_call_correct": not problems, "is_bfcl_valid": None, "parameters": ()}
         return outcome | ({"error": "wrong-type parameter", "detail": problems[0]} if problems else {})
     tool = tools[chosen]
     accepted = accepted_values(row, tool)
-    matches = match_parameters(answer.call, tool, accepted, same_code)
+    matches = match_parameters(answer.call.parameters, tool, accepted, same_code)
     arguments = {"name": chosen, "arguments": answer.call.parameters}
     bfcl = bfcl_verdict(arguments, bfcl_expected(tool, accepted), bfcl_function(tool))
     is_correct = all(match.is_match for match in matches) and not tools.problems(answer.call)
@@ -167,7 +169,7 @@ def _parameter_error(call: ToolCall, matches: tuple[ParameterMatch, ...], tool: 
 
 
 def match_parameters(
-    call: ToolCall, tool: Tool, accepted: Mapping[str, list[Any]], same_code: SameCode = same_syntax
+    parameters: Mapping[str, Any], tool: Tool, accepted: Mapping[str, list[Any]], same_code: SameCode = same_syntax
 ) -> tuple[ParameterMatch, ...]:
     """Compare a call's parameters under the router's policy, by schema type.
 
@@ -180,9 +182,9 @@ def match_parameters(
 
     Parameters that neither side gives (or both leave at the default) are not listed. `token_f1` is given for strings.
     """
-    given = {name: value for name, value in call.parameters.items() if not _is_default(tool, name, value)}
+    given = {name: value for name, value in parameters.items() if not _is_default(tool, name, value)}
     matches = []
-    for name in dict.fromkeys([*tool.properties, *call.parameters]):
+    for name in dict.fromkeys([*tool.properties, *parameters]):
         answers = [value for value in accepted.get(name, []) if value != "" and not _is_default(tool, name, value)]
         may_be_absent = "" in accepted.get(name, [""])
         if name not in given:

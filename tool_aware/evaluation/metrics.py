@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.evaluation.intervals import Estimate, bootstrap, bootstrap_weights, proportion
-from tool_aware.evaluation.judgement import INVALID, Judgement
+from tool_aware.evaluation.judgement import INVALID, Judgement, ParameterMatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,11 +28,15 @@ class ToolMetrics:
 
 @dataclass(frozen=True)
 class ParameterMetrics:
-    """One parameter's figures under the router's policy, over rows whose tool was chosen rightly."""
+    """One parameter's figures under the router's policy, given the right tool.
+
+    `overall_f1` is over all rows of its tool: where another tool was chosen, the parameter is missing.
+    """
 
     precision: Estimate
     recall: Estimate
     f1: float | None
+    overall_f1: float | None
     token_f1: float | None
 
 
@@ -129,8 +133,8 @@ def count_confusion(judgements: Sequence[Judgement], tools: Sequence[str]) -> np
 def confusion_figure(cells: np.ndarray, tools: int, figure: str, weights: np.ndarray) -> np.ndarray:
     """Compute one figure per resample: `weights` (..., rows) -> (...). NaN where it is undefined.
 
-    `figure` is accuracy, macro_precision, macro_recall, macro_f1, weighted_f1, or f1:INDEX. F1 = 2 TP / (2 TP + FP + FN);
-    macro figures average over the tools that occur.
+    `figure` is accuracy, macro_precision, macro_recall, macro_f1, weighted_f1, or f1:INDEX.
+    F1 = 2 TP / (2 TP + FP + FN); macro figures average over the tools that occur.
     """
     import numpy as np
 
@@ -199,20 +203,37 @@ def _answer_figures(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def _parameter_metrics(judgements: Sequence[Judgement]) -> dict[str, ParameterMetrics]:
-    by_name: dict[str, list[Any]] = {}
-    for judgement in judgements:
-        for match in judgement.parameters:
-            by_name.setdefault(f"{judgement.expected}.{match.name}", []).append(match)
+    given_tool = _matches_by_name([j for j in judgements if j.is_tool_right])
+    overall = _matches_by_name(judgements)
     metrics = {}
-    for name, matches in sorted(by_name.items()):
-        hits = sum(match.is_match for match in matches)
-        given = sum(match.is_given for match in matches)
-        expected = sum(match.is_expected or match.is_match for match in matches)
+    for name, every_match in sorted(overall.items()):
+        matches = given_tool.get(name, [])
+        hits, given, expected = _match_counts(matches)
         overlaps = [match.token_f1 for match in matches if match.token_f1 is not None]
         metrics[name] = ParameterMetrics(
             precision=proportion(hits, given),
             recall=proportion(hits, expected),
-            f1=2 * hits / (given + expected) if given + expected else None,
+            f1=_f1(hits, given, expected),
+            overall_f1=_f1(*_match_counts(every_match)),
             token_f1=sum(overlaps) / len(overlaps) if overlaps else None,
         )
     return metrics
+
+
+def _matches_by_name(judgements: Sequence[Judgement]) -> dict[str, list[ParameterMatch]]:
+    by_name: dict[str, list[ParameterMatch]] = {}
+    for judgement in judgements:
+        for match in judgement.parameters:
+            by_name.setdefault(f"{judgement.expected}.{match.name}", []).append(match)
+    return by_name
+
+
+def _match_counts(matches: Sequence[ParameterMatch]) -> tuple[int, int, int]:
+    """Count matches, parameters given and parameters asked for."""
+    hits = sum(match.is_match for match in matches)
+    asked_for = sum(match.is_expected or match.is_match for match in matches)
+    return hits, sum(match.is_given for match in matches), asked_for
+
+
+def _f1(hits: int, given: int, expected: int) -> float | None:
+    return 2 * hits / (given + expected) if given + expected else None

@@ -62,7 +62,7 @@ def _read_lines(path: Path) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def read_answers(path: Path, rows: int) -> list[Prediction]:
-    """Read answers made elsewhere: a JSON array or JSONL of texts, or of objects with `text` (and perhaps `row`, from 0).
+    """Read answers made elsewhere: a JSON array or JSONL of texts, or objects with `text` and perhaps `row` (from 0).
 
     Raises UserError with every row that has no answer, has two, or is malformed.
     """

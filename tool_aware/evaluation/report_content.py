@@ -58,8 +58,8 @@ def _systems(results: Results) -> Section:
     notes = [
         "Percent, with 95 % intervals (Wilson for shares of rows, bootstrap over groups of rows for F1). Rows are "
         f"{results.metrics[results.tuned].rows} in {results.metrics[results.tuned].groups} groups. "
-        "“Whole call” is the right tool with every parameter right under the router's policy; “BFCL strict” is the same "
-        "under the rules of the Berkeley Function-Calling Leaderboard. “–”: the system only chooses a tool."
+        "“Whole call” is the right tool with every parameter right under the router's policy; “BFCL strict” is the "
+        "same under the rules of the Berkeley Function-Calling Leaderboard. “–”: the system only chooses a tool."
     ]
     return Section("All systems on the same rows", notes, [Table(headers, rows)])
 
@@ -104,20 +104,23 @@ def _parameters(results: Results) -> Section | None:
     if not m.parameters:
         return None
     rows = [
-        [name, interval(p.precision), interval(p.recall), _share(p.f1), _share(p.token_f1)]
+        [name, interval(p.precision), interval(p.recall), _share(p.f1), _share(p.overall_f1), _share(p.token_f1)]
         for name, p in m.parameters.items()
     ]
     notes = [
         "Router's policy: numbers and enums exact, defaults equal omission, text by words without case and outer "
-        "punctuation, programs by syntax tree. Word F1 tells how near a text came that did not match."
+        "punctuation, programs by syntax tree. “F1 overall” counts the parameters of rows with another tool as "
+        "missing; word F1 tells how near texts come.",
+        f"All parameters right: {interval(m.call_accuracy)} % of rows, {interval(m.call_accuracy_given_tool)} % given "
+        f"the right tool; by BFCL's rules {interval(m.bfcl_strict)} % and {interval(m.bfcl_strict_given_tool)} %.",
     ]
     if m.reasoning_sound:
         notes.append(
             f"Reasoning has the asked-for form (present, one sentence, naming no other tool) in "
             f"{interval(m.reasoning_sound)} % of answers. Whether it is true is not graded."
         )
-    headers = [title(results.tuned), "Precision", "Recall", "F1", "Word F1"]
-    return Section("Parameters, given the right tool", notes, [Table(headers, rows)])
+    headers = [f"{title(results.tuned)}, given the tool", "Precision", "Recall", "F1", "F1 overall", "Word F1"]
+    return Section("Parameters", notes, [Table(headers, rows)])
 
 
 def _errors(results: Results) -> Section:
@@ -144,12 +147,12 @@ def _trust(results: Results) -> Section | None:
     else:
         act = (
             f"Acting only at a confidence of {t.confidence:.3f} and above, chosen on val for a precision of "
-            f"{100 * t.wanted_precision:.0f} %, covers {100 * t.test_coverage:.0f} % of the test rows with a precision of "
-            f"{interval(t.test_precision)} %."
+            f"{100 * t.wanted_precision:.0f} %, covers {100 * t.test_coverage:.0f} % of the test rows with a precision "
+            f"of {interval(t.test_precision)} %."
         )
     notes = [
-        f"Probability of the chosen tool, temperature {trust.temperature:.2f} fitted on {trust.val_rows} val rows: expected "
-        f"calibration error {100 * trust.ece:.1f} points (uncalibrated {100 * trust.ece_before:.1f}).",
+        f"Probability of the chosen tool, temperature {trust.temperature:.2f} fitted on {trust.val_rows} val rows: "
+        f"expected calibration error {100 * trust.ece:.1f} points (uncalibrated {100 * trust.ece_before:.1f}).",
         act,
         f"Mean cost per row under the cost matrix of config.yaml: {c.always_act:.3f} when always acting, "
         f"{c.least_expected_cost:.3f} when the cheapest choice is taken ({c.abstained} rows left to someone else).",

@@ -78,8 +78,8 @@ def assemble(
     val: Mapping[int, Row],
     predictions: Mapping[str, Sequence[Prediction]],
     tasks: Sequence[Task],
-    rivals: Mapping[str, Sequence[Prediction]],
     *,
+    rivals: Mapping[str, Sequence[Prediction]],
     same_code: SameCode = same_syntax,
     notes: Sequence[str] = (),
 ) -> Results:
@@ -107,7 +107,7 @@ def assemble(
         main=main,
         predictions=systems,
         judgements=judgements,
-        metrics=metrics,
+        metrics={name: metrics[name] for name in [*(name for name in TITLES if name in metrics), *by_accuracy]},
         comparison=against(*main) if len(main) > 1 else None,
         against_rivals=[against(name, main[-1]) for name in by_accuracy],
         trust=_trust(predictions, test, val, config),
@@ -180,5 +180,5 @@ def _rival_sentence(comparison: Comparison) -> str:
     if test.conclusion == "better":
         return f"The best cheap rival, {comparison.first}, chooses worse: {gap} in favour of {comparison.second}."
     if test.conclusion == "worse":
-        return f"At choosing, the cheap rival {comparison.first} WINS over {comparison.second}: {gap}."
+        return f"At choosing, the cheap rival {comparison.first} wins over {comparison.second}: {gap}."
     return f"At choosing, the cheap rival {comparison.first} does as well as {comparison.second} ({gap}) at this size."

@@ -86,7 +86,7 @@ def _agreed(test: PairedTest, difference: Estimate) -> PairedTest:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
-    """Test whether two systems are right equally often, by the exact binomial test on discordant rows (McNemar 1947)."""
+    """Test whether two systems are right equally often: exact binomial test on discordant rows (McNemar 1947)."""
     from scipy.stats import binomtest
 
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))

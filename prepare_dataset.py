@@ -2,11 +2,14 @@
 
     python prepare_dataset.py
     python prepare_dataset.py --dry-run --set dataset.synthetic_per_tool=25 --set dataset.ambiguous=5
-    python prepare_dataset.py --logs export.jsonl --set dataset.dir=/tmp/data
+    python prepare_dataset.py --check data          (files someone else wrote; or --import calls.jsonl to convert them)
 
-Reads   config.yaml; the query log named there (POSTGRES_* variables) or the file given with --logs
+Reads   config.yaml; the query log named there (POSTGRES_* variables), or the export given with --logs FILE
 Writes  data/train.json, val.json, test.json   rows to train and evaluate on
         data/sample_raw.json                   a few rows with their tokens and loss mask
+        data/dataset_report.html, README.md    to look at, and the dataset card
+        data/split_report.json                 how near each held-out row comes to a training row
+        data/to_label.jsonl                    logged queries that a person should label, if there are any
         data/manifest.json                     what was done, with the sha256 of every file
 Exit    0 done; 2 something to fix; 3 a held-out row is too close to a training row; 130/143 interrupted
 """
@@ -14,23 +17,15 @@ Exit    0 done; 2 something to fix; 3 a held-out row is too close to a training 
 from __future__ import annotations
 
 import argparse
+import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tool_aware.config import Config, Environment, add_config_arguments, load_config, read_environment
-from tool_aware.console import GateFailed, UserError, duration, heading, run, say, table, warn
-from tool_aware.dataset.assembly import Assembled, assemble
-from tool_aware.dataset.curation import Curated, curate, iter_counts
-from tool_aware.dataset.previews import preview, preview_rows
-from tool_aware.dataset.query_log import DatabaseUnreachable, read_query_log
-from tool_aware.dataset.splitting import Split, split_rows
-from tool_aware.dataset.synthesis.content import load_content
-from tool_aware.records import SPLITS, Row, write_json, write_manifest, write_rows
-
-NOTHING_LOGGED = Curated(rows=[], read=0, rejected={}, redacted={})
+from tool_aware.console import GateFailed, Progress, UserError, duration, heading, run, say, table, warn
+from tool_aware.records import SPLITS, Row, write_manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,32 +34,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     config = load_config(arguments.config, arguments.overrides)
     environment = read_environment()
+    if arguments.check:
+        return check_files(arguments.check, config, environment)
     say(plan(config, environment, arguments))
     if arguments.dry_run:
         return 0
 
-    heading("Reading the query log")
-    fallbacks: list[str] = []
-    logged = read_log(config, environment, arguments, fallbacks)
+    from tool_aware.dataset.outputs import Result, refuse_foreign_files, render, write
+    from tool_aware.dataset.splitting import split_rows
 
-    heading("Synthesising")
-    assembled = assemble(config, load_content(), logged.rows)
-    tell_about(assembled, fallbacks)
+    fallbacks: list[str] = []
+    refuse_foreign_files(config.dataset.dir, overwrite=arguments.overwrite)
+    rows, found = (import_rows if arguments.import_path else make_rows)(config, environment, arguments, fallbacks)
 
     heading("Splitting")
-    split = split_rows(assembled.rows, config.dataset.splits, config.dataset.seed)
-    check(split, config, fallbacks)
+    split = split_rows(rows, config.dataset.splits, config.dataset.seed)
+    check_split(split, config, fallbacks)
 
     heading("Writing")
-    counts = count(split, logged, assembled)
-    paths = write(split.rows, config, environment, fallbacks)
+    result = Result(split, config.dataset.seed, **found)
+    tokenizer = load_local_tokenizer(config, environment, fallbacks)
+    paths = write(config.dataset.dir, render(result, config.toolbox, tokenizer))
     write_manifest(
         config.dataset.dir, stage="prepare_dataset", config=config.as_dict(), seed=config.dataset.seed,
-        started_s=started_s, inputs=[arguments.logs] if arguments.logs else [], outputs=paths, counts=counts,
-        fallbacks=fallbacks,
+        started_s=started_s, inputs=[path for path in (arguments.logs, arguments.import_path) if path], outputs=paths,
+        counts=result.counts(), fallbacks=fallbacks,
     )  # fmt: skip
     print(summary(split.rows))
-    say(f"\n{config.dataset.dir}/ is ready after {duration(time.time() - started_s)}; next: python train_tool_aware.py")
+    say(
+        f"\n{config.dataset.dir}/ is ready after {duration(time.time() - started_s)}; look at dataset_report.html there"
+    )
+    say("next: python train_tool_aware.py")
     return 0
 
 
@@ -72,76 +72,196 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--overwrite", action="store_true", help="replace data files that this script did not write")
     parser.add_argument("--require-database", action="store_true", help="fail if the query log cannot be read")
     parser.add_argument(
-        "--logs", type=Path, metavar="FILE", help="read a JSONL, CSV or Parquet export instead of the database"
+        "--logs", type=Path, metavar="FILE", help="a JSONL, CSV or Parquet export instead of the database"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--generator", choices=("builtin", "openai"), default="builtin",
+        help="openai: also paraphrase rows through an OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_API_KEY)",
+    )  # fmt: skip
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--check", type=Path, metavar="PATH", help="check a data file, or a folder of them, and stop")
+    only.add_argument(
+        "--import", type=Path, dest="import_path", metavar="PATH",
+        help="convert JSONL of chat messages with tool calls, or of BFCL questions, instead of synthesising",
+    )  # fmt: skip
+    parser.add_argument(
+        "--answers", type=Path, metavar="FILE", help="BFCL's answers (default: possible_answer/ beside PATH)"
+    )
     return parser.parse_args(argv)
 
 
 def plan(config: Config, environment: Environment, arguments: argparse.Namespace) -> str:
     """Say what will be done, before it is done."""
     dataset = config.dataset
-    if arguments.logs:
-        source = str(arguments.logs)
-    elif dataset.use_query_log:
-        source = f"{environment.postgres_host}:{environment.postgres_port}/{environment.postgres_db}, table {config.database.table}"
+    if arguments.import_path:
+        rows = [("import", str(arguments.import_path))]
     else:
-        source = "none (dataset.use_query_log: false)"
-    slices = "all" if dataset.slices == "all" else ", ".join(dataset.slices)
-    made = dataset.synthetic_per_tool * len(config.tools) + dataset.ambiguous
-    return table(
-        ("plan", ""),
-        [
-            ("query log", source),
-            ("tools", ", ".join(config.toolbox.names)),
-            ("synthetic rows", f"{made} = {len(config.tools)} x {dataset.synthetic_per_tool} + {dataset.ambiguous} ambiguous; slices: {slices}"),
-            ("splits", " / ".join(f"{name} {part:.0%}" for name, part in zip(SPLITS, dataset.splits, strict=True))),
-            ("output", f"{dataset.dir}/  (seed {dataset.seed})"),
-        ],
-        "<<",
-    )  # fmt: skip
+        slices = "all" if dataset.slices == "all" else ", ".join(dataset.slices)
+        made = dataset.synthetic_per_tool * len(config.tools) + dataset.ambiguous
+        number = f"{made} = {len(config.tools)} x {dataset.synthetic_per_tool} + {dataset.ambiguous} ambiguous"
+        rows = [
+            ("query log", log_source(config, environment, arguments)),
+            ("synthetic rows", f"{number}; slices: {slices}"),
+        ]
+    if arguments.generator == "openai":
+        rows.append(("paraphrases", f"{dataset.paraphrases} through {environment.openai_base_url}"))
+    shares = " / ".join(f"{name} {part:.0%}" for name, part in zip(SPLITS, dataset.splits, strict=True))
+    rows += [
+        ("tools", ", ".join(config.toolbox.names)),
+        ("splits", shares),
+        ("output", f"{dataset.dir}/  (seed {dataset.seed})"),
+    ]
+    return table(("plan", ""), rows, "<<")
 
 
-def read_log(config: Config, environment: Environment, arguments: argparse.Namespace, fallbacks: list[str]) -> Curated:
-    """Extract and curate logged rows; without a database say so in one line and go on."""
+def log_source(config: Config, environment: Environment, arguments: argparse.Namespace) -> str:
+    """Where logged queries come from, in words."""
+    if arguments.logs:
+        return str(arguments.logs)
+    if not config.dataset.use_query_log:
+        return "none (dataset.use_query_log: false)"
+    server = f"{environment.postgres_host}:{environment.postgres_port}/{environment.postgres_db}"
+    return f"{server}, table {config.database.table}"
+
+
+# ---- rows -----------------------------------------------------------------------------------------------
+
+
+def make_rows(
+    config: Config, environment: Environment, arguments: argparse.Namespace, fallbacks: list[str]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Read the log and synthesise; returns the rows and what there is to report about them."""
+    from tool_aware.dataset.assembly import assemble
+    from tool_aware.dataset.synthesis.content import load_content
+
+    heading("Reading the query log")
+    logged = read_log(config, environment, arguments, fallbacks)
+
+    heading("Synthesising")
+    assembled = assemble(config, load_content(), logged.rows if logged else [])
+    duplicates = f"{assembled.exact_duplicates} exact and {assembled.near_duplicates} near-duplicates dropped"
+    say(f"{len(assembled.rows)} rows; {duplicates}")
+    for kind, missing in assembled.shortfalls.items():
+        note(f"{kind}: {missing} rows fewer than asked for; its content or examples are used up", fallbacks)
+    found: dict[str, Any] = {
+        "exact_duplicates": assembled.exact_duplicates,
+        "near_duplicates": assembled.near_duplicates,
+    }
+    if logged:
+        found |= {
+            "log_read": logged.read, "log_rejected": logged.rejected, "redacted": logged.redacted,
+            "to_label": logged.to_label,
+        }  # fmt: skip
+    rows = assembled.rows
+    if arguments.generator == "openai":
+        heading("Paraphrasing")
+        rows, found["stopped_at_gates"] = add_paraphrases(rows, config, environment, fallbacks)
+    return rows, found
+
+
+def read_log(config: Config, environment: Environment, arguments: argparse.Namespace, fallbacks: list[str]) -> Any:
+    """Extract and curate logged rows; without a database say so in one line, and return None."""
+    from tool_aware.dataset.curation import counts_in_words, curate
+    from tool_aware.dataset.log_files import read_log_file
+    from tool_aware.dataset.query_log import DatabaseUnreachable, read_query_log
+
     if not config.dataset.use_query_log and not arguments.logs:
         say("skipped: dataset.use_query_log is false")
-        return NOTHING_LOGGED
-    try:
+        return None
+    if arguments.logs:
+        records = read_log_file(arguments.logs, config.database)
+    else:
         records = read_query_log(config.database, environment)
+    try:
         curated = curate(
             records, config.toolbox, config.database.filters, max_per_session=config.dataset.max_per_session
         )
     except DatabaseUnreachable as error:
         if arguments.require_database:
-            raise UserError(
-                error.what, where=error.where, fix="start the database, or run without --require-database"
-            ) from error
-        warn(f"no query log: {error.where}: {error.what}; going on with synthesis alone")
-        fallbacks.append("database unreachable: synthesis alone")
-        return NOTHING_LOGGED
+            fix = "start the database, or run without --require-database"
+            raise UserError(error.what, where=error.where, fix=fix) from error
+        note(f"no query log: {error.where}: {error.what}; going on with synthesis alone", fallbacks)
+        return None
     say(f"{curated.read} logged queries read, {len(curated.rows)} kept")
     if curated.rejected:
-        say(f"left out: {', '.join(iter_counts(curated.rejected))}")
+        say(f"left out: {counts_in_words(curated.rejected)}")
     if curated.redacted:
-        say(f"replaced by placeholders: {', '.join(iter_counts(curated.redacted))}")
+        say(f"replaced by placeholders: {counts_in_words(curated.redacted)}")
     return curated
 
 
-def tell_about(assembled: Assembled, fallbacks: list[str]) -> None:
-    """Report duplicates, and warn where the content could not supply what was asked for."""
-    say(
-        f"{len(assembled.rows)} rows; {assembled.exact_duplicates} exact and {assembled.near_duplicates} near-duplicates dropped"
-    )
-    for kind, missing in assembled.shortfalls.items():
-        message = f"{kind}: {missing} rows fewer than asked for; its content or examples are used up"
-        warn(message)
-        fallbacks.append(message)
+def add_paraphrases(
+    rows: list[Row], config: Config, environment: Environment, fallbacks: list[str]
+) -> tuple[list[Row], Mapping[str, int]]:
+    """Let a remote model rewrite synthetic rows; returns all rows and how many candidates each gate stopped."""
+    from tool_aware.dataset.deduplication import deduplicate
+    from tool_aware.dataset.synthesis.remote import Endpoint, paraphrase
+
+    if not environment.openai_base_url or not environment.openai_model:
+        raise UserError("--generator openai needs OPENAI_BASE_URL and OPENAI_MODEL", where="environment",
+                        fix="export OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=name, or put them in .env")  # fmt: skip
+    endpoint = Endpoint(environment.openai_base_url, environment.openai_model, environment.openai_api_key)
+    sources = [row for row in rows if row.metadata["source"] == "synthetic"]
+    wanted = config.dataset.paraphrases
+    config.dataset.dir.mkdir(parents=True, exist_ok=True)
+    progress = Progress("paraphrases", wanted)
+    made = paraphrase(
+        sorted(sources, key=lambda row: row.metadata["template"]), [row.query for row in rows], config.toolbox,
+        endpoint.chat, config.dataset.dir / "paraphrases.jsonl", wanted=wanted, progress=progress.update,
+    )  # fmt: skip
+    progress.close()
+    say(f"{len(made.rows)} of {made.candidates} candidates passed; stopped: "
+        + ", ".join(f"{gate} {count}" for gate, count in made.stopped.items()))  # fmt: skip
+    if len(made.rows) < wanted:
+        note(f"{wanted - len(made.rows)} paraphrases fewer than asked for", fallbacks)
+    return deduplicate([*rows, *made.rows]).rows, made.stopped
 
 
-def check(split: Split, config: Config, fallbacks: list[str]) -> None:
+def import_rows(
+    config: Config, _environment: Environment, arguments: argparse.Namespace, fallbacks: list[str]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Convert someone else's file. Tools that config.yaml lacks go into a config of their own beside the data."""
+    import yaml
+
+    from tool_aware.dataset.deduplication import deduplicate
+    from tool_aware.dataset.importing import import_file
+    from tool_aware.records import write_text
+
+    heading("Importing")
+    imported = import_file(arguments.import_path, config.toolbox, arguments.answers)
+    unique = deduplicate(imported.rows)
+    say(f"{len(imported.rows)} rows taken over, {sum(imported.skipped.values())} left out")
+    for reason, number in imported.skipped.items():
+        say(f"  {reason}: {number}")
+    if not unique.rows:
+        raise UserError("no row could be taken over", where=str(arguments.import_path), fix="see docs/FORMATS.md")
+    if imported.foreign_tools:
+        path = config.dataset.dir / "imported.yaml"
+        tools = [tool.model_dump(exclude_defaults=True) for tool in config.tools] + [
+            {"name": tool.name, "description": tool.description or tool.name, "parameters": dict(tool.parameters)}
+            for tool in imported.foreign_tools
+        ]
+        base = os.path.relpath(arguments.config, path.parent)
+        write_text(path, yaml.safe_dump({"extends": base, "tools": tools}, sort_keys=False, allow_unicode=True))
+        note(
+            f"{len(imported.foreign_tools)} tools are not in {arguments.config}: run the next stages with --config {path}",
+            fallbacks,
+        )
+    return unique.rows, {
+        "exact_duplicates": unique.exact,
+        "near_duplicates": unique.near,
+        "log_rejected": imported.skipped,
+    }
+
+
+# ---- checks ---------------------------------------------------------------------------------------------
+
+
+def check_split(split: Any, config: Config, fallbacks: list[str]) -> None:
     """Raise GateFailed if a held-out row is too close to a training row, UserError if a split is empty."""
     if split.leaks:
         worst = max(split.leaks, key=lambda leak: leak.similarity)
@@ -153,59 +273,53 @@ def check(split: Split, config: Config, fallbacks: list[str]) -> None:
     empty = [name for name in SPLITS if not split.rows[name]]
     if empty:
         raise UserError(f"no rows for {', '.join(empty)}", where="dataset", fix="raise dataset.synthetic_per_tool")
-    say(
-        f"no held-out row is nearer than {max((leak.similarity for leak in split.nearest), default=0):.2f} to a training row"
-    )
-    for tool in config.toolbox.names:
+    highest = max((leak.similarity for leak in split.nearest), default=0.0)
+    say(f"no held-out row is nearer than {highest:.2f} to a training row")
+    for tool in sorted({row.tool for part in split.rows.values() for row in part} & set(config.toolbox.names)):
         absent = [name for name in SPLITS if not any(row.tool == tool for row in split.rows[name])]
         if absent:
-            message = f"{tool} has no row in {', '.join(absent)}; more examples or rows would change that"
-            warn(message)
-            fallbacks.append(message)
+            note(f"{tool} has no row in {', '.join(absent)}; more examples or rows would change that", fallbacks)
 
 
-def count(split: Split, logged: Curated, assembled: Assembled) -> dict[str, Any]:
-    """Numbers for the manifest."""
-    rows = [row for part in split.rows.values() for row in part]
-    return {
-        "rows": {name: len(part) for name, part in split.rows.items()},
-        **{key: dict(Counter(str(row.metadata.get(key)) for row in rows).most_common()) for key in ("tool", "source", "slice", "language")},
-        "log_read": logged.read,
-        "log_rejected": dict(logged.rejected),
-        "redacted": dict(logged.redacted),
-        "exact_duplicates": assembled.exact_duplicates,
-        "near_duplicates": assembled.near_duplicates,
-        "dropped_after_check": split.dropped_after_check,
-    }  # fmt: skip
+def check_files(path: Path, config: Config, environment: Environment) -> int:
+    """Check data that someone else wrote. Every bad row is an error; leaks and imbalance are warnings."""
+    from tool_aware.dataset import validation
 
-
-def write(
-    parts: Mapping[str, Sequence[Row]], config: Config, environment: Environment, fallbacks: list[str]
-) -> list[Path]:
-    """Write the data files; returns their paths."""
-    folder = config.dataset.dir
-    tokenizer = load_local_tokenizer(config, environment, fallbacks)
-    rows = preview_rows([row for name in SPLITS for row in parts[name]])
-    write_json(folder / "sample_raw.json", [preview(row, tokenizer) for row in rows])
-    for name in SPLITS:
-        write_rows(folder / f"{name}.json", parts[name])
-    return [*(folder / f"{name}.json" for name in SPLITS), folder / "sample_raw.json"]
+    loaded = validation.load_all(validation.files_to_check(path), config.toolbox)
+    tokenizer = load_local_tokenizer(config, environment, [])
+    first = next(iter(loaded.values()))
+    lengths = validation.token_lengths(first, tokenizer)
+    print(validation.balance(loaded, config.toolbox))
+    print(validation.describe_lengths(lengths, config.model.max_seq_length, is_estimate=tokenizer is None))
+    print(validation.training_time(len(first.rows), config))
+    for message in validation.imbalance(loaded, config.toolbox):
+        warn(message)
+    for leak in validation.leakage(loaded):
+        warn(
+            f"{leak.held_out} shares {leak.exact} queries with train and {leak.near} nearly; for example {leak.example}"
+        )
+    say(f"{sum(len(part.rows) for part in loaded.values())} rows, all well-formed")
+    return 0
 
 
 def load_local_tokenizer(config: Config, environment: Environment, fallbacks: list[str]) -> Any:
     """Load the model's tokenizer if it is on this machine; data can be prepared without."""
-    import os
-
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from tool_aware.prompt import load_tokenizer
 
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         return load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
     except (UserError, OSError, ValueError, ImportError):
-        message = f"the tokenizer of {config.model.name} is not on this machine: sample_raw.json has no token counts"
+        message = f"the tokenizer of {config.model.name} is not on this machine: tokens are not counted"
         say(message)
         fallbacks.append(message)
         return None
+
+
+def note(message: str, fallbacks: list[str]) -> None:
+    """Warn, and remember it for the manifest."""
+    warn(message)
+    fallbacks.append(message)
 
 
 def summary(parts: Mapping[str, Sequence[Row]]) -> str:
@@ -216,13 +330,11 @@ def summary(parts: Mapping[str, Sequence[Row]]) -> str:
         return (label, *numbers, sum(numbers))
 
     rows = [row for part in parts.values() for row in part]
-    tools = sorted({row.tool for row in rows})
-    sources = sorted({row.metadata["source"] for row in rows})
-    lines = [
-        *(line(tool, "tool", tool) for tool in tools),
-        *(line(f"from {source}", "source", source) for source in sources),
+    by_tool = [line(tool, "tool", tool) for tool in sorted({row.tool for row in rows})]
+    by_source = [
+        line(f"from {source}", "source", source) for source in sorted({row.metadata["source"] for row in rows})
     ]
-    return table(("rows", *SPLITS, "all"), [*lines, line("all", "", None)])
+    return table(("rows", *SPLITS, "all"), [*by_tool, *by_source, line("all", "", None)])
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.curve:
         points = learning_curve(config, arguments.curve, probe, classifiers)
         print(table(("rows per tool", "rows", *classifiers), points))
-        report: dict[str, Any] = {"curve": [dict(zip(("per_tool", "rows", *classifiers), point, strict=True)) for point in points]}
+        report: dict[str, Any] = {
+            "curve": [dict(zip(("per_tool", "rows", *classifiers), point, strict=True)) for point in points]
+        }
     else:
         train = [
             Labelled(row.query, row.tool, row.metadata.get("slice", ""))
@@ -69,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "train_rows": len(train),
             "accuracy": {name: accuracy(probe, answers) for name, answers in predicted.items()},
             "rows": [
-                {"slice": row.slice, "query": row.query, "tool": row.tool, **{name: predicted[name][at] for name in predicted}}
+                {
+                    "slice": row.slice,
+                    "query": row.query,
+                    "tool": row.tool,
+                    **{name: predicted[name][at] for name in predicted},
+                }
                 for at, row in enumerate(probe)
             ],
         }

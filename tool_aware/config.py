@@ -39,7 +39,7 @@ class ModelSection(Section):
     name: str = Field(min_length=1)
     revision: str | None = None
     max_seq_length: Annotated[int, Field(ge=64, le=32768)] = 2048
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    attn_implementation: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
 
 
 class QuantizationSection(Section):
@@ -90,6 +90,7 @@ class TrainingSection(Section):
 
 class OptimizationSection(Section):
     gradient_checkpointing: bool = True
+    compile: Literal["auto"] | bool = "auto"
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch_fused"
     )
@@ -103,6 +104,7 @@ class DatasetSection(Section):
     slices: Literal["all"] | list[str] = "all"
     synthetic_per_tool: Annotated[int, Field(ge=0)] = 300
     ambiguous: Annotated[int, Field(ge=0)] = 120
+    paraphrases: Annotated[int, Field(ge=0)] = 200
     splits: list[OpenFraction] = [0.8, 0.1, 0.1]
 
     @field_validator("splits")
@@ -362,6 +364,9 @@ class Environment:
     openai_api_key: str | None = field(default=None, repr=False)
     use_wandb: bool = False
     wandb_project: str = "mistral-tool-aware"
+    openai_base_url: str | None = None
+    openai_model: str | None = None
+    openai_api_key: str | None = field(default=None, repr=False)
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:

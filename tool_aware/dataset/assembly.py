@@ -29,7 +29,7 @@ class Assembled:
 
 def assemble(config: Config, content: Content, logged: Sequence[Row]) -> Assembled:
     """Make the synthetic rows that `config.dataset` asks for and join them to the logged ones."""
-    wanted = {tool: config.dataset.synthetic_per_tool for tool in config.toolbox.names}
+    wanted = dict.fromkeys(config.toolbox.names, config.dataset.synthetic_per_tool)
     spare = SPARE
     for _ in range(ROUNDS):
         made = _synthesise(config, content, wanted, spare)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,7 +190,6 @@ def code_in(query: str) -> str | None:
     return f"print({expressions[0]})"
 
 
-def iter_counts(rejected: Mapping[str, int]) -> Iterator[str]:
-    """Reasons and counts as words, the most frequent first."""
-    for name, count in sorted(rejected.items(), key=lambda item: -item[1]):
-        yield f"{name.replace('_', ' ')} {count}"
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """Reasons and counts, the most frequent first."""
+    return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(counts.items(), key=lambda x: -x[1]))

@@ -1,0 +1,134 @@
+"""The files of the stage: made in memory first, then written one right after the other, so that they always match."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.console import UserError
+from tool_aware.dataset.card import build_card
+from tool_aware.dataset.deduplication import NEAR_DUPLICATE
+from tool_aware.dataset.previews import preview, preview_rows
+from tool_aware.dataset.report import ReportData, build_report
+from tool_aware.dataset.splitting import Split
+from tool_aware.records import SPLITS, read_manifest, sha256_of, write_text
+from tool_aware.tools import Toolbox
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TO_LABEL = "to_label.jsonl"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything the stage found out."""
+
+    split: Split
+    seed: int
+    log_read: int = 0
+    log_rejected: Mapping[str, int] = field(default_factory=dict)
+    redacted: Mapping[str, int] = field(default_factory=dict)
+    to_label: Sequence[Mapping[str, Any]] = ()
+    exact_duplicates: int = 0
+    near_duplicates: int = 0
+    stopped_at_gates: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def highest_similarity(self) -> float:
+        """Similarity of the held-out row that is nearest to a training row."""
+        return max((leak.similarity for leak in self.split.nearest), default=0.0)
+
+    def counts(self) -> dict[str, Any]:
+        """Numbers for the manifest and the card."""
+        rows = [row for name in SPLITS for row in self.split.rows[name]]
+        by_key = {
+            key: dict(Counter(str(row.metadata.get(key)) for row in rows).most_common())
+            for key in ("tool", "source", "slice", "language")
+        }
+        return {
+            "rows": {name: len(self.split.rows[name]) for name in SPLITS},
+            **by_key,
+            "log_read": self.log_read,
+            "log_rejected": dict(self.log_rejected),
+            "redacted": dict(self.redacted),
+            "exact_duplicates": self.exact_duplicates,
+            "near_duplicates": self.near_duplicates,
+            "stopped_at_gates": dict(self.stopped_at_gates),
+            "dropped_after_check": self.split.dropped_after_check,
+            "highest_similarity": self.highest_similarity,
+        }
+
+
+def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str]:
+    """Make the content of every file, by name."""
+    parts = result.split.rows
+    rows = [row for name in SPLITS for row in parts[name]]
+    files = {f"{name}.json": _json([asdict(row) for row in parts[name]]) for name in SPLITS}
+    files["sample_raw.json"] = _json([preview(row, tokenizer) for row in preview_rows(rows)])
+    files["split_report.json"] = _json(split_report(result))
+    dropped = {
+        **result.log_rejected,
+        "exact_duplicates": result.exact_duplicates,
+        "near_duplicates": result.near_duplicates,
+        "held-out_rows_too_close_to_train": result.split.dropped_after_check,
+        **{f"paraphrase gate {gate}": count for gate, count in result.stopped_at_gates.items()},
+    }
+    report = ReportData(parts, result.split.nearest, {name: count for name, count in dropped.items() if count},
+                        result.redacted, result.seed, result.split.is_exhaustive)  # fmt: skip
+    files["dataset_report.html"] = build_report(report, tokenizer)
+    files["README.md"] = build_card(parts, tools, result.counts(), result.seed)
+    if result.to_label:
+        files[TO_LABEL] = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.to_label)
+    return files
+
+
+def split_report(result: Result) -> dict[str, Any]:
+    """What the splits guarantee, and for each held-out row how near train comes to it."""
+    by_slice: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(SPLITS, 0))
+    for name in SPLITS:
+        for row in result.split.rows[name]:
+            by_slice[str(row.metadata.get("slice"))][name] += 1
+    return {
+        "measure": "cosine of the sets of character trigrams of normalised queries",
+        "threshold": NEAR_DUPLICATE,
+        "every_pair_compared": result.split.is_exhaustive,
+        "highest_similarity": result.highest_similarity,
+        "pairs_at_or_above_threshold": len(result.split.leaks),
+        "exact_duplicates_dropped": result.exact_duplicates,
+        "near_duplicates_dropped": result.near_duplicates,
+        "held_out_rows_dropped_after_check": result.split.dropped_after_check,
+        "rows_by_slice": dict(sorted(by_slice.items())),
+        "held_out": [asdict(leak) for leak in sorted(result.split.nearest, key=lambda leak: -leak.similarity)],
+    }
+
+
+def refuse_foreign_files(folder: Path, *, overwrite: bool) -> None:
+    """Raise UserError if the folder holds data that this script did not write, or that was edited since."""
+    if overwrite:
+        return
+    written = (read_manifest(folder) or {}).get("outputs", {})
+    paths = [folder / f"{name}.json" for name in SPLITS]
+    foreign = [path.name for path in paths if path.is_file() and written.get(path.name) != sha256_of(path)]
+    if foreign:
+        raise UserError(
+            f"{', '.join(foreign)}: written by someone else, or edited since", where=str(folder),
+            fix="move them away, choose another --set dataset.dir=DIR, or replace them with --overwrite",
+        )  # fmt: skip
+
+
+def write(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Write all files; an old list of rows to label does not outlive a run without any."""
+    if TO_LABEL not in files:
+        (folder / TO_LABEL).unlink(missing_ok=True)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    return [folder / name for name in files]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

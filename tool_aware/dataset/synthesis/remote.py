@@ -1,0 +1,217 @@
+"""Paraphrase rows through any OpenAI-compatible endpoint, and let only what passes five gates through.
+
+The gates, in order: format, schema, executable code, round trip (the model, asked as the agent would ask it, must choose
+the same tool), near-duplicate. Every finished request is appended to a journal, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tool_aware.console import UserError
+from tool_aware.dataset.deduplication import NEAR_DUPLICATE
+from tool_aware.dataset.similarity import nearest
+from tool_aware.dataset.synthesis.programs import problem_of_program
+from tool_aware.prompt import parse_response, render_instruction, render_response
+from tool_aware.records import Row
+from tool_aware.tools import Toolbox, ToolCall
+
+GATES = ("format", "schema", "code", "round_trip", "near_duplicate")
+PARAPHRASES_PER_REQUEST = 3
+TIMEOUT_S = 60.0
+RETRIES = 4
+RETRY_PAUSE_S = 1.0  # doubled each time; a Retry-After header wins
+_RETRIED_STATUS = {408, 409, 429, 500, 502, 503, 504}
+
+_REQUEST = """Rewrite a user's query in {count} clearly different ways, as different people would type it: another \
+length, register, word order, other concrete subjects of the same kind. The right tool must stay the same. For each, \
+give the call that a careful person would make.
+
+{instruction}
+
+Its right answer is:
+{response}
+
+Answer with a JSON array only, {count} objects with the keys "query", "tool", "parameters" (object) and "reasoning" \
+(one sentence naming the evidence in the query)."""
+
+Chat = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Rows that passed every gate, and how many candidates each gate stopped."""
+
+    rows: list[Row]
+    candidates: int
+    stopped: Mapping[str, int]
+    requests: int = 0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to send chat requests. The key is kept out of `repr`."""
+
+    base_url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+
+    def chat(self, prompt: str) -> str:
+        """Send one user turn and return the answer's text.
+
+        Raises UserError for a refused key, an unknown model, or a server that keeps failing.
+        """
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.8}
+        headers = {"Content-Type": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        answer = _with_retries(lambda: _send(request), url)
+        try:
+            return str(answer["choices"][0]["message"]["content"])
+        except (KeyError, IndexError, TypeError):
+            raise UserError("the answer is not a chat completion", where=url, fix="check OPENAI_BASE_URL") from None
+
+
+def _send(request: urllib.request.Request) -> Any:
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        return json.loads(response.read())
+
+
+def _with_retries(send: Callable[[], Any], url: str) -> Any:
+    for attempt in range(RETRIES + 1):
+        pause_s = RETRY_PAUSE_S * 2**attempt
+        try:
+            return send()
+        except urllib.error.HTTPError as error:
+            reason, retry_after = f"HTTP {error.code} {error.reason}", error.headers.get("Retry-After", "")
+            if error.code in (401, 403):
+                raise UserError(f"{reason}: the key was refused", where=url, fix="check OPENAI_API_KEY") from None
+            if error.code not in _RETRIED_STATUS:
+                raise UserError(reason, where=url, fix="check OPENAI_BASE_URL and OPENAI_MODEL") from None
+            pause_s = float(retry_after) if retry_after.isdecimal() else pause_s
+        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+            reason = str(getattr(error, "reason", error))
+        if attempt < RETRIES:
+            time.sleep(pause_s)
+    raise UserError(f"no usable answer after {RETRIES + 1} attempts: {reason}", where=url,
+                    fix="run the same command again later: it goes on where it stopped")  # fmt: skip
+
+
+def paraphrase(
+    sources: Sequence[Row], known: Sequence[str], tools: Toolbox, chat: Chat, journal: Path, *, wanted: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Remote:  # fmt: skip
+    """Paraphrase `sources` one after the other until `wanted` rows have passed, and journal every request.
+
+    `known` are queries that no new row may nearly repeat. Requests that the journal has are not sent again.
+    """
+    done = _read_journal(journal)
+    rows: list[Row] = []
+    stopped: Counter[str] = Counter(dict.fromkeys(GATES, 0))
+    candidates = requests = 0
+    with journal.open("a", encoding="utf-8") as file:
+        for source in sources:
+            if len(rows) >= wanted:
+                break
+            outcome = done.get(source.query)
+            if outcome is None:
+                outcome = _ask(source, [*known, *(row.query for row in rows)], tools, chat)
+                requests += 1
+                file.write(json.dumps(outcome, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            rows += [Row(**row) for row in outcome["rows"]]
+            candidates += outcome["candidates"]
+            stopped.update(outcome["stopped"])
+            progress(len(rows))
+    return Remote(rows[:wanted], candidates, dict(stopped), requests)
+
+
+def _read_journal(journal: Path) -> dict[str, dict[str, Any]]:
+    """Finished requests by source query; a last line cut off by a crash is ignored."""
+    done: dict[str, dict[str, Any]] = {}
+    if journal.is_file():
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            try:
+                outcome = json.loads(line)
+            except ValueError:
+                continue
+            done[outcome["source"]] = outcome
+    return done
+
+
+def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat) -> dict[str, Any]:
+    prompt = _REQUEST.format(
+        count=PARAPHRASES_PER_REQUEST, instruction=source.instruction, response=source.response
+    )  # fmt: skip
+    rows: list[Row] = []
+    stopped: Counter[str] = Counter()
+    candidates = 0
+    for candidate in _candidates(chat(prompt)):
+        candidates += 1
+        row = _as_row(candidate, source, tools)
+        if row is None:
+            stopped["format"] += 1
+            continue
+        gate = _first_closed_gate(row, [*known, source.query, *(other.query for other in rows)], tools, chat)
+        if gate:
+            stopped[gate] += 1
+        else:
+            rows.append(row)
+    return {
+        "source": source.query,
+        "candidates": candidates,
+        "stopped": dict(stopped),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _candidates(text: str) -> Iterator[object]:
+    """The objects of the JSON array in an answer, which may stand in a code block; one None if there is no array."""
+    start, end = text.find("["), text.rfind("]")
+    try:
+        items = json.loads(text[start : end + 1])
+    except ValueError:
+        items = [None]
+    yield from items if isinstance(items, list) and items else [None]
+
+
+def _as_row(candidate: object, source: Row, tools: Toolbox) -> Row | None:
+    """The format gate: a query that is text, and a call that can be written down, for the same tool."""
+    if not isinstance(candidate, dict) or not isinstance(candidate.get("query"), str) or not candidate["query"].strip():
+        return None
+    parameters, reasoning = candidate.get("parameters"), candidate.get("reasoning")
+    if candidate.get("tool") != source.tool or not isinstance(parameters, dict) or not isinstance(reasoning, str):
+        return None
+    try:
+        call = ToolCall(source.tool, parameters, " ".join(reasoning.split()))
+    except ValueError:
+        return None
+    copied = ("tool", "slice", "language", "template", "group", "domain", "acceptable_tools")
+    details = {key: source.metadata[key] for key in copied if key in source.metadata}
+    instruction = render_instruction(" ".join(candidate["query"].split()), tools)
+    return Row(instruction, render_response(call), {"source": "paraphrase", **details})
+
+
+def _first_closed_gate(row: Row, known: Iterable[str], tools: Toolbox, chat: Chat) -> str | None:
+    call = row.answer.call
+    assert call is not None, "_as_row renders whole calls only"
+    if tools.problems(call):
+        return "schema"
+    if "code" in tools[call.tool].required and problem_of_program(str(call.parameters["code"])):
+        return "code"
+    if parse_response(chat(row.instruction)).tool not in row.acceptable_tools:
+        return "round_trip"
+    similarity = nearest([row.query], list(known))[0]
+    return "near_duplicate" if similarity[0] >= NEAR_DUPLICATE else None

@@ -77,15 +77,15 @@ class JsonLog:
             "gpus": [_identity(gpu) for gpu in gpus],
         }
         self._samples: list[str] = []  # already JSON: rewriting the document then costs a join
-        self._keep_every = self._seen = 1
+        self._keep_every, self._seen = 1, 0
         self._next_write_s = 0.0
         self._write(None)
 
     def take(self, sample: Sample) -> None:
         """Take one sample; on disk at once while the document is small, within seconds when it is large."""
-        self._seen += 1
         if self._seen % self._keep_every == 0:
             self._samples.append(json.dumps(sample.as_dict()))
+        self._seen += 1
         if len(self._samples) > MAX_SAMPLES:
             self._samples = self._samples[::2]
             self._keep_every *= 2

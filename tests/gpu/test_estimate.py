@@ -1,0 +1,247 @@
+"""The formula: counted from shapes, held to measured runs and to peft's own counts, quick and without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tool_aware.config import load_config
+from tool_aware.console import UserError
+from tool_aware.gpu.architectures import (
+    PRESETS,
+    architecture_from_config,
+    find_architecture,
+    scaled_mistral,
+)
+from tool_aware.gpu.calibration import compare
+from tool_aware.gpu.estimate import CALIBRATION, LOSS_CHUNK, OPTIMIZERS, TrainingSpec, estimate_training
+from tool_aware.gpu.generation import GenerationSpec, estimate_generation
+from tool_aware.gpu.readings import GIB
+from tool_aware.gpu.speed import estimate_speed, published_tflops
+from tool_aware.gpu.workload import workload_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MISTRAL = PRESETS["mistral-7b-v0.2"]
+SPEC = TrainingSpec(MISTRAL)
+MEASURED = sorted((REPOSITORY / "benchmarks" / "results").glob("train_memory*.json"))
+
+specs = st.builds(
+    TrainingSpec,
+    architecture=st.sampled_from(list(PRESETS.values())),
+    quantization=st.sampled_from(["4bit", "8bit", "none"]),
+    lora_r=st.integers(1, 128),
+    targets=st.sampled_from(["all-linear", ("q_proj", "v_proj"), "down_proj"]),
+    batch_size=st.integers(1, 64),
+    seq_length=st.integers(64, 8192),
+    packing=st.sampled_from(["prefix", "block", "none"]),
+    prefix_tokens=st.integers(0, 64),
+    answer_tokens=st.integers(1, 300),
+    checkpointing=st.booleans(),
+    accumulation=st.integers(1, 4),
+    optimizer=st.sampled_from(list(OPTIMIZERS)),
+    attention=st.sampled_from(["sdpa", "eager", "flash_attention_2"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("preset", "billions"),
+    [  # as the model cards count them
+        ("mistral-7b-v0.2", 7.242),
+        ("mistral-7b-v0.3", 7.248),
+        ("mistral-nemo", 12.248),
+        ("llama-3-8b", 8.030),
+        ("qwen-2.5-7b", 7.616),
+        ("tinyllama-1.1b", 1.100),
+    ],
+)
+def test_presets_have_the_number_of_weights_their_models_have(preset, billions):
+    assert PRESETS[preset].parameters / 1e9 == pytest.approx(billions, abs=0.0006)
+
+
+def test_adapters_have_the_number_of_weights_that_peft_makes():
+    assert MISTRAL.adapter_parameters(8, "all-linear") == 20_971_520
+    assert MISTRAL.adapter_parameters(8, ("q_proj", "k_proj", "v_proj", "o_proj")) == 6_815_744
+    with pytest.raises(UserError, match="no linear layer 'query'"):
+        MISTRAL.adapter_parameters(8, ("query",))
+
+
+def test_model_size_7_is_mistral_itself_and_other_sizes_have_about_their_weights():
+    assert scaled_mistral(7.0).parameters == MISTRAL.parameters
+    for billions in (1.0, 3.0, 13.0, 70.0):
+        assert scaled_mistral(billions).linear_parameters / 1e9 == pytest.approx(billions * 6.98 / 7, rel=0.15)
+    with pytest.raises(UserError):
+        scaled_mistral(-1)
+
+
+def test_a_local_config_json_is_read_and_one_of_another_family_refused(tmp_path):
+    values = {
+        "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 100, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    found = find_architecture(str(tmp_path))
+    assert (found.layers, found.head_dim, found.kv_width, found.ties_embeddings) == (2, 16, 32, True)
+    with pytest.raises(UserError, match="lacks hidden_size"):
+        architecture_from_config({key: value for key, value in values.items() if key != "hidden_size"}, name="x")
+
+
+def test_a_hugging_face_id_finds_its_preset_and_an_unknown_one_says_what_is_known(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert find_architecture("mistralai/Mistral-7B-Instruct-v0.2") == PRESETS["mistral-7b-v0.2"]
+    assert find_architecture("meta-llama/Meta-Llama-3-8B-Instruct") == PRESETS["llama-3-8b"]
+    with pytest.raises(UserError, match=r"no built-in preset[\s\S]*tinyllama-1.1b"):
+        find_architecture("someone/unheard-of")
+
+
+def test_a_downloaded_model_is_read_from_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    snapshot = tmp_path / "hub" / "models--someone--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    config = {
+        "num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 9,
+    }  # fmt: skip
+    (snapshot / "config.json").write_text(json.dumps(config))
+    assert find_architecture("someone/model").layers == 3
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_the_stated_error_holds_for_every_measured_run(path):
+    comparisons = compare(path)
+    assert comparisons
+    for comparison in comparisons:
+        assert abs(comparison.allocated_error) <= CALIBRATION.error_percent / 100, comparison.spec
+
+
+def test_there_is_something_measured_to_hold_the_formula_to():
+    assert MEASURED
+
+
+@given(specs)
+def test_terms_are_not_negative_and_add_up(spec):
+    estimate = estimate_training(spec)
+    assert all(term.used_bytes >= 0 for term in estimate.terms)
+    assert estimate.allocated_bytes <= estimate.reserved_bytes <= estimate.total_bytes
+    assert estimate.total_bytes == pytest.approx(sum(term.used_bytes for term in estimate.terms))
+
+
+@given(specs, st.sampled_from(["batch_size", "seq_length", "lora_r"]))
+def test_more_of_anything_never_takes_less(spec, what):
+    more = replace(spec, **{what: getattr(spec, what) * 2})
+    assert estimate_training(more).total_bytes >= estimate_training(spec).total_bytes
+
+
+def test_each_saving_saves():
+    wide = replace(SPEC, batch_size=8, packing="none", prefix_tokens=260, seq_length=360)
+    total = estimate_training(wide).total_bytes
+    savings = [{"packing": "prefix"}, {"offload": True}]
+    assert all(estimate_training(replace(wide, **saving)).total_bytes < total for saving in savings)
+    costs = [{"checkpointing": False}, {"quantization": "8bit"}, {"double_quantization": False}, {"accumulation": 2}]
+    assert all(estimate_training(replace(wide, **cost)).total_bytes > total for cost in costs)
+
+
+def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large():
+    assert estimate_training(SPEC).peaks_in == "the last layer's backward pass"
+    many_labels = replace(SPEC, architecture=PRESETS["llama-3-8b"], answer_tokens=2047)
+    assert estimate_training(many_labels).peaks_in == "the loss"
+    assert estimate_training(replace(SPEC, lora_r=64, seq_length=256)).peaks_in == "the optimizer step"
+
+
+def test_the_loss_chunk_is_the_one_that_training_uses():
+    from tool_aware.training.loss import CHUNK_LABELS
+
+    assert LOSS_CHUNK == CHUNK_LABELS
+
+
+def test_every_optimizer_of_the_config_has_a_cost():
+    from typing import get_args
+
+    from tool_aware.config import OptimizationSection
+
+    assert set(OPTIMIZERS) == set(get_args(OptimizationSection.model_fields["optim"].annotation))
+
+
+def test_a_spec_follows_the_config(config):
+    spec = TrainingSpec.from_config(config, longest_tokens=400, prefix_tokens=260, answer_tokens=80)
+    assert spec.packing == config.training.packing
+    assert spec.tokens == 260 + config.training.per_device_train_batch_size * 140
+    assert TrainingSpec.from_config(config).seq_length == config.model.max_seq_length
+
+
+def test_estimating_imports_no_torch_and_takes_less_than_half_a_second():
+    program = (
+        "import sys, monitor_gpu; code = monitor_gpu.main(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'matplotlib', 'psycopg2', 'bitsandbytes'} & sys.modules.keys(); "
+        "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
+    )
+    command = [sys.executable, "-c", program, "estimate", "--model-size", "7.0", "--quantization", "4bit"]
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.5
+
+
+# ---- lengths, evaluation, time ---------------------------------------------------------------------------
+
+
+def test_lengths_read_off_the_data_bound_what_the_tokenizer_counts(config, tmp_path, toy_rows, tokenizer):
+    from tool_aware.prompt import encode_example
+    from tool_aware.records import write_rows
+
+    write_rows(tmp_path / "train.json", toy_rows)
+    workload = workload_of(load_config(REPOSITORY / "config.yaml", [f"dataset.dir={tmp_path}"]))
+    examples = [encode_example(tokenizer, row.instruction, row.response) for row in toy_rows]
+    longest = max(map(len, examples))
+    assert longest <= workload.longest_tokens <= 1.25 * longest
+    answer = max(len(example.completion) for example in examples)
+    assert answer <= workload.answer_tokens <= 1.6 * answer
+    assert workload.rows == len(toy_rows)
+
+
+@pytest.mark.parametrize("content", [None, "[]", '{"rows": 1}', "[1, {}]"])
+def test_without_readable_data_typical_rows_are_taken_and_said_to_be(tmp_path, content):
+    if content is not None:
+        (tmp_path / "train.json").write_text(content)
+    workload = workload_of(load_config(REPOSITORY / "config.yaml", [f"dataset.dir={tmp_path}"]))
+    assert workload.rows is None
+    assert "typical rows" in workload.source
+    assert workload.prefix_tokens < workload.longest_tokens
+
+
+def test_evaluation_takes_more_with_more_prompts_and_less_than_training_without_checkpointing(config):
+    workload = workload_of(config)
+    spec = GenerationSpec.from_config(config, workload)
+    total = estimate_generation(spec).total_bytes
+    assert estimate_generation(replace(spec, batch_size=64)).total_bytes > total > 4 * GIB
+
+
+@pytest.mark.parametrize(
+    ("card", "tflops"),
+    [
+        ("NVIDIA GeForce RTX 4070 Ti", 80.2),
+        ("NVIDIA GeForce RTX 4070", 58.3),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("4090", 165.2),
+        ("Voodoo 2", None),
+    ],
+)
+def test_cards_are_found_by_the_names_the_driver_gives_them(card, tflops):
+    assert published_tflops(card) == tflops
+
+
+def test_no_step_is_expected_to_be_faster_than_the_cards_arithmetic():
+    for tokens in (256, 2048, 8192):
+        speed = estimate_speed(replace(SPEC, seq_length=tokens), "RTX 4070 Ti")
+        assert speed.expected_s >= speed.limit_s
+    assert estimate_speed(SPEC, "RTX 4070 Ti").limit_s == pytest.approx(6 * 6.98e9 * 2048 / 80.2e12, rel=0.01)

@@ -50,9 +50,11 @@ def compute_dtype(setting: str = "auto") -> torch.dtype:
 
 
 def load_base_model(
-    model: ModelSection, quantization: QuantizationSection, *, hf_token: str | None = None
+    model: ModelSection, quantization: QuantizationSection, *, hf_token: str | None = None, attention: str | None = None
 ) -> PreTrainedModel:
     """Load the base model onto `device()`, quantised, frozen, in eval mode.
+
+    `attention` is what transformers calls attn_implementation; without it the config's, where `auto` means SDPA.
 
     Raises UserError if the model cannot be had: unknown id, gated, no network, folder without weights.
     """
@@ -69,7 +71,7 @@ def load_base_model(
             dtype=dtype,
             quantization_config=_quantization_config(quantization, dtype),
             device_map={"": device()},
-            attn_implementation=model.attn_implementation,
+            attn_implementation=attention or model.attn_implementation.replace("auto", "sdpa"),
         )
     base.requires_grad_(False)
     base.eval()

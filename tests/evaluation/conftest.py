@@ -1,17 +1,6 @@
 """A tiny random Mistral with the real vocabulary, quantised as the real one is, and an adapter that changes it."""
 
-from pathlib import Path
-
 import pytest
-
-
-@pytest.fixture(scope="session")
-def tokenizer():
-    import mistral_common
-
-    from tool_aware.prompt import build_tokenizer
-
-    return build_tokenizer(Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1")
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,7 @@ class TrainingSpec:
             accumulation=config.training.gradient_accumulation_steps,
             checkpointing=config.optimization.gradient_checkpointing,
             optimizer=config.optimization.optim,
-            attention=config.model.attn_implementation,
+            attention=config.model.attn_implementation.replace("auto", "sdpa"),
         )
 
 

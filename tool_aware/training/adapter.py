@@ -42,8 +42,13 @@ def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
     return model
 
 
-def prepare_for_training(model: PeftModel, config: Config) -> tuple[int, int]:
-    """Bring the adapter into the compute precision; return (trained, total) parameter counts.
+COMPILE_PAYS_FROM_STEPS = 100  # steps after which compiling the layers has earned back its time; docs/BENCHMARKS.md
+
+
+def prepare_for_training(model: PeftModel, config: Config, steps: int) -> tuple[int, int]:
+    """Bring the adapter into the compute precision and set up the layers for a run of `steps` optimizer steps.
+
+    Returns the trained and the total number of parameters.
 
     The adapter computes in the base's own precision, so nothing is cast on the way; where that is 16 bits, the
     optimizer keeps float32 masters. Under float16 the gradient scaler wants float32 parameters, and they stay so.
@@ -60,5 +65,16 @@ def prepare_for_training(model: PeftModel, config: Config) -> tuple[int, int]:
         # transformers 5.2x renamed it; the first argument stayed the same.
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    if _should_compile(config, steps):
+        for layer in base.model.layers:
+            layer.compile(dynamic=False)
     trained, total = model.get_nb_trainable_parameters()
     return trained, total
+
+
+def _should_compile(config: Config, steps: int) -> bool:
+    import torch
+
+    if config.optimization.compile == "auto":
+        return torch.cuda.is_available() and steps >= COMPILE_PAYS_FROM_STEPS
+    return config.optimization.compile

@@ -43,12 +43,18 @@ class Pack:
     label_rows: torch.Tensor  # (L,) int64: row of the hidden state that predicts the label
     label_columns: torch.Tensor  # (L,) int64: its column
     labels: torch.Tensor  # (L,) int64: token ids
-    examples: int
+    order: tuple[int, ...]  # which of the given examples stands first, second, ...; labels are in this order
+
+    @property
+    def examples(self) -> int:
+        """Number of examples in the pack."""
+        return len(self.order)
 
     def to(self, device: torch.device) -> Pack:
         """Copy all tensors to `device`."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "examples"}
-        return Pack(**moved, examples=self.examples)
+        tensors = {name: value for name, value in vars(self).items() if name != "order"}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return Pack(**moved, order=self.order)
 
     def visible(self) -> torch.Tensor:
         """Say which token (dim 2) sees which (dim 3): shape (B, 1, T, T) bool, the mask SDPA takes."""
@@ -65,21 +71,23 @@ class Pack:
 
 @dataclass(frozen=True)
 class _Group:
-    """Examples that share their first `shared` tokens."""
+    """Examples that share their first `shared` tokens, and where each stood in the micro-batch."""
 
     examples: list[EncodedExample]
-    shared: int
+    order: list[int]
+    shared: int = 0
 
 
 def pack(examples: Sequence[EncodedExample], packing: Packing = "prefix", *, multiple_of: int = 1) -> Pack:
     """Lay out one micro-batch. With `multiple_of`, T is padded up so that few distinct lengths have to be compiled."""
+    singles = [_Group([example], [index]) for index, example in enumerate(examples)]
     if packing == "none":
-        rows = [[_Group([example], 0)] for example in examples]
+        rows = [[single] for single in singles]
     elif packing == "block":
-        rows = [[_Group([example], 0) for example in examples]]
+        rows = [singles]
     else:
         rows = [_group_by_prefix(examples)]
-    return _lay_out(rows, len(examples), multiple_of)
+    return _lay_out(rows, multiple_of)
 
 
 def packed_tokens(examples: Sequence[EncodedExample]) -> int:
@@ -98,7 +106,8 @@ def _group_by_prefix(examples: Sequence[EncodedExample]) -> list[_Group]:
     In lexicographic order, examples with long common prefixes are neighbours, and the common prefix of a run is the
     least of its neighbours' common prefixes. The best cut into runs then follows by dynamic programming: O(n^2).
     """
-    ordered = sorted(examples, key=lambda example: example.prompt)
+    order = sorted(range(len(examples)), key=lambda index: examples[index].prompt)
+    ordered = [examples[index] for index in order]
     common = [_common_length(a.prompt, b.prompt) for a, b in itertools.pairwise(ordered)]
     best_tokens, cut = [0.0], [0]
     for end in range(1, len(ordered) + 1):
@@ -109,7 +118,7 @@ def _group_by_prefix(examples: Sequence[EncodedExample]) -> list[_Group]:
     groups, end = [], len(ordered)
     while end:
         start = cut[end]
-        groups.append(_Group(ordered[start:end], _shared(common[start : end - 1])))
+        groups.append(_Group(ordered[start:end], order[start:end], min(common[start : end - 1], default=0)))
         end = start
     return groups[::-1]
 
@@ -126,10 +135,6 @@ def _runs_ending_at(end: int, ordered: Sequence[EncodedExample], common: Sequenc
         yield start, total - (end - start - 1) * (least or 0)
 
 
-def _shared(common: Sequence[int]) -> int:
-    return min(common, default=0)
-
-
 def _tokens(group: _Group) -> int:
     return group.shared + sum(len(example) - group.shared for example in group.examples)
 
@@ -139,7 +144,7 @@ def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i in range(length) if a[i] != b[i]), length)
 
 
-def _lay_out(rows: Sequence[Sequence[_Group]], examples: int, multiple_of: int) -> Pack:
+def _lay_out(rows: Sequence[Sequence[_Group]], multiple_of: int) -> Pack:
     import torch
 
     laid_out = [_lay_out_row(groups) for groups in rows]
@@ -155,7 +160,7 @@ def _lay_out(rows: Sequence[Sequence[_Group]], examples: int, multiple_of: int) 
         label_rows=torch.tensor([r for r, row in enumerate(laid_out) for _ in row.labels], dtype=torch.long),
         label_columns=torch.tensor([column for row in laid_out for column in row.label_columns], dtype=torch.long),
         labels=torch.tensor([label for row in laid_out for label in row.labels], dtype=torch.long),
-        examples=examples,
+        order=tuple(index for groups in rows for group in groups for index in group.order),
     )
 
 

@@ -22,6 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from tool_aware.config import Config
 from tool_aware.console import Interrupted, UserError, say, warn
 from tool_aware.prompt import EncodedExample
+from tool_aware.training.attention import BLOCK, attention_mask
 from tool_aware.training.checkpoints import new_checkpoint, remove_old
 from tool_aware.training.choice import ToolNames, label_count, right_choices
 from tool_aware.training.loss import label_losses, without_head
@@ -156,8 +157,13 @@ class PackedTrainer(Trainer):
         return total
 
     def _pack(self, rows: Sequence[int]) -> Pack:
-        packed = pack([self.examples[row] for row in rows], self.config.training.packing)
+        packed = pack([self.examples[row] for row in rows], self.config.training.packing, multiple_of=self._multiple_of)
         return packed.to(self.args.device)
+
+    @property
+    def _multiple_of(self) -> int:
+        """Pad packs to few lengths where each new one would have to be compiled."""
+        return BLOCK if self._base().config._attn_implementation == "flex_attention" else 1
 
     def _losses(self, model: nn.Module, packed: Pack) -> torch.Tensor:
         """Return the loss of each label of a pack: (L,) float32."""
@@ -168,10 +174,7 @@ class PackedTrainer(Trainer):
     def _hidden_at_labels(self, model: nn.Module, packed: Pack) -> torch.Tensor:
         """Run the model and return the states that predict the labels: (L, H)."""
         inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
-        mask = packed.visible()
-        if self._base().config._attn_implementation == "eager":  # adds its mask instead of selecting by it
-            lowest = torch.finfo(self._base().dtype).min
-            mask = torch.zeros_like(mask, dtype=self._base().dtype).masked_fill_(~mask, lowest)
+        mask = attention_mask(packed, self._base().config._attn_implementation, self._base().dtype)
         if packed.input_ids.shape[0] == 1:
             states = model(**inputs, attention_mask=mask, logits_to_keep=packed.label_columns).logits
             return states[0]
@@ -228,12 +231,12 @@ class PackedTrainer(Trainer):
         loss, labels, right = 0.0, 0, 0
         for start in range(0, len(self.val_examples), size):
             examples = self.val_examples[start : start + size]
-            packed = pack(examples, "none").to(self.args.device)
+            packed = pack(examples, self.config.training.packing, multiple_of=self._multiple_of).to(self.args.device)
             with without_head(self._base()) as head_weight:
                 hidden = self._hidden_at_labels(self.model, packed)
                 loss += label_losses(hidden, head_weight, packed.labels).sum().item()
                 labels += len(packed.labels)
-                right += right_choices(examples, hidden, head_weight, self.tool_names)
+                right += right_choices([examples[i] for i in packed.order], hidden, head_weight, self.tool_names)
         self.model.train()
         self.last_validation = {
             "val_loss": loss / labels,

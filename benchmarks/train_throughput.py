@@ -1,0 +1,346 @@
+"""How many examples a second does each way of training take through the model, and in how much memory?
+
+    python benchmarks/train_throughput.py                                  # needs a GPU with 80 GB; about 8 minutes
+    python benchmarks/train_throughput.py --rows stock,ours-32             # some rows only
+    python benchmarks/train_throughput.py --preset tiny --steps 2          # a smoke test without a GPU
+
+Every row is a process of its own on the same random weights, token ids and labels: 260 tokens that all examples begin
+with, a query of 24, an answer of 80. The loss of the first batch is printed for each, as a stack that computes
+something else would win nothing. Figures are the median of the steps after the warm-up; `allocated` and `reserved`
+are torch's peaks, `NVML` is what nvidia-smi shows for the process.
+
+Reads   nothing
+Writes  benchmarks/results/train_throughput_<device>.json
+Exit    0 done; 2 something to fix
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(_REPOSITORY))
+
+from tool_aware.config import Config, Environment, load_config  # noqa: E402
+from tool_aware.console import run, say, table  # noqa: E402
+from tool_aware.prompt import EncodedExample  # noqa: E402
+from tool_aware.records import write_json  # noqa: E402
+
+PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
+VOCABULARY = 32000
+WARM_UP_STEPS = 4
+SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
+    "7b": (4096, 14336, 32, 32, 8),
+    "1b": (2048, 5632, 22, 32, 4),
+    "tiny": (128, 256, 2, 4, 2),
+}
+# name -> (stack, examples per optimizer step, overrides of config.yaml)
+LEAN = {"optimization.compile": "true"}
+ROWS: dict[str, tuple[str, int, dict[str, str]]] = {
+    "stock": ("stock", 8, {"training.per_device_train_batch_size": "1"}),
+    "stock-padded": ("stock", 16, {"training.per_device_train_batch_size": "16"}),
+    "unsloth": ("unsloth", 24, {"training.per_device_train_batch_size": "24"}),
+    "ours-sdpa-eager": ("ours", 32, {"model.attn_implementation": "sdpa", "optimization.compile": "false"}),
+    "ours-8": ("ours", 8, LEAN),
+    "ours-16": ("ours", 16, LEAN),
+    "ours-32": ("ours", 32, LEAN),
+    "ours-48": ("ours", 48, LEAN),
+    "ours-64": ("ours", 64, LEAN),
+    "ours-32-free": ("ours", 32, {**LEAN, "optimization.gradient_checkpointing": "false"}),
+    "ours-64-16bit": (
+        "ours", 64,
+        {**LEAN, "optimization.gradient_checkpointing": "false", "quantization.load_in_4bit": "false"},
+    ),
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the rows one after the other, each in a process, and print the table."""
+    arguments = parse_arguments(argv)
+    if arguments.child:
+        print(json.dumps(measure(arguments)))
+        return 0
+    model_dir = Path(arguments.model_dir or tempfile.mkdtemp(prefix="random-mistral-"))
+    if not (model_dir / "config.json").is_file():
+        subprocess.run([*command_line(arguments, model_dir), "--child", "make-model"], check=True)
+    rows = []
+    for name in arguments.rows.split(","):
+        result = subprocess.run(
+            [*command_line(arguments, model_dir), "--child", name], stdout=subprocess.PIPE, text=True, check=False
+        )
+        rows.append(
+            {
+                "row": name,
+                **(json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {"failed": True}),
+            }
+        )
+        say(json.dumps(rows[-1]))
+    print(report(rows))
+    write_json(arguments.output or default_output(rows), {"preset": arguments.preset, **environment(), "rows": rows})
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=SHAPES, default="7b", help="shape of the model (default: %(default)s)")
+    parser.add_argument("--layers", type=int, help="fewer layers than the preset has")
+    parser.add_argument("--rows", default=",".join(ROWS), metavar="A,B", help=f"which rows: {', '.join(ROWS)}")
+    parser.add_argument("--steps", type=int, default=8, help="measured steps (default: %(default)s)")
+    parser.add_argument("--model-dir", metavar="DIR", help="keep the random weights here and use them again")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def command_line(arguments: argparse.Namespace, model_dir: Path) -> list[str]:
+    """Repeat this call for a child process."""
+    options = ["--preset", arguments.preset, "--steps", str(arguments.steps), "--model-dir", str(model_dir)]
+    if arguments.layers:
+        options += ["--layers", str(arguments.layers)]
+    return [sys.executable, __file__, *options]
+
+
+# ---- one row, in a process of its own -------------------------------------------------------------------
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make the model, or run one row and return its figures."""
+    if arguments.child == "make-model":
+        make_model(Path(arguments.model_dir), arguments.preset, arguments.layers)
+        return {}
+    stack, batch, overrides = ROWS[arguments.child]
+    settings = {"model.name": arguments.model_dir, "training.per_device_train_batch_size": str(batch), **overrides}
+    steps = WARM_UP_STEPS + arguments.steps
+    settings |= {"training.max_steps": str(steps), "training.save_steps": str(10 * steps)}
+    settings["training.output_dir"] = tempfile.mkdtemp(prefix="throughput-")
+    config = load_config(_REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
+    examples = make_examples(batch * steps)
+    stacks: dict[str, Callable[..., Iterator[tuple[float, float]]]] = {"ours": ours, "stock": stock, "unsloth": unsloth}
+    started_s = time.perf_counter()
+    timed = list(stacks[stack](config, examples, batch))
+    seconds = [step_s for step_s, _ in timed[WARM_UP_STEPS:]]
+    median_s = statistics.median(seconds)
+    return {
+        "examples_per_step": batch,
+        "first_loss": round(timed[0][1], 5),
+        "seconds_per_step": round(median_s, 4),
+        "examples_per_s": round(batch / median_s, 2),
+        "useful_tokens_per_s": round(batch * (QUERY_TOKENS + ANSWER_TOKENS) / median_s),
+        "spread_percent": round(100 * (max(seconds) - min(seconds)) / median_s, 1),
+        "warm_up_s": round(sum(step_s for step_s, _ in timed[:WARM_UP_STEPS]), 1),
+        "whole_process_s": round(time.perf_counter() - started_s, 1),
+        **memory(),
+    }
+
+
+def make_examples(count: int) -> list[EncodedExample]:
+    """Draw the token ids that every stack sees."""
+    generator = random.Random(0)
+
+    def tokens(n: int) -> list[int]:
+        return [generator.randrange(3, VOCABULARY) for _ in range(n)]
+
+    prefix = [1, *tokens(PREFIX_TOKENS - 1)]
+    return [EncodedExample(prefix + tokens(QUERY_TOKENS), [*tokens(ANSWER_TOKENS - 1), 2]) for _ in range(count)]
+
+
+def make_model(folder: Path, preset: str, layers: int | None) -> None:
+    """Write a Mistral of random weights in 16 bit. Speed and memory do not depend on what the weights are."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    hidden, intermediate, all_layers, heads, key_value_heads = SHAPES[preset]
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=intermediate,
+        num_hidden_layers=layers or all_layers, num_attention_heads=heads, num_key_value_heads=key_value_heads,
+        max_position_embeddings=32768, rope_theta=1e6, sliding_window=None,
+    )  # fmt: skip
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(torch.bfloat16)
+        MistralForCausalLM(config).save_pretrained(folder)
+
+
+def memory() -> dict[str, float | None]:
+    """Read the peaks of this process in GiB; None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"allocated_gib": None, "reserved_gib": None, "nvml_gib": None}
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    used = pynvml.nvmlDeviceGetMemoryInfo(handle).used  # nothing else runs on the card
+    return {
+        "allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
+        "nvml_gib": round(used / 2**30, 3),
+    }
+
+
+def synchronised() -> float:
+    """Read the clock once the GPU is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+# ---- the stacks: each yields (seconds, loss) of every optimizer step -------------------------------------
+
+
+def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:
+    """The trainer of this toolkit, as train_tool_aware.py uses it."""
+    from tool_aware.base_model import device, load_base_model
+    from tool_aware.training.adapter import new_adapter, prepare_for_training
+    from tool_aware.training.attention import choose_attention
+    from tool_aware.training.choice import ToolNames
+    from tool_aware.training.tracking import Tracker
+    from tool_aware.training.trainer import PackedTrainer, train
+
+    attention = choose_attention(config.model.attn_implementation, device().type)
+    model = new_adapter(load_base_model(config.model, config.quantization, attention=attention), config)
+    prepare_for_training(model, config, steps=config.training.max_steps)
+    steps: list[tuple[float, float]] = []
+
+    class Timed(PackedTrainer):
+        def training_step(self, *arguments: Any) -> Any:
+            self.began_s = getattr(self, "began_s", None) or synchronised()
+            return super().training_step(*arguments)
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if "loss" in logs:
+                now_s = synchronised()
+                steps.append((now_s - self.began_s, logs["loss"]))
+                self.began_s = now_s
+
+    config = config.model_copy(
+        update={"logging": config.logging.model_copy(update={"logging_steps": 1, "tensorboard": False})}
+    )
+    with Tracker(config, Environment(), config.training.output_dir) as tracker:
+        trainer = Timed(model, config, train=examples, val=[], tool_names=ToolNames(0, [[1]]), tracker=tracker, run={})
+        trainer._save_checkpoint = lambda *_: None
+        train(trainer, None)
+    yield from steps
+
+
+def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:
+    """The usual recipe: peft's preparation in float32, dropout, autocast, paged 8-bit AdamW, padded rows, all logits."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    from tool_aware.base_model import load_base_model
+
+    base = prepare_model_for_kbit_training(
+        load_base_model(config.model, config.quantization), gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    settings = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
+    model = get_peft_model(base, settings)
+    yield from plain_loop(model, paged_adamw(model), examples, batch, config.training.per_device_train_batch_size)
+
+
+def unsloth(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:
+    """Unsloth's patched model and checkpointing in the same loop; needs the package."""
+    from unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(
+        config.model.name, max_seq_length=2048, load_in_4bit=True, fix_tokenizer=False
+    )
+    model = FastLanguageModel.get_peft_model(
+        model, r=8, lora_alpha=16, lora_dropout=0, use_gradient_checkpointing="unsloth",
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    )  # fmt: skip
+    yield from plain_loop(model, paged_adamw(model), examples, batch, config.training.per_device_train_batch_size)
+
+
+def paged_adamw(model: Any) -> Any:
+    """Make the optimizer that QLoRA recipes use."""
+    import bitsandbytes
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return bitsandbytes.optim.PagedAdamW8bit(trained, lr=2e-4)
+
+
+def plain_loop(
+    model: Any, optimizer: Any, examples: list[EncodedExample], batch: int, micro_batch: int
+) -> Iterator[tuple[float, float]]:
+    """Train with padded rows, autocast and accumulation; the loss is the mean over the labels of the step."""
+    import torch
+
+    from tool_aware.base_model import device
+
+    model.train()
+    for start in range(0, len(examples), batch):
+        began_s = synchronised()
+        step = examples[start : start + batch]
+        labels_in_step = sum(len(example.completion) for example in step)
+        total = 0.0
+        for first in range(0, batch, micro_batch):
+            part = step[first : first + micro_batch]
+            ids = torch.tensor([example.input_ids for example in part], device=device())
+            labels = torch.tensor([example.labels for example in part], device=device())
+            with torch.autocast(device().type, dtype=torch.bfloat16):
+                loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+            loss = loss * sum(len(example.completion) for example in part) / labels_in_step
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield synchronised() - began_s, total
+
+
+# ---- what comes out -------------------------------------------------------------------------------------
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Lay out the table of docs/BENCHMARKS.md."""
+    keys = (
+        "examples_per_step",
+        "first_loss",
+        "examples_per_s",
+        "spread_percent",
+        "allocated_gib",
+        "reserved_gib",
+        "nvml_gib",
+    )
+    headers = ("row", "examples", "first loss", "examples/s", "spread %", "allocated", "reserved", "NVML GiB")
+    return table(headers, [(row["row"], *(row.get(key, "failed") for key in keys)) for row in rows])
+
+
+def environment() -> dict[str, Any]:
+    """Say where the figures come from."""
+    from importlib import metadata
+
+    import torch
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_REPOSITORY, capture_output=True, text=True, check=False)
+    versions = {
+        name: metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    }
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    given = os.environ.get("BENCHMARK_COMMIT")  # where the copy that is measured has no history
+    return {"device": device, "versions": versions, "commit": given or commit.stdout.strip() or None}
+
+
+def default_output(rows: list[dict[str, Any]]) -> Path:
+    """Name the results file after the device."""
+    device = environment()["device"].lower().replace("nvidia ", "").replace(" ", "_")
+    return _REPOSITORY / "benchmarks" / "results" / f"train_throughput_{device}.json"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,7 @@ def estimate(args: argparse.Namespace) -> int:
         result = estimate_training(spec)
     card, vram_bytes = card_of(args)
     answer = fit(spec, vram_bytes) if vram_bytes and not args.evaluation else None
-    exact = trace(spec, config) if args.exact else None
+    exact = trace(traceable(spec), config) if args.exact else None
     if args.json:
         print(json.dumps(estimate_record(result, answer, exact), indent=2))
     else:
@@ -165,7 +165,7 @@ def estimate(args: argparse.Namespace) -> int:
         print(report.estimate_table(result))
         print(report.basis_text(result))
         if exact:
-            print(report.exact_text(exact, result))
+            print(report.exact_text(exact, estimate_training(traceable(spec))))
         if answer:
             print(report.fit_text(answer))
         if not args.evaluation and (speed := report.speed_text(spec, card)):
@@ -264,12 +264,22 @@ def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequenc
 
 
 def trace(spec: TrainingSpec, config: Config) -> DryRun:
-    """Trace the training step; takes some seconds, most of them for importing torch."""
+    """Trace the training step; takes some seconds, most of them for importing torch.
+
+    FlexAttention, compiled layers and bitsandbytes' optimizers exist on a GPU only: see `traceable`.
+    """
     from tool_aware.base_model import quiet_libraries
     from tool_aware.gpu.dry_run import dry_run
 
     with quiet_libraries():
         return dry_run(spec, OwnTraining(config))
+
+
+def traceable(spec: TrainingSpec) -> TrainingSpec:
+    """The nearest spec that can be traced without a GPU."""
+    attention = "sdpa" if spec.attention == "flex_attention" else spec.attention
+    optimizer = spec.optimizer if spec.optimizer.startswith("adamw_torch") else "adamw_torch_fused"
+    return replace(spec, attention=attention, compiled=False, optimizer=optimizer)
 
 
 class OwnTraining:
@@ -282,8 +292,10 @@ class OwnTraining:
         """Put the adapter on a base model without data."""
         from tool_aware.training.adapter import new_adapter, prepare_for_training
 
+        optimization = self._config.optimization.model_copy(update={"compile": False, "optim": spec.optimizer})
+        self._config = self._config.model_copy(update={"optimization": optimization})
         model = new_adapter(base, self._config)
-        prepare_for_training(model, self._config)
+        prepare_for_training(model, self._config, steps=1)
         return model.train()
 
     def optimizer(self, model: PeftModel, spec: TrainingSpec) -> Optimizer:

@@ -22,7 +22,7 @@ from tool_aware.gpu.architectures import (
     scaled_mistral,
 )
 from tool_aware.gpu.calibration import compare
-from tool_aware.gpu.estimate import CALIBRATION, LOSS_CHUNK, OPTIMIZERS, TrainingSpec, estimate_training
+from tool_aware.gpu.estimate import CALIBRATION, FLEX_BLOCK, LOSS_CHUNK, OPTIMIZERS, TrainingSpec, estimate_training
 from tool_aware.gpu.generation import GenerationSpec, estimate_generation
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.speed import estimate_speed, published_tflops
@@ -47,7 +47,8 @@ specs = st.builds(
     checkpointing=st.booleans(),
     accumulation=st.integers(1, 4),
     optimizer=st.sampled_from(list(OPTIMIZERS)),
-    attention=st.sampled_from(["sdpa", "eager", "flash_attention_2"]),
+    compiled=st.booleans(),
+    attention=st.sampled_from(["sdpa", "eager", "flex_attention"]),
 )
 
 
@@ -154,10 +155,11 @@ def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large()
     assert estimate_training(replace(SPEC, lora_r=64, seq_length=256)).peaks_in == "the optimizer step"
 
 
-def test_the_loss_chunk_is_the_one_that_training_uses():
+def test_block_and_chunk_are_those_that_training_uses():
+    from tool_aware.training.attention import BLOCK
     from tool_aware.training.loss import CHUNK_LABELS
 
-    assert LOSS_CHUNK == CHUNK_LABELS
+    assert (FLEX_BLOCK, LOSS_CHUNK) == (BLOCK, CHUNK_LABELS)
 
 
 def test_every_optimizer_of_the_config_has_a_cost():
@@ -171,7 +173,8 @@ def test_every_optimizer_of_the_config_has_a_cost():
 def test_a_spec_follows_the_config(config):
     spec = TrainingSpec.from_config(config, longest_tokens=400, prefix_tokens=260, answer_tokens=80)
     assert spec.packing == config.training.packing
-    assert spec.tokens == 260 + config.training.per_device_train_batch_size * 140
+    tokens = 260 + config.training.per_device_train_batch_size * 140
+    assert tokens <= spec.tokens < tokens + FLEX_BLOCK  # `auto` is FlexAttention on a GPU
     assert TrainingSpec.from_config(config).seq_length == config.model.max_seq_length
 
 

@@ -1,4 +1,4 @@
-"""The driver layer against a stub library: every state a driver can be in has its own words, and none blanks the rest."""
+"""The driver layer against a stub library: each state of a driver has its own words, and none blanks the rest."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -106,7 +107,7 @@ def test_a_long_document_stays_small_and_covers_the_whole_time(tmp_path, monkeyp
     assert 50 <= len(seconds) <= 100
     assert seconds[0] < 2 * document["kept_every"]
     assert seconds[-1] > 5000 - 2 * document["kept_every"]
-    steps = {b - a for a, b in zip(seconds, seconds[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(seconds)}
     assert steps == {document["kept_every"]}
 
 

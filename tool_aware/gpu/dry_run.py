@@ -21,11 +21,11 @@ from tool_aware.gpu.estimate import TrainingSpec
 
 if TYPE_CHECKING:
     import torch
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn import Int8Params, Params4bit
     from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
-FEW_LAYERS, MORE_LAYERS = 3, 5
+FEW_LAYERS, MORE_LAYERS = 2, 3
 NF4_BLOCK, SCALE_BLOCK = 64, 256  # weights per scale, scales per second-level scale (bitsandbytes' defaults)
 ALLOCATION_BYTES = 512  # the caching allocator rounds each tensor up to a multiple of this
 
@@ -144,8 +144,8 @@ def _meta_model(spec: TrainingSpec) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(
             _transformers_config(spec.architecture), attn_implementation=spec.attention, dtype=torch.bfloat16
         )
-        if spec.quantization == "4bit":
-            _quantize_4bit(model, spec.double_quantization)
+        if spec.quantization != "none":
+            _quantize(model, spec)
     model.requires_grad_(False)
     return model
 
@@ -168,27 +168,36 @@ def _transformers_config(architecture: Architecture) -> Any:
     )
 
 
-def _quantize_4bit(model: PreTrainedModel, double_quantization: bool) -> None:
+def _quantize(model: PreTrainedModel, spec: TrainingSpec) -> None:
+    """Put bitsandbytes' layers in the place of the decoder's linear layers, and tell peft that they are there."""
     import torch
-    from bitsandbytes.nn import Linear4bit
 
     for layer in model.model.layers:
         for parent in (layer.self_attn, layer.mlp):
             for name, linear in list(parent.named_children()):
                 if isinstance(linear, torch.nn.Linear):
-                    quantized = Linear4bit(
-                        linear.in_features, linear.out_features, bias=linear.bias is not None,
-                        compute_dtype=torch.bfloat16, compress_statistics=double_quantization, quant_type="nf4",
-                    )  # fmt: skip
-                    quantized.support_avx512bf16_for_cpu = False
-                    setattr(parent, name, quantized)
-    model.is_loaded_in_4bit = True
+                    setattr(parent, name, _quantized_linear(linear, spec))
+    setattr(model, f"is_loaded_in_{spec.quantization}", True)
+
+
+def _quantized_linear(linear: torch.nn.Linear, spec: TrainingSpec) -> torch.nn.Module:
+    import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    shape = linear.in_features, linear.out_features, linear.bias is not None
+    if spec.quantization == "8bit":
+        return Linear8bitLt(*shape, has_fp16_weights=False)
+    quantized = Linear4bit(
+        *shape, compute_dtype=torch.bfloat16, compress_statistics=spec.double_quantization, quant_type="nf4"
+    )
+    quantized.support_avx512bf16_for_cpu = False
+    return quantized
 
 
 def _make_fake(model: torch.nn.Module) -> None:
     """Replace every parameter and buffer by a fake one on the CPU; "cuda" is no choice in a torch without CUDA."""
     import torch
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     fakes: dict[int, torch.nn.Parameter] = {}  # tied weights stay tied
     for module in model.modules():
@@ -196,16 +205,28 @@ def _make_fake(model: torch.nn.Module) -> None:
             if parameter is None:
                 continue
             if id(parameter) not in fakes:
-                is_quantized = isinstance(module, Linear4bit) and name == "weight"
-                fakes[id(parameter)] = _quantized_weight(parameter) if is_quantized else torch.nn.Parameter(
-                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad
-                )  # fmt: skip
+                if isinstance(module, Linear4bit) and name == "weight":
+                    fakes[id(parameter)] = _weight_in_4bit(parameter)
+                elif isinstance(module, Linear8bitLt) and name == "weight":
+                    fakes[id(parameter)] = _weight_in_8bit(parameter)
+                else:
+                    tensor = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    fakes[id(parameter)] = torch.nn.Parameter(tensor, requires_grad=parameter.requires_grad)
             module._parameters[name] = fakes[id(parameter)]
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _quantized_weight(weight: Params4bit) -> torch.nn.Parameter:
+def _weight_in_8bit(weight: Int8Params) -> torch.nn.Parameter:
+    """What LLM.int8 makes of a weight: int8 values and one fp32 scale per row."""
+    import torch
+
+    fake = torch.nn.Parameter(torch.empty(weight.shape, dtype=torch.int8), requires_grad=False)
+    fake.CB, fake.SCB = fake.data, torch.empty(weight.shape[0])
+    return fake
+
+
+def _weight_in_4bit(weight: Params4bit) -> torch.nn.Parameter:
     """What bitsandbytes.functional.quantize_4bit makes of a weight. Not a Params4bit: that would quantise itself."""
     import torch
     from bitsandbytes.functional import QuantState

@@ -61,6 +61,7 @@ class Calibration:
 
 
 CALIBRATION = Calibration()
+FLEX_BLOCK = 128  # packs are padded to a multiple of it for FlexAttention; tool_aware.training.attention.BLOCK
 LOSS_CHUNK = 1024  # labels whose logits exist at once; tool_aware.training.loss.CHUNK_LABELS
 STATE_BYTES = 10  # per token and element of width around the loss: the final norm's fp32 copies and its output
 SAVED_SCORE_BYTES = 6  # eager attention, per score: fp32 softmax 4 and its bf16 copy 2
@@ -86,13 +87,15 @@ class TrainingSpec:
     offload: bool = False  # checkpoints wait in host memory
     accumulation: int = 1  # micro-batches per optimizer step
     optimizer: str = "adamw_torch_fused"
-    attention: str = "sdpa"
+    attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
+    compiled: bool = False  # decoder layers by torch.compile, which recomputes what is cheap instead of keeping it
 
     @property
     def tokens(self) -> int:
         """Tokens in one micro-batch, padding included."""
         shared = min(self.prefix_tokens, self.seq_length) if self.packing == "prefix" else 0
-        return shared + self.batch_size * (self.seq_length - shared)
+        tokens = shared + self.batch_size * (self.seq_length - shared)
+        return -(-tokens // FLEX_BLOCK) * FLEX_BLOCK if self.attention == "flex_attention" else tokens
 
     @property
     def label_tokens(self) -> int:
@@ -135,7 +138,8 @@ class TrainingSpec:
             accumulation=config.training.gradient_accumulation_steps,
             checkpointing=config.optimization.gradient_checkpointing,
             optimizer=config.optimization.optim,
-            attention=config.model.attn_implementation.replace("auto", "sdpa"),
+            attention=config.model.attn_implementation.replace("auto", "flex_attention"),
+            compiled=config.optimization.compile is True,  # "auto" may compile; the estimate is then an upper bound
         )
 
 
@@ -227,7 +231,7 @@ def _moments(spec: TrainingSpec) -> Iterator[_Moment]:
     checkpoint = 0.0 if spec.offload else float(BYTES_16BIT * architecture.hidden * spec.tokens)
     layer, mask = saved_bytes_per_layer(spec), Term("attention mask", mask_bytes(spec))
     if spec.checkpointing:
-        saved, working = layers * checkpoint, layer + backward_bytes(spec)
+        saved, working = layers * (checkpoint + bytes_that_escape_checkpointing(spec)), layer + backward_bytes(spec)
         saved_name, working_name = "checkpointed inputs", "one layer's working set"
     else:
         saved, working = layers * layer, backward_bytes(spec)
@@ -254,21 +258,49 @@ def saved_bytes_per_layer(spec: TrainingSpec) -> float:
 
 
 def _saved_in_attention(spec: TrainingSpec) -> float:
-    """Bytes per token: RMSNorm's fp32 input; q, k, v (one per query head) and output; log-sum-exp; LoRA's inputs."""
-    architecture, adapted = spec.architecture, spec.target_names & set(ATTENTION_LINEARS)
-    saved = 4 * architecture.hidden + 4 * BYTES_16BIT * architecture.query_width + 4 * architecture.heads
+    """Bytes per token: the norm's input; q, k, v and output; log-sum-exp; LoRA's inputs."""
+    architecture, kept = spec.architecture, _with_kept_input(spec, ATTENTION_LINEARS)
+    # SDPA wants keys and values repeated for the query heads that share them; FlexAttention does not.
+    key_width = architecture.kv_width if spec.attention == "flex_attention" else architecture.query_width
+    saved = _norm_bytes(spec) + 2 * BYTES_16BIT * (architecture.query_width + key_width) + 4 * architecture.heads
     # A frozen linear layer keeps nothing; LoRA keeps its input, once for those that share it, and the r-wide product.
-    saved += BYTES_16BIT * architecture.hidden * bool(adapted - {"o_proj"})
-    return saved + BYTES_16BIT * spec.lora_r * len(adapted)
+    if kept - {"o_proj"} and not spec.compiled:
+        saved += BYTES_16BIT * architecture.hidden
+    return saved + BYTES_16BIT * spec.lora_r * len(spec.target_names & set(ATTENTION_LINEARS))
 
 
 def _saved_in_mlp(spec: TrainingSpec) -> float:
-    """Bytes per token: RMSNorm's fp32 input; gate, its activation and up; LoRA's inputs."""
-    architecture, adapted = spec.architecture, spec.target_names & set(MLP_LINEARS)
-    saved = 4 * architecture.hidden + 3 * BYTES_16BIT * architecture.intermediate
-    saved += BYTES_16BIT * architecture.hidden * bool(adapted - {"down_proj"})
-    saved += BYTES_16BIT * architecture.intermediate * ("down_proj" in adapted)
-    return saved + BYTES_16BIT * spec.lora_r * len(adapted)
+    """Bytes per token: the norm's input; gate, its activation and up; LoRA's inputs."""
+    architecture, kept = spec.architecture, _with_kept_input(spec, MLP_LINEARS)
+    saved = _norm_bytes(spec) + 3 * BYTES_16BIT * architecture.intermediate
+    if kept - {"down_proj"}:
+        saved += BYTES_16BIT * architecture.hidden
+    if "down_proj" in kept and not spec.compiled:
+        saved += BYTES_16BIT * architecture.intermediate
+    return saved + BYTES_16BIT * spec.lora_r * len(spec.target_names & set(MLP_LINEARS))
+
+
+def bytes_that_escape_checkpointing(spec: TrainingSpec) -> float:
+    """Bytes per layer that are not freed after the forward pass although they will be recomputed.
+
+    bitsandbytes' 8-bit layers keep their inputs on the autograd node itself and not as saved tensors
+    (`MatMul8bitLt.forward`: ctx.tensors), where torch.utils.checkpoint cannot take them away.
+    """
+    if spec.quantization != "8bit":
+        return 0.0
+    architecture = spec.architecture
+    width = 2 * architecture.hidden + architecture.query_width + architecture.intermediate
+    return float(BYTES_16BIT * width * spec.tokens)
+
+
+def _with_kept_input(spec: TrainingSpec, names: tuple[str, ...]) -> frozenset[str]:
+    """Those of `names` whose input is kept for the backward pass: adapted ones, and all that are in 8 bits."""
+    return frozenset(names) if spec.quantization == "8bit" else spec.target_names & frozenset(names)
+
+
+def _norm_bytes(spec: TrainingSpec) -> int:
+    """RMSNorm keeps an fp32 copy of its input; compiled, the input itself."""
+    return (BYTES_16BIT if spec.compiled else 4) * spec.architecture.hidden
 
 
 def backward_bytes(spec: TrainingSpec) -> float:
@@ -290,8 +322,8 @@ def backward_bytes(spec: TrainingSpec) -> float:
 
 def mask_bytes(spec: TrainingSpec) -> float:
     """Bytes of the mask that the model is given: bool, or 16-bit where attention adds it."""
-    if spec.attention == "flash_attention_2":
-        return 0.0
+    if spec.attention == "flex_attention":
+        return 0.0  # a few bytes per block of 128 x 128 pairs
     return float((BYTES_16BIT if spec.attention == "eager" else 1) * attention_pairs(spec))
 
 

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = work_out(job, answers)
     folder = job.config.evaluation.results_dir
     outputs = write_results(folder, results, job.config, job.test, started_s=started_s)
-    if job.adapter and not job.args.predictions:
+    if job.adapter and not (job.args.predictions or job.args.endpoint or job.args.limit):
         update_adapter(job.adapter, results, job.config, job.test)
     print_results(results)
     say(f"\n{len(outputs)} files in {folder}/ after {duration(time.time() - started_s)}; open {folder}/report.html")
@@ -205,14 +205,24 @@ def print_plan(job: Job) -> None:
     say(f"            {', '.join(f'{name} {count}' for name, count in counts.items())}")
     say(f"base model  {job.config.model.name}, {job.config.quantization.kind}")
     say(f"fine-tuned  {engine}")
-    missing = [name for name, count in counts.items() if not count]
-    if missing:
-        warn(f"no test rows for {', '.join(missing)}: their figures are n/a")
-    if not job.test.val:
-        warn("no val.json: probabilities stay uncalibrated and no threshold is chosen")
+    for doubt in doubts(job):
+        warn(doubt)
     for task in job.tasks:
         known = len(task.rows.keys() & job.log(task).done.keys())
         say(f"  {task.name:<45} {len(task.rows):>6,} rows{f', {known:,} known' if known else ''}")
+
+
+def doubts(job: Job) -> list[str]:
+    """What makes this evaluation say less than it could."""
+    found = []
+    missing = [name for name in job.config.toolbox.names if all(row.tool != name for row in job.test.rows.values())]
+    if missing:
+        found.append(f"no test rows for {', '.join(missing)}: their figures are n/a")
+    if not job.test.val:
+        found.append("no val.json: probabilities stay uncalibrated and no threshold is chosen")
+    if not job.test.train:
+        found.append("no train.json: no rival could learn, and test rows could not be checked against it")
+    return found
 
 
 # ---- answers ----------------------------------------------------------------------------------------------
@@ -309,7 +319,16 @@ def work_out(job: Job, answers: Answers) -> Results:
         job.test.train, job.test.rows, job.config.evaluation.keyword_router, job.config.toolbox.names
     )
     same_code = (lambda a, b: same_syntax(a, b) or same_output(a, b)) if job.args.run_code else same_syntax
-    return assemble(job.config, job.test.rows, job.test.val, answers, job.tasks, rivals=rivals, same_code=same_code)
+    return assemble(
+        job.config,
+        job.test.rows,
+        job.test.val,
+        answers,
+        job.tasks,
+        rivals=rivals,
+        same_code=same_code,
+        notes=doubts(job),
+    )
 
 
 if __name__ == "__main__":

@@ -88,9 +88,17 @@ def test_rows_of_one_group_are_drawn_together_and_widen_the_interval():
     assert (weights[:, 0] == weights[:, 1]).all()
     assert weights.shape == (2000, 4)
     pairs = [("rag", "rag"), ("rag", "web")] * 30
-    alone = figures(pairs).accuracy_by_group
-    together = figures(pairs, groups=[f"g{index % 6}" for index in range(60)]).accuracy_by_group
+    alone = figures(pairs).accuracy
+    together = figures(pairs, groups=[f"g{index % 6}" for index in range(60)]).accuracy
     assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_a_perfect_score_still_has_an_interval():
+    m = figures([("rag", "rag")] * 10 + [("web", "web")] * 10, groups=["a"] * 10 + ["b"] * 10)
+    for figure in (m.accuracy, m.macro_f1, m.per_tool["rag"].f1, m.per_tool["rag"].precision):
+        assert figure.value == figure.high == 1
+        assert 0.6 < figure.low < 0.95
+    assert m.per_tool["rag"].f1.low > m.per_tool["rag"].recall.low  # F1 is above J in the middle of the range
 
 
 def test_intervals_are_the_same_for_the_same_seed():

@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import shutil
@@ -23,7 +24,7 @@ NASTY = [
     "</script><img src=x onerror=\"document.title = 'broken'\">",
     "<!-- {{DATA}} {{SECTIONS}} --> & ' \" `",
     "[click](javascript:alert(1)) | a | table | # heading",
-    "‮ right to left \u2028 line separator 東京",
+    "\u202e right to left \u2028 line separator 東京",
 ]
 TOOL_OF = ["rag_retrieval", "web_search", "code_execution", "direct_chat"]
 ARGUMENT = {"rag_retrieval": "query", "web_search": "query", "code_execution": "code", "direct_chat": "message"}
@@ -176,8 +177,8 @@ def test_the_page_works_in_a_browser(page, tmp_path, width):
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in result.stderr  # no message of any level, so no error
-    seen = json.loads(re.search(r"SEEN(\{.*\})END", result.stdout, re.DOTALL)[1].replace("&lt;", "<").replace("&gt;", ">")
-                      .replace("&amp;", "&"))  # fmt: skip
+    shown = html.unescape(re.search(r"SEEN(\{.*\})END", result.stdout, re.DOTALL)[1])
+    seen = json.loads(shown)
     assert seen["errors"] == []
     assert seen["total"] == 40
     assert seen["found"] == "1 of 40 rows"

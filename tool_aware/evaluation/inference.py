@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tool_aware.console import warn
 from tool_aware.evaluation.prefix_cache import PrefixCache, prefill, shared_prefix_length
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     ScoreProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 FILLER_ID = 0  # fed to rows that have ended; what they answer to it is dropped
+COLUMNS_MULTIPLE = 64  # attention kernels copy a mask whose rows are not aligned
 STOP_CHECK_STEPS = 8  # asking a GPU whether all rows have ended makes the CPU wait for it
 
 
@@ -108,7 +110,8 @@ def generate(
         prefix = shared_prefix_length(prompts)
         batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
         rows, longest = len(batches[0]), max(map(len, prompts))
-        cache = prefill(model, prompts[0][:prefix]).expanded(rows, longest + max_new_tokens)
+        capacity = math.ceil((longest + max_new_tokens) / COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
+        cache = prefill(model, prompts[0][:prefix]).expanded(rows, capacity)
         decoder = _Decoder(model, cache, eos_id, max_new_tokens, uses_cuda_graph)
         for members in batches:
             batch = make_batch(prompts, members, rows, prefix, model.device)
@@ -213,7 +216,10 @@ class _Decoder:
         self.column.add_(1)
 
     def _capture(self) -> None:
-        """Record one step as a CUDA graph. The trial steps write to columns that the batch overwrites later."""
+        """Record one step as a CUDA graph. The trial steps write to columns that the batch overwrites later.
+
+        Goes on without a graph, several times slower, if some layer cannot be recorded.
+        """
         import torch
 
         start = self.column.clone()
@@ -225,6 +231,9 @@ class _Decoder:
                 self.column.copy_(start)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._forward()
-        self._graph = graph
+        try:
+            with torch.cuda.graph(graph):
+                self._forward()
+            self._graph = graph
+        except RuntimeError as error:
+            warn(f"decoding without a CUDA graph, which is slower: {str(error).splitlines()[0]}")

@@ -1,4 +1,8 @@
-"""Figures with their 95 % intervals: Wilson for proportions, bootstrap over groups for everything else."""
+"""Figures with their 95 % intervals: Wilson for shares of rows, bootstrap over groups of rows for everything else.
+
+Where rows share a template, a share gets the wider ends of both: Wilson takes the rows as independent, and a bootstrap
+of rows that are all right (or all wrong) has no width at all.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,36 @@ def proportion(hits: int, n: int) -> Estimate:
         return NOT_AVAILABLE
     interval = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
+
+
+def share(flags: Sequence[bool], groups: Sequence[str], *, seed: int) -> Estimate:
+    """The share of true flags: Wilson's interval, widened to that of the bootstrap where rows share a group."""
+    import numpy as np
+
+    estimate = proportion(sum(flags), len(flags))
+    if len(set(groups)) == len(flags):
+        return estimate
+    hits = np.asarray(flags, dtype=float)
+    return widest(estimate, bootstrap(lambda w: w @ hits / w.sum(-1), bootstrap_weights(groups, seed=seed)))
+
+
+def f1_proportion(hits: int, misses: int) -> Estimate:
+    """F1 of `hits` true positives and `misses` false positives and negatives, with an interval by Wilson's.
+
+    J = TP / (TP + FP + FN) is a share of rows, and F1 = 2 J / (1 + J) rises with it, so its ends can be mapped.
+    """
+    j = proportion(hits, hits + misses)
+    if j.value is None:
+        return NOT_AVAILABLE
+    value, low, high = (2 * x / (1 + x) for x in (j.value, j.low, j.high))
+    return Estimate(value, low, high, j.n)
+
+
+def widest(one: Estimate, other: Estimate) -> Estimate:
+    """The first estimate, with the outer ends of both intervals."""
+    if one.value is None or other.value is None:
+        return one
+    return Estimate(one.value, min(one.low, other.low), max(one.high, other.high), one.n)
 
 
 def bootstrap_weights(groups: Sequence[str], *, seed: int, resamples: int = RESAMPLES) -> np.ndarray:

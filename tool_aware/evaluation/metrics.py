@@ -8,7 +8,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.evaluation.intervals import Estimate, bootstrap, bootstrap_weights, proportion
+from tool_aware.evaluation.intervals import (
+    NOT_AVAILABLE,
+    Estimate,
+    bootstrap,
+    bootstrap_weights,
+    f1_proportion,
+    proportion,
+    share,
+    widest,
+)
 from tool_aware.evaluation.judgement import INVALID, Judgement, ParameterMatch
 
 if TYPE_CHECKING:
@@ -53,7 +62,6 @@ class Metrics:
     rows: int
     groups: int
     accuracy: Estimate
-    accuracy_by_group: Estimate
     balanced_accuracy: Estimate
     macro_precision: Estimate
     macro_recall: Estimate
@@ -87,30 +95,44 @@ def summarise(
     counts = count_confusion(judgements, tools)
     cells = one_hot(judgements, tools)
     weights = bootstrap_weights([judgement.group for judgement in judgements], seed=seed)
+    per_tool = {
+        tool: _tool_metrics(
+            tool, judgements, bootstrap(partial(confusion_figure, cells, len(tools), f"f1:{k}"), weights), seed
+        )
+        for k, tool in enumerate(tools)
+    }
 
-    def over_groups(figure: str) -> Estimate:
-        return bootstrap(partial(confusion_figure, cells, len(tools), figure), weights)
+    def average(figure: str, ends: str) -> Estimate:
+        """Bootstrap an average over tools; if all resamples agree, average the ends of the tools' own intervals."""
+        estimate = bootstrap(partial(confusion_figure, cells, len(tools), figure), weights)
+        parts = [getattr(m, ends) for m in per_tool.values() if getattr(m, ends).value is not None]
+        if estimate.low != estimate.high or not parts:
+            return estimate
+        low, high = (sum(getattr(part, end) for part in parts) / len(parts) for end in ("low", "high"))
+        return Estimate(estimate.value, min(low, estimate.low), max(high, estimate.high), estimate.n)
 
-    right = [judgement.is_tool_right for judgement in judgements]
     return Metrics(
         system=system,
         rows=len(judgements),
         groups=len({judgement.group for judgement in judgements}),
-        accuracy=proportion(sum(right), len(right)),
-        accuracy_by_group=over_groups("accuracy"),
-        balanced_accuracy=over_groups("macro_recall"),
-        macro_precision=over_groups("macro_precision"),
-        macro_recall=over_groups("macro_recall"),
-        macro_f1=over_groups("macro_f1"),
-        weighted_f1=over_groups("weighted_f1"),
-        **_call_rates(judgements, no_tool),
-        per_tool={tool: _tool_metrics(tool, index, counts, over_groups) for index, tool in enumerate(tools)},
+        accuracy=_share([j.is_tool_right for j in judgements], judgements, seed),
+        balanced_accuracy=average("macro_recall", "recall"),
+        macro_precision=average("macro_precision", "precision"),
+        macro_recall=average("macro_recall", "recall"),
+        macro_f1=average("macro_f1", "f1"),
+        weighted_f1=average("weighted_f1", "f1"),
+        **_call_rates(judgements, no_tool, seed),
+        per_tool=per_tool,
         labels=[*tools, INVALID],
         confusion=counts.tolist(),
-        **_answer_figures(judgements),
+        **_answer_figures(judgements, seed),
         parameters=_parameter_metrics(judgements),
         errors=dict(Counter(judgement.error for judgement in judgements if judgement.error).most_common()),
     )
+
+
+def _share(flags: Sequence[bool], judgements: Sequence[Judgement], seed: int) -> Estimate:
+    return share(flags, [judgement.group for judgement in judgements], seed=seed)
 
 
 # ---- tool choice ------------------------------------------------------------------------------------------
@@ -159,36 +181,41 @@ def confusion_figure(cells: np.ndarray, tools: int, figure: str, weights: np.nda
         return occurring / (support > 0).sum(-1)
 
 
-def _tool_metrics(tool: str, index: int, counts: np.ndarray, over_groups: Any) -> ToolMetrics:
-    hits, support, predicted = int(counts[index, index]), int(counts[index].sum()), int(counts[:, index].sum())
+def _tool_metrics(tool: str, judgements: Sequence[Judgement], f1_over_groups: Estimate, seed: int) -> ToolMetrics:
+    asked_for = [j for j in judgements if j.expected == tool]
+    given = [j for j in judgements if j.credited == tool]
+    hits = sum(j.is_tool_right for j in asked_for)
     return ToolMetrics(
-        precision=proportion(hits, predicted),
-        recall=proportion(hits, support),
-        f1=over_groups(f"f1:{index}"),
-        support=support,
-        predicted=predicted,
+        precision=_share([j.is_tool_right for j in given], given, seed),
+        recall=_share([j.is_tool_right for j in asked_for], asked_for, seed),
+        # A tool that no row asks for has no F1, however often it was chosen.
+        f1=widest(
+            f1_proportion(hits, len(asked_for) + len(given) - 2 * hits) if asked_for else NOT_AVAILABLE, f1_over_groups
+        ),
+        support=len(asked_for),
+        predicted=len(given),
     )
 
 
-def _call_rates(judgements: Sequence[Judgement], no_tool: str | None) -> dict[str, Estimate]:
+def _call_rates(judgements: Sequence[Judgement], no_tool: str | None, seed: int) -> dict[str, Estimate]:
     idle = [j for j in judgements if j.expected == no_tool]
     busy = [j for j in judgements if j.expected != no_tool] if no_tool else []
     return {
-        "over_call": proportion(sum(j.credited not in (no_tool, INVALID) for j in idle), len(idle)),
-        "under_call": proportion(sum(j.credited == no_tool for j in busy), len(busy)),
+        "over_call": _share([j.credited not in (no_tool, INVALID) for j in idle], idle, seed),
+        "under_call": _share([j.credited == no_tool for j in busy], busy, seed),
     }
 
 
 # ---- whole answers ----------------------------------------------------------------------------------------
 
 
-def _answer_figures(judgements: Sequence[Judgement]) -> dict[str, Any]:
+def _answer_figures(judgements: Sequence[Judgement], seed: int) -> dict[str, Any]:
     answered = [j for j in judgements if j.is_parsed is not None]
     right = [j for j in answered if j.is_tool_right]
 
     def rate(attribute: str, among: Sequence[Judgement] = answered) -> Estimate | None:
-        judged = [getattr(j, attribute) for j in among if getattr(j, attribute) is not None]
-        return proportion(sum(judged), len(judged)) if answered else None
+        judged = [j for j in among if getattr(j, attribute) is not None]
+        return _share([getattr(j, attribute) for j in judged], judged, seed) if answered else None
 
     return {
         "parse_rate": rate("is_parsed"),

@@ -56,7 +56,7 @@ def _systems(results: Results) -> Section:
         figures = [m.accuracy, m.macro_f1, m.parse_rate, m.call_accuracy, m.call_accuracy_given_tool, m.bfcl_strict]
         rows.append([title(name), *map(interval, figures), f"{1000 * speed:.2f}" if speed else "–"])
     notes = [
-        "Percent, with 95 % intervals (Wilson for shares of rows, bootstrap over groups of rows for F1). Rows are "
+        "Percent, with 95 % intervals (Wilson for shares, widened by a bootstrap over groups of rows). Rows are "
         f"{results.metrics[results.tuned].rows} in {results.metrics[results.tuned].groups} groups. "
         "“Whole call” is the right tool with every parameter right under the router's policy; “BFCL strict” is the "
         "same under the rules of the Berkeley Function-Calling Leaderboard. “–”: the system only chooses a tool."

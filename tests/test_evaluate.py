@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -158,7 +161,9 @@ def test_choice_only_needs_no_answers(evaluate, tmp_path):
     assert all(row["chosen"] and len(row["scores"]) == 4 for row in rows)
 
 
-def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(tiny_model_dir, adapter, toy_data_dir, tmp_path):
+def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(
+    tiny_model_dir, adapter, toy_data_dir, tmp_path, finished
+):
     slow = ("--set", "evaluation.batch_size=1", "--no-robustness", "--no-constrained")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = command(tiny_model_dir, adapter, toy_data_dir, tmp_path / "killed", *slow)
@@ -175,10 +180,63 @@ def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(tiny_model
     assert not (tmp_path / "killed" / "manifest.json").exists()
     resumed = subprocess.run(arguments, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True)
     assert f"base {kept:>2} known".replace(" ", "") in resumed.stderr.replace(" ", "").replace("16rows,", "")
-    whole = command(tiny_model_dir, adapter, toy_data_dir, tmp_path / "whole", *slow)
-    subprocess.run(whole, cwd=REPOSITORY, env=env, capture_output=True, check=True)
+    whole, _ = finished  # answered in batches of 16, and never stopped
     for name in BRIEFS_FILES:
-        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+        assert (tmp_path / "killed" / name).read_text() == (whole / name).read_text()
+
+
+class Answering(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server that knows one answer per prompt."""
+
+    def do_GET(self):
+        self.reply({"data": [{"id": "router"}]})
+
+    def do_POST(self):
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        self.reply({"choices": [{"message": {"content": self.server.answers[prompt]}, "finish_reason": "length"}]})
+
+    def reply(self, value):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(value).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(finished, toy_data_dir):
+    """Start a server that answers as `base_model` or `finetuned_model` did; returns its address."""
+    folder, _ = finished
+    prompts = [row["instruction"] for row in json.loads((toy_data_dir / "test.json").read_text())]
+    servers = []
+
+    def start(model):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+        results = json.loads((folder / f"{model}_results.json").read_text())
+        server.answers = {prompts[row["row"]]: row["response"] for row in results}
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/v1"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_server_that_applies_the_adapter_is_evaluated(evaluate, serve, tmp_path, finished):
+    # Another results folder with the base's answers, so that other tests find theirs as they were.
+    shutil.copytree(finished[0] / "predictions", tmp_path / "predictions")
+    result = evaluate(tmp_path, "--endpoint", serve("finetuned_model"), "--served-model", "router")
+    assert result.returncode == 0, result.stderr
+    assert "replies as fine-tuned, 0 as the base" in result.stderr
+    assert "COMPARISON" in result.stdout
+
+
+def test_a_server_that_silently_answers_with_the_base_model_is_refused(evaluate, serve, tmp_path):
+    result = evaluate(tmp_path, "--endpoint", serve("base_model"), "--served-model", "router")
+    refused(result, "answers as the base model does", "--lora-modules")
 
 
 # ---- bad input --------------------------------------------------------------------------------------------

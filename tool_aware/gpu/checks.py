@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -145,6 +144,8 @@ def torch_build(package: Path | None = None) -> tuple[str, str | None] | None:
 
 def check_bitsandbytes() -> CheckLine:
     """Find the compiled library of bitsandbytes that fits torch's CUDA, as its own loader chooses it."""
+    from importlib import metadata
+
     folder, built = _package_folder("bitsandbytes"), torch_build()
     if folder is None:
         return CheckLine("problem", "bitsandbytes", "not installed", "pip install -r requirements.txt")

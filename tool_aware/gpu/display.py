@@ -14,6 +14,7 @@ from tool_aware.gpu.sampling import GpuStatistics, Sample, Statistics, TrainingP
 
 NOT_KNOWN = "n/a"
 PROCESSES_SHOWN = 3
+COMMAND_SHOWN = 40  # characters
 HOT_SHARE = 0.95  # of the memory: shown in red
 
 
@@ -62,7 +63,7 @@ def power(gpu: GpuReading) -> str:
 
 def process_text(process: Process) -> str:
     """A process: what runs, its id, what it holds."""
-    return f"{process.command or 'process'} ({process.pid}) {_size(process.used_bytes)}"
+    return f"{(process.command or 'process')[:COMMAND_SHOWN]} ({process.pid}) {_size(process.used_bytes)}"
 
 
 def _size(size_bytes: float | None) -> str:
@@ -147,22 +148,22 @@ def gpu_block(
         yield f"  {gpu.problem}"[:width], "red"
         return
     figures = "  ".join([with_unit(gpu.temperature_c, "C"), power(gpu), with_unit(gpu.sm_clock_mhz, "MHz")])
-    yield f"{title[: width - len(figures) - 2]:<{width - len(figures)}}{figures}", "bold"
+    yield f"{title[: max(0, width - len(figures) - 2)]:<{max(0, width - len(figures))}}{figures}"[:width], "bold"
     memory = f"  {_memory(gpu)}"
     is_full = gpu.used_bytes is not None and gpu.total_bytes and gpu.used_bytes >= HOT_SHARE * gpu.total_bytes
-    bar = memory_bar(gpu, width - len("  memory ") - len(memory), mark_bytes, glyphs)
-    yield f"  memory {bar}{memory}", "red" if is_full else "green"
+    bar = memory_bar(gpu, max(1, width - len("  memory ") - len(memory)), mark_bytes, glyphs)
+    yield f"  memory {bar}{memory}"[:width], "red" if is_full else "green"
     use = f"  {with_unit(gpu.utilization_percent, '%')}"
     use += f"  throttled: {gpu.throttled_by}" if gpu.throttled_by else ""
-    room = width - len("  use    ") - len(use)
-    yield f"  use    {sparkline(history, room, 100, glyphs):<{room}}{use}", "cyan"
+    room = max(1, width - len("  use    ") - len(use))
+    yield f"  use    {sparkline(history, room, 100, glyphs):<{room}}{use}"[:width], "cyan"
     for process in gpu.processes[:PROCESSES_SHOWN]:
         yield f"  {process_text(process)}"[:width], ""
     if len(gpu.processes) > PROCESSES_SHOWN:
-        yield f"  and {len(gpu.processes) - PROCESSES_SHOWN} more", "dim"
+        yield f"  and {len(gpu.processes) - PROCESSES_SHOWN} more"[:width], "dim"
     for instance in gpu.instances:
         used = f"{gib(instance.used_bytes)} of {gib(instance.total_bytes)} GiB"
-        yield f"  MIG {instance.uuid or '?'}  {used}"[:width], ""
+        yield f"  slice {instance.uuid or '?'}  {used}"[:width], ""
 
 
 def screen(

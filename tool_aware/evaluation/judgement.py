@@ -58,8 +58,9 @@ class Judgement:
     """The verdict on one prediction.
 
     `credited` is the row's own tool if an acceptable one was chosen, else the chosen tool, else INVALID: the cell of
-    the confusion matrix. What concerns parameters is None where a system only chooses. `parameters` compares with the
-    row's own call: with another tool, all that it asked for is missing.
+    the confusion matrix. `names_right_tool` asks only what the first line says, whether or not the rest can be read.
+    What concerns answers is None where a system only chooses. `parameters` compares with the row's own call: with
+    another tool, all that it asked for is missing.
     """
 
     row: int
@@ -67,6 +68,7 @@ class Judgement:
     chosen: str | None
     credited: str
     group: str
+    names_right_tool: bool | None = None
     is_parsed: bool | None = None
     fits_schema: bool | None = None
     is_bfcl_valid: bool | None = None
@@ -96,6 +98,7 @@ def judge(prediction: Prediction, row: Row, tools: Toolbox, *, same_code: SameCo
         chosen=chosen,
         credited=_credited(chosen, row),
         group=group,
+        names_right_tool=answer.tool in row.acceptable_tools,
         is_parsed=answer.call is not None,
         fits_schema=chosen is not None and not tools.problems(answer.call),
         is_bfcl_valid=False,

@@ -72,6 +72,7 @@ class Metrics:
     per_tool: dict[str, ToolMetrics]
     labels: list[str]
     confusion: list[list[int]]
+    names_right_tool: Estimate | None
     parse_rate: Estimate | None
     schema_rate: Estimate | None
     truncated: int
@@ -218,6 +219,7 @@ def _answer_figures(judgements: Sequence[Judgement], seed: int) -> dict[str, Any
         return _share([getattr(j, attribute) for j in judged], judged, seed) if answered else None
 
     return {
+        "names_right_tool": rate("names_right_tool"),
         "parse_rate": rate("is_parsed"),
         "schema_rate": rate("fits_schema"),
         "truncated": sum(j.is_truncated for j in answered),

@@ -79,6 +79,12 @@ def _per_tool(results: Results) -> Section:
         for name, m in main.items()
         if m.over_call.value is not None or m.under_call.value is not None
     ]
+    rates += [
+        f"{name}: the first line names the right tool in {interval(m.names_right_tool)} % of rows, whether or not the "
+        "rest can be read. All other figures ask for a call that an agent could make."
+        for name, m in main.items()
+        if m.names_right_tool and m.names_right_tool.value != m.accuracy.value
+    ]
     return Section("By tool", rates, tables, [("F1 by tool with 95 % intervals", charts.tool_bars(main))])
 
 

@@ -44,7 +44,7 @@ def test_closing_programs_is_no_advice_on_a_card_that_is_too_small():
 
 
 def test_in_mig_mode_the_largest_slice_counts():
-    slices = (MigInstance("MIG-a", 0, 5 * GIB), MigInstance("MIG-b", GIB, 20 * GIB))
+    slices = (MigInstance("MIG-a", 0, 5 * GIB), MigInstance("MIG-b", GIB, 20 * GIB), MigInstance(None, None, GIB))
     sliced = gpu(70, 80, is_mig=True, instances=slices)
     assert "19.0 GiB are free on the largest MIG slice" in checks.check_memory(sliced, ESTIMATE).finding
     assert [line.status for line in checks.check_mig(sliced)] == ["warning"]

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tool_aware.gpu.sampling import TrainingProgress
-from tool_aware.gpu.training_run import TAIL_BYTES, find_training, last_step
+from tool_aware.gpu.training_run import TAIL_BYTES, find_training, last_step, training_processes
 from tool_aware.training.tracking import METRICS_NAME as WRITTEN_NAME
 
 LINE = {"step": 120, "steps": 300, "loss": 0.4312, "eta_s": 250.0}
@@ -69,14 +69,13 @@ def test_a_long_log_is_read_from_its_end(tmp_path):
 def test_a_real_process_is_found_by_the_script_it_runs(tmp_path):
     script = tmp_path / "train_tool_aware.py"
     script.write_text("import time; time.sleep(30)")
-    write_metrics(tmp_path / "output", LINE)
-    command = [sys.executable, str(script), "--output_dir", "output"]
+    write_metrics(tmp_path / "run_of_this_test", LINE)
+    command = [sys.executable, str(script), "--output_dir", "run_of_this_test"]
     with subprocess.Popen(command, cwd=tmp_path) as process:
         try:
             deadline = time.monotonic() + 10
-            while (found := find_training(tmp_path / "output")) is None and time.monotonic() < deadline:
+            while process.pid not in dict(training_processes()) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            assert found.pid == process.pid
-            assert found.step == 120
+            assert find_training(tmp_path / "run_of_this_test").pid == process.pid
         finally:
             process.kill()

@@ -177,8 +177,8 @@ def check_precision(gpu: GpuReading) -> CheckLine:
 def check_memory(gpu: GpuReading, estimate: MemoryEstimate, remedies: Sequence[str] = ()) -> CheckLine:
     """Hold the estimate against the free memory; name what holds the rest, then `remedies` (edits that would fit)."""
     needed_gib = estimate.total_bytes / GIB
-    slices = [slice.total_bytes - slice.used_bytes for slice in gpu.instances if slice.total_bytes is not None]
-    free_bytes = max(slices) if slices else gpu.free_bytes
+    slices = [instance.free_bytes for instance in gpu.instances if instance.free_bytes is not None]
+    free_bytes = max(slices) if slices else None if gpu.instances else gpu.free_bytes
     if free_bytes is None:
         return CheckLine("warning", "memory", f"training needs about {needed_gib:.1f} GiB; free memory is not known")
     where = "the largest MIG slice" if slices else f"GPU {gpu.index}"

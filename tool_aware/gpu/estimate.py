@@ -195,7 +195,7 @@ class MemoryEstimate:
 
 
 def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION) -> MemoryEstimate:
-    """Estimate the peak memory of a training step: the largest of its four moments."""
+    """Estimate the peak memory of a training step: the largest of the four moments named above."""
     peak = max(_moments(spec), key=lambda moment: sum(term.used_bytes for term in moment.terms))
     slack = calibration.slack * sum(term.used_bytes for term in peak.terms)
     rest = [Term("allocator slack", slack), Term("CUDA context", calibration.context_bytes, "and libraries")]

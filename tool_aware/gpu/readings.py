@@ -26,6 +26,11 @@ class MigInstance:
     used_bytes: int | None
     total_bytes: int | None
 
+    @property
+    def free_bytes(self) -> int | None:
+        """Total less used; None where either is unknown."""
+        return _difference(self.total_bytes, self.used_bytes)
+
 
 @dataclass(frozen=True)
 class GpuReading:
@@ -52,9 +57,7 @@ class GpuReading:
     @property
     def free_bytes(self) -> int | None:
         """Total less used; None where either is unknown."""
-        if self.total_bytes is None or self.used_bytes is None:
-            return None
-        return self.total_bytes - self.used_bytes
+        return _difference(self.total_bytes, self.used_bytes)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ class DriverInfo:
 
     version: str | None
     cuda: str | None
+
+
+def _difference(total_bytes: int | None, used_bytes: int | None) -> int | None:
+    return None if total_bytes is None or used_bytes is None else total_bytes - used_bytes
 
 
 def command_of(pid: int, proc: Path = Path("/proc")) -> str | None:

@@ -1,0 +1,110 @@
+"""Do the two estimates agree? The formula against the training step traced on tensors without data; no GPU needed.
+
+    python benchmarks/monitor_estimate.py             # 60 configurations, about 3 minutes
+    python benchmarks/monitor_estimate.py --every 5
+
+Sequences of 256 to 8,192 tokens, batches of 1 to 64, r of 4 to 64, all or some linear layers, with and without
+checkpointing, packing and accumulation, 4-, 8- and 16-bit weights, shapes from 1 to 12 billion weights.
+
+Reads   config.yaml
+Writes  benchmarks/results/monitor_estimate.json
+Exit    0 all within 3 %; 3 not
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(_REPOSITORY))
+
+import monitor_gpu  # noqa: E402
+from tool_aware.config import Config, load_config  # noqa: E402
+from tool_aware.console import GateFailed, Progress, run, say  # noqa: E402
+from tool_aware.gpu.architectures import PRESETS  # noqa: E402
+from tool_aware.gpu.estimate import TrainingSpec, estimate_training  # noqa: E402
+from tool_aware.gpu.readings import GIB  # noqa: E402
+from tool_aware.records import write_json  # noqa: E402
+
+RESULT = _REPOSITORY / "benchmarks" / "results" / "monitor_estimate.json"
+LIMIT = 0.03
+SEVEN, ONE = "mistral-7b-v0.2", "tinyllama-1.1b"
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+TOOL_TASK = {"seq_length": 364, "packing": "prefix", "prefix_tokens": 260, "answer_tokens": 80}
+
+
+def grid() -> Iterator[TrainingSpec]:
+    """Yield the configurations."""
+
+    def spec(preset: str = SEVEN, **values: Any) -> TrainingSpec:
+        return TrainingSpec(PRESETS[preset], **values)
+
+    for preset in (SEVEN, ONE, "llama-3-8b", "qwen-2.5-7b", "mistral-nemo"):
+        yield from (spec(preset, seq_length=tokens) for tokens in (256, 1024, 2048, 8192))
+    yield from (
+        spec(batch_size=rows, seq_length=tokens) for rows, tokens in ((2, 512), (4, 1024), (8, 2048), (4, 4096))
+    )
+    for rank in (4, 16, 64):
+        yield from (spec(lora_r=rank, seq_length=tokens) for tokens in (256, 2048))
+    for targets in (ATTENTION, ("q_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")):
+        yield spec(targets=targets)
+        yield spec(ONE, targets=targets, checkpointing=False)
+    for preset in (SEVEN, ONE):
+        yield from (spec(preset, seq_length=tokens, checkpointing=False) for tokens in (512, 2048))
+        yield from (spec(preset, batch_size=rows, **TOOL_TASK) for rows in (8, 32, 64))
+        yield spec(preset, batch_size=16, accumulation=4, **TOOL_TASK)
+        yield spec(preset, batch_size=8, seq_length=512, packing="block")
+        yield from (spec(preset, quantization=kind, seq_length=1024) for kind in ("8bit", "none"))
+        yield spec(preset, attention="eager")
+    yield spec(quantization="8bit", targets=ATTENTION)
+    yield spec(double_quantization=False)
+    yield from (spec("llama-3-8b", answer_tokens=labels) for labels in (512, 1024, 2000))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trace and estimate each configuration."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th configuration only")
+    arguments = parser.parse_args(argv)
+    specs = list(grid())[:: arguments.every]
+    config = load_config(_REPOSITORY / "config.yaml")
+    progress, rows = Progress("configurations", len(specs)), []
+    for number, spec in enumerate(specs, start=1):
+        traced = monitor_gpu.trace(spec, config_of(spec, config)).peak_bytes
+        estimate = estimate_training(spec)
+        rows.append({
+            **asdict(spec), "architecture": spec.architecture.name, "peaks_in": estimate.peaks_in,
+            "traced_gib": round(traced / GIB, 4), "formula_gib": round(estimate.allocated_bytes / GIB, 4),
+            "error": round(estimate.allocated_bytes / traced - 1, 5),
+        })  # fmt: skip
+        progress.update(number)
+    progress.close()
+    errors = [abs(row["error"]) for row in rows]
+    mean, worst = sum(errors) / len(errors), max(errors)
+    write_json(RESULT, {"configurations": len(rows), "mean_error": mean, "worst_error": worst, "rows": rows})
+    print(f"{len(rows)} configurations: mean error {mean:.2%}, worst {worst:.2%}")
+    say(f"wrote {RESULT.relative_to(_REPOSITORY)}")
+    if worst > LIMIT:
+        raise GateFailed(f"formula and traced step differ by more than {LIMIT:.0%}")
+    return 0
+
+
+def config_of(spec: TrainingSpec, base: Config) -> Config:
+    """The config whose training step has this spec."""
+    targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
+    changes: dict[str, dict[str, Any]] = {
+        "lora": {"r": spec.lora_r, "target_modules": targets},
+        "optimization": {"gradient_checkpointing": spec.checkpointing, "optim": spec.optimizer},
+        "training": {"packing": spec.packing},
+    }
+    sections = {name: getattr(base, name).model_copy(update=values) for name, values in changes.items()}
+    return base.model_copy(update=sections)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -73,7 +73,10 @@ class Job:
             name, engine = self.config.model.name, {}
         weights = self.adapter_sha256 if task.uses_adapter else None
         origin = origin_of(task, self.test, self.config, model=name, adapter=weights, **engine)
-        return PredictionLog(self.config.evaluation.results_dir / "predictions" / f"{task.name}.jsonl", origin)
+        path = self.config.evaluation.results_dir / "predictions" / f"{task.name}.jsonl"
+        # The base of an earlier run may have been quantised where this engine's model is not: still the model to beat.
+        is_earlier_base = not task.uses_adapter and (self.args.model or self.args.endpoint or self.args.predictions)
+        return PredictionLog(path, origin, ignored=("quantization",) if is_earlier_base else ())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,6 +146,8 @@ def prepare(args: argparse.Namespace) -> Job:
     test = load_test_set(config.dataset.dir, config.toolbox, limit=args.limit)
     gates = parse_gates(args.min, args.max_drop, args.require_significant, config.toolbox.names)
     adapter = None if args.model else args.adapter or config.training.output_dir / ADAPTER_FOLDER
+    if args.model:
+        check_merged_model(args.model)
     if args.endpoint or args.predictions:
         adapter = adapter if adapter.is_dir() else None  # only its probe is of use
     else:
@@ -185,6 +190,14 @@ def check_adapter(config: Config, adapter: Path | None) -> None:
         )
 
 
+def check_merged_model(folder: Path) -> None:
+    """Refuse a folder that is not there, or that holds an adapter only."""
+    if not folder.is_dir():
+        raise UserError("no such folder", where=f"--model {folder}", fix="name the folder of the merged model")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError("holds an adapter, not a merged model", where=f"--model {folder}", fix=f"--adapter {folder}")
+
+
 def refuse_other_results(config: Config, test: TestSet, *, overwrite: bool) -> None:
     """Refuse a results folder that holds a finished evaluation of another test file."""
     folder = config.evaluation.results_dir
@@ -218,6 +231,11 @@ def doubts(job: Job) -> list[str]:
     missing = [name for name in job.config.toolbox.names if all(row.tool != name for row in job.test.rows.values())]
     if missing:
         found.append(f"no test rows for {', '.join(missing)}: their figures are n/a")
+    if job.args.model and job.config.quantization.kind != "none":
+        found.append(
+            f"the merged model is quantised to {job.config.quantization.kind} again, which can undo what tuning did; "
+            "--set quantization.load_in_4bit=false evaluates it as it was saved"
+        )
     if not job.test.val:
         found.append("no val.json: probabilities stay uncalibrated and no threshold is chosen")
     if not job.test.train:

@@ -307,6 +307,22 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_loaded(evaluat
     refused(evaluate(tmp_path / "r", "--adapter", other), "was trained on someone/else", "--set model.name=")
 
 
+def test_a_folder_that_is_no_merged_model_is_refused(evaluate, adapter, tmp_path):
+    refused(evaluate(tmp_path / "r", "--model", tmp_path / "nothing"), "no such folder")
+    refused(evaluate(tmp_path / "r", "--model", adapter), "holds an adapter", f"--adapter {adapter}")
+
+
+def test_a_merged_model_is_compared_with_the_bases_answers_of_an_earlier_run(
+    evaluate, finished, tiny_model_dir, tmp_path
+):
+    shutil.copytree(finished[0] / "predictions", tmp_path / "predictions")
+    unquantised = ("--set", "quantization.load_in_4bit=false")
+    result = evaluate(tmp_path, "--model", tiny_model_dir, *unquantised, "--no-robustness", "--no-constrained")
+    assert result.returncode == 0, result.stderr
+    assert "COMPARISON" in result.stdout
+    assert "base:" not in result.stderr  # nothing was generated for it
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

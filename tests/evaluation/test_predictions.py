@@ -38,6 +38,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped_and_the_rest_kept(tmp_path):
 def test_answers_of_another_origin_are_not_continued(tmp_path):
     path = filled(tmp_path / "a.jsonl", [0, 1])
     assert PredictionLog(path, {**ORIGIN, "model": "other"}).done == {}
+    assert sorted(PredictionLog(path, {**ORIGIN, "model": "other"}, ignored=["model"]).done) == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,14 +19,14 @@ class PredictionLog:
     """The answers of one system, row -> Prediction, in a JSONL file whose first line says what produced them.
 
     `origin` names everything an answer depends on (dataset, model, adapter, settings). A file of another origin is
-    not continued but replaced; a last line cut short by a kill is dropped.
+    not continued but replaced; a last line cut short by a kill is dropped. Keys in `ignored` may differ.
     """
 
-    def __init__(self, path: Path, origin: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, origin: Mapping[str, Any], *, ignored: Collection[str] = ()) -> None:
         self.path, self.origin = path, dict(origin)
         self.done: dict[int, Prediction] = {}
         header, lines = _read_lines(path)
-        if header == {"origin": self.origin}:
+        if _without(header, ignored) == _without({"origin": self.origin}, ignored):
             self.done = {line["row"]: Prediction(**line) for line in lines}
 
     @contextmanager
@@ -43,6 +43,11 @@ class PredictionLog:
                 self.done.update((prediction.row, prediction) for prediction in batch)
 
             yield append
+
+
+def _without(header: Any, ignored: Collection[str]) -> dict[str, Any] | None:
+    origin = header.get("origin") if isinstance(header, dict) else None
+    return {key: value for key, value in origin.items() if key not in ignored} if origin is not None else None
 
 
 def _line(value: object) -> str:

@@ -33,7 +33,7 @@ class Section:
 def build_report(results: Results) -> list[Section]:
     """All sections, the verdict first."""
     sections = [
-        Section("Verdict", paragraphs=[" ".join(results.headline()), *results.notes]),
+        Section("Verdict", paragraphs=[" ".join(results.headline()), *_evidence(results), *results.notes]),
         _systems(results),
         _per_tool(results),
         _confusions(results),
@@ -45,6 +45,21 @@ def build_report(results: Results) -> list[Section]:
         _worst(results),
     ]
     return [section for section in sections if section]
+
+
+def _evidence(results: Results) -> list[str]:
+    """What the comparison says beyond tool accuracy."""
+    comparison = results.comparison
+    if comparison is None:
+        return []
+    change, calls = comparison.macro_f1_difference, comparison.whole_call
+    sentences = [f"Macro-F1 changes by {_points(change.value)} points [{_points(change.low)}, {_points(change.high)}]."]
+    if calls:
+        sentences.append(
+            f"Whole calls are right for {comparison.second} alone in {calls.only_second} rows and for "
+            f"{comparison.first} alone in {calls.only_first} (exact McNemar p = {calls.p_value:.2g})."
+        )
+    return [" ".join(sentences)]
 
 
 def _systems(results: Results) -> Section:

@@ -77,6 +77,7 @@ def _rows(results: Results) -> list[dict[str, Any]]:
             expected = row.response if prediction.text is not None else f"Tool: {row.tool}"
             answers.append(
                 {"system": title(name), "tool": judgement.chosen or "invalid", "isRight": _is_right(judgement),
+                 "isToolRight": judgement.is_tool_right,
                  "error": judgement.error or "", "detail": judgement.detail, "diff": word_diff(expected, text)}
             )  # fmt: skip
         tags = [str(row.metadata[key]) for key in ("source", "slice", "language") if row.metadata.get(key)]

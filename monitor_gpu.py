@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tool_aware.config import DEFAULT_CONFIG, Config, add_config_arguments, load_config, read_environment
 from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style
@@ -30,8 +30,8 @@ from tool_aware.gpu import checks, display, report
 from tool_aware.gpu.alerts import Alerts, parse_condition
 from tool_aware.gpu.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
 from tool_aware.gpu.dry_run import DryRun
-from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec, estimate_training
-from tool_aware.gpu.fit import Fit, as_yaml, fit
+from tool_aware.gpu.estimate import TrainingSpec, estimate_training
+from tool_aware.gpu.fit import Fit, fit, fitting_config
 from tool_aware.gpu.generation import GenerationSpec, estimate_generation
 from tool_aware.gpu.nvml import open_driver
 from tool_aware.gpu.plot import draw, read_log
@@ -58,8 +58,12 @@ STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 def check(args: argparse.Namespace) -> int:
     """Say whether the configured training can run here."""
     config = load_config(args.config, args.overrides)
-    spec, _ = spec_of_data(config)
-    gpus, lines = checks.check_machine(config, read_environment(), estimate_training(spec), is_deep=args.deep)
+    try:
+        estimate, unknown = estimate_training(spec_of_data(config)[0]), []
+    except UserError as error:
+        estimate, unknown = None, [checks.CheckLine("problem", "model", f"{error.where}: {error.what}", error.fix)]
+    gpus, lines = checks.check_machine(config, read_environment(), estimate, is_deep=args.deep)
+    lines += unknown
     if args.json:
         print(json.dumps({"lines": [line.as_dict() for line in lines], "gpus": list(map(asdict, gpus))}, indent=2))
     else:
@@ -159,7 +163,7 @@ def estimate(args: argparse.Namespace) -> int:
     answer = fit(spec, vram_bytes) if vram_bytes and not args.evaluation else None
     exact = trace(traceable(spec), config) if args.exact else None
     if args.json:
-        print(json.dumps(estimate_record(result, answer, exact), indent=2))
+        print(json.dumps(report.estimate_record(result, answer, exact), indent=2))
     else:
         say(report.spec_text(spec))
         print(report.estimate_table(result))
@@ -232,20 +236,8 @@ def card_of(args: argparse.Namespace) -> tuple[str | None, float | None]:
     return args.card or gpu.name, gpu.total_bytes
 
 
-def estimate_record(result: MemoryEstimate, answer: Fit | None, exact: DryRun | None) -> dict[str, Any]:
-    """Plain values for --json."""
-    record = result.as_dict()
-    if exact:
-        record["exact_gib"] = round(exact.peak_bytes / GIB, 3)
-    if answer:
-        record["vram_gib"] = round(answer.vram_bytes / GIB, 2)
-        record["fits"] = answer.fits_as_it_is
-        record["edits"] = None if answer.edits is None else answer.keys
-    return record
-
-
 def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequence[str]) -> None:
-    """Write a config file that extends `base` by the edits that make it fit.
+    """Write a config file that extends `base` by the flags given and by the edits that make it fit.
 
     Raises UserError if no edit suffices, or if the file is there already.
     """
@@ -254,9 +246,7 @@ def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequenc
     if path.exists():
         raise UserError("is there already", where=str(path), fix="delete it, or name another file")
     flags = {key: json.loads(value) for key, _, value in (override.partition("=") for override in overrides)}
-    head = f"# Fits {answer.vram_bytes / GIB:g} GiB: python monitor_gpu.py estimate --vram {answer.vram_bytes / GIB:g}"
-    lines = [head, f"extends: {os.path.relpath(base, path.parent)}", as_yaml({**flags, **answer.keys})]
-    write_text(path, "\n".join(lines).rstrip() + "\n")
+    write_text(path, fitting_config(os.path.relpath(base, path.parent), answer, flags))
     say(f"wrote {path}: use it with --config {path}")
 
 

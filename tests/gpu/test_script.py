@@ -107,6 +107,21 @@ def test_a_gpu_lost_in_mid_run_is_told_and_the_other_goes_on_until_it_returns(sc
     assert all(sample["gpus"][0]["memory_used_mib"] == 6050 for sample in json.loads(log.read_text())["samples"])
 
 
+def test_a_gpu_that_hangs_holds_up_one_sample_and_no_more(script, stub):
+    process = script.start("monitor", "--interval", "0.1")
+    for _ in range(2):
+        process.stdout.readline()
+    stub.add("hang 1 30")
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "GPU 1  no answer from the driver for 1 s" in out
+    after = out.split("no answer from the driver")
+    assert len(after) > 5
+    assert all("GPU 0  memory 5.9 of 12.0 GiB" in part for part in after[1:-1])
+
+
 def test_it_ends_with_the_process_it_waits_for(script):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"]) as other:
         result = script.run("monitor", "--interval", "30", "--until-exit", str(other.pid))
@@ -240,6 +255,13 @@ def test_check_shows_no_secret(script):
     result = script.run("check", *EMPTY_DATA)
     assert "hf_secret" not in result.stdout + result.stderr
     assert "hunter2" not in result.stdout + result.stderr
+
+
+def test_check_names_a_model_it_does_not_know_and_goes_on(script):
+    result = script.run("check", "--set", "model.name=someone/unheard-of")
+    assert result.returncode == 2
+    assert "no built-in preset" in result.stdout
+    assert "ok       driver" in result.stdout
 
 
 @pytest.mark.parametrize(

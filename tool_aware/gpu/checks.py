@@ -45,9 +45,12 @@ class CheckLine:
 
 
 def check_machine(
-    config: Config, environment: Environment, estimate: MemoryEstimate, *, is_deep: bool = False
+    config: Config, environment: Environment, estimate: MemoryEstimate | None, *, is_deep: bool = False
 ) -> tuple[list[GpuReading], list[CheckLine]]:
-    """Read the GPUs and make all checks; `is_deep` also computes on the GPU, which imports torch."""
+    """Read the GPUs and make all checks; `is_deep` also computes on the GPU, which imports torch.
+
+    Without an estimate, because the model is not known, memory and disk are not judged.
+    """
     try:
         driver = open_driver()
         gpus, info = driver.read(), driver.info
@@ -61,11 +64,13 @@ def check_machine(
     lines += [CheckLine("problem", f"GPU {gpu.index}", gpu.problem, "see `nvidia-smi`") for gpu in gpus if gpu.problem]
     chosen = gpu_for_training([gpu for gpu in gpus if not gpu.problem])
     if chosen is not None:
-        remedies = memory_remedies(estimate.spec, chosen)
-        lines += [check_precision(chosen), *check_mig(chosen), check_memory(chosen, estimate, remedies)]
+        lines += [check_precision(chosen), *check_mig(chosen)]
+        if estimate:
+            lines.append(check_memory(chosen, estimate, memory_remedies(estimate.spec, chosen)))
     if is_deep:
         lines.append(check_computing())
-    lines += check_disk(config, estimate.spec.architecture)
+    if estimate:
+        lines += check_disk(config, estimate.spec.architecture)
     return gpus, [*lines, check_token(config, environment), *check_database(config, environment)]
 
 

@@ -189,6 +189,12 @@ def as_yaml(keys: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def fitting_config(base: str, answer: Fit, flags: Mapping[str, Any]) -> str:
+    """Write a config that extends the file `base` by `flags` (dotted keys) and the edits that make it fit."""
+    head = f"# Fits {answer.vram_bytes / GIB:g} GiB: python monitor_gpu.py estimate --vram {answer.vram_bytes / GIB:g}"
+    return "\n".join([head, f"extends: {base}", as_yaml({**flags, **answer.keys})]).rstrip() + "\n"
+
+
 def margin_gib(spec: TrainingSpec, vram_bytes: float) -> float:
     """GiB left on the card, the estimate's error taken off; negative if it does not fit."""
     return (vram_bytes - needed_bytes(spec)) / GIB

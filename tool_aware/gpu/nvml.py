@@ -195,6 +195,7 @@ class _Reader:
         self._handle: Any = None
         self._identity: dict[str, Any] = {}
         self._asked_s: float | None = None  # monotonic time of the request that is still open
+        self._is_late = False  # it has not answered in time, so it is not waited for until it does
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[GpuReading] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True, name=f"nvml-{index}").start()
@@ -212,15 +213,14 @@ class _Reader:
 
     def result(self, deadline_s: float) -> GpuReading:
         """Wait for the answer until `deadline_s`; a GPU already known to hang is not waited for again."""
-        now_s = time.monotonic()
-        silent_s = now_s - self._asked_s
-        is_fresh = silent_s < CALL_TIMEOUT_S / 2
+        wait_s = 0.001 if self._is_late else max(0.001, deadline_s - time.monotonic())
         try:
-            reading = self._results.get(timeout=max(0.0, deadline_s - now_s) if is_fresh else 0.001)
+            reading = self._results.get(timeout=wait_s)
         except queue.Empty:
+            self._is_late = True
             silent_s = time.monotonic() - self._asked_s
             return GpuReading(self.index, **self._identity, problem=f"no answer from the driver for {silent_s:.0f} s")
-        self._asked_s = None
+        self._asked_s, self._is_late = None, False
         self.is_lost = reading.problem is not None
         return reading
 

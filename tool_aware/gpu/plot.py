@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MIB_PER_GIB = 1024
 MAX_POINTS = 4000  # per line of the figure: more than its pixels; of each stretch the largest value is kept
 _PANELS = (
-    ("memory_used_mib", "memory, GiB", 1 / MIB_PER_GIB),
+    ("memory_used_mib", "memory, GiB\n(dotted: all)", 1 / MIB_PER_GIB),
     ("utilization_percent", "use, %", 1.0),
     ("power_w", "power, W", 1.0),
     ("temperature_c", "temperature, °C", 1.0),
@@ -124,7 +124,7 @@ def draw(log: Log, path: Path, *, title: str) -> None:
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(loc="lower right", fontsize="small")
+    axes[0, 0].legend(loc="best", fontsize="small")
     axes[-1, 0].set_xlabel(f"time, {unit}")
     figure.suptitle(title, fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)

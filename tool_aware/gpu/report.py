@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tool_aware.console import table
 from tool_aware.gpu.checks import STATUSES, CheckLine
@@ -91,6 +92,18 @@ def basis_text(estimate: MemoryEstimate) -> str:
         f"and reserves {gib(estimate.reserved_bytes, 2)} GiB\n"
         f"calibrated on {estimate.calibration.source}; slack and context differ by some 0.1 GiB between cards"
     )
+
+
+def estimate_record(estimate: MemoryEstimate, answer: Fit | None, exact: DryRun | None) -> dict[str, Any]:
+    """Plain values for --json."""
+    record = estimate.as_dict()
+    if exact:
+        record["exact_gib"] = round(exact.peak_bytes / GIB, 3)
+    if answer:
+        record["vram_gib"] = round(answer.vram_bytes / GIB, 2)
+        record["fits"] = answer.fits_as_it_is
+        record["edits"] = None if answer.edits is None else answer.keys
+    return record
 
 
 def exact_text(exact: DryRun, estimate: MemoryEstimate) -> str:

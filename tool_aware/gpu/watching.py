@@ -21,6 +21,7 @@ from tool_aware.gpu.sampling import Sample, Statistics, TrainingProgress
 from tool_aware.gpu.training_run import find_training
 
 HISTORY_SAMPLES = 600  # of the sparkline; more than any terminal is wide
+LONGEST_READ_S = 1.0  # a GPU that takes longer is shown as not answering; the others are not kept waiting again
 SEARCH_INTERVAL_S = 2.0  # between looks for a training run: /proc and metrics.jsonl are not read at every sample
 
 
@@ -48,7 +49,7 @@ def watch(driver: Driver, pace: Pace, consumers: Sequence[Consumer], output_dir:
     """Yield samples, each after all consumers have it, until the pace says that it is over."""
     search = TrainingSearch(output_dir) if output_dir else None
     for seconds in ticks(pace):
-        gpus = driver.read()
+        gpus = driver.read(LONGEST_READ_S)
         sample = Sample(seconds, datetime.now().astimezone(), gpus)
         if search:
             sample = replace(sample, training=search.progress())

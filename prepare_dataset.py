@@ -80,7 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--generator", choices=("builtin", "openai"), default="builtin",
-        help="openai: also paraphrase rows through an OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_API_KEY)",
+        help="openai: also paraphrase rows through the endpoint in OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_API_KEY",
     )  # fmt: skip
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--check", type=Path, metavar="PATH", help="check a data file, or a folder of them, and stop")
@@ -203,7 +203,7 @@ def add_paraphrases(
 
     if not environment.openai_base_url or not environment.openai_model:
         raise UserError("--generator openai needs OPENAI_BASE_URL and OPENAI_MODEL", where="environment",
-                        fix="export OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=name, or put them in .env")  # fmt: skip
+                        fix="export OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=name")  # fmt: skip
     endpoint = Endpoint(environment.openai_base_url, environment.openai_model, environment.openai_api_key)
     sources = [row for row in rows if row.metadata["source"] == "synthetic"]
     wanted = config.dataset.paraphrases
@@ -248,7 +248,8 @@ def import_rows(
         base = os.path.relpath(arguments.config, path.parent)
         write_text(path, yaml.safe_dump({"extends": base, "tools": tools}, sort_keys=False, allow_unicode=True))
         note(
-            f"{len(imported.foreign_tools)} tools are not in {arguments.config}: run the next stages with --config {path}",
+            f"{len(imported.foreign_tools)} tools are not in {arguments.config}: "
+            f"run the next stages with --config {path}",
             fallbacks,
         )
     return unique.rows, {
@@ -266,15 +267,15 @@ def check_split(split: Any, config: Config, fallbacks: list[str]) -> None:
     if split.leaks:
         worst = max(split.leaks, key=lambda leak: leak.similarity)
         raise GateFailed(
-            f"{len(split.leaks)} held-out rows are too close to a training row; the closest, at {worst.similarity:.2f}: "
-            f"{worst.query!r} and {worst.nearest_query!r}",
+            f"{len(split.leaks)} held-out rows are too close to a training row; "
+            f"the closest, at {worst.similarity:.2f}: {worst.query!r} and {worst.nearest_query!r}",
             fix="another dataset.seed, or report it: this should not happen",
         )
     empty = [name for name in SPLITS if not split.rows[name]]
     if empty:
         raise UserError(f"no rows for {', '.join(empty)}", where="dataset", fix="raise dataset.synthetic_per_tool")
     highest = max((leak.similarity for leak in split.nearest), default=0.0)
-    say(f"no held-out row is nearer than {highest:.2f} to a training row")
+    say(f"no held-out row is nearer than {highest:.3f} to a training row")
     for tool in sorted({row.tool for part in split.rows.values() for row in part} & set(config.toolbox.names)):
         absent = [name for name in SPLITS if not any(row.tool == tool for row in split.rows[name])]
         if absent:
@@ -305,9 +306,14 @@ def check_files(path: Path, config: Config, environment: Environment) -> int:
 def load_local_tokenizer(config: Config, environment: Environment, fallbacks: list[str]) -> Any:
     """Load the model's tokenizer if it is on this machine; data can be prepared without."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     from tool_aware.prompt import load_tokenizer
 
     try:
+        cached = Path(HF_HUB_CACHE, f"models--{config.model.name.replace('/', '--')}")
+        if not cached.is_dir() and not Path(config.model.name).is_dir():
+            raise OSError("neither downloaded nor a folder")  # before transformers takes seconds to say so
         return load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
     except (UserError, OSError, ValueError, ImportError):
         message = f"the tokenizer of {config.model.name} is not on this machine: tokens are not counted"

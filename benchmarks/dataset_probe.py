@@ -158,7 +158,7 @@ class Embeddings:
             from sentence_transformers import SentenceTransformer
 
             spec = find_spec(EMBEDDING_PACKAGE)
-            assert spec is not None, 'available_classifiers checked it'
+            assert spec is not None, "available_classifiers checked it"
             self._model = SentenceTransformer(str(Path(str(spec.origin)).parent / "model"), device="cpu")
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:

@@ -1,4 +1,4 @@
-"""Content becomes rows: distinct, deterministic, valid, with programs that run and parameters a careful person would send."""
+"""Content becomes rows: distinct, deterministic, valid, with programs that run and parameters without filler."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_number_in_the_request_sets_the_count_unless_it_is_the_default(made: d
                 continue
             said = {words.get(word) or (int(word) if word.isdigit() else 0) for word in normalised(row.query).split()}
             count = row.answer.parameters.get(name, default)
-            if not {word for word in normalised(row.query).split()} & {*words, *map(str, range(30))}:
+            if not set(normalised(row.query).split()) & {*words, *map(str, range(30))}:
                 continue  # the number itself was mistyped
             assert count in said, row.query
             seen.add(name in row.answer.parameters)
@@ -167,7 +167,8 @@ def test_reasons_quote_the_query_and_vary(made: dict[str, list[Row]]) -> None:
 def test_all_hard_slices_and_many_languages_are_present_and_counted(made: dict[str, list[Row]]) -> None:
     rows = [row for part in made.values() for row in part]
     slices = Counter(row.metadata["slice"] for row in rows)
-    wanted = "lexical_trap contrast fresh_or_stable write_or_run negation decoy injection typos number".split()
+    wanted = ("lexical_trap", "contrast", "fresh_or_stable", "write_or_run", "internal_or_public", "negation", "decoy")
+    wanted += ("injection", "typos", "number")
     assert all(slices[name] >= 20 for name in wanted), slices
     assert len({row.metadata["language"] for row in rows}) >= 7
     lengths = [len(row.query.split()) for row in rows]

@@ -1,4 +1,4 @@
-"""Put rows of all sources together: logged rows first, then synthetic ones, without duplicates, in the wanted numbers."""
+"""Put rows of all sources together: logged ones first, then synthetic ones, without duplicates, as many as wanted."""
 
 from __future__ import annotations
 

@@ -65,18 +65,21 @@ the evidence in the query. Made by `prepare_dataset.py` with seed {seed}.
 - `instruction`: the user turn: the task, the tools with their parameters, the answer format, and the query at the end.
 - `response`: three lines, `Tool:`, `Parameters:` (JSON) and `Reasoning:`.
 - `metadata`: `source`, `tool`, `slice`, `language`, `template` and `group` (what splits keep together),
-  `acceptable_tools` where more than one tool is right ({ambiguous} rows), `accepted_parameters` where other values are as good.
+  `acceptable_tools` where more than one tool is right ({ambiguous} rows), `accepted_parameters` where other
+  values are as good.
 
 ## How it was made
 
-Synthetic rows are expanded from hand-written frames and fillers; programs in them are executed by the tests. Logged rows
-come from the agent's query log: {counts.get("log_read", 0)} were read and {sum(rejected.values())} left out{_reasons(rejected)}.
+Synthetic rows are expanded from hand-written frames and fillers; programs in them are executed by the tests.
+Of the agent's query log, {counts.get("log_read", 0)} were read and {sum(rejected.values())} left out\
+{_reasons(rejected)}.
 Personal data and secrets in logged texts were replaced by placeholders{_reasons(redacted)}.
 
 ## Splits
 
 Templates, contrast pairs, programs, sessions and near-duplicates never span two splits. The held-out row closest to a
-training row has similarity {counts.get("highest_similarity", 0.0):.2f} (cosine of character trigram sets); 0.85 or more is refused.
+training row has similarity {counts.get("highest_similarity", 0.0):.3f}
+(cosine of character trigram sets); 0.85 or more is refused.
 `split_report.json` has the number for every held-out row.
 
 ## Limits

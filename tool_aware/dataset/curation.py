@@ -73,6 +73,7 @@ def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection
             rejected["duplicate"] += 1
         elif record.session and not same and per_session[record.session] >= max_per_session:
             rejected["session_cap"] += 1
+            del candidates[normalised(candidate.query)]
         else:
             if record.session and not same:
                 per_session[record.session] += 1

@@ -119,7 +119,7 @@ def _chat_row(item: Mapping[str, Any], tools: Toolbox) -> tuple[Row, Toolbox]:
         name, parameters = "direct_chat", {"message": query}
     else:
         raise _Skip("no tool call and no direct_chat to stand for it")
-    return _row(query, name, parameters, offered, "messages", _content(messages[at]), {}), offered
+    return _row(query, name, parameters, offered, source="messages", said=_content(messages[at])), offered
 
 
 def _openai_tool(item: Mapping[str, Any]) -> Tool:
@@ -180,8 +180,9 @@ def _bfcl_row(item: Mapping[str, Any], truths: Mapping[str, Any]) -> tuple[Row, 
         for key, values in accepted.items()
         if OPTIONAL not in values
     }
+    name = _NOT_IN_NAMES.sub("_", original_name)
     details = {"accepted_parameters": accepted, "bfcl_id": item["id"]}
-    return _row(users[-1], _NOT_IN_NAMES.sub("_", original_name), parameters, offered, "bfcl", "", details), offered
+    return _row(users[-1], name, parameters, offered, source="bfcl", **details), offered
 
 
 def _bfcl_tool(function: Mapping[str, Any]) -> Tool:
@@ -222,9 +223,15 @@ def _plain(value: Any) -> Any:
 
 
 def _row(
-    query: str, name: str, parameters: Mapping[str, Any], offered: Toolbox, source: str, said: str,
-    details: Mapping[str, Any],
-) -> Row:  # fmt: skip
+    query: str,
+    name: str,
+    parameters: Mapping[str, Any],
+    offered: Toolbox,
+    *,
+    source: str,
+    said: str = "",
+    **details: Any,
+) -> Row:
     if not query:
         raise _Skip("an empty query")
     reasoning = shortened(said, 200) if said else f'"{shortened(query)}" is what {name} is there for.'

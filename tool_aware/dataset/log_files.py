@@ -1,4 +1,4 @@
-"""Read a query log from a file: JSON Lines, CSV or Parquet, with the columns of the table, one row in memory at a time."""
+"""Read a query log from a file, one row at a time: JSON Lines, CSV or Parquet with the columns of the table."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _refused(error: Exception, environment: Environment) -> UserError:
         return UserError(reason, where=where, fix="check POSTGRES_DB")
     if "certificate" in lowered or "ssl" in lowered:
         return UserError(f"no verified connection: {reason}", where=where,
-                         fix="install the server's root certificate in ~/.postgresql/root.crt, or set database.sslmode")  # fmt: skip
+                         fix="put its root certificate in ~/.postgresql/root.crt, or set database.sslmode")  # fmt: skip
     return DatabaseUnreachable(reason, where=where, fix="start it, correct the POSTGRES_* variables, or go on without")
 
 

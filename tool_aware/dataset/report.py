@@ -32,15 +32,18 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1040px; margin: 0 auto; padding: 24px 16px 64px; }
-h1 { font-size: 1.5rem; margin: 0 0 4px; } h2 { font-size: 1.1rem; margin: 0 0 12px; } h3 { font-size: .95rem; margin: 16px 0 6px; }
+h1 { font-size: 1.5rem; margin: 0 0 4px; } h2 { font-size: 1.1rem; margin: 0 0 12px; }
+h3 { font-size: .95rem; margin: 16px 0 6px; }
 p { margin: 0 0 12px; } .soft { color: var(--soft); }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 16px; margin-top: 16px; overflow-x: auto; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 16px; margin-top: 16px;
+  overflow-x: auto; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 16px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
 .bar { display: inline-block; height: .7em; background: var(--bar); border-radius: 2px; }
-td.w { width: 40%; } pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.55 ui-monospace, monospace; margin: 0 0 12px;
+td.w { width: 40%; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.55 ui-monospace, monospace; margin: 0 0 12px;
   border: 1px solid var(--line); border-radius: 6px; padding: 10px; }
 .loss { background: var(--loss); border-radius: 2px; } .token { border-right: 1px solid var(--edge); }
 .key { display: inline-block; padding: 0 6px; border-radius: 3px; }
@@ -49,7 +52,7 @@ td.w { width: 40%; } pre { white-space: pre-wrap; overflow-wrap: anywhere; font:
 
 @dataclass(frozen=True)
 class ReportData:
-    """What the report shows. `dropped` counts rows by the reason they were left out; `redacted` replacements by rule."""
+    """What the report shows. `dropped`: rows by why they were left out; `redacted`: replacements by rule."""
 
     parts: Mapping[str, Sequence[Row]]
     nearest: Sequence[Leak]
@@ -149,7 +152,8 @@ def _histogram(heights: Sequence[int]) -> str:
         )
         if number % 4 == 0:
             parts.append(f'<text x="{number * 20 + 1}" y="98" font-size="11" fill="var(--soft)">{start}</text>')
-    return f'<svg viewBox="0 0 {len(heights) * 20} 102" width="100%" role="img" aria-label="words per query">{"".join(parts)}</svg>'
+    box = f'viewBox="0 0 {len(heights) * 20} 102" width="100%" role="img" aria-label="words per query"'
+    return f"<svg {box}>{''.join(parts)}</svg>"
 
 
 def _pairs(data: ReportData) -> str:

@@ -1,4 +1,4 @@
-"""Check data files that someone else wrote: every bad row, class balance, token lengths, leakage, rough training time."""
+"""Check data files that someone else wrote: bad rows, class balance, token lengths, leakage, rough training time."""
 
 from __future__ import annotations
 
@@ -126,4 +126,5 @@ def leakage(loaded: Mapping[str, LoadedRows]) -> list[Leakage]:
 def training_time(rows: int, config: Config) -> str:
     """A rough time for the configured number of passes on a 12 GB card."""
     passes = config.training.num_train_epochs
-    return f"{passes:g} passes over {rows} rows: about {duration(passes * rows / EXAMPLES_PER_SECOND_12GB)} on a 12 GB card"
+    seconds = passes * rows / EXAMPLES_PER_SECOND_12GB
+    return f"{passes:g} passes over {rows} rows: about {duration(seconds)} on a 12 GB card"

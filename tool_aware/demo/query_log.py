@@ -51,7 +51,8 @@ _SENTENCES: Mapping[str, tuple[str, ...]] = {
         "current reviews of {public}", "flights to {city} in May",
     ),
     "code_execution": (
-        "calculate {a} * {b}", "calculate {a} / {b} + 17", "run this: {a} ** 2 - {b}", "please calculate ({a} + {b}) * 3",
+        "calculate {a} * {b}", "calculate {a} / {b} + 17", "run this: {a} ** 2 - {b}",
+        "please calculate ({a} + {b}) * 3",
         "run ```python\nprint(sum(range({a})))\n```", "calculate {a} % {b}",
     ),
     "direct_chat": (
@@ -62,9 +63,9 @@ _SENTENCES: Mapping[str, tuple[str, ...]] = {
 _FILLERS: Mapping[str, tuple[str, ...]] = {
     "internal": ("travel policy", "onboarding guide", "price list", "release runbook", "supplier contract", "org chart",
                  "security concept", "brand guide", "holiday calendar", "audit report", "sales playbook", "test plan"),
-    "topic": ("overtime", "refunds", "remote work", "data retention", "parking", "gifts", "code reviews", "night shifts"),
-    "public": ("bitcoin", "Tesla", "the euro", "Nvidia", "gold", "the iPhone", "Lufthansa", "copper", "Netflix", "wheat"),
-    "concept": ("gravity", "irony", "photosynthesis", "chess", "democracy", "recursion", "entropy", "jazz", "inflation"),
+    "topic": ("overtime", "refunds", "remote work", "data retention", "parking", "gifts", "night shifts"),
+    "public": ("bitcoin", "Tesla", "the euro", "Nvidia", "gold", "the iPhone", "Lufthansa", "copper", "wheat"),
+    "concept": ("gravity", "irony", "photosynthesis", "chess", "democracy", "recursion", "entropy", "inflation"),
     "city": ("Lisbon", "Oslo", "Graz", "Lyon", "Kyoto", "Denver", "Leeds", "Ghent"),
     "person": ("Anna", "Mehmet", "Priya", "Jonas", "Ms Okafor", "Tom"),
 }  # fmt: skip

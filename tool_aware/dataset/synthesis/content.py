@@ -81,10 +81,7 @@ def load_content(directory: Path = CONTENT_DIR) -> Content:
         frames=tuple(_frames(directory, problems)),
         mix=_read(directory / "mix.yaml"),
         common=_read(directory / "fillers.yaml"),
-        domains={
-            path.stem: {slot: values for slot, values in _read(path).items()}
-            for path in sorted((directory / "domains").glob("*.yaml"))
-        },
+        domains={path.stem: dict(_read(path)) for path in sorted((directory / "domains").glob("*.yaml"))},
         reasons=_read(directory / "reasons.yaml"),
         noise=_read(directory / "noise.yaml"),
     )

@@ -120,9 +120,10 @@ class Generator:
 
     def _example_frames(self, tool: str) -> Iterator[Frame]:
         for number, example in enumerate(self._examples.get(tool, ())):
+            identity = f"example-{tool}-{number}"
             yield Frame(
-                id=f"example-{tool}-{number}", group=f"example-{tool}-{number}", tool=tool, slice="plain", language="en",
-                kind="example", pattern="{example}", slots={"example": [example.query]},
+                id=identity, group=identity, tool=tool, slice="plain", language="en", kind="example",
+                pattern="{example}", slots={"example": [example.query]},
             )  # fmt: skip
 
     # ---- one row ----
@@ -135,7 +136,7 @@ class Generator:
         said = grammar.expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
         query, slice_ = said.text, frame.slice
         if frame.is_wrapped and frame.language == "en":
-            protected = " ".join(value.text for value in values.values()) if frame.code else ""
+            protected = self._protected(frame, values)
             others = [name for name in self._tools.names if name not in (frame.tool, *frame.acceptable)]
             noisy = self._noise.apply(query, tool=frame.tool, other_tools=others, protected=protected, random_=random_)
             query = noisy.text
@@ -153,6 +154,13 @@ class Generator:
             **({"accepted_parameters": accepted} if accepted else {}),
         }
         return Row(render_instruction(query, self._tools), render_response(call), details)
+
+    def _protected(self, frame: Frame, values: Mapping[str, fillers.Value]) -> str:
+        """The words that the call repeats literally, which noise must therefore leave alone."""
+        example = self._example(frame)
+        if example and example.parameters:
+            return " ".join(map(str, example.parameters.values()))
+        return " ".join(value.text for value in values.values()) if frame.code else ""
 
     def _values(self, frame: Frame, random_: random.Random) -> tuple[dict[str, fillers.Value], str | None]:
         slots = dict.fromkeys([*grammar.slots_of(frame.pattern), *(frame.slots or {})])
@@ -188,10 +196,7 @@ class Generator:
             parameters, accepted = {"code": code}, {}
         else:
             parameters, accepted = _text_parameters(tool, said, values)
-        if example and example.reasoning:
-            reasoning = example.reasoning
-        else:
-            reasoning = self._reasoning(frame, said, random_)
+        reasoning = (example and example.reasoning) or self._reasoning(frame, said, random_)
         call = ToolCall(frame.tool, parameters, reasoning)
         problems = self._tools.problems(call)
         if problems:

@@ -1,4 +1,4 @@
-"""How people really type: greetings, sentences around the ask, typos, lost capitals; and hostile or misleading wrapping.
+"""How people really type: greetings, sentences around the ask, typos, lost capitals; hostile or misleading wrapping.
 
 Noise changes the query only. Parameters and reasoning are made from the clean sentence, and words a program depends on
 (`protected`) are never touched.

@@ -12,10 +12,60 @@ import sys
 import tempfile
 
 ALLOWED_MODULES = frozenset(
-    ["base64", "bisect", "calendar", "cmath", "collections", "csv", "dataclasses", "datetime", "decimal", "difflib", "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "json", "math", "numbers", "operator", "random", "re", "secrets", "statistics", "string", "textwrap", "time", "timeit", "typing", "unicodedata", "zlib"]
+    [
+        "base64",
+        "bisect",
+        "calendar",
+        "cmath",
+        "collections",
+        "csv",
+        "dataclasses",
+        "datetime",
+        "decimal",
+        "difflib",
+        "enum",
+        "fractions",
+        "functools",
+        "hashlib",
+        "heapq",
+        "io",
+        "itertools",
+        "json",
+        "math",
+        "numbers",
+        "operator",
+        "random",
+        "re",
+        "secrets",
+        "statistics",
+        "string",
+        "textwrap",
+        "time",
+        "timeit",
+        "typing",
+        "unicodedata",
+        "zlib",
+    ]
 )
 FORBIDDEN_NAMES = frozenset(
-    ["open", "exec", "eval", "compile", "input", "breakpoint", "globals", "locals", "vars", "getattr", "setattr", "delattr", "__import__", "help", "exit", "quit"]
+    [
+        "open",
+        "exec",
+        "eval",
+        "compile",
+        "input",
+        "breakpoint",
+        "globals",
+        "locals",
+        "vars",
+        "getattr",
+        "setattr",
+        "delattr",
+        "__import__",
+        "help",
+        "exit",
+        "quit",
+    ]
 )
 TIMEOUT_S = 5.0
 MEMORY_BYTES = 512 * 2**20

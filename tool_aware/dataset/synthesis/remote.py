@@ -1,7 +1,7 @@
 """Paraphrase rows through any OpenAI-compatible endpoint, and let only what passes five gates through.
 
-The gates, in order: format, schema, executable code, round trip (the model, asked as the agent would ask it, must choose
-the same tool), near-duplicate. Every finished request is appended to a journal, so a stopped run goes on where it was.
+The gates, in order: format, schema, executable code, round trip (the model, asked as the agent would ask it, must
+choose the same tool), near-duplicate. Every finished request is appended to a journal, so a stopped run goes on.
 """
 
 from __future__ import annotations

@@ -1,0 +1,263 @@
+"""prepare_dataset.py as a user runs it: commands in, files, messages and exit codes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tool_aware.config import Config
+from tool_aware.demo.database import embedded_postgres
+from tool_aware.demo.query_log import fill_query_log
+from tool_aware.records import SPLITS, load_rows, read_manifest, sha256_of
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = ("--set", "dataset.synthetic_per_tool=40", "--set", "dataset.ambiguous=8")
+NO_LOG = ("--set", "dataset.use_query_log=false")
+FILES = {
+    "train.json",
+    "val.json",
+    "test.json",
+    "sample_raw.json",
+    "split_report.json",
+    "dataset_report.html",
+    "README.md",
+}
+
+
+def prepare(*arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        str(REPOSITORY / "prepare_dataset.py"),
+        "--config",
+        str(REPOSITORY / "config.yaml"),
+        *arguments,
+    ]
+    if folder is not None:
+        command += ["--set", f"dataset.dir={folder}"]
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("POSTGRES_", "OPENAI_"))}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, cwd=REPOSITORY,
+        env={**environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **variables},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    result = prepare(*SMALL, *NO_LOG, folder=folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_all_files_are_written_and_the_manifest_matches_them(prepared: Path, config: Config) -> None:
+    manifest = read_manifest(prepared)
+    assert {path.name for path in prepared.iterdir()} == {*FILES, "manifest.json"}
+    assert manifest["outputs"] == {name: sha256_of(prepared / name) for name in FILES}
+    loaded = {name: load_rows(prepared / f"{name}.json", config.toolbox).rows for name in SPLITS}
+    assert manifest["counts"]["rows"] == {name: len(rows) for name, rows in loaded.items()}
+    assert sum(map(len, loaded.values())) == 4 * 40 + 8
+
+
+def test_the_same_command_writes_the_same_bytes(prepared: Path, tmp_path: Path) -> None:
+    assert prepare(*SMALL, *NO_LOG, folder=tmp_path).returncode == 0
+    assert all((tmp_path / name).read_bytes() == (prepared / name).read_bytes() for name in FILES)
+
+
+def test_counts_per_source_tool_and_split_are_the_result_on_stdout(tmp_path: Path) -> None:
+    result = prepare(*SMALL, *NO_LOG, folder=tmp_path)
+    assert result.stdout.splitlines()[0].split() == ["rows", "train", "val", "test", "all"]
+    assert "from synthetic" in result.stdout
+    assert "Synthesising" in result.stderr
+
+
+def test_the_default_test_split_is_large_enough_to_mean_something(config: Config) -> None:
+    dataset = config.dataset
+    rows = dataset.synthetic_per_tool * len(config.tools) + dataset.ambiguous
+    assert rows * dataset.splits[2] >= 120
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    result = prepare("--dry-run", folder=tmp_path / "new")
+    assert result.returncode == 0
+    assert "synthetic rows" in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_answers_quickly() -> None:
+    started = time.perf_counter()
+    assert prepare("--help").returncode == 0
+    assert time.perf_counter() - started < 1.0  # 0.2 s alone; CI shares its cores
+
+
+# ---- the query log --------------------------------------------------------------------------------------
+
+
+def test_without_a_database_the_stage_says_so_in_one_line_and_goes_on(tmp_path: Path) -> None:
+    result = prepare(*SMALL, folder=tmp_path, POSTGRES_HOST="127.0.0.1", POSTGRES_PORT="1")
+    assert result.returncode == 0
+    assert len([line for line in result.stderr.splitlines() if "no query log" in line]) == 1
+    assert any("no query log" in fallback for fallback in read_manifest(tmp_path)["fallbacks"])
+
+
+def test_require_database_makes_that_an_error(tmp_path: Path) -> None:
+    result = prepare("--require-database", folder=tmp_path, POSTGRES_HOST="127.0.0.1", POSTGRES_PORT="1")
+    assert result.returncode == 2
+    assert "127.0.0.1:1" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logged_rows_are_used_counted_and_free_of_personal_data(tmp_path: Path) -> None:
+    with embedded_postgres("cipher_analytics", "cipher") as variables:
+        fill_query_log(variables, count=400)
+        result = prepare(*SMALL, "--require-database", folder=tmp_path, **variables)
+    assert result.returncode == 0, result.stderr
+    counts = read_manifest(tmp_path)["counts"]
+    assert counts["source"]["query_log"] > 50
+    assert counts["redacted"]["email"] >= 1
+    written = "".join(path.read_text() for path in tmp_path.iterdir()) + result.stdout + result.stderr
+    assert "@example.com" not in written
+    assert "4111 1111" not in written
+    assert "hunter" not in written
+
+
+def test_an_export_is_read_instead_of_the_database(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    rows = [
+        {"query_text": f"where is our {topic} folder", "tool_used": "rag_retrieval"}
+        for topic in ("tax", "rent", "team")
+    ]
+    log.write_text("\n".join(map(json.dumps, rows)))
+    result = prepare(*SMALL, "--logs", str(log), folder=tmp_path / "data")
+    assert result.returncode == 0, result.stderr
+    assert "3 logged queries read, 3 kept" in result.stderr
+    assert str(log) in read_manifest(tmp_path / "data")["inputs"]
+
+
+# ---- tools ----------------------------------------------------------------------------------------------
+
+
+def test_a_fifth_tool_with_examples_gets_rows_in_every_split(tmp_path: Path) -> None:
+    values = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    sql = {"type": "object", "properties": {"statement": {"type": "string"}}, "required": ["statement"]}
+    wishes = ("orders of May", "customers in Rome", "unpaid invoices", "stock below ten", "top sellers", "new users")
+    examples = [
+        {"query": f"query the warehouse for {wish}", "parameters": {"statement": f"SELECT -- {wish}"}}
+        for wish in wishes
+    ]
+    values["tools"].append(
+        {"name": "sql_query", "description": "Query the warehouse", "parameters": sql, "examples": examples}
+    )
+    values["tools"] = [tool for tool in values["tools"] if tool["name"] != "web_search"]
+    path = tmp_path / "five.yaml"
+    path.write_text(yaml.safe_dump(values))
+    result = prepare("--config", str(path), *SMALL, *NO_LOG, folder=tmp_path / "data")
+    assert result.returncode == 0, result.stderr
+    for name in SPLITS:
+        tools = {item["metadata"]["tool"] for item in json.loads((tmp_path / f"data/{name}.json").read_text())}
+        assert tools == {"rag_retrieval", "code_execution", "direct_chat", "sql_query"}
+
+
+# ---- bad input ------------------------------------------------------------------------------------------
+
+
+def test_data_of_someone_else_is_not_replaced_without_being_asked(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text("[]")
+    result = prepare(*SMALL, *NO_LOG, folder=tmp_path)
+    assert result.returncode == 2
+    assert "--overwrite" in result.stderr
+    assert (tmp_path / "train.json").read_text() == "[]"
+    assert prepare(*SMALL, *NO_LOG, "--overwrite", folder=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "dataset.slices=[plian]"), "unknown slice plian"),
+        (("--set", "dataset.splits=[0.5, 0.2, 0.2]"), "sum to 1"),
+        (("--set", "dataset.synthetic_per_tol=3"), "did you mean synthetic_per_tool"),
+        (("--logs", "/nowhere/log.csv"), "/nowhere/log.csv: not found"),
+        (("--generator", "openai"), "OPENAI_BASE_URL"),
+        (("--set", "dataset.synthetic_per_tool=0", "--set", "dataset.ambiguous=0"), "no rows"),
+        (("--check", "/nowhere"), "/nowhere: not found"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    result = prepare(*NO_LOG, *SMALL, *arguments, folder=tmp_path / "data")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "data/train.json").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    result = prepare(*SMALL, *NO_LOG, folder=Path("/proc/data"))
+    assert result.returncode == 2
+    assert "/proc/data" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_leaves_no_half_written_file(tmp_path: Path) -> None:
+    command = [sys.executable, "prepare_dataset.py", *NO_LOG, "--set", "dataset.synthetic_per_tool=8000",
+               "--set", f"dataset.dir={tmp_path}"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped by SIGINT" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- check and import -----------------------------------------------------------------------------------
+
+
+def test_check_accepts_what_the_stage_wrote_and_describes_it(prepared: Path) -> None:
+    result = prepare("--check", str(prepared))
+    assert result.returncode == 0
+    assert "tokens" in result.stdout
+    assert "3 passes over" in result.stdout
+    assert "168 rows, all well-formed" in result.stderr
+
+
+def test_check_shows_every_bad_row(tmp_path: Path) -> None:
+    bad = [{"instruction": "x", "response": "Tool: web_search\nParameters: {oops}\nReasoning: y"}, {"response": "z"}]
+    (tmp_path / "mine.json").write_text(json.dumps(bad))
+    result = prepare("--check", str(tmp_path / "mine.json"))
+    assert result.returncode == 2
+    assert "row 1: response: parameters are not JSON" in result.stderr
+    assert "row 2: instruction" in result.stderr
+
+
+def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": schema}}]
+    subjects = ("umbrella", "coat", "sledge", "kite", "boat", "picnic", "barbecue", "harvest", "match", "parade")
+    subjects += ("market", "tower")
+    items = []
+    for number, subject in enumerate(subjects * 3):
+        query = (
+            f"{('shall I plan for the', 'what about my', 'good day for a')[number // 12]} {subject} in City{number * 7}"
+        )
+        call = {"function": {"name": "get_weather", "arguments": json.dumps({"city": f"City{number * 7}"})}}
+        items.append(
+            {
+                "messages": [{"role": "user", "content": query}, {"role": "assistant", "tool_calls": [call]}],
+                "tools": tools,
+            }
+        )
+    source = tmp_path / "calls.jsonl"
+    source.write_text("\n".join(map(json.dumps, items)))
+    data = tmp_path / "data"
+    result = prepare("--import", str(source), folder=data)
+    assert result.returncode == 0, result.stderr
+    assert "--config" in result.stderr
+    again = prepare("--config", str(data / "imported.yaml"), "--check", str(data))
+    assert again.returncode == 0, again.stderr

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
+LARGEST_DATA_BYTES = 2**24  # train.json that the monitor reads: it has to stay small itself
 STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -121,6 +122,9 @@ def estimate_mark(config: Config | None) -> float | None:
     """What the configured training should take, to be marked in the memory bar; None if that cannot be told."""
     if config is None:
         return None
+    rows = config.dataset.dir / "train.json"
+    if rows.is_file() and rows.stat().st_size > LARGEST_DATA_BYTES:
+        return None
     with contextlib.suppress(UserError):
         return estimate_training(spec_of_data(config)[0]).total_bytes
     return None
@@ -151,33 +155,44 @@ def plot(args: argparse.Namespace) -> int:
 def estimate(args: argparse.Namespace) -> int:
     """Print the memory of a training step by term, whether it fits, and what would make it fit."""
     config = load_config(args.config, [*args.overrides, *overrides_of(args)])
+    if args.evaluation:
+        return estimate_evaluation(args, config)
     spec = training_spec(args, config)
     if args.table:
         print(report.fit_table(spec))
         return EXIT_DONE
-    if args.evaluation:
-        result = estimate_generation(GenerationSpec.from_config(config, workload_of(config)))
-    else:
-        result = estimate_training(spec)
     card, vram_bytes = card_of(args)
-    answer = fit(spec, vram_bytes) if vram_bytes and not args.evaluation else None
+    if args.write and vram_bytes is None:
+        raise UserError("there is no GPU here to fit", where="--write", fix="name a size, for example --vram 10")
+    result = estimate_training(spec)
+    answer = fit(spec, vram_bytes) if vram_bytes else None
     exact = trace(traceable(spec), config) if args.exact else None
     if args.json:
         print(json.dumps(report.estimate_record(result, answer, exact), indent=2))
     else:
         say(report.spec_text(spec))
-        print(report.estimate_table(result))
-        print(report.basis_text(result))
-        if exact:
-            print(report.exact_text(exact, estimate_training(traceable(spec))))
-        if answer:
-            print(report.fit_text(answer))
-        if not args.evaluation and (speed := report.speed_text(spec, card)):
-            print(speed)
+        parts = [report.estimate_table(result), report.basis_text(result)]
+        parts += [report.exact_text(exact, estimate_training(traceable(spec)))] if exact else []
+        parts += [report.fit_text(answer)] if answer else []
+        print("\n".join(filter(None, [*parts, report.speed_text(spec, card)])))
     if answer and args.write:
         write_fitting_config(args.write, args.config, answer, overrides_of(args))
         return EXIT_DONE
     return EXIT_DONE if answer is None or answer.fits_as_it_is else EXIT_GATE
+
+
+def estimate_evaluation(args: argparse.Namespace, config: Config) -> int:
+    """Print the memory of evaluate.py by term."""
+    if args.exact or args.table or args.write:
+        raise UserError("--exact, --table and --write are about training", where="--evaluation")
+    workload = workload_of(config)
+    result = estimate_generation(GenerationSpec.from_config(config, workload))
+    if args.json:
+        print(json.dumps(report.estimate_record(result, None, None), indent=2))
+        return EXIT_DONE
+    say(f"lengths: {workload.source}")
+    print(f"{report.estimate_table(result)}\n{report.basis_text(result)}")
+    return EXIT_DONE
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:

@@ -21,6 +21,7 @@ uuid 0 GPU-1a2b3c4d
 capability 0 89
 total 0 12282
 used 0 6050
+reserved 0 300
 use 0 98
 celsius 0 64
 milliwatts 0 212345

@@ -82,13 +82,14 @@ int nvmlDeviceGetMemoryInfo_v2(void *h, memory_v2 *out) {
     if (status) return status;
     out->total = (unsigned long long)total * MIB;
     out->used = (unsigned long long)used * MIB;
-    out->free = out->total - out->used;
+    out->reserved = (unsigned long long)number("reserved", (long)h - 1, 0) * MIB;
+    out->free = out->total - out->used - out->reserved;
     return SUCCESS;
 }
 int nvmlDeviceGetMemoryInfo(void *h, memory_v1 *out) {
     memory_v2 both;
     int status = nvmlDeviceGetMemoryInfo_v2(h, &both);
-    out->total = both.total, out->used = both.used, out->free = both.free;
+    out->total = both.total, out->used = both.used + both.reserved, out->free = both.free;
     return status;
 }
 int nvmlDeviceGetUtilizationRates(void *h, utilization *out) { return field("use", h, &out->gpu); }

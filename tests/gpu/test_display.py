@@ -22,26 +22,26 @@ MIB = 2**20
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 BUSY = GpuReading(
-    0, "NVIDIA GeForce RTX 4070 Ti", "GPU-1a2b", (8, 9), 12282 * MIB, 6050 * MIB, 98, 64, 212.3, 285.0, 2610, 3105,
-    processes=(Process(4711, "train_tool_aware.py", 5300 * MIB), Process(812, "Xorg", 310 * MIB)),
+    0, "NVIDIA GeForce RTX 4070 Ti", "GPU-1a2b", (8, 9), 12282 * MIB, 6050 * MIB, 300 * MIB, 98, 64, 212.3, 285.0, 2610,
+    3105, processes=(Process(4711, "train_tool_aware.py", 5300 * MIB), Process(812, "Xorg", 310 * MIB)),
 )  # fmt: skip
 STATES = {
     "busy": BUSY,
     "full_and_throttled": GpuReading(
-        0, "NVIDIA GeForce RTX 3060", None, (8, 6), 12288 * MIB, 12100 * MIB, 100, 88, 170.0, 170.0, 1320, 2100,
-        "thermal", tuple(Process(1000 + i, f"job_{i}.py", None) for i in range(5)),
+        0, "NVIDIA GeForce RTX 3060", None, (8, 6), 12288 * MIB, 11900 * MIB, 300 * MIB, 100, 88, 170.0, 170.0, 1320,
+        2100, "thermal", tuple(Process(1000 + i, f"job_{i}.py", None) for i in range(5)),
     ),
     "unknown_fields": GpuReading(1, "NVIDIA T4", total_bytes=15360 * MIB, used_bytes=3 * MIB),
     "nothing_known": GpuReading(2),
     "lost": GpuReading(1, "NVIDIA H100 80GB HBM3", problem="GPU is lost (it has fallen off the bus)"),
     "hanging": GpuReading(1, "NVIDIA H100 80GB HBM3", problem="no answer from the driver for 31 s"),
     "mig": GpuReading(
-        0, "NVIDIA A100-SXM4-80GB", None, (8, 0), 81920 * MIB, 900 * MIB, None, 35, 62.0, 400.0, 210, 1410,
+        0, "NVIDIA A100-SXM4-80GB", None, (8, 0), 81920 * MIB, 900 * MIB, 300 * MIB, None, 35, 62.0, 400.0, 210, 1410,
         is_mig=True, instances=(MigInstance("MIG-11", 13 * MIB, 19968 * MIB), MigInstance("MIG-22", None, 9856 * MIB)),
     ),
     "long_name": GpuReading(
         7, "NVIDIA RTX 6000 Ada Generation, a name that goes on far longer than a line has room for", None, (8, 9),
-        49140 * MIB, 24570 * MIB, 50, 60, None, 300.0, None, None,
+        49140 * MIB, 24570 * MIB, 300 * MIB, 50, 60, None, 300.0, None, None,
         processes=(Process(1, "a_program_with_a_very_long_name_" * 4, 24000 * MIB),),
     ),
 }  # fmt: skip

@@ -25,6 +25,7 @@ def test_a_reading_has_what_nvidia_smi_shows(stub_here):
         compute_capability=(8, 9),
         total_bytes=12282 * MIB,
         used_bytes=6050 * MIB,
+        reserved_bytes=300 * MIB,
         utilization_percent=98,
         temperature_c=64,
         power_w=212.345,
@@ -48,6 +49,11 @@ def test_memory_that_the_driver_does_not_tell_leaves_the_rest_readable(stub_here
     stub_here.set("name 0 GPU\nuse 0 7\n")
     reading = open_driver().read()[0]
     assert (reading.used_bytes, reading.free_bytes, reading.utilization_percent) == (None, None, 7)
+
+
+def test_the_drivers_own_reserve_is_not_free(stub_here):
+    reading = open_driver().read()[0]
+    assert reading.free_bytes == (12282 - 6050 - 300) * MIB
 
 
 def test_a_process_whose_memory_is_hidden_is_still_listed(stub_here):
@@ -157,7 +163,7 @@ def test_mig_slices_are_listed_and_empty_slots_are_not(stub_here):
     stub_here.add("mig 0 1", "total 1001 20000", "used 1001 300", "uuid 1001 MIG-slice")
     first = open_driver().read()[0]
     assert first.is_mig
-    assert first.instances == (MigInstance("MIG-slice", 300 * MIB, 20000 * MIB),)
+    assert first.instances == (MigInstance("MIG-slice", 300 * MIB, 20000 * MIB, 0),)
 
 
 def test_cards_on_the_bus_are_counted_without_a_driver(tmp_path: Path):

@@ -236,7 +236,7 @@ def test_check_shows_each_gpu_and_answers_in_json(script):
     text = script.run("check", *EMPTY_DATA).stdout
     for words in (
         "NVIDIA GeForce RTX 4070 Ti",
-        "12.0 GiB: 5.9 used, 6.1 free",
+        "12.0 GiB: 5.9 used, 5.8 free",
         "64 C, 98 % busy, 212 of 285 W",
         "999999991",
     ):
@@ -339,6 +339,26 @@ def test_evaluation_is_estimated_too(script_without_driver):
     result = script_without_driver.run("estimate", "--evaluation", *EMPTY_DATA)
     assert result.returncode == 0
     assert "keys and values" in result.stdout
+    record = json.loads(script_without_driver.run("estimate", "--evaluation", "--json", *EMPTY_DATA).stdout)
+    assert record["calibrated_on"].startswith("nothing measured")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--write", "config.10gb.yaml"], "there is no GPU here to fit"),
+        (["--evaluation", "--exact"], "are about training"),
+        (["--model", "someone/unheard-of"], "no built-in preset"),
+        (["--lora-r", "1000"], "lora.r"),
+        (["--model-size", "-7"], "not above 0"),
+        (["--config", "missing.yaml"], "not found"),
+    ],
+)
+def test_a_mistake_in_an_estimate_is_one_message(script_without_driver, arguments, words):
+    result = script_without_driver.run("estimate", *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_log_is_drawn(script, tmp_path):

@@ -19,6 +19,8 @@ from tool_aware.gpu.readings import UNKNOWN_NAME, DriverInfo, GpuReading, MigIns
 
 CALL_TIMEOUT_S = 5.0  # nvmlInit takes 1-3 s on hosts with eight cards and no persistence daemon
 
+REOPEN_INTERVAL_S = 2.0  # between attempts to reach a driver that has lost all its GPUs
+
 # What the clocks are held back by (nvml.h, nvmlClocksEventReasons), the most telling first. Idle clocks and clocks set
 # by the user are no throttling.
 _THROTTLE_REASONS = (
@@ -30,7 +32,7 @@ _THROTTLE_REASONS = (
 )
 
 # NVML status codes (nvml.h, nvmlReturn_t) after which no field of that GPU can be had until it comes back.
-_UNINITIALIZED, _NO_PERMISSION, _NOT_FOUND, _DRIVER_NOT_LOADED = 1, 4, 6, 9
+_UNINITIALIZED, _NO_PERMISSION, _DRIVER_NOT_LOADED = 1, 4, 9
 _LIBRARY_NOT_FOUND, _GPU_IS_LOST, _RESET_REQUIRED, _VERSION_MISMATCH, _GPU_NOT_FOUND = 12, 15, 16, 18, 28
 _WHOLE_GPU_FAILS = {
     _UNINITIALIZED: "driver was unloaded",
@@ -38,7 +40,6 @@ _WHOLE_GPU_FAILS = {
     _GPU_IS_LOST: "GPU is lost (it has fallen off the bus)",
     _RESET_REQUIRED: "GPU needs a reset",
     _GPU_NOT_FOUND: "GPU not found",
-    _NOT_FOUND: "GPU not found",
 }
 
 
@@ -53,6 +54,7 @@ class Driver:
         self.info = info
         self._library = library
         self._readers = [_Reader(library, index) for index in indices]
+        self._next_reopen_s = 0.0
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -61,7 +63,7 @@ class Driver:
 
     def read(self, timeout_s: float = CALL_TIMEOUT_S) -> list[GpuReading]:
         """Read every GPU at once. One that does not answer in time is reported with a `problem`; the others go on."""
-        if len(self._readers) and all(reader.is_lost for reader in self._readers):
+        if all(reader.is_lost for reader in self._readers):
             self._reopen()
         for reader in self._readers:
             reader.request()
@@ -77,11 +79,13 @@ class Driver:
                 self._library.nvmlShutdown()
 
     def _reopen(self) -> None:
-        # After a driver reload every handle is dead; only a fresh session sees the cards again.
-        with contextlib.suppress(self._library.NVMLError):
-            self._library.nvmlShutdown()
-        with contextlib.suppress(self._library.NVMLError):
-            self._library.nvmlInit()
+        """Start a fresh session: after a driver reload every handle is dead, and only a fresh one sees the cards."""
+        if time.monotonic() < self._next_reopen_s:
+            return
+        self._next_reopen_s = time.monotonic() + REOPEN_INTERVAL_S
+        for call in (self._library.nvmlShutdown, self._library.nvmlInit):
+            with contextlib.suppress(self._library.NVMLError, TimeoutError):
+                _within(REOPEN_INTERVAL_S, call)
 
 
 def open_driver(gpus: Sequence[int] | None = None, timeout_s: float = CALL_TIMEOUT_S) -> Driver:
@@ -238,6 +242,9 @@ class _Reader:
                 if error.value == _NO_PERMISSION:
                     problem = "no permission to read this GPU"
                 self._results.put(GpuReading(self.index, **self._identity, problem=problem))
+            except Exception as error:  # a reply that cannot be decoded must not end the thread: it would look hung
+                problem = f"cannot be read: {type(error).__name__}: {error}"
+                self._results.put(GpuReading(self.index, **self._identity, problem=problem))
 
     def _read(self) -> GpuReading:
         library = self._library
@@ -245,7 +252,6 @@ class _Reader:
             self._handle = library.nvmlDeviceGetHandleByIndex(self.index)
             self._identity = dict(_identity(library, self._handle))
         handle = self._handle
-        total_bytes, used_bytes = _memory(library, handle)
         is_mig = (_optional(library, library.nvmlDeviceGetMigMode, handle) or (0, 0))[0] == 1
         utilization = _optional(library, library.nvmlDeviceGetUtilizationRates, handle)
         power_mw = _optional(library, library.nvmlDeviceGetPowerUsage, handle)
@@ -253,8 +259,7 @@ class _Reader:
         return GpuReading(
             index=self.index,
             **self._identity,
-            total_bytes=total_bytes,
-            used_bytes=used_bytes,
+            **_memory(library, handle),
             utilization_percent=utilization.gpu if utilization else None,
             temperature_c=_optional(library, library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU),
             power_w=power_mw / 1000 if power_mw is not None else None,
@@ -290,11 +295,16 @@ def _identity(library: Any, handle: Any) -> Iterator[tuple[str, Any]]:
     yield "sm_clock_max_mhz", _optional(library, library.nvmlDeviceGetMaxClockInfo, handle, library.NVML_CLOCK_SM)
 
 
-def _memory(library: Any, handle: Any) -> tuple[int | None, int | None]:
-    """Total and used bytes as nvidia-smi shows them: version 2 of the call leaves the driver's own reserve out."""
+def _memory(library: Any, handle: Any) -> dict[str, int | None]:
+    """Total, used and reserved bytes as nvidia-smi shows them.
+
+    Version 2 of the call tells the driver's own reserve apart; version 1, for older drivers, counts it as used.
+    """
     memory = _optional(library, library.nvmlDeviceGetMemoryInfo, handle, library.nvmlMemory_v2)
-    memory = memory or _optional(library, library.nvmlDeviceGetMemoryInfo, handle)
-    return (memory.total, memory.used) if memory else (None, None)
+    if memory:
+        return {"total_bytes": memory.total, "used_bytes": memory.used, "reserved_bytes": memory.reserved}
+    memory = _optional(library, library.nvmlDeviceGetMemoryInfo, handle)
+    return {"total_bytes": memory.total, "used_bytes": memory.used} if memory else {}
 
 
 def _throttle_reason(library: Any, handle: Any) -> str | None:
@@ -316,13 +326,7 @@ def _processes(library: Any, handle: Any) -> tuple[Process, ...]:
 
 def _instances(library: Any, handle: Any) -> Iterator[MigInstance]:
     for number in range(_optional(library, library.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
-        instance = _optional_instance(library, handle, number)
+        instance = _optional(library, library.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
         if instance is not None:
-            total_bytes, used_bytes = _memory(library, instance)
-            yield MigInstance(_optional(library, library.nvmlDeviceGetUUID, instance), used_bytes, total_bytes)
-
-
-def _optional_instance(library: Any, handle: Any, number: int) -> Any:
-    with contextlib.suppress(library.NVMLError):  # NOT_FOUND marks an empty slot here, not a lost card
-        return library.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-    return None
+            uuid = _optional(library, library.nvmlDeviceGetUUID, instance)
+            yield MigInstance(uuid, **_memory(library, instance))

@@ -23,13 +23,14 @@ class MigInstance:
     """A slice of a card in MIG mode; a program sees it as a GPU of its own."""
 
     uuid: str | None
-    used_bytes: int | None
-    total_bytes: int | None
+    used_bytes: int | None = None
+    total_bytes: int | None = None
+    reserved_bytes: int | None = None
 
     @property
     def free_bytes(self) -> int | None:
-        """Total less used; None where either is unknown."""
-        return _difference(self.total_bytes, self.used_bytes)
+        """What a program can still have; None where that is unknown."""
+        return _free_bytes(self)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class GpuReading:
     compute_capability: tuple[int, int] | None = None
     total_bytes: int | None = None
     used_bytes: int | None = None
+    reserved_bytes: int | None = None  # by the driver itself; where it is not told apart, `used_bytes` has it
     utilization_percent: int | None = None
     temperature_c: int | None = None
     power_w: float | None = None
@@ -56,8 +58,8 @@ class GpuReading:
 
     @property
     def free_bytes(self) -> int | None:
-        """Total less used; None where either is unknown."""
-        return _difference(self.total_bytes, self.used_bytes)
+        """What a program can still have; None where that is unknown."""
+        return _free_bytes(self)
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,10 @@ class DriverInfo:
     cuda: str | None
 
 
-def _difference(total_bytes: int | None, used_bytes: int | None) -> int | None:
-    return None if total_bytes is None or used_bytes is None else total_bytes - used_bytes
+def _free_bytes(memory: GpuReading | MigInstance) -> int | None:
+    if memory.total_bytes is None or memory.used_bytes is None:
+        return None
+    return memory.total_bytes - memory.used_bytes - (memory.reserved_bytes or 0)
 
 
 def command_of(pid: int, proc: Path = Path("/proc")) -> str | None:

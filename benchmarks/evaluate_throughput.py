@@ -289,7 +289,7 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join([
         f"{result['rows']} rows, {NEW_TOKENS} new tokens each, base and tuned, on {result['device']}",
         table(headers, lines),
-        f"tokens before the first that differs from one-by-one generation (16-bit, random weights): {agreement}",
+        f"tokens before the first that differs from one-by-one generation (random weights): {agreement}",
         f"float32 answers equal one-by-one generation token for token: {result['float32_equal']}",
     ])  # fmt: skip
 

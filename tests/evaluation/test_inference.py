@@ -37,8 +37,11 @@ def one_by_one(model, prompts, eos_id):
 
 
 def batched(model, prompts, eos_id, batch_size):
+    import torch
+
     answers = {}
     for batch in generate(model, prompts, eos_id=eos_id, max_new_tokens=NEW_TOKENS, batch_size=batch_size):
+        assert not torch.is_inference_mode_enabled()  # between batches the caller's own code runs
         answers |= dict(batch)
     return [answers[index] for index in range(len(prompts))]
 

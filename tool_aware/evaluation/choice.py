@@ -73,18 +73,16 @@ def score_names(
     import torch
 
     trie = NameTrie.of(names)
-    with torch.inference_mode():
-        prefix = shared_prefix_length(prompts)
-        batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
-        rows, longest = len(batches[0]), max(map(len, prompts))
-        cache = prefill(model, prompts[0][:prefix]).expanded(rows, longest + len(trie.tokens))
-        for members in batches:
-            batch = make_batch(prompts, members, rows, prefix, model.device)
+    prefix = shared_prefix_length(prompts)
+    batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
+    rows, longest = len(batches[0]), max(map(len, prompts))
+    cache = prefill(model, prompts[0][:prefix]).expanded(rows, longest + len(trie.tokens))
+    for members in batches:
+        batch = make_batch(prompts, members, rows, prefix, model.device)
+        with torch.inference_mode():
             logits = _forward(model, cache, batch, trie)  # (rows, 1 + nodes, vocabulary)
             scores = _log_probabilities(logits, trie)
-            yield [
-                (member, dict(zip(trie.paths, row, strict=True))) for member, row in zip(members, scores, strict=False)
-            ]
+        yield [(row, dict(zip(trie.paths, values, strict=True))) for row, values in zip(members, scores, strict=False)]
 
 
 def _forward(model: PreTrainedModel, cache: PrefixCache, batch: Batch, trie: NameTrie) -> torch.Tensor:

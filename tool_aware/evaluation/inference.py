@@ -104,19 +104,16 @@ def generate(
     tokens so far (rows, step) and the scores (rows, vocabulary), and returns the scores to choose from.
     `uses_cuda_graph` has no effect without a GPU.
     """
-    import torch
-
-    with torch.inference_mode():
-        prefix = shared_prefix_length(prompts)
-        batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
-        rows, longest = len(batches[0]), max(map(len, prompts))
-        capacity = math.ceil((longest + max_new_tokens) / COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
-        cache = prefill(model, prompts[0][:prefix]).expanded(rows, capacity)
-        decoder = _Decoder(model, cache, eos_id, max_new_tokens, uses_cuda_graph)
-        for members in batches:
-            batch = make_batch(prompts, members, rows, prefix, model.device)
-            answers = decoder.run(batch, make_processor(rows) if make_processor else None)
-            yield list(zip(members, answers, strict=False))
+    prefix = shared_prefix_length(prompts)
+    batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
+    rows, longest = len(batches[0]), max(map(len, prompts))
+    capacity = math.ceil((longest + max_new_tokens) / COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
+    cache = prefill(model, prompts[0][:prefix]).expanded(rows, capacity)
+    decoder = _Decoder(model, cache, eos_id, max_new_tokens, uses_cuda_graph)
+    for members in batches:
+        batch = make_batch(prompts, members, rows, prefix, model.device)
+        answers = decoder.run(batch, make_processor(rows) if make_processor else None)
+        yield list(zip(members, answers, strict=False))
 
 
 class _Decoder:
@@ -146,6 +143,14 @@ class _Decoder:
         """Answer one batch."""
         import torch
 
+        with torch.inference_mode():
+            history = self._decode(batch, processor)
+        return [self._cut(ids) for ids in history[: len(batch.members)].tolist()]
+
+    def _decode(self, batch: Batch, processor: ScoreProcessor | None) -> torch.Tensor:
+        """Generate until every row has said EOS or the limit is reached; returns the tokens, (rows, limit)."""
+        import torch
+
         self._begin(batch)
         rows = len(self.tokens)
         history = torch.zeros(rows, self.max_new_tokens, dtype=torch.long, device=self.tokens.device)
@@ -160,7 +165,7 @@ class _Decoder:
                 break
             self.tokens.copy_(token[:, None])
             self._step()
-        return [self._cut(ids) for ids in history[: len(batch.members)].tolist()]
+        return history
 
     def _cut(self, ids: list[int]) -> Generation:
         is_truncated = self.eos_id not in ids

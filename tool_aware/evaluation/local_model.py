@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tool_aware.console import Progress
+from tool_aware.console import Progress, UserError
 from tool_aware.evaluation.choice import score_names
 from tool_aware.evaluation.constrained import AnswerGrammar
 from tool_aware.evaluation.inference import Generation, generate
@@ -41,7 +41,8 @@ class LocalModel:
             prompts = {index: encode_prompt(self.tokenizer, row.instruction) for index, row in missing.items()}
             with self._adapter(is_on=task.uses_adapter) as model, log.appending() as append:
                 work = self._choose if task.kind == "choice" else self._answer
-                _work_off(work(model, task, prompts), append, Progress(task.name, len(missing)))
+                with _memory_error_explained(self.batch_size):
+                    _work_off(work(model, task, prompts), append, Progress(task.name, len(missing)))
         return [log.done[index] for index in task.rows]
 
     @contextlib.contextmanager
@@ -77,6 +78,20 @@ class LocalModel:
 
     def _grammar(self, tools: Toolbox) -> AnswerGrammar:
         return AnswerGrammar(self.tokenizer, tools, vocabulary=self.model.config.vocab_size)
+
+
+@contextlib.contextmanager
+def _memory_error_explained(batch_size: int) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory does not suffice for batches of {batch_size}: {str(error).split('. ')[0]}",
+            where="evaluation.batch_size",
+            fix=f"--set evaluation.batch_size={max(1, batch_size // 2)}; answers so far are kept",
+        ) from error
 
 
 def _choice(row: int, scores: Mapping[str, float], real_names: Mapping[str, str]) -> Prediction:

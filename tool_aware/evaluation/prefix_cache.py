@@ -73,12 +73,13 @@ def prefill(model: PreTrainedModel, prefix: Sequence[int]) -> PrefixCache:
     device = model.device
     columns = torch.arange(len(prefix), device=device)
     cache = PrefixCache(columns)
-    model(
-        input_ids=torch.tensor([prefix], device=device),
-        attention_mask=(columns[None, :] <= columns[:, None])[None, None],  # (1, 1, prefix, prefix)
-        position_ids=columns[None],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    with torch.inference_mode():
+        model(
+            input_ids=torch.tensor([prefix], device=device),
+            attention_mask=(columns[None, :] <= columns[:, None])[None, None],  # (1, 1, prefix, prefix)
+            position_ids=columns[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
     return cache

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tool_aware.evaluation import charts
 from tool_aware.evaluation.intervals import Estimate
+from tool_aware.evaluation.judgement import ERRORS
 from tool_aware.evaluation.metrics import Metrics
 from tool_aware.evaluation.results import Results, title
 
@@ -149,7 +149,7 @@ def _errors(results: Results) -> Section:
         name for name in ("base", "base_constrained", "finetuned", "finetuned_constrained") if name in results.metrics
     ]
     shown = shown or list(results.main)
-    kinds = dict.fromkeys(kind for name in shown for kind in results.metrics[name].errors)
+    kinds = [kind for kind in ERRORS if any(kind in results.metrics[name].errors for name in shown)]
     rows = [[kind, *(str(results.metrics[name].errors.get(kind, 0)) for name in shown)] for kind in kinds]
     advice = [confusion.advice() + "." for confusion in results.confusions]
     notes = ["Each wrong row counts once, under the first thing that is wrong with it."]
@@ -245,8 +245,3 @@ def _points(change: float | None) -> str:
 def _short(text: str, limit: int = 90) -> str:
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def figures_of(sections: Sequence[Section]) -> int:
-    """Count the charts of a report."""
-    return sum(len(section.charts) for section in sections)

@@ -85,8 +85,8 @@ def assemble(
 ) -> Results:
     """Judge every prediction and work out all figures."""
     tools, settings = config.toolbox, config.evaluation
-    plain = {task.name for task in tasks if not task.variant and task.name != VAL_CHOICE}
-    systems = {name: predictions[name] for name in predictions if name in plain or name not in {t.name for t in tasks}}
+    aside = {task.name for task in tasks if task.variant or task.name == VAL_CHOICE}  # compared elsewhere
+    systems = {name: answers for name, answers in predictions.items() if name not in aside}
     systems |= dict(rivals)
     judgements = {name: _judge(answers, test, tools, same_code) for name, answers in systems.items()}
     metrics = {name: summarise_system(name, judged, config) for name, judged in judgements.items()}

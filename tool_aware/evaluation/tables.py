@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tool_aware.console import table
 from tool_aware.evaluation.intervals import Estimate
+from tool_aware.evaluation.judgement import ERRORS
 from tool_aware.evaluation.metrics import Metrics
 from tool_aware.evaluation.significance import Comparison
 
@@ -71,7 +72,7 @@ def confusion_table(metrics: Metrics) -> str:
 
 def errors_table(systems: Mapping[str, Metrics]) -> str:
     """How often each kind of error was made."""
-    kinds = dict.fromkeys(kind for metrics in systems.values() for kind in metrics.errors)
+    kinds = [kind for kind in ERRORS if any(kind in metrics.errors for metrics in systems.values())]
     rows = [[kind, *(str(metrics.errors.get(kind, 0)) for metrics in systems.values())] for kind in kinds]
     return table(["Error", *systems], rows)
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tool_aware.config import Config
-from tool_aware.gpu.architectures import ATTENTION_LINEARS, MLP_LINEARS, Architecture, find_architecture
+from tool_aware.gpu.architectures import ATTENTION_LINEARS, MLP_LINEARS, PRESETS, Architecture, find_architecture
 from tool_aware.gpu.readings import GIB
 
 # Bytes per weight of a quantised linear layer.
@@ -190,6 +190,7 @@ class MemoryEstimate:
             "reserved_gib": round(self.reserved_bytes / GIB, 3),
             "total_gib": round(self.total_bytes / GIB, 3),
             "calibrated_on": self.calibration.source,
+            "not_measured": unmeasured_features(self.spec),
             "error_percent": self.calibration.error_percent,
         }
 
@@ -200,6 +201,20 @@ def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION
     slack = calibration.slack * sum(term.used_bytes for term in peak.terms)
     rest = [Term("allocator slack", slack), Term("CUDA context", calibration.context_bytes, "and libraries")]
     return MemoryEstimate(spec, peak.name, (*_static_terms(spec), *peak.terms, *rest), calibration)
+
+
+def unmeasured_features(spec: TrainingSpec) -> list[str]:
+    """Name what a spec has that no run of the calibration had: there the formula rests on traced steps alone."""
+    features = {
+        "FlexAttention": spec.attention == "flex_attention",
+        "eager attention": spec.attention == "eager",
+        "compiled layers": spec.compiled,
+        "no checkpointing": not spec.checkpointing,
+        "8-bit weights": spec.quantization == "8bit",
+        "16-bit weights": spec.quantization == "none",
+        "another shape": spec.architecture.linear_shapes != PRESETS["mistral-7b-v0.2"].linear_shapes,
+    }
+    return [name for name, is_there in features.items() if is_there]
 
 
 def _static_terms(spec: TrainingSpec) -> list[Term]:

@@ -11,7 +11,7 @@ from tool_aware.console import table
 from tool_aware.gpu.checks import STATUSES, CheckLine
 from tool_aware.gpu.display import gib, power, process_text, with_unit
 from tool_aware.gpu.dry_run import DryRun
-from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec, estimate_training
+from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec, estimate_training, unmeasured_features
 from tool_aware.gpu.fit import LARGEST_BATCH, Fit, as_yaml, fit, largest_batch, longest_sequence, margin_gib
 from tool_aware.gpu.readings import GIB, GpuReading
 from tool_aware.gpu.speed import estimate_speed
@@ -87,11 +87,14 @@ def estimate_table(estimate: MemoryEstimate) -> str:
 def basis_text(estimate: MemoryEstimate) -> str:
     """Where the peak is, and what the estimate rests on."""
     error = f"{estimate.calibration.error_percent:g} %"
-    return (
+    lines = [
         f"peaks in {estimate.peaks_in}; torch allocates {gib(estimate.allocated_bytes, 2)} (error up to {error}) "
-        f"and reserves {gib(estimate.reserved_bytes, 2)} GiB\n"
-        f"calibrated on {estimate.calibration.source}; slack and context differ by some 0.1 GiB between cards"
-    )
+        f"and reserves {gib(estimate.reserved_bytes, 2)} GiB",
+        f"calibrated on {estimate.calibration.source}; slack and context differ by some 0.1 GiB between cards",
+    ]
+    if unmeasured := unmeasured_features(estimate.spec):
+        lines.append(f"not among those runs, checked against a traced step only: {', '.join(unmeasured)}")
+    return "\n".join(lines)
 
 
 def estimate_record(estimate: MemoryEstimate, answer: Fit | None, exact: DryRun | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tool_aware.tools import ToolCall
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -26,6 +26,7 @@ from tool_aware.demo.query_log import fill_query_log
 from tool_aware.records import load_rows, read_manifest
 
 DEMO_CONFIG = Path("config.demo.yaml")
+LOGGED_QUERIES = 4000  # of which a third survives: the rest are repeats, failures, or hold control characters
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _NOTE = (
     "These numbers come from a toy model with a few million parameters, built a minute ago. They show that the stages\n"
@@ -90,13 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_tokenizer(base)
     with embedded_postgres("cipher_analytics", "cipher") as variables:
         with stages.timed("sample query log in PostgreSQL"):
-            say(f"{fill_query_log(variables)} logged queries in {variables['POSTGRES_DB']}.query_logs")
+            say(f"{fill_query_log(variables, LOGGED_QUERIES)} logged queries in {variables['POSTGRES_DB']}.query_logs")
         stages.script("prepare_dataset.py", "--require-database", variables=variables)
     with stages.timed("tiny base model"):
         build_base_model(base, load_rows(config.dataset.dir / "train.json", config.toolbox).rows)
     stages.script("monitor_gpu.py", "check", accepted=(EXIT_DONE, EXIT_USER))
     stages.script("train_tool_aware.py", "--overwrite")
-    comparison = stages.script("evaluate.py", capture=True)
+    comparison = stages.script("evaluate.py", "--overwrite", capture=True)
 
     times = [(name, duration(seconds)) for name, seconds in stages.seconds.items()]
     print("\n" + table(("step", "wall time"), [*times, ("all of it", duration(time.perf_counter() - started_s))]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tool_aware.console import Progress, UserError
-from tool_aware.prompt import build_tokenizer, encode_example
+from tool_aware.prompt import IGNORE_INDEX, build_tokenizer, encode_example, encode_prompt
 from tool_aware.records import Row, atomic_folder
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HIDDEN_SIZE = 128
 LAYERS = 2
-PRETRAINING_STEPS = 150
+PRETRAINING_STEPS = 200
 PRETRAINING_BATCH = 16
 LEARNING_RATE = 3e-3
 
@@ -84,23 +84,32 @@ def build_base_model(folder: Path, rows: Sequence[Row], *, seed: int = 0, steps:
 def _pretrain(
     model: MistralForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, seed: int, steps: int
 ) -> None:
+    """Train on (instruction of one row, answer of another), the loss on the answer.
+
+    What all prompts begin with, the tools, goes through the model once a step; the rows continue from its cache.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
     generator = random.Random(seed)
-    answers = _answers_by_tool(rows)
+    answers = _short_answers_by_tool(rows)
+    prompts = [encode_prompt(tokenizer, row.instruction) for row in rows]
+    shared = next(i for i, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     progress = Progress("building the tiny base model", steps)
     for step in range(steps):
         batch = [
             encode_example(tokenizer, row.instruction, generator.choice(answers[generator.choice(list(answers))]))
-            for row in generator.sample(rows, min(PRETRAINING_BATCH, len(rows)))
+            for row in generator.choices(rows, k=PRETRAINING_BATCH)
         ]
-        input_ids, labels = _pad([e.input_ids for e in batch], 0), _pad([e.labels for e in batch], -100)
-        states = model.model(input_ids=input_ids).last_hidden_state[:, :-1]  # (B, T - 1, H)
-        is_label = labels[:, 1:] != -100
-        loss = cross_entropy(model.lm_head(states[is_label]), labels[:, 1:][is_label])
+        cache = model.model(input_ids=torch.tensor([batch[0].prompt[:shared]]), use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(batch))
+        input_ids = _pad([example.input_ids[shared:] for example in batch], 0)
+        labels = _pad([example.labels[shared:] for example in batch], IGNORE_INDEX)
+        states = model.model(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
+        is_label = labels[:, 1:] != IGNORE_INDEX  # (B, T - 1): the token before a label predicts it
+        loss = cross_entropy(model.lm_head(states[:, :-1][is_label]), labels[:, 1:][is_label])
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -109,11 +118,11 @@ def _pretrain(
     progress.close()
 
 
-def _answers_by_tool(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _short_answers_by_tool(rows: Sequence[Row]) -> dict[str, list[str]]:
     answers: dict[str, list[str]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: len(row.response)):
         answers.setdefault(row.tool, []).append(row.response)
-    return answers
+    return {tool: texts[: max(1, len(texts) // 2)] for tool, texts in answers.items()}
 
 
 def _pad(sequences: Sequence[Sequence[int]], fill: int) -> torch.Tensor:

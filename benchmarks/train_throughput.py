@@ -51,13 +51,19 @@ ROWS: dict[str, tuple[str, int, dict[str, str]]] = {
     "stock": ("stock", 8, {"training.per_device_train_batch_size": "1"}),
     "stock-padded": ("stock", 16, {"training.per_device_train_batch_size": "16"}),
     "unsloth": ("unsloth", 24, {"training.per_device_train_batch_size": "24"}),
-    "ours-sdpa-eager": ("ours", 32, {"model.attn_implementation": "sdpa", "optimization.compile": "false"}),
+    "ours-32-sdpa-eager": (
+        "ours", 32,
+        {"model.attn_implementation": "sdpa", "optimization.compile": "false", "optimization.cuda_graphs": "false"},
+    ),
+    "ours-32-graph-only": ("ours", 32, {"optimization.compile": "false"}),
+    "ours-32-no-graph": ("ours", 32, {**LEAN, "optimization.cuda_graphs": "false"}),
     "ours-8": ("ours", 8, LEAN),
     "ours-16": ("ours", 16, LEAN),
     "ours-32": ("ours", 32, LEAN),
     "ours-48": ("ours", 48, LEAN),
     "ours-64": ("ours", 64, LEAN),
     "ours-32-free": ("ours", 32, {**LEAN, "optimization.gradient_checkpointing": "false"}),
+    "ours-64-free": ("ours", 64, {**LEAN, "optimization.gradient_checkpointing": "false"}),
     "ours-64-16bit": (
         "ours", 64,
         {**LEAN, "optimization.gradient_checkpointing": "false", "quantization.load_in_4bit": "false"},
@@ -239,7 +245,7 @@ def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator
 
 
 def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:
-    """The usual recipe: peft's preparation in float32, dropout, autocast, paged 8-bit AdamW, padded rows, all logits."""
+    """The usual recipe: peft's float32 preparation, dropout, autocast, paged 8-bit AdamW, padded rows, all logits."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     from tool_aware.base_model import load_base_model

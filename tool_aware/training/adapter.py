@@ -64,7 +64,8 @@ def prepare_for_training(model: PeftModel, config: Config, steps: int) -> tuple[
     if config.optimization.gradient_checkpointing:
         # transformers 5.2x renamed it; the first argument stayed the same.
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        # Without dropout there is no random state to restore, and reading it would break a CUDA graph.
+        enable({"use_reentrant": False, "preserve_rng_state": config.lora.dropout > 0})
     if _should_compile(config, steps):
         for layer in base.model.layers:
             layer.compile(dynamic=False)

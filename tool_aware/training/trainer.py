@@ -34,6 +34,8 @@ from tool_aware.training.tracking import Throughput, Tracker, step_line, validat
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from tool_aware.training.graphs import GraphedStep
+
 _ROWS_NAMED = 5  # of a step that went wrong
 
 
@@ -94,11 +96,14 @@ class PackedTrainer(Trainer):
         self.stop_signal: int | None = None
         self.last_validation: dict[str, float] | None = None
         self._rows_of_step: list[int] = []
+        self._graphed_step: GraphedStep | None = None
         self.throughput = Throughput()
         super().__init__(
             model, arguments, train_dataset=self.micro_batches, eval_dataset=list(val), callbacks=[_Bookkeeping(self)]
         )
         self.remove_callback(PrinterCallback)
+        if can_use_cuda_graphs(config, arguments.world_size):
+            self._use_cuda_graphs()
 
     # -- data --
 
@@ -148,11 +153,13 @@ class PackedTrainer(Trainer):
         parts = [rows[i : i + self.micro_batch_limit] for i in range(0, len(rows), self.micro_batch_limit)]
         for part in parts:
             packed = self._pack(part)
-            losses = self._losses(model, packed)
-            # DDP averages gradients over processes, while labels_in_step counts the labels of all of them.
-            loss = losses.sum() / labels_in_step * self.args.world_size
-            self.accelerator.backward(loss)
-            total += loss.detach()
+            if self._graphed_step:
+                total += self._graphed_step(packed, labels_in_step)
+            else:
+                # DDP averages gradients over processes, while labels_in_step counts the labels of all of them.
+                loss = self._losses(model, packed).sum() / labels_in_step * self.args.world_size
+                self.accelerator.backward(loss)
+                total += loss.detach()
             self.throughput.add(packed.examples, packed.input_ids.numel())
         return total
 
@@ -179,6 +186,15 @@ class PackedTrainer(Trainer):
             states = model(**inputs, attention_mask=mask, logits_to_keep=packed.label_columns).logits
             return states[0]
         return model(**inputs, attention_mask=mask).logits[packed.label_rows, packed.label_columns]
+
+    def _use_cuda_graphs(self) -> None:
+        from tool_aware.training.graphs import GraphedStep
+
+        def weighted_loss(packed: Pack, weights: torch.Tensor) -> torch.Tensor:
+            return (self._losses(self.model, packed) * weights).sum()
+
+        self._graphed_step = GraphedStep(weighted_loss, self._trainable())
+        self.model.zero_grad = self._graphed_step.zero_grad
 
     def _base(self) -> nn.Module:
         return self.model.get_base_model()
@@ -305,6 +321,18 @@ class _Bookkeeping(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         return control
+
+
+def can_use_cuda_graphs(config: Config, processes: int) -> bool:
+    """Tell whether the step can be captured: one GPU, packs, no dropout and no gradient scaler."""
+    return (
+        config.optimization.cuda_graphs
+        and torch.cuda.is_available()
+        and torch.cuda.is_bf16_supported(including_emulation=False)
+        and processes == 1
+        and config.lora.dropout == 0
+        and config.training.packing != "none"
+    )
 
 
 def training_arguments(config: Config) -> TrainingArguments:

@@ -173,7 +173,7 @@ def test_all_hard_slices_and_many_languages_are_present_and_counted(made: dict[s
     assert len({row.metadata["language"] for row in rows}) >= 7
     lengths = [len(row.query.split()) for row in rows]
     assert min(lengths) <= 2
-    assert max(lengths) >= 45
+    assert 85 <= max(lengths) <= 120
 
 
 def test_contrast_pairs_share_their_fillers_and_differ_in_tool(made: dict[str, list[Row]]) -> None:

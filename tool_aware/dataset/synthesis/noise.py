@@ -19,6 +19,8 @@ _NEIGHBOURS = {
     "u": "yi", "v": "cb", "w": "qe", "x": "zc", "y": "tu", "z": "x",
 }  # fmt: skip
 MAX_TYPOS = 3
+_BEFORE = (1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 5, 7, 10)  # sentences in front of the ask; ten make about 90 words
+_AFTER = (0, 0, 0, 1, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class Noise:
         return " ".join(part for part in (opener, _decapitalised(text) if opener else text, closer) if part)
 
     def _surrounded(self, text: str, random_: random.Random) -> str:
-        before = random_.sample(self._settings["sentences_before"], random_.choice((1, 1, 1, 2, 2, 3)))
-        after = random_.sample(self._settings["sentences_after"], random_.choice((0, 0, 1)))
+        before = random_.sample(self._settings["sentences_before"], random_.choice(_BEFORE))
+        after = random_.sample(self._settings["sentences_after"], random_.choice(_AFTER))
         return " ".join([*before, _as_sentence(text), *after])
 
     def _negated(self, text: str, tool: str, other_tools: Sequence[str], random_: random.Random) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tool_aware.config import DEFAULT_CONFIG, Config, add_config_arguments, load_config, read_environment
-from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style
+from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style, warn
 from tool_aware.gpu import checks, display, report
 from tool_aware.gpu.alerts import Alerts, parse_condition
 from tool_aware.gpu.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
@@ -108,7 +108,7 @@ def monitor(args: argparse.Namespace) -> int:
             pass
     finally:
         for consumer in consumers:
-            consumer.close()
+            close(consumer)
         driver.close()
         code = end_of(wrapped) if wrapped else EXIT_DONE
         if statistics.samples:
@@ -116,6 +116,14 @@ def monitor(args: argparse.Namespace) -> int:
             if args.output:
                 say(f"samples are in {args.output}")
     return code or (EXIT_GATE if alerts.fired else EXIT_DONE)
+
+
+def close(consumer: Consumer) -> None:
+    """Close a consumer; if its disk is full the others still end well, and the summary is still printed."""
+    try:
+        consumer.close()
+    except UserError as error:
+        warn(str(error))
 
 
 def estimate_mark(config: Config | None) -> float | None:

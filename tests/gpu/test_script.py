@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from tests.gpu.conftest import REPOSITORY, Script
+from tool_aware.gpu.plot import read_log
 
 EMPTY_DATA = ("--set", "dataset.dir=/nonexistent")  # the estimate then does not depend on what data/ holds
 
@@ -44,6 +45,11 @@ def cpu_seconds(script: Script, *arguments: str) -> float:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return min(seconds)
+
+
+def allow_small_files_only() -> None:
+    """Make writes fail in this process as they do on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
 
 # ---- monitor ---------------------------------------------------------------------------------------------
@@ -151,6 +157,18 @@ def test_ending_the_monitor_ends_the_wrapped_command(script, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_a_full_disk_is_one_message_and_leaves_what_was_written(script, tmp_path, suffix):
+    log = tmp_path / f"log{suffix}"
+    process = script.start("monitor", "--interval", "0.05", "--output", str(log), preexec_fn=allow_small_files_only)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert f"{log}: cannot be written: File too large" in err
+    assert "Traceback" not in err
+    assert "peak GiB" in out
+    assert len(read_log(log).series[0]) >= 2
 
 
 def test_an_alert_is_a_line_and_an_exit_code(script):

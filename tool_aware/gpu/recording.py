@@ -7,12 +7,13 @@ one is kept from then on, so a week reads as easily as an hour. JSON Lines and C
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,6 +66,15 @@ def keep_previous(path: Path) -> Path | None:
     return kept
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn a full disk or the like into a message that names the log; write(2) itself does not name its file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path), fix="free some space") from error
+
+
 class JsonLog:
     """One JSON document. It is replaced by rename, so that a reader, or a kill -9, never meets half of it."""
 
@@ -101,8 +111,9 @@ class JsonLog:
         samples = ",\n".join(self._samples)
         text = f'{head.removesuffix(chr(10) + "}")},\n "samples": [\n{samples}\n]}}\n'
         try:
-            self._part.write_text(text, encoding="utf-8")
-            os.replace(self._part, self._path)
+            with _writing(self._path):
+                self._part.write_text(text, encoding="utf-8")
+                os.replace(self._part, self._path)
         finally:
             self._part.unlink(missing_ok=True)
         self._next_write_s = time.monotonic() + len(text) / WRITE_BYTES_PER_S
@@ -112,18 +123,20 @@ class JsonLinesLog:
     """One sample a line. Lines are appended whole; after a kill -9 at most the last one is torn."""
 
     def __init__(self, path: Path, interval_s: float, gpus: Sequence[GpuReading], statistics: Statistics) -> None:
-        self._statistics = statistics
+        self._path, self._statistics = path, statistics
         self._file = path.open("ab", buffering=0)
         head = {"interval_s": interval_s, "gpus": [_identity(gpu) for gpu in gpus]}
         self._file.write(json.dumps(head).encode() + b"\n")
 
     def take(self, sample: Sample) -> None:
         """Append one line."""
-        self._file.write(json.dumps(sample.as_dict()).encode() + b"\n")
+        with _writing(self._path):
+            self._file.write(json.dumps(sample.as_dict()).encode() + b"\n")
 
     def close(self) -> None:
         """Append the summary as the last line."""
-        self._file.write(json.dumps({"summary": self._statistics.as_dict()}).encode() + b"\n")
+        with _writing(self._path):
+            self._file.write(json.dumps({"summary": self._statistics.as_dict()}).encode() + b"\n")
         self._file.close()
 
 
@@ -131,6 +144,7 @@ class CsvLog:
     """One GPU of one sample a line, for spreadsheets. It has no place for names and summary."""
 
     def __init__(self, path: Path, *_: object) -> None:
+        self._path = path
         self._file = path.open("ab", buffering=0)
         self._file.write(_csv_line(["time", "seconds", *_CSV_FIELDS]))
 
@@ -141,7 +155,8 @@ class CsvLog:
             _csv_line([record["time"], record["seconds"], *(gpu.get(name) for name in _CSV_FIELDS)])
             for gpu in record["gpus"]
         ]
-        self._file.write(b"".join(lines))
+        with _writing(self._path):
+            self._file.write(b"".join(lines))
 
     def close(self) -> None:
         """Close the file."""

@@ -1,0 +1,166 @@
+"""docs/FORMATS.md leaves nothing out that the stages write, and its examples are true."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tool_aware.config import Environment, ToolSection
+from tool_aware.evaluation.breakdown import Confusion, Part
+from tool_aware.evaluation.judgement import ERRORS, Judgement, ParameterMatch, Prediction
+from tool_aware.evaluation.metrics import Metrics, ParameterMetrics, ToolMetrics
+from tool_aware.evaluation.robustness import Shift
+from tool_aware.evaluation.significance import Comparison, PairedTest
+from tool_aware.evaluation.trust import Bin, Trust
+from tool_aware.prompt import encode_example, parse_response, render_template
+from tool_aware.records import load_rows, write_manifest
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "FORMATS.md").read_text(encoding="utf-8")
+_HEADINGS = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)
+SECTIONS = dict(zip(_HEADINGS[1::2], _HEADINGS[2::2], strict=True))
+
+DESCRIBED = (
+    Metrics, ToolMetrics, ParameterMetrics, Judgement, ParameterMatch, Comparison, PairedTest, Trust, Bin, Shift, Part,
+    Confusion,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DESCRIBED, ids=lambda kind: kind.__name__)
+def test_every_figure_of_the_evaluation_is_described(kind):
+    named = set(re.findall(r"`(\w+)`", SECTIONS["Stage 3: evaluation_results"]))
+    assert {field.name for field in dataclasses.fields(kind)} <= named
+
+
+def test_every_field_of_a_stored_answer_is_shown():
+    text = SECTIONS["Stage 3: evaluation_results"]
+    assert all(f'"{field.name}"' in text for field in dataclasses.fields(Prediction))
+    assert all(f"`{error}`" in text for error in ERRORS)
+
+
+def test_every_key_of_a_manifest_is_described(tmp_path):
+    manifest = write_manifest(tmp_path, stage="test", config={}, seed=1, started_s=0.0)
+    described = set(re.findall(r"`(\w+)`", SECTIONS["Manifests"]))
+    assert set(manifest) <= described
+
+
+def test_every_metadata_key_that_synthesis_writes_is_described(config):
+    from tool_aware.dataset.assembly import make_generator
+    from tool_aware.dataset.synthesis.content import load_content
+
+    generator = make_generator(config, config.toolbox, load_content())
+    rows = [*generator.rows_for("web_search", 40), *generator.ambiguous_rows(5)]
+    table = SECTIONS["Stage 1: data"]
+    described = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert {key for row in rows for key in row.metadata} <= described
+
+
+def test_every_file_of_the_dataset_stage_is_described(toy_rows, config):
+    from tool_aware.dataset.outputs import Result, render
+    from tool_aware.dataset.splitting import Split
+
+    split = Split({"train": toy_rows[:8], "val": toy_rows[8:12], "test": toy_rows[12:16]})
+    files = render(Result(split, seed=1, to_label=[{"query": "?"}]), config.toolbox, None)
+    text = SECTIONS["Stage 1: data"]
+    assert not {name for name in files if f"`{name}`" not in text}
+    report = next(value for value in examples_in("Stage 1: data") if "held_out" in value)
+    assert set(report) == set(json.loads(files["split_report.json"]))
+    sample = next(value for value in examples_in("Stage 1: data") if "loss_runs" in value)
+    assert set(sample) == set(json.loads(files["sample_raw.json"])[0])
+
+
+def test_every_file_of_the_evaluation_stage_is_described(tmp_path, toy_rows, config):
+    from tool_aware.evaluation.output import write_results
+    from tool_aware.evaluation.results import assemble
+    from tool_aware.evaluation.tasks import Plan, plan_tasks
+    from tool_aware.evaluation.test_rows import TestSet
+
+    rows = dict(enumerate(toy_rows[:8]))
+    answers = [Prediction(index, row.response) for index, row in rows.items()]
+    tasks = plan_tasks(Plan(constrained=False, choices=False), rows, {}, config.toolbox, [])
+    results = assemble(config, rows, {}, {"base": answers, "finetuned": answers}, tasks, rivals={})
+    test = TestSet(tmp_path / "test.json", "0" * 64, rows, len(rows), [], {}, None)
+    test.path.write_text("[]")
+    outputs = write_results(tmp_path, results, config, test, started_s=0.0)
+    text = SECTIONS["Stage 3: evaluation_results"]
+    assert not {path.name for path in outputs if f"`{path.name}`" not in text}
+    described = set(re.findall(r"^\| `(\w+)` \|", text.partition("**`comparison.json`**")[2], re.MULTILINE))
+    assert set(json.loads((tmp_path / "comparison.json").read_text())) == described
+
+
+def test_every_file_of_the_training_stage_is_described():
+    from tool_aware.evaluation.endpoint import PROBE_NAME
+    from tool_aware.evaluation.output import THRESHOLDS_NAME
+    from tool_aware.training import checkpoints, export, tracking
+
+    text = SECTIONS["Stage 2: output"]
+    files = (export.PROMPT_FILE, checkpoints.CHECKPOINT_MANIFEST, tracking.METRICS_NAME, THRESHOLDS_NAME, PROBE_NAME)
+    folders = (export.ADAPTERS_FOLDER, export.FINAL_MODEL_FOLDER, tracking.TENSORBOARD_FOLDER)
+    assert all(f"`{name}`" in text for name in files)
+    assert all(f"`{name}/`" in text for name in folders)
+
+
+def test_every_variable_of_the_environment_is_listed():
+    listed = set(re.findall(r"`(\w+)`", PAGE))
+    assert {name.upper() for name in Environment.__dataclass_fields__} <= listed
+
+
+# ---- examples are true ------------------------------------------------------------------------------------
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def examples_in(section: str) -> list[Any]:
+    """The JSON examples of a section."""
+    text = SECTIONS[section]
+    return [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+
+
+def test_all_json_examples_are_json():
+    assert all(examples_in(section) for section in SECTIONS if "```json" in SECTIONS[section])
+
+
+def test_the_prompt_shown_is_the_prompt_trained_on(config):
+    shown = blocks("text")
+    assert shown[0] == render_template(config.toolbox) + "\n"
+    call = parse_response(shown[1]).call
+    assert call is not None
+    assert not config.toolbox.problems(call)
+
+
+def test_the_token_ids_shown_are_those_of_the_tokenizer(tokenizer):
+    shown = next(text for text in blocks("text") if text.startswith("prompt "))
+    prompt, completion = ([int(word) for word in line.split()[1:]] for line in shown.splitlines())
+    example = encode_example(tokenizer, "hi", "Tool: web_search")
+    assert (prompt, completion) == (example.prompt, example.completion)
+
+
+@pytest.mark.parametrize("section", ["Stage 1: data", "Your own data"])
+def test_the_rows_shown_can_be_loaded(section, tmp_path, config):
+    rows = next(value for value in examples_in(section) if isinstance(value, list))
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(rows))
+    assert len(load_rows(path, config.toolbox).rows) == len(rows)
+
+
+def test_the_messages_shown_can_be_imported(tmp_path, config):
+    from tool_aware.dataset.importing import import_file
+
+    path = tmp_path / "calls.jsonl"
+    path.write_text(json.dumps(next(value for value in examples_in("Your own data") if "messages" in value)))
+    imported = import_file(path, config.toolbox)
+    assert [row.tool for row in imported.rows] == ["book_table"]
+
+
+def test_the_tool_shown_is_a_valid_entry_of_the_config():
+    shown = blocks("yaml")[0]
+    tools = [ToolSection.model_validate(entry) for entry in yaml.safe_load(shown)]
+    assert [len(tool.examples) for tool in tools] == [2]

@@ -65,17 +65,25 @@ class Job:
         """Identifies the adapter's weights."""
         return sha256_of(self.adapter / ADAPTER_WEIGHTS) if self.adapter else None
 
+    def computes(self, task: Task) -> bool:
+        """Whether this run's engine does `task`; answers to the others can only come from an earlier run."""
+        if self.args.predictions:
+            return False
+        if self.args.endpoint:
+            return served_name(self.args, task) is not None
+        return task.uses_adapter or not self.args.model
+
     def log(self, task: Task) -> PredictionLog:
         """The answers that earlier runs left for `task`, if they came from the same data, model and settings."""
-        name = str(self.args.model or self.config.model.name)
-        engine = {"endpoint": self.args.endpoint, "served": served_name(self.args, task)} if self.args.endpoint else {}
-        if not task.uses_adapter and not self.args.served_base:
-            name, engine = self.config.model.name, {}
+        is_earlier_base = not task.uses_adapter and not self.computes(task)
+        name = str(self.args.model) if self.args.model and task.uses_adapter else self.config.model.name
+        engine = {}
+        if self.args.endpoint and not is_earlier_base:
+            engine = {"endpoint": self.args.endpoint, "served": served_name(self.args, task)}
         weights = self.adapter_sha256 if task.uses_adapter else None
         origin = origin_of(task, self.test, self.config, model=name, adapter=weights, **engine)
         path = self.config.evaluation.results_dir / "predictions" / f"{task.name}.jsonl"
-        # The base of an earlier run may have been quantised where this engine's model is not: still the model to beat.
-        is_earlier_base = not task.uses_adapter and (self.args.model or self.args.endpoint or self.args.predictions)
+        # An earlier base may have been quantised where this engine's model is not: it is still the model to beat.
         return PredictionLog(path, origin, ignored=("quantization",) if is_earlier_base else ())
 
 
@@ -164,7 +172,7 @@ def prepare(args: argparse.Namespace) -> Job:
     tasks = plan_tasks(plan, test.rows, test.val if is_local else {}, config.toolbox, variants)
     job = Job(args, config, environment, test, adapter, gates, tasks)
     if args.overwrite:
-        for task in tasks:
+        for task in filter(job.computes, tasks):
             job.log(task).path.unlink(missing_ok=True)
     return job
 
@@ -269,10 +277,8 @@ def known_answers(job: Job, system: str) -> Answers:
 
 def run_models(job: Job) -> Answers:
     """Work off the tasks with one load of the model; nothing is loaded if all answers are known."""
-    tasks, answers, local = job.tasks, {}, None
-    if job.args.model:  # the base is another model: compare with what it answered before
-        tasks, answers = [task for task in tasks if task.uses_adapter], known_answers(job, "base")
-    for task in tasks:
+    answers, local = known_answers(job, "base") if job.args.model else {}, None
+    for task in filter(job.computes, job.tasks):
         log = job.log(task)
         if task.rows.keys() <= log.done.keys():
             answers[task.name] = [log.done[index] for index in task.rows]
@@ -307,12 +313,9 @@ def served_name(args: argparse.Namespace, task: Task) -> str | None:
 def ask_server(job: Job) -> Answers:
     """Let the server answer; first make sure that it is not the base model that answers."""
     answers = {} if job.args.served_base else known_answers(job, "base")
-    for task in job.tasks:
-        name = served_name(job.args, task)
-        if name is None:
-            continue
+    for task in filter(job.computes, job.tasks):
         endpoint = Endpoint(
-            job.args.endpoint, name, job.config.evaluation.max_new_tokens, job.args.concurrency,
+            job.args.endpoint, served_name(job.args, task), job.config.evaluation.max_new_tokens, job.args.concurrency,
             job.environment.openai_api_key,
         )  # fmt: skip
         endpoint.check()

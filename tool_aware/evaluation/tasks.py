@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from tool_aware.config import Config
@@ -81,8 +82,18 @@ def origin_of(
         "tools": hashlib.sha256(tools.encode()).hexdigest(),
         "max_new_tokens": None if task.kind == "choice" else config.evaluation.max_new_tokens,
         "model": model,
+        "weights": _weights_of(model),
         "revision": config.model.revision,
         "quantization": config.quantization.model_dump(mode="json"),
         "adapter": adapter,
         **engine,
     }
+
+
+def _weights_of(model: str) -> str | None:
+    """Tell one content of a local model folder from another by names, sizes and times; None for a model id."""
+    if not Path(model).is_dir():
+        return None
+    files = sorted(path for path in Path(model).iterdir() if path.suffix in (".safetensors", ".bin"))
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from tool_aware.evaluation.judgement import ERRORS, Judgement, ParameterMatch, P
 from tool_aware.evaluation.metrics import Metrics, ParameterMetrics, ToolMetrics
 from tool_aware.evaluation.robustness import Shift
 from tool_aware.evaluation.significance import Comparison, PairedTest
-from tool_aware.evaluation.trust import Bin, Trust
+from tool_aware.evaluation.trust import Bin, CostPolicy, Threshold, Trust
+from tool_aware.gpu.readings import GpuReading
+from tool_aware.gpu.recording import open_recorder
+from tool_aware.gpu.sampling import Sample, Statistics, TrainingProgress
 from tool_aware.prompt import encode_example, parse_response, render_template
 from tool_aware.records import load_rows, write_manifest
 
@@ -103,6 +107,40 @@ def test_every_file_of_the_training_stage_is_described():
     folders = (export.ADAPTERS_FOLDER, export.FINAL_MODEL_FOLDER, tracking.TENSORBOARD_FOLDER)
     assert all(f"`{name}`" in text for name in files)
     assert all(f"`{name}/`" in text for name in folders)
+
+
+def test_every_figure_of_a_logged_step_is_shown():
+    from tool_aware.training.tracking import Throughput, step_line, validation_line
+
+    step, validation = (value for value in examples_in("Stage 2: output") if "steps" in value)
+    assert set(Throughput().lap(1, 2)) <= set(step)
+    assert step_line(step).startswith("step 10/210  loss 1.4756")
+    assert validation_line(validation).endswith("76.3% of 139 rows")
+
+
+def test_every_field_of_the_thresholds_is_shown():
+    shown = next(value for value in examples_in("Stage 2: output") if "how_to_apply" in value)
+    assert {field.name for field in dataclasses.fields(Threshold)} == set(shown["threshold"])
+    assert {field.name for field in dataclasses.fields(CostPolicy)} <= set(shown["costs"])
+
+
+def test_every_field_of_the_monitors_logs_is_shown(tmp_path):
+    gpu = GpuReading(0, "a card", used_bytes=2**30, throttled_by="heat", problem="lost")
+    sample = Sample(0.0, datetime.now(UTC), [gpu], TrainingProgress(1, 2, loss=0.5))
+    section = SECTIONS["Any time: the monitor's logs"]
+    (shown,) = examples_in("Any time: the monitor's logs")
+    for name in ("log.json", "log.csv"):
+        statistics = Statistics()
+        statistics.add(sample)
+        recorder = open_recorder(tmp_path / name, 1.0, [gpu], statistics)
+        recorder.take(sample)
+        recorder.close()
+    written = json.loads((tmp_path / "log.json").read_text())
+    assert set(written) == set(shown)
+    assert set(written["summary"]["gpus"]["0"]) == set(shown["summary"]["gpus"]["0"])
+    assert set(written["samples"][0]["gpus"][0]) - {"problem"} == set(shown["samples"][0]["gpus"][0])
+    assert written["samples"][0].keys() == shown["samples"][0].keys()
+    assert (tmp_path / "log.csv").read_text().splitlines()[0] in section
 
 
 def test_every_variable_of_the_environment_is_listed():

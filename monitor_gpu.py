@@ -328,7 +328,7 @@ class OwnTraining:
         # Trainer's own set-up opens devices and folders; a micro-step needs these attributes only.
         trainer = PackedTrainer.__new__(PackedTrainer)
         trainer.model, trainer.config, trainer.examples = model, self._config, examples_of(spec)
-        trainer.micro_batch_limit = spec.batch_size
+        trainer.micro_batch_limit, trainer._graphed_step = spec.batch_size, None
         trainer.args = SimpleNamespace(device=torch.device("cpu"), world_size=1)
         trainer.accelerator = SimpleNamespace(backward=torch.Tensor.backward)
         trainer.throughput = SimpleNamespace(add=lambda *_: None)

@@ -279,7 +279,7 @@ def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequenc
 def trace(spec: TrainingSpec, config: Config) -> DryRun:
     """Trace the training step; takes some seconds, most of them for importing torch.
 
-    FlexAttention, compiled layers and bitsandbytes' optimizers exist on a GPU only: see `traceable`.
+    FlexAttention, CUDA graphs, compiled layers and bitsandbytes' optimizers need a GPU: see `traceable`.
     """
     from tool_aware.base_model import quiet_libraries
     from tool_aware.gpu.dry_run import dry_run
@@ -292,7 +292,7 @@ def traceable(spec: TrainingSpec) -> TrainingSpec:
     """The nearest spec that can be traced without a GPU."""
     attention = "sdpa" if spec.attention == "flex_attention" else spec.attention
     optimizer = spec.optimizer if spec.optimizer.startswith("adamw_torch") else "adamw_torch_fused"
-    return replace(spec, attention=attention, compiled=False, optimizer=optimizer)
+    return replace(spec, attention=attention, compiled=False, cuda_graphs=False, optimizer=optimizer)
 
 
 class OwnTraining:

@@ -21,7 +21,15 @@ from tool_aware.gpu.architectures import (
     scaled_mistral,
 )
 from tool_aware.gpu.calibration import compare
-from tool_aware.gpu.estimate import CALIBRATION, FLEX_BLOCK, LOSS_CHUNK, OPTIMIZERS, TrainingSpec, estimate_training
+from tool_aware.gpu.estimate import (
+    CALIBRATION,
+    FLEX_BLOCK,
+    GRAPH_LABELS,
+    LOSS_CHUNK,
+    OPTIMIZERS,
+    TrainingSpec,
+    estimate_training,
+)
 from tool_aware.gpu.generation import GenerationSpec, estimate_generation
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.speed import estimate_speed, published_tflops
@@ -47,6 +55,7 @@ specs = st.builds(
     accumulation=st.integers(1, 4),
     optimizer=st.sampled_from(list(OPTIMIZERS)),
     compiled=st.booleans(),
+    cuda_graphs=st.booleans(),
     attention=st.sampled_from(["sdpa", "eager", "flex_attention"]),
 )
 
@@ -156,9 +165,10 @@ def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large()
 
 def test_block_and_chunk_are_those_that_training_uses():
     from tool_aware.training.attention import BLOCK
+    from tool_aware.training.graphs import LABELS_MULTIPLE
     from tool_aware.training.loss import CHUNK_LABELS
 
-    assert (FLEX_BLOCK, LOSS_CHUNK) == (BLOCK, CHUNK_LABELS)
+    assert (FLEX_BLOCK, LOSS_CHUNK, GRAPH_LABELS) == (BLOCK, CHUNK_LABELS, LABELS_MULTIPLE)
 
 
 def test_every_optimizer_of_the_config_has_a_cost():

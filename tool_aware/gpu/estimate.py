@@ -62,6 +62,7 @@ class Calibration:
 
 CALIBRATION = Calibration()
 FLEX_BLOCK = 128  # packs are padded to a multiple of it for FlexAttention; tool_aware.training.attention.BLOCK
+GRAPH_LABELS = 512  # labels are padded to a multiple of it in a CUDA graph; tool_aware.training.graphs.LABELS_MULTIPLE
 LOSS_CHUNK = 1024  # labels whose logits exist at once; tool_aware.training.loss.CHUNK_LABELS
 STATE_BYTES = 10  # per token and element of width around the loss: the final norm's fp32 copies and its output
 SAVED_SCORE_BYTES = 6  # eager attention, per score: fp32 softmax 4 and its bf16 copy 2
@@ -88,6 +89,7 @@ class TrainingSpec:
     accumulation: int = 1  # micro-batches per optimizer step
     optimizer: str = "adamw_torch_fused"
     attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
+    cuda_graphs: bool = False  # gradients then live in buffers of their own, and labels are padded
     compiled: bool = False  # decoder layers by torch.compile, which recomputes what is cheap instead of keeping it
 
     @property
@@ -100,7 +102,8 @@ class TrainingSpec:
     @property
     def label_tokens(self) -> int:
         """Positions of one micro-batch at which logits are computed."""
-        return self.batch_size * min(self.answer_tokens, self.seq_length)
+        labels = self.batch_size * min(self.answer_tokens, self.seq_length)
+        return -(-labels // GRAPH_LABELS) * GRAPH_LABELS if self.cuda_graphs else labels
 
     @property
     def target_names(self) -> frozenset[str]:
@@ -139,8 +142,14 @@ class TrainingSpec:
             checkpointing=config.optimization.gradient_checkpointing,
             optimizer=config.optimization.optim,
             attention=config.model.attn_implementation.replace("auto", "flex_attention"),
+            cuda_graphs=uses_cuda_graphs(config),
             compiled=config.optimization.compile is True,  # "auto" may compile; the estimate is then an upper bound
         )
+
+
+def uses_cuda_graphs(config: Config) -> bool:
+    """Whether training on one GPU replays its step as a graph: packs without dropout (config.yaml: cuda_graphs)."""
+    return config.optimization.cuda_graphs and config.training.packing != "none" and config.lora.dropout == 0
 
 
 @dataclass(frozen=True)
@@ -204,10 +213,11 @@ def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION
 
 
 def unmeasured_features(spec: TrainingSpec) -> list[str]:
-    """Name what a spec has that no run of the calibration had: there the formula rests on traced steps alone."""
+    """Name what a spec has that no run of the calibration had: there the formula is counted, not measured."""
     features = {
         "FlexAttention": spec.attention == "flex_attention",
         "eager attention": spec.attention == "eager",
+        "CUDA graphs": spec.cuda_graphs,
         "compiled layers": spec.compiled,
         "no checkpointing": not spec.checkpointing,
         "8-bit weights": spec.quantization == "8bit",
@@ -240,8 +250,8 @@ def _moments(spec: TrainingSpec) -> Iterator[_Moment]:
     architecture, layers = spec.architecture, spec.architecture.layers
     adapter = architecture.adapter_parameters(spec.lora_r, spec.targets)
     gradients = adapter * BYTES_16BIT
-    # While gradients accumulate they are there all along, with a copy to fall back to if memory runs out.
-    waiting = Term("gradients", 2 * gradients if spec.accumulation > 1 else 0.0)
+    # Gradients that accumulate or belong to a graph are there all along, with a copy to fall back to.
+    waiting = Term("gradients", 2 * gradients if spec.accumulation > 1 or spec.cuda_graphs else 0.0)
 
     checkpoint = 0.0 if spec.offload else float(BYTES_16BIT * architecture.hidden * spec.tokens)
     layer, mask = saved_bytes_per_layer(spec), Term("attention mask", mask_bytes(spec))

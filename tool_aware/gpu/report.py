@@ -93,7 +93,7 @@ def basis_text(estimate: MemoryEstimate) -> str:
         f"calibrated on {estimate.calibration.source}; slack and context differ by some 0.1 GiB between cards",
     ]
     if unmeasured := unmeasured_features(estimate.spec):
-        lines.append(f"not among those runs, checked against a traced step only: {', '.join(unmeasured)}")
+        lines.append(f"not among those runs, counted from shapes: {', '.join(unmeasured)}")
     return "\n".join(lines)
 
 

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tool_aware.config import DEFAULT_CONFIG, Config, add_config_arguments, load_config, read_environment
 from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style, warn
@@ -41,13 +40,7 @@ from tool_aware.gpu.recording import open_recorder
 from tool_aware.gpu.sampling import Statistics
 from tool_aware.gpu.watching import Alarming, Consumer, Pace, Summing, open_view, watch
 from tool_aware.gpu.workload import workload_of
-from tool_aware.prompt import EncodedExample
 from tool_aware.records import write_text
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from torch.optim import Optimizer
-    from transformers import PreTrainedModel
 
 LARGEST_DATA_BYTES = 2**24  # train.json that the monitor reads: it has to stay small itself
 STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -283,9 +276,10 @@ def trace(spec: TrainingSpec, config: Config) -> DryRun:
     """
     from tool_aware.base_model import quiet_libraries
     from tool_aware.gpu.dry_run import dry_run
+    from tool_aware.training.dry_step import DryStep
 
     with quiet_libraries():
-        return dry_run(spec, OwnTraining(config))
+        return dry_run(spec, DryStep(config))
 
 
 def traceable(spec: TrainingSpec) -> TrainingSpec:
@@ -293,58 +287,6 @@ def traceable(spec: TrainingSpec) -> TrainingSpec:
     attention = "sdpa" if spec.attention == "flex_attention" else spec.attention
     optimizer = spec.optimizer if spec.optimizer.startswith("adamw_torch") else "adamw_torch_fused"
     return replace(spec, attention=attention, compiled=False, cuda_graphs=False, optimizer=optimizer)
-
-
-class OwnTraining:
-    """This toolkit's training code, as tool_aware.gpu.dry_run wants it."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-
-    def prepare(self, base: PreTrainedModel, spec: TrainingSpec) -> PeftModel:
-        """Put the adapter on a base model without data."""
-        from tool_aware.training.adapter import new_adapter, prepare_for_training
-
-        optimization = self._config.optimization.model_copy(update={"compile": False, "optim": spec.optimizer})
-        self._config = self._config.model_copy(update={"optimization": optimization})
-        model = new_adapter(base, self._config)
-        prepare_for_training(model, self._config, steps=1)
-        return model.train()
-
-    def optimizer(self, model: PeftModel, spec: TrainingSpec) -> Optimizer:
-        """Make the configured optimizer."""
-        from tool_aware.training.optimizer import build_optimizer
-
-        return build_optimizer([p for p in model.parameters() if p.requires_grad], self._config)
-
-    def backward(self, model: PeftModel, spec: TrainingSpec) -> None:
-        """Run the micro-steps of one optimizer step over examples of the spec's lengths."""
-        from types import SimpleNamespace
-
-        import torch
-
-        from tool_aware.training.trainer import PackedTrainer
-
-        # Trainer's own set-up opens devices and folders; a micro-step needs these attributes only.
-        trainer = PackedTrainer.__new__(PackedTrainer)
-        trainer.model, trainer.config, trainer.examples = model, self._config, examples_of(spec)
-        trainer.micro_batch_limit, trainer._graphed_step = spec.batch_size, None
-        trainer.args = SimpleNamespace(device=torch.device("cpu"), world_size=1)
-        trainer.accelerator = SimpleNamespace(backward=torch.Tensor.backward)
-        trainer.throughput = SimpleNamespace(add=lambda *_: None)
-        labels = torch.tensor(spec.label_tokens * spec.accumulation)
-        for _ in range(spec.accumulation):
-            trainer.training_step(model, list(range(spec.batch_size)), labels)
-
-
-def examples_of(spec: TrainingSpec) -> list[EncodedExample]:
-    """Examples of the spec's lengths; ids do not matter but that the prefix is shared and what follows it is not."""
-    answer = min(spec.answer_tokens, spec.seq_length - spec.prefix_tokens - 1)
-    query = spec.seq_length - spec.prefix_tokens - answer
-    return [
-        EncodedExample([1] * spec.prefix_tokens + [2 + number] * query, [1] * answer)
-        for number in range(spec.batch_size)
-    ]
 
 
 # ---- command line ----------------------------------------------------------------------------------------

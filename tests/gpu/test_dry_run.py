@@ -12,6 +12,7 @@ from tool_aware.gpu.architectures import PRESETS
 from tool_aware.gpu.dry_run import _counting, _trace, dry_run
 from tool_aware.gpu.estimate import TrainingSpec, estimate_training
 from tool_aware.gpu.readings import GIB
+from tool_aware.training.dry_step import DryStep
 
 MISTRAL, TINY = PRESETS["mistral-7b-v0.2"], PRESETS["tinyllama-1.1b"]
 KEPT_BYTES = 2**26
@@ -53,12 +54,12 @@ def test_formula_and_traced_step_agree(name, config):
 
 def test_the_extension_to_the_real_depth_equals_a_trace_of_that_depth(config):
     spec = replace(GRID["a pack that accumulates"], architecture=replace(TINY, layers=6))
-    whole = _trace(spec, monitor_gpu.OwnTraining(config), layers=6)
-    assert dry_run(spec, monitor_gpu.OwnTraining(config)).peak_bytes == pytest.approx(whole.peak_bytes, rel=1e-6)
+    whole = _trace(spec, DryStep(config), layers=6)
+    assert dry_run(spec, DryStep(config)).peak_bytes == pytest.approx(whole.peak_bytes, rel=1e-6)
 
 
 def test_a_step_that_keeps_a_tensor_is_seen(config):
-    class Leaking(monitor_gpu.OwnTraining):
+    class Leaking(DryStep):
         def backward(self, model, spec):
             import torch
 
@@ -66,7 +67,7 @@ def test_a_step_that_keeps_a_tensor_is_seen(config):
             super().backward(model, spec)
 
     spec = replace(GRID["a pack that accumulates"], architecture=TINY)
-    plain = dry_run(spec, monitor_gpu.OwnTraining(config)).peak_bytes
+    plain = dry_run(spec, DryStep(config)).peak_bytes
     assert dry_run(spec, Leaking(config)).peak_bytes - plain == KEPT_BYTES
 
 

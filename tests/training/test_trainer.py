@@ -12,6 +12,7 @@ from tool_aware.config import Config, Environment, load_config
 from tool_aware.prompt import encode_example
 from tool_aware.training.adapter import new_adapter, prepare_for_training
 from tool_aware.training.choice import ToolNames
+from tool_aware.training.optimizer import FlatAdamW, clip_
 from tool_aware.training.schedule import Schedule
 from tool_aware.training.tracking import Tracker
 from tool_aware.training.trainer import MicroBatches, NotFiniteError, PackedTrainer, train
@@ -164,32 +165,53 @@ def _holds(packed: object, completion: list[int]) -> bool:
     return any(labels[i : i + len(completion)] == completion for i in range(len(labels)))
 
 
-def test_sixteen_bit_adapters_keep_float32_masters():
-    from tool_aware.training.optimizer import MasterWeightAdamW
-
+def test_sixteen_bit_adapters_keep_a_float32_master():
     torch.manual_seed(0)
-    start = torch.randn(64)
+    start = torch.randn(8, 8)
     exact, rounded = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.bfloat16())
     reference = torch.optim.AdamW([exact], lr=1e-4, weight_decay=0.0)
-    ours = MasterWeightAdamW([rounded], lr=1e-4, weight_decay=0.0)
+    ours = FlatAdamW([rounded], lr=1e-4, weight_decay=0.0)
     begin = ours.param_groups[0]["params"][0].clone()
     for _ in range(20):
-        exact.grad, rounded.grad = torch.ones(64), torch.ones(64, dtype=torch.bfloat16)
+        exact.grad = torch.ones(8, 8)
+        rounded.grad = torch.ones(8, 8, dtype=torch.bfloat16)
         reference.step()
         ours.step()
-    moved = ours.param_groups[0]["params"][0] - begin
+    moved = (ours.param_groups[0]["params"][0] - begin).view(8, 8)
     torch.testing.assert_close(moved, exact.detach() - start, rtol=1e-3, atol=1e-7)
     assert rounded.dtype == torch.bfloat16
 
 
-def test_masters_survive_saving_and_loading(tmp_path):
-    from tool_aware.training.optimizer import MasterWeightAdamW
+def test_the_flat_optimizer_steps_like_torchs_own():
+    torch.manual_seed(0)
+    shapes = [(3, 4), (5,), (2, 2)]
+    ours, theirs = (
+        [torch.nn.Parameter(torch.arange(1.0, 1 + torch.Size(s).numel()).view(s)) for s in shapes] for _ in "ab"
+    )
+    flat, reference = FlatAdamW(ours, lr=0.1, weight_decay=0.01), torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.01)
+    for _ in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            gradient = torch.randn_like(b)
+            a.grad.copy_(gradient)
+            b.grad = gradient.clone()
+        norms = clip_(flat.collect_gradients(), 1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        torch.testing.assert_close(*norms)
+        flat.step()
+        reference.step()
+        flat.zero_grad(set_to_none=True)
+        assert all((a.grad == 0).all() for a in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
+
+def test_the_master_survives_saving_and_loading(tmp_path):
     parameter = torch.nn.Parameter(torch.randn(8).bfloat16())
-    optimizer = MasterWeightAdamW([parameter], lr=1e-3)
-    parameter.grad = torch.ones_like(parameter)
+    optimizer = FlatAdamW([parameter], lr=1e-3)
+    parameter.grad.fill_(1)
     optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
-    other = MasterWeightAdamW([torch.nn.Parameter(torch.zeros(8).bfloat16())], lr=1e-3)
+    restored = torch.nn.Parameter(torch.zeros(8).bfloat16())
+    other = FlatAdamW([restored], lr=1e-3)
     other.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
     torch.testing.assert_close(other.param_groups[0]["params"][0], optimizer.param_groups[0]["params"][0])
+    torch.testing.assert_close(restored, parameter)

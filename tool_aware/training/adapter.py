@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from tool_aware.config import Config
 from tool_aware.console import UserError
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -61,14 +63,12 @@ def prepare_for_training(model: PeftModel, config: Config, steps: int) -> tuple[
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     base.config.use_cache = False
-    if config.optimization.gradient_checkpointing:
+    if _should_compile(config, steps):
+        _compile_layers(base, config)
+    elif config.optimization.gradient_checkpointing:
         # transformers 5.2x renamed it; the first argument stayed the same.
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        # Without dropout there is no random state to restore, and reading it would break a CUDA graph.
-        enable({"use_reentrant": False, "preserve_rng_state": config.lora.dropout > 0})
-    if _should_compile(config, steps):
-        for layer in base.model.layers:
-            layer.compile(dynamic=False)
+        enable(_checkpoint_options(config))
     trained, total = model.get_nb_trainable_parameters()
     return trained, total
 
@@ -79,3 +79,32 @@ def _should_compile(config: Config, steps: int) -> bool:
     if config.optimization.compile == "auto":
         return torch.cuda.is_available() and steps >= COMPILE_PAYS_FROM_STEPS
     return config.optimization.compile
+
+
+def _compile_layers(base: PreTrainedModel, config: Config) -> None:
+    """Compile every decoder layer, its checkpoint included: the compiler then recomputes only what gradients need.
+
+    A checkpoint around a compiled layer would recompute all of it, the down projection too, whose result is not used.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    from tool_aware.training.attention import use_packed_flex
+
+    if base.config._attn_implementation == "flex_attention":
+        use_packed_flex(base)
+
+    def checkpointed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            return checkpoint(lambda states: forward(states, **inputs), hidden_states, **_checkpoint_options(config))
+
+        return run
+
+    for layer in base.model.layers:
+        forward = checkpointed(layer.forward) if config.optimization.gradient_checkpointing else layer.forward
+        layer.forward = torch.compile(forward, dynamic=False)
+
+
+def _checkpoint_options(config: Config) -> dict[str, bool]:
+    # Without dropout there is no random state to restore, and reading it would break a CUDA graph.
+    return {"use_reentrant": False, "preserve_rng_state": config.lora.dropout > 0}

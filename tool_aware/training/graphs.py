@@ -29,8 +29,8 @@ class _Captured:
 class GraphedStep:
     """Computes the loss of packs and adds its gradient to `parameters`, replaying one captured graph per shape.
 
-    `weighted_loss(pack, weights)` returns the sum of the labels' losses times `weights` (L,) as a scalar. Gradients
-    live in buffers of their own from here on: clear them with `zero_grad`, never by setting them to None.
+    `weighted_loss(pack, weights)` returns the sum of the labels' losses times `weights` (L,) as a scalar. The
+    parameters' gradients must exist and stay where they are (optimizer.FlatAdamW sees to that): the graphs add to them.
     """
 
     def __init__(
@@ -41,12 +41,6 @@ class GraphedStep:
         self._captured: dict[tuple[int, int], _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._loss = torch.zeros((), device="cuda")
-        for parameter in self._parameters:
-            parameter.grad = torch.zeros_like(parameter)
-
-    def zero_grad(self, set_to_none: bool = False) -> None:
-        """Clear the gradients in place; `set_to_none` is what callers usually pass, and is not heeded."""
-        torch._foreach_zero_([parameter.grad for parameter in self._parameters])
 
     def __call__(self, pack: Pack, labels_in_step: torch.Tensor) -> torch.Tensor:
         """Add the gradient of `pack`'s share of the step's mean loss; returns that share, a scalar."""

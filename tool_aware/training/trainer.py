@@ -26,7 +26,7 @@ from tool_aware.training.attention import BLOCK, attention_mask
 from tool_aware.training.checkpoints import new_checkpoint, remove_old
 from tool_aware.training.choice import ToolNames, label_count, right_choices
 from tool_aware.training.loss import label_losses, without_head
-from tool_aware.training.optimizer import build_optimizer
+from tool_aware.training.optimizer import FlatAdamW, build_optimizer, clip_
 from tool_aware.training.packing import Pack, pack
 from tool_aware.training.schedule import Schedule
 from tool_aware.training.tracking import Throughput, Tracker, step_line, validation_line
@@ -102,8 +102,7 @@ class PackedTrainer(Trainer):
             model, arguments, train_dataset=self.micro_batches, eval_dataset=list(val), callbacks=[_Bookkeeping(self)]
         )
         self.remove_callback(PrinterCallback)
-        if can_use_cuda_graphs(config, arguments.world_size):
-            self._use_cuda_graphs()
+        self._use_cuda_graphs = can_use_cuda_graphs(config, arguments.world_size)
 
     # -- data --
 
@@ -131,7 +130,9 @@ class PackedTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: list[int], num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """Forward and backward over one micro-batch of rows; returns its share of the step's loss."""
         model.train()
-        before = [None if p.grad is None else p.grad.clone() for p in self._trainable()]
+        if self._use_cuda_graphs and not self._graphed_step:
+            self._make_graphed_step()
+        before = self._copy_of_gradients()
         while True:
             try:
                 return self._forward_backward(model, inputs, num_items_in_batch)
@@ -139,14 +140,26 @@ class PackedTrainer(Trainer):
                 if self.micro_batch_limit == 1:
                     raise
             # Outside the except block, so that the failed attempt's tensors are released before the next one.
-            for parameter, gradient in zip(self._trainable(), before, strict=True):
-                parameter.grad = gradient
+            self._restore_gradients(before)
             torch.cuda.empty_cache()
             self.micro_batch_limit = -(-min(self.micro_batch_limit, len(inputs)) // 2)
             warn(
                 f"out of GPU memory: micro-batches are split into {self.micro_batch_limit} examples from here on "
                 "(the effective batch stays the same)"
             )
+
+    def _copy_of_gradients(self) -> list[torch.Tensor | None]:
+        flat = self._flat_optimizer()
+        gradients = [flat.gradient] if flat else [parameter.grad for parameter in self._trainable()]
+        return [None if gradient is None else gradient.clone() for gradient in gradients]
+
+    def _restore_gradients(self, before: list[torch.Tensor | None]) -> None:
+        flat = self._flat_optimizer()
+        if flat:
+            flat.gradient.copy_(before[0])
+            return
+        for parameter, gradient in zip(self._trainable(), before, strict=True):
+            parameter.grad = gradient
 
     def _forward_backward(self, model: nn.Module, rows: list[int], labels_in_step: torch.Tensor) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
@@ -170,7 +183,7 @@ class PackedTrainer(Trainer):
     @property
     def _multiple_of(self) -> int:
         """Pad packs to few lengths where each new one would have to be compiled."""
-        return BLOCK if self._base().config._attn_implementation == "flex_attention" else 1
+        return BLOCK if "flex" in self._base().config._attn_implementation else 1
 
     def _losses(self, model: nn.Module, packed: Pack) -> torch.Tensor:
         """Return the loss of each label of a pack: (L,) float32."""
@@ -187,14 +200,13 @@ class PackedTrainer(Trainer):
             return states[0]
         return model(**inputs, attention_mask=mask).logits[packed.label_rows, packed.label_columns]
 
-    def _use_cuda_graphs(self) -> None:
+    def _make_graphed_step(self) -> None:
         from tool_aware.training.graphs import GraphedStep
 
         def weighted_loss(packed: Pack, weights: torch.Tensor) -> torch.Tensor:
             return (self._losses(self.model, packed) * weights).sum()
 
         self._graphed_step = GraphedStep(weighted_loss, self._trainable())
-        self.model.zero_grad = self._graphed_step.zero_grad
 
     def _base(self) -> nn.Module:
         return self.model.get_base_model()
@@ -208,10 +220,20 @@ class PackedTrainer(Trainer):
         """Make the optimizer that config.yaml names, over the adapter's parameters."""
         if self.optimizer is None:
             self.optimizer = build_optimizer(self._trainable(), self.config)
+            if isinstance(self.optimizer, FlatAdamW):
+                self.model.zero_grad = self.optimizer.zero_grad  # Trainer calls the model's
         return self.optimizer
 
+    def _flat_optimizer(self) -> FlatAdamW | None:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        return optimizer if isinstance(optimizer, FlatAdamW) else None
+
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        norm = super()._clip_grad_norm(model)
+        flat = self._flat_optimizer()
+        if flat and self.accelerator.scaler is None:
+            norm = clip_(flat.collect_gradients(), self.config.training.max_grad_norm)
+        else:
+            norm = super()._clip_grad_norm(model)
         # A gradient scaler (float16) expects infinities now and then and skips those steps itself.
         if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
             self._stop_at_not_finite()
@@ -331,6 +353,7 @@ def can_use_cuda_graphs(config: Config, processes: int) -> bool:
         and torch.cuda.is_bf16_supported(including_emulation=False)
         and processes == 1
         and config.lora.dropout == 0
+        and config.optimization.optim in ("adamw_torch", "adamw_torch_fused")  # gradients stay in one place
         and config.training.packing != "none"
     )
 

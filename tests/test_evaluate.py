@@ -321,6 +321,14 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_loaded(evaluat
     refused(evaluate(tmp_path / "r", "--adapter", other), "was trained on someone/else", "--set model.name=")
 
 
+def test_an_adapter_trained_with_other_tools_is_refused(evaluate, adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "output" / "lora_adapters")
+    tools = [{"name": "rag_retrieval"}, {"name": "calendar"}]
+    (tmp_path / "output" / "manifest.json").write_text(json.dumps({"config": {"tools": tools}}))
+    result = evaluate(tmp_path / "r", "--adapter", tmp_path / "output" / "lora_adapters")
+    refused(result, "was trained with the tools calendar, rag_retrieval", "python train_tool_aware.py")
+
+
 def test_a_folder_that_is_no_merged_model_is_refused(evaluate, adapter, tmp_path):
     refused(evaluate(tmp_path / "r", "--model", tmp_path / "nothing"), "no such folder")
     refused(evaluate(tmp_path / "r", "--model", adapter), "holds an adapter", f"--adapter {adapter}")

@@ -109,7 +109,9 @@ def _refused(error: Exception, environment: Environment) -> UserError:
     where = (
         f"{environment.postgres_user}@{environment.postgres_host}:{environment.postgres_port}/{environment.postgres_db}"
     )
-    reason = str(error).strip().splitlines()[-1].rpartition("FATAL:")[2].strip() if str(error).strip() else "no answer"
+    # 'connection to server at "db" (10.0.0.7), port 5432 failed: FATAL:  password authentication failed for ...'
+    first_line = (str(error).strip() or "no answer").splitlines()[0]
+    reason = first_line.rpartition("failed: ")[2].removeprefix("FATAL:").strip()
     if environment.postgres_password:
         reason = reason.replace(environment.postgres_password, "***")
     lowered = str(error).lower()

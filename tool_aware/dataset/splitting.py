@@ -90,10 +90,12 @@ def _assign(rows: Sequence[Row], fractions: Mapping[str, float], random_: random
 
         def lag(name: str, needed: Counter = needed) -> float:
             """How far `name` is behind its targets, each as a part of the target, were it given half the group."""
-            return sum(
-                count * (1 - (filled[name][stratum] + count / 2) / (fractions[name] * totals[stratum]))
-                for stratum, count in needed.items()
-            )
+            behind = 0.0
+            for stratum, count in needed.items():
+                target = fractions[name] * totals[stratum]
+                # A stratum of a few rows has a target below one row; it must not outweigh the two larger targets.
+                behind += count * (target - filled[name][stratum] - needed[stratum] / 2) / max(target, 1.0)
+            return behind
 
         name = max(fractions, key=lag)
         parts[name] += group

@@ -152,8 +152,16 @@ def test_each_saving_saves():
     total = estimate_training(wide).total_bytes
     savings = [{"packing": "prefix"}, {"offload": True}]
     assert all(estimate_training(replace(wide, **saving)).total_bytes < total for saving in savings)
-    costs = [{"checkpointing": False}, {"quantization": "8bit"}, {"double_quantization": False}, {"accumulation": 2}]
+    costs = [{"checkpointing": False}, {"quantization": "8bit"}, {"double_quantization": False}]
     assert all(estimate_training(replace(wide, **cost)).total_bytes > total for cost in costs)
+
+
+def test_gradients_that_stay_are_counted_and_others_only_while_they_accumulate():
+    one, more = (estimate_training(replace(SPEC, accumulation=steps)).term("gradients") for steps in (1, 4))
+    assert one == more == 2 * 2 * 20_971_520
+    paged = replace(SPEC, optimizer="paged_adamw_8bit")
+    assert estimate_training(paged).term("gradients") == 0
+    assert estimate_training(replace(paged, accumulation=4)).term("gradients") == one
 
 
 def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large():

@@ -48,7 +48,8 @@ class DryStep:
         """Make the configured optimizer."""
         from tool_aware.training.optimizer import build_optimizer
 
-        return build_optimizer([p for p in model.parameters() if p.requires_grad], self._config)
+        self._optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], self._config)
+        return self._optimizer
 
     def backward(self, model: PeftModel, shape: StepShape) -> None:
         """Run the micro-steps of one optimizer step over examples of the shape's lengths."""
@@ -60,6 +61,7 @@ class DryStep:
         trainer = PackedTrainer.__new__(PackedTrainer)
         trainer.model, trainer.config, trainer.examples = model, self._config, examples_of(shape)
         trainer.micro_batch_limit = shape.batch_size
+        trainer.optimizer = self._optimizer
         trainer._use_cuda_graphs, trainer._graphed_step = False, None
         trainer.args = SimpleNamespace(device=torch.device("cpu"), world_size=1)
         trainer.accelerator = SimpleNamespace(backward=torch.Tensor.backward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.config import Config
@@ -87,16 +88,24 @@ def _compile_layers(base: PreTrainedModel, config: Config) -> None:
     A checkpoint around a compiled layer would recompute all of it, the down projection too, whose result is not used.
     """
     import torch
-    from torch.utils.checkpoint import checkpoint
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
     from tool_aware.training.attention import use_packed_flex
 
     if base.config._attn_implementation == "flex_attention":
         use_packed_flex(base)
 
+    def recompute_all(*_: object, **__: object) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_RECOMPUTE  # by default the compiler keeps the outputs of bitsandbytes' products
+
+    options = {
+        **_checkpoint_options(config),
+        "context_fn": partial(create_selective_checkpoint_contexts, recompute_all),
+    }
+
     def checkpointed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
-            return checkpoint(lambda states: forward(states, **inputs), hidden_states, **_checkpoint_options(config))
+            return checkpoint(lambda states: forward(states, **inputs), hidden_states, **options)
 
         return run
 

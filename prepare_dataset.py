@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -206,11 +207,12 @@ def add_paraphrases(
                         fix="export OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=name")  # fmt: skip
     endpoint = Endpoint(environment.openai_base_url, environment.openai_model, environment.openai_api_key)
     sources = [row for row in rows if row.metadata["source"] == "synthetic"]
+    random.Random(f"{config.dataset.seed}/paraphrases").shuffle(sources)  # all tools from the first request on
     wanted = config.dataset.paraphrases
     config.dataset.dir.mkdir(parents=True, exist_ok=True)
     progress = Progress("paraphrases", wanted)
     made = paraphrase(
-        sorted(sources, key=lambda row: row.metadata["template"]), [row.query for row in rows], config.toolbox,
+        sources, [row.query for row in rows], config.toolbox,
         endpoint.chat, config.dataset.dir / "paraphrases.jsonl", wanted=wanted, progress=progress.update,
     )  # fmt: skip
     progress.close()

@@ -94,7 +94,7 @@ def _assign(rows: Sequence[Row], fractions: Mapping[str, float], random_: random
             for stratum, count in needed.items():
                 target = fractions[name] * totals[stratum]
                 # A stratum of a few rows has a target below one row; it must not outweigh the two larger targets.
-                behind += count * (target - filled[name][stratum] - needed[stratum] / 2) / max(target, 1.0)
+                behind += count * (target - filled[name][stratum] - count / 2) / max(target, 1.0)
             return behind
 
         name = max(fractions, key=lag)

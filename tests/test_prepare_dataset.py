@@ -14,9 +14,11 @@ import pytest
 import yaml
 
 from tool_aware.config import Config
+from tool_aware.console import GateFailed
+from tool_aware.dataset.splitting import Leak, Split
 from tool_aware.demo.database import embedded_postgres
 from tool_aware.demo.query_log import fill_query_log
-from tool_aware.records import SPLITS, load_rows, read_manifest, sha256_of
+from tool_aware.records import SPLITS, Row, load_rows, read_manifest, sha256_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ("--set", "dataset.synthetic_per_tool=40", "--set", "dataset.ambiguous=8")
@@ -202,6 +204,16 @@ def test_a_folder_that_cannot_be_made_is_named() -> None:
     assert result.returncode == 2
     assert "/proc/data" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_leak_fails_the_gate_with_exit_code_3_and_shows_the_pair(config: Config, toy_rows: list[Row]) -> None:
+    from prepare_dataset import check_split
+
+    leak = Leak("test", "where is the plan", "where is the plans", 0.93)
+    split = Split({"train": toy_rows, "val": toy_rows[:1], "test": toy_rows[:1]}, [leak])
+    with pytest.raises(GateFailed, match=r"0\.93.*where is the plans") as caught:
+        check_split(split, config, [])
+    assert caught.value.exit_code == 3
 
 
 def test_ctrl_c_leaves_no_half_written_file(tmp_path: Path) -> None:

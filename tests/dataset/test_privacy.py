@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import random
 import string
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,7 @@ from tool_aware.dataset.redaction import Redactor, passes_iban, passes_luhn
 from tool_aware.dataset.synthesis.content import load_content
 from tool_aware.dataset.synthesis.generator import Generator
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 CANARIES = 200
 FRAMES = (
     "please check {} for me",
@@ -138,6 +143,21 @@ def test_no_canary_is_in_any_row_or_list_to_label(config: Config) -> None:
     assert curated.to_label
     assert [secret for _, secret in planted if secret in written] == []
     assert sum(curated.redacted.values()) >= len(planted)
+
+
+def test_no_canary_is_in_any_file_or_message_of_the_stage(tmp_path: Path) -> None:
+    planted = [pair for kind in MAKERS for pair in canaries(kind)]
+    log = tmp_path / "log.jsonl"
+    lines = [{"query_text": text, "tool_used": "rag_retrieval", "result_quality": 0.9} for text, _ in planted]
+    log.write_text("\n".join(map(json.dumps, lines)))
+    command = [sys.executable, "prepare_dataset.py", "--logs", str(log), "--set", f"dataset.dir={tmp_path / 'data'}"]
+    run = subprocess.run(
+        [*command, "--set", "dataset.synthetic_per_tool=30", "--set", "dataset.ambiguous=4"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    written = "".join(path.read_text() for path in (tmp_path / "data").iterdir()) + run.stdout + run.stderr
+    assert [secret for _, secret in planted if secret in written] == []
+    assert "<EMAIL_" in written
 
 
 def test_clean_texts_stay_as_they_are(config: Config) -> None:

@@ -59,7 +59,7 @@ def main() -> int:
     model = add_random_adapter(base)
     result: dict[str, Any] = {"rows": args.rows, "new_tokens": NEW_TOKENS, "load_s": load_s, **describe_machine()}
     result["one_by_one"] = measure_one_by_one(model, prompts, args.reference_rows)
-    variants = [(128, True), (128, False), (64, True), (16, True)]
+    variants = [(128, True)] if args.quick else [(128, True), (128, False), (64, True), (16, True)]
     if not torch.cuda.is_available():
         variants = [(size, graph) for size, graph in variants if graph]  # there is nothing to leave out
     result["generate"] = [measure_generate(model, prompts, size, graph) for size, graph in variants]
@@ -79,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--reference-rows", type=int, default=4, help="rows actually generated one by one, per system")
+    parser.add_argument("--quick", action="store_true", help="batches of 128 with CUDA graphs only")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "evaluate_throughput.json")
     args = parser.parse_args()
     return args

@@ -26,7 +26,7 @@ from tool_aware.demo.query_log import fill_query_log
 from tool_aware.records import load_rows, read_manifest
 
 DEMO_CONFIG = Path("config.demo.yaml")
-LOGGED_QUERIES = 4000  # of which a third survives: the rest are repeats, failures, or hold control characters
+LOGGED_QUERIES = 6000  # of which a third survives: the rest are repeats, failures, or hold control characters
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _NOTE = (
     "These numbers come from a toy model with a few million parameters, built a minute ago. They show that the stages\n"
@@ -64,7 +64,7 @@ class Stages:
         accepted: Sequence[int] = (EXIT_DONE,),
         capture: bool = False,
     ) -> str:
-        """Run `SCRIPT ARGUMENTS` in a process of its own, as a user would; with `capture`, return its stdout."""
+        """Run `SCRIPT ARGUMENTS` in a process of its own, as a user would; with `capture`, also return its stdout."""
         with self.timed(" ".join(command)):
             result = subprocess.run(
                 [sys.executable, str(_REPOSITORY / command[0]), *command[1:], *self._options],
@@ -75,6 +75,8 @@ class Stages:
             )
         if result.returncode not in accepted:
             raise StageFailed(command[0], result.returncode)
+        if capture:
+            print(result.stdout, flush=True)
         return result.stdout or ""
 
 
@@ -97,12 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         build_base_model(base, load_rows(config.dataset.dir / "train.json", config.toolbox).rows)
     stages.script("monitor_gpu.py", "check", accepted=(EXIT_DONE, EXIT_USER))
     stages.script("train_tool_aware.py", "--overwrite")
-    comparison = stages.script("evaluate.py", "--overwrite", capture=True)
+    report = stages.script("evaluate.py", "--overwrite", "--no-robustness", capture=True)
 
     times = [(name, duration(seconds)) for name, seconds in stages.seconds.items()]
     print("\n" + table(("step", "wall time"), [*times, ("all of it", duration(time.perf_counter() - started_s))]))
-    print(f"\n{comparison}\n{_NOTE}\n\n{where_things_are(config)}")
+    print(f"\n{comparison_in(report)}\n\n{_NOTE}\n\n{where_things_are(config)}")
     return EXIT_DONE
+
+
+def comparison_in(report: str) -> str:
+    """Cut the comparison and the verdict out of what evaluate.py printed; the tables after it were shown already."""
+    return report[report.index("COMPARISON") :].partition("All systems on the same rows")[0].strip()
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -273,16 +273,15 @@ def load_trainable(job: Job) -> PeftModel:
     from tool_aware.base_model import attach_adapter, device, load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
     from tool_aware.training.attention import choose_attention
-    from tool_aware.training.schedule import Schedule
 
     config = job.config
-    attention = choose_attention(config.model.attn_implementation, device().type)
+    attention = choose_attention(config, device().type)
     base = load_base_model(config.model, config.quantization, hf_token=job.environment.hf_token, attention=attention)
     if job.start_from:
         model = attach_adapter(base, job.start_from, base_name=config.model.name, is_trainable=True)
     else:
         model = new_adapter(base, config)
-    trained, total = prepare_for_training(model, config, Schedule.of(config, len(job.examples["train"])).steps)
+    trained, total = prepare_for_training(model, config)
     say(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
     return model
 

@@ -46,16 +46,13 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
     "tiny": (128, 256, 2, 4, 2),
 }
 # name -> (stack, examples per optimizer step, overrides of config.yaml)
-LEAN = {"optimization.compile": "true"}
+LEAN = {"optimization.compile": "true", "optimization.cuda_graphs": "true"}
 ROWS: dict[str, tuple[str, int, dict[str, str]]] = {
     "stock": ("stock", 8, {"training.per_device_train_batch_size": "1"}),
     "stock-padded": ("stock", 16, {"training.per_device_train_batch_size": "16"}),
     "unsloth": ("unsloth", 24, {"training.per_device_train_batch_size": "24"}),
-    "ours-32-sdpa-eager": (
-        "ours", 32,
-        {"model.attn_implementation": "sdpa", "optimization.compile": "false", "optimization.cuda_graphs": "false"},
-    ),
-    "ours-32-graph-only": ("ours", 32, {"optimization.compile": "false"}),
+    "ours-32-default": ("ours", 32, {}),
+    "ours-32-graph-only": ("ours", 32, {"optimization.cuda_graphs": "true"}),
     "ours-32-no-graph": ("ours", 32, {**LEAN, "optimization.cuda_graphs": "false"}),
     "ours-8": ("ours", 8, LEAN),
     "ours-16": ("ours", 16, LEAN),
@@ -218,9 +215,9 @@ def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator
     from tool_aware.training.tracking import Tracker
     from tool_aware.training.trainer import PackedTrainer, train
 
-    attention = choose_attention(config.model.attn_implementation, device().type)
+    attention = choose_attention(config, device().type)
     model = new_adapter(load_base_model(config.model, config.quantization, attention=attention), config)
-    prepare_for_training(model, config, steps=config.training.max_steps)
+    prepare_for_training(model, config)
     steps: list[tuple[float, float]] = []
 
     class Timed(PackedTrainer):

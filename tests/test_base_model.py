@@ -37,7 +37,7 @@ def test_gradients_after_an_evaluation_equal_those_before_it(tiny_config):
     """With AVX512-BF16, bitsandbytes repacks weights in the first eval forward unless it is told not to."""
     base = load_base_model(tiny_config.model, tiny_config.quantization)
     model = new_adapter(base, tiny_config)
-    prepare_for_training(model, tiny_config, steps=10)
+    prepare_for_training(model, tiny_config)
     ids = torch.arange(5, 25)[None]
 
     def gradients() -> torch.Tensor:

@@ -90,8 +90,8 @@ class TrainingSection(Section):
 
 class OptimizationSection(Section):
     gradient_checkpointing: bool = True
-    compile: Literal["auto"] | bool = "auto"
-    cuda_graphs: bool = True
+    compile: bool = False
+    cuda_graphs: bool = False
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch_fused"
     )

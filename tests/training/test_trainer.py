@@ -35,7 +35,7 @@ def make_trainer(tiny_model_dir, toy_rows, tokenizer, tmp_path):
         }
         config = load_config(REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
         model = new_adapter(load_base_model(config.model, config.quantization), config)
-        prepare_for_training(model, config, steps=10)
+        prepare_for_training(model, config)
         examples = [encode_example(tokenizer, row.instruction, row.response) for row in toy_rows]
         tracker = Tracker(config, Environment(), config.training.output_dir)
         trackers.append(tracker)

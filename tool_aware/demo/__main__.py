@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tool_aware.config import Config, add_config_arguments, load_config
 from tool_aware.console import EXIT_DONE, EXIT_USER, UserError, duration, heading, run, say, table
-from tool_aware.demo.base_model import build_base_model, save_tokenizer
+from tool_aware.demo.base_model import PRETRAINING_STEPS, build_base_model, save_tokenizer
 from tool_aware.demo.database import embedded_postgres
 from tool_aware.demo.query_log import fill_query_log
 from tool_aware.records import load_rows, read_manifest
@@ -93,10 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_tokenizer(base)
     with embedded_postgres("cipher_analytics", "cipher") as variables:
         with stages.timed("sample query log in PostgreSQL"):
-            say(f"{fill_query_log(variables, LOGGED_QUERIES)} logged queries in {variables['POSTGRES_DB']}.query_logs")
+            logged = fill_query_log(variables, arguments.logged_queries)
+            say(f"{logged} logged queries in {variables['POSTGRES_DB']}.query_logs")
         stages.script("prepare_dataset.py", "--require-database", variables=variables)
     with stages.timed("tiny base model"):
-        build_base_model(base, load_rows(config.dataset.dir / "train.json", config.toolbox).rows)
+        rows = load_rows(config.dataset.dir / "train.json", config.toolbox).rows
+        build_base_model(base, rows, steps=arguments.pretraining_steps)
     stages.script("monitor_gpu.py", "check", accepted=(EXIT_DONE, EXIT_USER))
     stages.script("train_tool_aware.py", "--overwrite")
     report = stages.script("evaluate.py", "--overwrite", "--no-robustness", capture=True)
@@ -118,6 +120,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m tool_aware.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
+    parser.add_argument(
+        "--logged-queries", type=int, default=LOGGED_QUERIES, metavar="N", help="rows of the sample log"
+    )
+    parser.add_argument(
+        "--pretraining-steps", type=int, default=PRETRAINING_STEPS, metavar="N", help="of the tiny model"
+    )
     parser.set_defaults(config=DEMO_CONFIG)
     return parser.parse_args(argv)
 

@@ -114,7 +114,7 @@ def sample_query_log(count: int = DEFAULT_ROWS, seed: int = 7) -> list[LoggedQue
     for number in range(count):
         clock += timedelta(minutes=random_.randint(1, 90))
         is_repeat = bool(rows) and random_.random() < 0.08
-        right = random_.choices(list(_SENTENCES), weights=(4, 6, 2, 3))[0]
+        right = random_.choices(list(_SENTENCES), weights=(4, 9, 1, 6))[0]
         query = rows[random_.randrange(len(rows))].query_text if is_repeat else _sentence(right, random_)
         rows.append(_logged(number, query, right, clock, random_))
     return rows

@@ -142,9 +142,11 @@ class TrainingSpec:
             accumulation=config.training.gradient_accumulation_steps,
             checkpointing=config.optimization.gradient_checkpointing,
             optimizer=config.optimization.optim,
-            attention=config.model.attn_implementation.replace("auto", "flex_attention"),
+            attention=config.model.attn_implementation.replace(
+                "auto", "flex_attention" if config.optimization.compile else "sdpa"
+            ),
             cuda_graphs=uses_cuda_graphs(config),
-            compiled=config.optimization.compile is True,  # "auto" may compile; the estimate is then an upper bound
+            compiled=config.optimization.compile,
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.base_model import quiet_libraries
 from tool_aware.config import Config
 from tool_aware.console import UserError
 
@@ -30,7 +32,8 @@ def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
     )
     torch.manual_seed(config.training.seed)
     try:
-        model = get_peft_model(base, settings, autocast_adapter_dtype=False)
+        with quiet_libraries():
+            model = get_peft_model(base, settings, autocast_adapter_dtype=False)
     except ValueError as error:
         if "arget modules" not in str(error):
             raise
@@ -45,13 +48,11 @@ def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
     return model
 
 
-COMPILE_PAYS_FROM_STEPS = 100  # steps after which compiling the layers has earned back its time; docs/BENCHMARKS.md
+COMPILATIONS = 256  # of one layer: one for each length of packs, in training and in validation
 
 
-def prepare_for_training(model: PeftModel, config: Config, steps: int) -> tuple[int, int]:
-    """Bring the adapter into the compute precision and set up the layers for a run of `steps` optimizer steps.
-
-    Returns the trained and the total number of parameters.
+def prepare_for_training(model: PeftModel, config: Config) -> tuple[int, int]:
+    """Bring the adapter into the compute precision and set up the layers; return (trained, total) parameters.
 
     The adapter computes in the base's own precision, so nothing is cast on the way; where that is 16 bits, the
     optimizer keeps float32 masters. Under float16 the gradient scaler wants float32 parameters, and they stay so.
@@ -64,7 +65,7 @@ def prepare_for_training(model: PeftModel, config: Config, steps: int) -> tuple[
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     base.config.use_cache = False
-    if _should_compile(config, steps):
+    if config.optimization.compile:
         _compile_layers(base, config)
     elif config.optimization.gradient_checkpointing:
         # transformers 5.2x renamed it; the first argument stayed the same.
@@ -72,14 +73,6 @@ def prepare_for_training(model: PeftModel, config: Config, steps: int) -> tuple[
         enable(_checkpoint_options(config))
     trained, total = model.get_nb_trainable_parameters()
     return trained, total
-
-
-def _should_compile(config: Config, steps: int) -> bool:
-    import torch
-
-    if config.optimization.compile == "auto":
-        return torch.cuda.is_available() and steps >= COMPILE_PAYS_FROM_STEPS
-    return config.optimization.compile
 
 
 def _compile_layers(base: PreTrainedModel, config: Config) -> None:
@@ -94,6 +87,11 @@ def _compile_layers(base: PreTrainedModel, config: Config) -> None:
 
     if base.config._attn_implementation == "flex_attention":
         use_packed_flex(base)
+
+    # Every pack length and every mode (training, validation) is a compilation of its own; beyond the limit layers would
+    # silently run uncompiled, where FlexAttention holds all scores in memory.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+    logging.getLogger("torch._higher_order_ops").setLevel(logging.ERROR)  # asks for what holds here: no in-place ops
 
     def recompute_all(*_: object, **__: object) -> CheckpointPolicy:
         return CheckpointPolicy.MUST_RECOMPUTE  # by default the compiler keeps the outputs of bitsandbytes' products

@@ -41,7 +41,7 @@ class DryStep:
         optimization = self._config.optimization.model_copy(update={"compile": False, "optim": shape.optimizer})
         self._config = self._config.model_copy(update={"optimization": optimization})
         model = new_adapter(base, self._config)
-        prepare_for_training(model, self._config, steps=1)
+        prepare_for_training(model, self._config)
         return model.train()
 
     def optimizer(self, model: PeftModel, shape: StepShape) -> Optimizer:

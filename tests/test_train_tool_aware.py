@@ -152,6 +152,18 @@ def test_a_read_only_file_system_is_named(train, tmp_path):
         subprocess.run(["umount", target], check=True)
 
 
+def test_without_a_key_weights_and_biases_records_offline_and_asks_nothing(train, monkeypatch):
+    monkeypatch.setenv("USE_WANDB", "true")
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    result = train("--set", "training.max_steps=2", "--skip-final-model")
+    assert result.returncode == 0, result.stderr
+    assert "recorded offline" in result.stderr
+    recorded = [path for path in (train.output / "wandb").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in recorded)
+    assert not any(b"hf_planted" in path.read_bytes() for path in recorded)
+
+
 def test_data_of_other_tools_is_stale(train, toy_data_dir, tmp_path):
     shutil.copytree(toy_data_dir, tmp_path / "stale")
     (tmp_path / "stale" / "manifest.json").write_text(json.dumps({"outputs": {}, "config": {"tools": []}}))

@@ -66,7 +66,7 @@ class Tracker:
         if self._board:
             self._board.close()
         if self._wandb:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Record one line; `values` has `step` and numbers."""
@@ -165,7 +165,7 @@ def _open_wandb(config: Config, environment: Environment, output_dir: Path) -> A
         dir=output_dir,
         mode=mode,
         config={section: settings[section] for section in _WANDB_SECTIONS},
-        settings=wandb.Settings(silent=True, console="off"),
+        settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
     )
 
 

@@ -26,7 +26,7 @@ from tool_aware.demo.query_log import fill_query_log
 from tool_aware.records import load_rows, read_manifest
 
 DEMO_CONFIG = Path("config.demo.yaml")
-LOGGED_QUERIES = 6000  # of which a third survives: the rest are repeats, failures, or hold control characters
+LOGGED_QUERIES = 8000  # of which a third survives: the rest are repeats, failures, or hold control characters
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _NOTE = (
     "These numbers come from a toy model with a few million parameters, built a minute ago. They show that the stages\n"

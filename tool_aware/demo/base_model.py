@@ -1,13 +1,14 @@
 """A tiny Mistral made on the spot: real architecture, real vocabulary, a few million parameters, no download.
 
-It is first trained on well-formed answers that name random tools, so that it speaks the format and chooses badly,
-which is where fine-tuning has to start. What it reaches says nothing about Mistral-7B.
+It is first trained on well-formed answers that name random tools, one of them more often than the others, so that it
+speaks the format and chooses badly, which is where fine-tuning has to start. What it reaches says nothing about Mistral-7B.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,7 @@ def _pretrain(
 
     generator = random.Random(seed)
     answers = _short_answers_by_tool(rows)
+    weights = _tool_weights(rows)
     prompts = [encode_prompt(tokenizer, row.instruction) for row in rows]
     shared = next(i for i, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
@@ -100,8 +102,12 @@ def _pretrain(
     progress = Progress("building the tiny base model", steps)
     for step in range(steps):
         batch = [
-            encode_example(tokenizer, row.instruction, generator.choice(answers[generator.choice(list(answers))]))
-            for row in generator.choices(rows, k=PRETRAINING_BATCH)
+            encode_example(tokenizer, row.instruction, generator.choice(answers[tool]))
+            for row, tool in zip(
+                generator.choices(rows, k=PRETRAINING_BATCH),
+                generator.choices(list(weights), list(weights.values()), k=PRETRAINING_BATCH),
+                strict=True,
+            )
         ]
         cache = model.model(input_ids=torch.tensor([batch[0].prompt[:shared]]), use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(batch))
@@ -116,6 +122,16 @@ def _pretrain(
         optimizer.zero_grad()
         progress.update(step + 1, f"loss {loss.item():.3f}")
     progress.close()
+
+
+def _tool_weights(rows: Sequence[Row]) -> dict[str, int]:
+    """Draw one tool twice as often as each other, the one whose share of the rows is nearest to chance.
+
+    With equal weights the base would still prefer some tool for each kind of query, right or wrong by luck.
+    """
+    shares = {tool: count / len(rows) for tool, count in Counter(row.tool for row in rows).items()}
+    favourite = min(shares, key=lambda tool: abs(shares[tool] - 1 / len(shares)))
+    return {tool: 2 if tool == favourite else 1 for tool in shares}
 
 
 def _short_answers_by_tool(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -1,7 +1,8 @@
 """A tiny Mistral made on the spot: real architecture, real vocabulary, a few million parameters, no download.
 
 It is first trained on well-formed answers that name random tools, one of them more often than the others, so that it
-speaks the format and chooses badly, which is where fine-tuning has to start. What it reaches says nothing about Mistral-7B.
+speaks the format and chooses badly, which is where fine-tuning has to start. What it reaches says nothing about
+Mistral-7B.
 """
 
 from __future__ import annotations

@@ -272,10 +272,9 @@ def load_trainable(job: Job) -> PeftModel:
     """Load the frozen base model and put a new or an earlier adapter on it."""
     from tool_aware.base_model import attach_adapter, device, load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
-    from tool_aware.training.attention import choose_attention
 
     config = job.config
-    attention = choose_attention(config, device().type)
+    attention = config.training_attention(device().type)
     base = load_base_model(config.model, config.quantization, hf_token=job.environment.hf_token, attention=attention)
     if job.start_from:
         model = attach_adapter(base, job.start_from, base_name=config.model.name, is_trainable=True)

@@ -210,12 +210,11 @@ def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator
     """The trainer of this toolkit, as train_tool_aware.py uses it."""
     from tool_aware.base_model import device, load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
-    from tool_aware.training.attention import choose_attention
     from tool_aware.training.choice import ToolNames
     from tool_aware.training.tracking import Tracker
     from tool_aware.training.trainer import PackedTrainer, train
 
-    attention = choose_attention(config, device().type)
+    attention = config.training_attention(device().type)
     model = new_adapter(load_base_model(config.model, config.quantization, attention=attention), config)
     prepare_for_training(model, config)
     steps: list[tuple[float, float]] = []

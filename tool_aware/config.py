@@ -260,6 +260,12 @@ class Config(Section):
             raise ValueError(f"the same name twice: {', '.join(repeated)}")
         return value
 
+    def training_attention(self, device_type: str = "cuda") -> str:
+        """Resolve `attn_implementation: auto` for training: FlexAttention in layers compiled for CUDA, else SDPA."""
+        if self.model.attn_implementation != "auto":
+            return self.model.attn_implementation
+        return "flex_attention" if device_type == "cuda" and self.optimization.compile else "sdpa"
+
     @property
     def toolbox(self) -> Toolbox:
         """The tools on offer."""

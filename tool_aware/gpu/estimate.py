@@ -142,9 +142,7 @@ class TrainingSpec:
             accumulation=config.training.gradient_accumulation_steps,
             checkpointing=config.optimization.gradient_checkpointing,
             optimizer=config.optimization.optim,
-            attention=config.model.attn_implementation.replace(
-                "auto", "flex_attention" if config.optimization.compile else "sdpa"
-            ),
+            attention=config.training_attention(),
             cuda_graphs=uses_cuda_graphs(config),
             compiled=config.optimization.compile,
         )

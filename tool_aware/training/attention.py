@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config import Config
 from tool_aware.training.packing import PREFIX, Pack
 
 if TYPE_CHECKING:
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
 
 PACKED_FLEX = "packed_flex"  # our name for FlexAttention inside compiled layers
 BLOCK = 128  # FlexAttention's block size; packs are padded to a multiple of it, so that few lengths are compiled
-
-
-def choose_attention(config: Config, device_type: str) -> str:
-    """Resolve `model.attn_implementation: auto` for training: FlexAttention in compiled layers on CUDA, else SDPA."""
-    if config.model.attn_implementation != "auto":
-        return config.model.attn_implementation
-    return "flex_attention" if device_type == "cuda" and config.optimization.compile else "sdpa"
 
 
 def attention_mask(pack: Pack, implementation: str, dtype: torch.dtype) -> Any:

@@ -120,6 +120,18 @@ def test_a_wrong_type_is_not_coerced(value):
     assert "optimization.gradient_checkpointing" in problems_of(SHIPPED, f"optimization.gradient_checkpointing={value}")
 
 
+def test_a_value_that_may_be_of_several_types_is_one_mistake():
+    message = problems_of(SHIPPED, "optimization.offload=maybe", "training.memory_budget_gib=-2")
+    assert "2 problems" in message
+    assert "optimization.offload: input should be a valid boolean or 'auto' (got 'maybe')" in message
+    assert "training.memory_budget_gib: input should be greater than 0 or 'auto' (got -2)" in message
+
+
+def test_only_checkpoints_can_be_offloaded():
+    message = problems_of(SHIPPED, "optimization.offload=true", "optimization.gradient_checkpointing=false")
+    assert "offload needs gradient_checkpointing" in message
+
+
 def test_a_duplicate_key_is_named_with_its_line(tmp_path):
     path = write(tmp_path, "lora:\n  r: 8\n  r: 16\n")
     assert f"{path}:3: duplicate key 'r'" in problems_of(path)

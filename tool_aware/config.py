@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from tool_aware import yaml_file
 from tool_aware.console import UserError
@@ -23,10 +24,13 @@ from tool_aware.tools import TOOL_NAME, Tool, Toolbox
 
 DEFAULT_CONFIG = Path("config.yaml")
 
+_UNION_MEMBER = re.compile(r"bool|int|float|str|list\[str\]|literal\[.*\]|constrained-\w+")  # in pydantic's locations
+
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 FolderPath = Annotated[Path, Field(strict=False)]  # strict mode would take a Path object only
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Auto = Literal["auto"]
 
 
 class Section(BaseModel):
@@ -86,15 +90,27 @@ class TrainingSection(Section):
     save_total_limit: PositiveInt = 3
     eval_steps: PositiveInt | None = None
     seed: int = 42
+    memory_budget_gib: Annotated[float, Field(gt=0)] | Auto | None = None
 
 
 class OptimizationSection(Section):
-    gradient_checkpointing: bool = True
+    """How the same result is computed. The plan of a run replaces every `auto` before the engine sees it."""
+
+    gradient_checkpointing: bool | Auto = True
+    offload: bool | Auto = False
+    cached_layers: Annotated[int, Field(ge=0)] | Auto = 0
+    micro_batch: Literal["auto", "fixed"] = "fixed"
     compile: bool = False
     cuda_graphs: bool = False
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch_fused"
     )
+
+    @model_validator(mode="after")
+    def _only_checkpoints_move(self) -> OptimizationSection:
+        if self.offload is True and self.gradient_checkpointing is False:
+            raise ValueError("offload needs gradient_checkpointing: it moves the inputs of checkpointed layers")
+        return self
 
 
 class DatasetSection(Section):
@@ -308,8 +324,7 @@ def load_config(path: Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()) -> C
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    for item in error.errors():
-        location = [part for part in item["loc"] if part not in ("str", "list[str]")]
+    for location, item in _one_each(error):
         dotted = ".".join(map(str, location))
         if item["type"] == "extra_forbidden":
             yield f"  {dotted}: unknown key{_suggestion(location)}"
@@ -320,6 +335,17 @@ def _explain(error: ValidationError) -> Iterator[str]:
             value = item["input"]
             shown = f" (got {value!r:.80})" if not isinstance(value, BaseModel | dict) else ""
             yield f"  {dotted}: {reason[0].lower()}{reason[1:]}{shown}"
+
+
+def _one_each(error: ValidationError) -> Iterator[tuple[list[str | int], ErrorDetails]]:
+    """Yield each mistake with its place; a value that fits no type of a union is one mistake, not one for each type."""
+    found: dict[tuple[str | int, ...], ErrorDetails] = {}
+    for item in error.errors():
+        place = tuple(part for part in item["loc"] if not _UNION_MEMBER.fullmatch(str(part)))
+        if place in found:
+            found[place]["msg"] += f" or {item['msg'].removeprefix('Input should be ')}"
+        found.setdefault(place, item)
+    return ((list(place), item) for place, item in found.items())
 
 
 def _suggestion(location: Sequence[str | int]) -> str:
@@ -373,7 +399,6 @@ class Environment:
     wandb_project: str = "mistral-tool-aware"
     openai_base_url: str | None = None
     openai_model: str | None = None
-    openai_api_key: str | None = field(default=None, repr=False)
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:

@@ -24,12 +24,13 @@ from tool_aware.console import Interrupted, UserError, say, warn
 from tool_aware.prompt import EncodedExample
 from tool_aware.training.attention import BLOCK, attention_mask
 from tool_aware.training.checkpoints import new_checkpoint, remove_old
-from tool_aware.training.choice import ToolNames, label_count, right_choices
+from tool_aware.training.choice import ToolNames, label_count
 from tool_aware.training.loss import label_losses, without_head
 from tool_aware.training.optimizer import FlatAdamW, build_optimizer, clip_
 from tool_aware.training.packing import Pack, pack
 from tool_aware.training.schedule import Schedule
 from tool_aware.training.tracking import Throughput, Tracker, step_line, validation_line
+from tool_aware.training.validation import score
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -266,22 +267,15 @@ class PackedTrainer(Trainer):
             return {"eval_loss": float("nan")}
         self.model.eval()
         size = self.config.training.per_device_eval_batch_size
-        loss, labels, right = 0.0, 0, 0
-        for start in range(0, len(self.val_examples), size):
-            examples = self.val_examples[start : start + size]
-            packed = pack(examples, self.config.training.packing, multiple_of=self._multiple_of).to(self.args.device)
-            with without_head(self._base()) as head_weight:
-                hidden = self._hidden_at_labels(self.model, packed)
-                loss += label_losses(hidden, head_weight, packed.labels).sum().item()
-                labels += len(packed.labels)
-                right += right_choices([examples[i] for i in packed.order], hidden, head_weight, self.tool_names)
+        found = score(self.val_examples, size, self._answer_states, self.tool_names)
         self.model.train()
-        self.last_validation = {
-            "val_loss": loss / labels,
-            "val_tool_accuracy": right / len(self.val_examples),
-            "val_examples": len(self.val_examples),
-        }
-        return {"eval_loss": loss / labels}
+        self.last_validation = found.as_dict()
+        return {"eval_loss": found.loss}
+
+    def _answer_states(self, examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
+        packed = pack(examples, self.config.training.packing, multiple_of=self._multiple_of).to(self.args.device)
+        with without_head(self._base()) as head_weight:
+            return packed, self._hidden_at_labels(self.model, packed), head_weight
 
     # -- logging and saving --
 

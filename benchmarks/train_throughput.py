@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import random
 import statistics
 import subprocess
 import sys
@@ -29,22 +27,27 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(_REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tool_aware.config import Config, Environment, load_config  # noqa: E402
-from tool_aware.console import run, say, table  # noqa: E402
-from tool_aware.prompt import EncodedExample  # noqa: E402
-from tool_aware.records import write_json  # noqa: E402
+from _random_mistral import (
+    REPOSITORY,
+    SHAPES,
+    environment,
+    make_model,
+    peaks,
+    random_examples,
+    results_file,
+    synchronised,
+    train_timed,
+)
+
+from tool_aware.config import Config, load_config
+from tool_aware.console import run, say, table
+from tool_aware.prompt import EncodedExample
+from tool_aware.records import write_json
 
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
-VOCABULARY = 32000
 WARM_UP_STEPS = 4
-SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
-    "7b": (4096, 14336, 32, 32, 8),
-    "1b": (2048, 5632, 22, 32, 4),
-    "tiny": (128, 256, 2, 4, 2),
-}
 # name -> (stack, examples per optimizer step, overrides of config.yaml)
 LEAN = {"optimization.compile": "true", "optimization.cuda_graphs": "true"}
 ROWS: dict[str, tuple[str, int, dict[str, str]]] = {
@@ -90,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         say(json.dumps(rows[-1]))
     print(report(rows))
-    write_json(arguments.output or default_output(rows), {"preset": arguments.preset, **environment(), "rows": rows})
+    origin = environment()
+    output = arguments.output or results_file("train_throughput", origin["device"])
+    write_json(output, {"preset": arguments.preset, **origin, "rows": rows})
     return 0
 
 
@@ -128,7 +133,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     steps = WARM_UP_STEPS + arguments.steps
     settings |= {"training.max_steps": str(steps), "training.save_steps": str(10 * steps)}
     settings["training.output_dir"] = tempfile.mkdtemp(prefix="throughput-")
-    config = load_config(_REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
+    config = load_config(REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
     examples = make_examples(batch * steps)
     stacks: dict[str, Callable[..., Iterator[tuple[float, float]]]] = {"ours": ours, "stock": stock, "unsloth": unsloth}
     started_s = time.perf_counter()
@@ -144,63 +149,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "spread_percent": round(100 * (max(seconds) - min(seconds)) / median_s, 1),
         "warm_up_s": round(sum(step_s for step_s, _ in timed[:WARM_UP_STEPS]), 1),
         "whole_process_s": round(time.perf_counter() - started_s, 1),
-        **memory(),
+        **peaks(),
     }
 
 
 def make_examples(count: int) -> list[EncodedExample]:
     """Draw the token ids that every stack sees."""
-    generator = random.Random(0)
-
-    def tokens(n: int) -> list[int]:
-        return [generator.randrange(3, VOCABULARY) for _ in range(n)]
-
-    prefix = [1, *tokens(PREFIX_TOKENS - 1)]
-    return [EncodedExample(prefix + tokens(QUERY_TOKENS), [*tokens(ANSWER_TOKENS - 1), 2]) for _ in range(count)]
-
-
-def make_model(folder: Path, preset: str, layers: int | None) -> None:
-    """Write a Mistral of random weights in 16 bit. Speed and memory do not depend on what the weights are."""
-    import torch
-    from transformers import MistralConfig, MistralForCausalLM
-
-    hidden, intermediate, all_layers, heads, key_value_heads = SHAPES[preset]
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=intermediate,
-        num_hidden_layers=layers or all_layers, num_attention_heads=heads, num_key_value_heads=key_value_heads,
-        max_position_embeddings=32768, rope_theta=1e6, sliding_window=None,
-    )  # fmt: skip
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        torch.set_default_dtype(torch.bfloat16)
-        MistralForCausalLM(config).save_pretrained(folder)
-
-
-def memory() -> dict[str, float | None]:
-    """Read the peaks of this process in GiB; None without a GPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return {"allocated_gib": None, "reserved_gib": None, "nvml_gib": None}
-    import pynvml
-
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    used = pynvml.nvmlDeviceGetMemoryInfo(handle).used  # nothing else runs on the card
-    return {
-        "allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
-        "nvml_gib": round(used / 2**30, 3),
-    }
-
-
-def synchronised() -> float:
-    """Read the clock once the GPU is done."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return random_examples(count, prefix=PREFIX_TOKENS, query=QUERY_TOKENS, answer=ANSWER_TOKENS)
 
 
 # ---- the stacks: each yields (seconds, loss) of every optimizer step -------------------------------------
@@ -210,34 +165,12 @@ def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator
     """The trainer of this toolkit, as train_tool_aware.py uses it."""
     from tool_aware.base_model import device, load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
-    from tool_aware.training.choice import ToolNames
-    from tool_aware.training.tracking import Tracker
-    from tool_aware.training.trainer import PackedTrainer, train
 
     attention = config.training_attention(device().type)
     model = new_adapter(load_base_model(config.model, config.quantization, attention=attention), config)
     prepare_for_training(model, config)
-    steps: list[tuple[float, float]] = []
-
-    class Timed(PackedTrainer):
-        def training_step(self, *arguments: Any) -> Any:
-            self.began_s = getattr(self, "began_s", None) or synchronised()
-            return super().training_step(*arguments)
-
-        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-            if "loss" in logs:
-                now_s = synchronised()
-                steps.append((now_s - self.began_s, logs["loss"]))
-                self.began_s = now_s
-
-    config = config.model_copy(
-        update={"logging": config.logging.model_copy(update={"logging_steps": 1, "tensorboard": False})}
-    )
-    with Tracker(config, Environment(), config.training.output_dir) as tracker:
-        trainer = Timed(model, config, train=examples, val=[], tool_names=ToolNames(0, [[1]]), tracker=tracker, run={})
-        trainer._save_checkpoint = lambda *_: None
-        train(trainer, None)
-    yield from steps
+    timed = train_timed(model, config, examples)
+    yield from zip(timed.seconds, timed.losses, strict=True)
 
 
 def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:
@@ -321,27 +254,6 @@ def report(rows: list[dict[str, Any]]) -> str:
     )
     headers = ("row", "examples", "first loss", "examples/s", "spread %", "allocated", "reserved", "NVML GiB")
     return table(headers, [(row["row"], *(row.get(key, "failed") for key in keys)) for row in rows])
-
-
-def environment() -> dict[str, Any]:
-    """Say where the figures come from."""
-    from importlib import metadata
-
-    import torch
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_REPOSITORY, capture_output=True, text=True, check=False)
-    versions = {
-        name: metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-    }
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    given = os.environ.get("BENCHMARK_COMMIT")  # where the copy that is measured has no history
-    return {"device": device, "versions": versions, "commit": given or commit.stdout.strip() or None}
-
-
-def default_output(rows: list[dict[str, Any]]) -> Path:
-    """Name the results file after the device."""
-    device = environment()["device"].lower().replace("nvidia ", "").replace(" ", "_")
-    return _REPOSITORY / "benchmarks" / "results" / f"train_throughput_{device}.json"
 
 
 if __name__ == "__main__":

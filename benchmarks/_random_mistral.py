@@ -1,0 +1,157 @@
+"""What the training benchmarks share: a Mistral of random weights, rows of random ids, the timed trainer, the peaks.
+
+Speed and memory do not depend on what the weights are, so any card can be measured without a download.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.config import Config, Environment
+from tool_aware.prompt import EncodedExample
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+VOCABULARY = 32000
+SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
+    "7b": (4096, 14336, 32, 32, 8),
+    "1b": (2048, 5632, 22, 32, 4),
+    "tiny": (128, 256, 2, 4, 2),
+}
+
+
+def make_model(folder: Path, preset: str, layers: int | None = None) -> None:
+    """Write a Mistral of random weights in 16 bit."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    hidden, intermediate, all_layers, heads, key_value_heads = SHAPES[preset]
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=intermediate,
+        num_hidden_layers=layers or all_layers, num_attention_heads=heads, num_key_value_heads=key_value_heads,
+        max_position_embeddings=32768, rope_theta=1e6, sliding_window=None,
+    )  # fmt: skip
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            MistralForCausalLM(config).save_pretrained(folder)
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def random_examples(count: int, *, prefix: int, query: int, answer: int) -> list[EncodedExample]:
+    """Draw `count` examples that share their first `prefix` tokens; lengths in tokens, the last label is EOS."""
+    generator = random.Random(0)
+
+    def tokens(n: int) -> list[int]:
+        return [generator.randrange(3, VOCABULARY) for _ in range(n)]
+
+    shared = [1, *tokens(prefix - 1)] if prefix else []
+    return [EncodedExample(shared + tokens(query), [*tokens(answer - 1), 2]) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class TimedSteps:
+    """Seconds and loss of every optimizer step; `was_split` if memory did not suffice for the micro-batch as it was."""
+
+    seconds: list[float]
+    losses: list[float]
+    was_split: bool
+
+
+def train_timed(model: PeftModel, config: Config, examples: Sequence[EncodedExample]) -> TimedSteps:
+    """Train a prepared model as train_tool_aware.py does, without checkpoints, and time each optimizer step."""
+    from tool_aware.training.choice import ToolNames
+    from tool_aware.training.tracking import Tracker
+    from tool_aware.training.trainer import PackedTrainer, train
+
+    seconds: list[float] = []
+    losses: list[float] = []
+
+    class Timed(PackedTrainer):
+        def training_step(self, *arguments: Any) -> Any:
+            self.began_s = getattr(self, "began_s", None) or synchronised()
+            return super().training_step(*arguments)
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if "loss" in logs:
+                now_s = synchronised()
+                seconds.append(now_s - self.began_s)
+                losses.append(logs["loss"])
+                self.began_s = now_s
+
+    config = config.model_copy(
+        update={"logging": config.logging.model_copy(update={"logging_steps": 1, "tensorboard": False})}
+    )
+    with Tracker(config, Environment(), config.training.output_dir) as tracker:
+        trainer = Timed(
+            model, config, train=list(examples), val=[], tool_names=ToolNames(0, [[1]]), tracker=tracker, run={}
+        )
+        trainer._save_checkpoint = lambda *_: None
+        train(trainer, None)
+    return TimedSteps(seconds, losses, trainer.micro_batch_limit < config.training.per_device_train_batch_size)
+
+
+def synchronised() -> float:
+    """Read the clock once the GPU is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peaks() -> dict[str, float | None]:
+    """Read the peaks of this process in GiB since they were reset; None without a GPU.
+
+    NVML has no peak of its own; what torch has reserved stays so until the cache is emptied, so it reads the peak still.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"allocated_gib": None, "reserved_gib": None, "nvml_gib": None}
+    return {
+        "allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
+        "nvml_gib": round(nvml_used_bytes() / 2**30, 3),
+    }
+
+
+def nvml_used_bytes() -> int:
+    """What nvidia-smi would show as used on the first card; nothing else may run on it."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+
+
+def environment() -> dict[str, Any]:
+    """Say where figures come from."""
+    from importlib import metadata
+
+    import torch
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    versions = {
+        name: metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    }
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    given = os.environ.get("BENCHMARK_COMMIT")  # where the copy that is measured has no history
+    return {"device": device, "versions": versions, "commit": given or commit.stdout.strip() or None}
+
+
+def results_file(benchmark: str, device: str) -> Path:
+    """Name the results file after benchmark and device."""
+    short = device.lower().replace("nvidia ", "").replace(" ", "_")
+    return REPOSITORY / "benchmarks" / "results" / f"{benchmark}_{short}.json"

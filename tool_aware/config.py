@@ -6,25 +6,21 @@ Every mistake in a config is reported at once, each with its dotted key. Keys ar
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from tool_aware import yaml_file
+from tool_aware.config_problems import explain
 from tool_aware.console import UserError
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox
 
 DEFAULT_CONFIG = Path("config.yaml")
-
-_UNION_MEMBER = re.compile(r"bool|int|float|str|list\[str\]|literal\[.*\]|constrained-\w+")  # in pydantic's locations
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -317,68 +313,10 @@ def load_config(path: Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()) -> C
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = list(_explain(error))
+        problems = list(explain(error, Config))
         raise UserError(
             "\n".join([f"{len(problems)} problem{'s' * (len(problems) > 1)} in {path}:", *problems])
         ) from None
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    for location, item in _one_each(error):
-        dotted = ".".join(map(str, location))
-        if item["type"] == "extra_forbidden":
-            yield f"  {dotted}: unknown key{_suggestion(location)}"
-        elif item["type"] == "missing":
-            yield f"  {dotted}: missing"
-        else:
-            reason = item["msg"].removeprefix("Value error, ")
-            value = item["input"]
-            shown = f" (got {value!r:.80})" if not isinstance(value, BaseModel | dict) else ""
-            yield f"  {dotted}: {reason[0].lower()}{reason[1:]}{shown}"
-
-
-def _one_each(error: ValidationError) -> Iterator[tuple[list[str | int], ErrorDetails]]:
-    """Yield each mistake with its place; a value that fits no type of a union is one mistake, not one for each type."""
-    found: dict[tuple[str | int, ...], ErrorDetails] = {}
-    for item in error.errors():
-        place = tuple(part for part in item["loc"] if not _UNION_MEMBER.fullmatch(str(part)))
-        if place in found:
-            found[place]["msg"] += f" or {item['msg'].removeprefix('Input should be ')}"
-        found.setdefault(place, item)
-    return ((list(place), item) for place, item in found.items())
-
-
-def _suggestion(location: Sequence[str | int]) -> str:
-    key = str(location[-1])
-    if re.search(r"password|token|secret|api_key", key, re.IGNORECASE):
-        return "; secrets belong in the environment or in .env (HF_TOKEN, POSTGRES_PASSWORD), never in this file"
-    names = _known_keys(location[:-1])
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
-    homes = [section for section in Config.model_fields if key in _known_keys([section])]
-    if homes:
-        return f"; did you mean {homes[0]}.{key}?"
-    return f"; known here: {', '.join(names)}"
-
-
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    model: Any = Config
-    for part in location:
-        if isinstance(part, int):
-            continue
-        model = _section_of(model.model_fields[part].annotation)
-        if model is None:
-            return []
-    return list(model.model_fields)
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    if get_origin(annotation) in (list, Union, Annotated):
-        return next(filter(None, map(_section_of, get_args(annotation))), None)
-    return None
 
 
 # ---- environment ----------------------------------------------------------------------------------------

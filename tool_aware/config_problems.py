@@ -1,0 +1,72 @@
+"""What is wrong with a config, in words: each mistake once, with its dotted key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+_UNION_MEMBER = re.compile(r"bool|int|float|str|list\[str\]|literal\[.*\]|constrained-\w+")  # in pydantic's locations
+
+
+def explain(error: ValidationError, config: type[BaseModel]) -> Iterator[str]:
+    """Yield one line a mistake, with its dotted key and, for an unknown one, the key that was probably meant."""
+    for location, item in _one_each(error):
+        dotted = ".".join(map(str, location))
+        if item["type"] == "extra_forbidden":
+            yield f"  {dotted}: unknown key{_suggestion(location, config)}"
+        elif item["type"] == "missing":
+            yield f"  {dotted}: missing"
+        else:
+            reason = item["msg"].removeprefix("Value error, ")
+            value = item["input"]
+            shown = f" (got {value!r:.80})" if not isinstance(value, BaseModel | dict) else ""
+            yield f"  {dotted}: {reason[0].lower()}{reason[1:]}{shown}"
+
+
+def _one_each(error: ValidationError) -> Iterator[tuple[list[str | int], ErrorDetails]]:
+    """Yield each mistake with its place; a value that fits no type of a union is one mistake, not one for each type."""
+    found: dict[tuple[str | int, ...], ErrorDetails] = {}
+    for item in error.errors():
+        place = tuple(part for part in item["loc"] if not _UNION_MEMBER.fullmatch(str(part)))
+        if place in found:
+            found[place]["msg"] += f" or {item['msg'].removeprefix('Input should be ')}"
+        found.setdefault(place, item)
+    return ((list(place), item) for place, item in found.items())
+
+
+def _suggestion(location: Sequence[str | int], config: type[BaseModel]) -> str:
+    key = str(location[-1])
+    if re.search(r"password|token|secret|api_key", key, re.IGNORECASE):
+        return "; secrets belong in the environment or in .env (HF_TOKEN, POSTGRES_PASSWORD), never in this file"
+    names = _known_keys(location[:-1], config)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    homes = [section for section in config.model_fields if key in _known_keys([section], config)]
+    if homes:
+        return f"; did you mean {homes[0]}.{key}?"
+    return f"; known here: {', '.join(names)}"
+
+
+def _known_keys(location: Sequence[str | int], config: type[BaseModel]) -> list[str]:
+    model: type[BaseModel] | None = config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        model = _section_of(model.model_fields[part].annotation)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (list, Union, Annotated):
+        return next(filter(None, map(_section_of, get_args(annotation))), None)
+    return None

@@ -85,6 +85,8 @@ class TrainingSection(Section):
     save_steps: PositiveInt = 100
     save_total_limit: PositiveInt = 3
     eval_steps: PositiveInt | None = None
+    keep_best: bool = True
+    early_stopping_patience: PositiveInt | None = None
     seed: int = 42
     memory_budget_gib: Annotated[float, Field(gt=0)] | Auto | None = None
 
@@ -107,6 +109,12 @@ class OptimizationSection(Section):
         if self.offload is True and self.gradient_checkpointing is False:
             raise ValueError("offload needs gradient_checkpointing: it moves the inputs of checkpointed layers")
         return self
+
+
+class ExportSection(Section):
+    merge_base: Literal["auto", "original", "dequantized"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    check_rows: Annotated[int, Field(ge=0)] = 200
 
 
 class DatasetSection(Section):
@@ -257,6 +265,7 @@ class Config(Section):
     lora: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
     optimization: OptimizationSection = OptimizationSection()
+    export: ExportSection = ExportSection()
     dataset: DatasetSection = DatasetSection()
     database: DatabaseSection = DatabaseSection()
     tools: Annotated[list[ToolSection], Field(min_length=2)]

@@ -28,6 +28,7 @@ class UserError(Exception):
     """Something the person at the keyboard can fix: what is wrong, where, and what to do about it."""
 
     exit_code = EXIT_USER
+    is_silent = False  # another process of the run tells it
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
@@ -61,37 +62,56 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        say(f"{style('error:', 'red')} {error}")
-        code = error.exit_code
+        if not error.is_silent:
+            _complain(f"{style('error:', 'red')} {error}")
+        code = exit_code_of(error)
     except (KeyboardInterrupt, Interrupted) as stop:
-        signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
-        say(f"stopped by {signal.Signals(signum).name}")
-        code = 128 + signum
+        code = exit_code_of(stop)
+        say(f"stopped by {signal.Signals(code - 128).name}")
     except BrokenPipeError:
         # The reader (`| head`) has gone. Without this the interpreter complains again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
-    except OSError as error:
-        if not error.filename or error.strerror is None:
+    except Exception as error:
+        code = exit_code_of(error)
+        if code == EXIT_USER:
+            _complain(f"{style('error:', 'red')} {error.filename}: {error.strerror}")
+        else:
             traceback.print_exc()
-            code = EXIT_BUG
-        else:  # read-only file system, full disk, permission: the path and the reason are the whole story
-            say(f"{style('error:', 'red')} {error.filename}: {error.strerror}")
-            code = EXIT_USER
-    except Exception:
-        traceback.print_exc()
-        say("this is a bug: please open an issue with the text above, your config.yaml and your GPU model")
-        code = EXIT_BUG
+            _complain("this is a bug: please open an issue with the text above, your config.yaml and your GPU model")
     sys.exit(code)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code a script leaves with after `error`."""
+    if isinstance(error, UserError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        return 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT)
+    # Read-only file system, full disk, permission: the path and the reason are the whole story.
+    is_about_a_file = isinstance(error, OSError) and error.filename and error.strerror is not None
+    return EXIT_USER if is_about_a_file else EXIT_BUG
 
 
 def _raise_interrupted(signum: int, _frame: object) -> NoReturn:
     raise Interrupted(signum)
 
 
+def process_number() -> int:
+    """Tell the rank of this process among those a launcher such as `torchrun` has started; 0 for one that is alone."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 def say(message: str = "") -> None:
-    """Tell the story: one line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Tell the story: one line on stderr. Of several processes of one run, the first tells it."""
+    if process_number() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
+def _complain(message: str) -> None:
+    """Say what only this process knows, whichever it is."""
+    number = process_number()
+    print(f"[process {number}] {message}" if number else message, file=sys.stderr, flush=True)
 
 
 def heading(title: str) -> None:
@@ -99,9 +119,12 @@ def heading(title: str) -> None:
     say(f"\n{style(title, 'bold', stream=sys.stderr)}")
 
 
-def warn(message: str) -> None:
-    """Tell of a fallback or a doubt; whoever calls this also notes it in the manifest."""
-    say(f"{style('warning:', 'yellow')} {message}")
+def warn(message: str, *, from_any_process: bool = False) -> None:
+    """Tell of a fallback or a doubt; whoever calls this also notes it in the manifest.
+
+    `from_any_process` is for what may happen to one process of several alone.
+    """
+    (_complain if from_any_process else say)(f"{style('warning:', 'yellow')} {message}")
 
 
 def style(text: str, *names: str, stream: TextIO | None = None) -> str:

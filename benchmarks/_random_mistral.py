@@ -115,7 +115,7 @@ def synchronised() -> float:
 def peaks() -> dict[str, float | None]:
     """Read the peaks of this process in GiB since they were reset; None without a GPU.
 
-    NVML has no peak of its own; what torch has reserved stays so until the cache is emptied, so it reads the peak still.
+    NVML has no peak of its own, but what torch has reserved stays so until its cache is emptied.
     """
     import torch
 

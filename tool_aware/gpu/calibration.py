@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,19 @@ class Comparison:
 
 def compare(path: Path, calibration: Calibration = CALIBRATION) -> list[Comparison]:
     """Estimate each run of a file that did not run out of memory."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    return list(_comparisons(document["rows"], calibration))
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [compare_row(row, calibration) for row in rows if not row["oom"]]
 
 
-def _comparisons(rows: Sequence[Mapping[str, Any]], calibration: Calibration) -> Iterator[Comparison]:
-    for row in rows:
-        if row["oom"]:
-            continue
-        spec = spec_of(row)
-        estimate = estimate_training(spec, calibration)
-        yield Comparison(
-            spec,
-            estimate.allocated_bytes / GIB / row["allocated_gib"] - 1,
-            _error(estimate.reserved_bytes, row["reserved_gib"]),
-            _error(estimate.total_bytes, row["nvml_gib"]),
-        )
+def compare_row(row: Mapping[str, Any], calibration: Calibration = CALIBRATION) -> Comparison:
+    """Estimate one measured run."""
+    estimate = estimate_training(spec_of(row), calibration)
+    return Comparison(
+        estimate.spec,
+        estimate.allocated_bytes / GIB / row["allocated_gib"] - 1,
+        _error(estimate.reserved_bytes, row["reserved_gib"]),
+        _error(estimate.total_bytes, row["nvml_gib"]),
+    )
 
 
 def _error(estimated_bytes: float, measured_gib: float | None) -> float | None:

@@ -1,0 +1,137 @@
+"""The configurations that train_memory.py measures, the most valuable ones first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+# The shapes of benchmarks/_random_mistral.py and the presets of tool_aware.gpu.architectures that equal them.
+ARCHITECTURES = {"7b": "mistral-7b-v0.2", "1b": "tinyllama-1.1b", "tiny": "tiny"}
+ATTENTION_ONLY = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration; the names are those of tool_aware.gpu.estimate.TrainingSpec. Lengths in tokens."""
+
+    preset: str = "7b"
+    quantization: str = "4bit"
+    seq_length: int = 2048
+    batch_size: int = 1
+    lora_r: int = 8
+    targets: str | tuple[str, ...] = "all-linear"
+    checkpointing: bool = True
+    offload: bool = False
+    cached_layers: int = 0
+    packing: str = "none"
+    prefix_tokens: int = 0
+    answer_tokens: int = 128
+    accumulation: int = 1
+    optimizer: str = "adamw_torch_fused"
+    attention: str = "auto"
+    compiled: bool = False
+    cuda_graphs: bool = False
+    allocator: str = "default"  # or "expandable": PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+    cap_gib: float | None = None  # of weights, activations and context; out of memory beyond it
+    goal_gib: float | None = None  # allocated, that one wants to stay below
+    is_alone: bool = False  # in a process of its own, as a user's run is
+
+    @property
+    def process(self) -> str:
+        """Cases of one name are measured in one process, which loads the base model once."""
+        name = f"{self.preset}-{self.quantization}"
+        name += "-compiled" * self.compiled + "-expandable" * (self.allocator == "expandable")
+        return name + (f"-alone-{self.seq_length}x{self.batch_size}-{self.cap_gib}" if self.is_alone else "")
+
+
+ROW = Case()
+PACK = Case(seq_length=364, batch_size=8, packing="prefix", prefix_tokens=260, answer_tokens=80)  # the tool task
+SMALL = Case(preset="1b")
+
+
+def goals() -> Iterator[Case]:
+    """What the training engine promises for small cards."""
+    yield replace(ROW, offload=True, goal_gib=4.5)
+    yield replace(ROW, seq_length=4096, offload=True, goal_gib=5.0)
+    yield replace(ROW, offload=True, cap_gib=6.0, is_alone=True)
+    yield replace(PACK, cap_gib=11.6, is_alone=True)
+
+
+def grid() -> Iterator[Case]:
+    """All cases, those first without which the formula could not be calibrated."""
+    yield from _seven_billion_in_4_bit()
+    yield from goals()
+    yield from _compiled()
+    yield from _wider_weights()
+    yield from _one_billion()
+    yield from (replace(case, allocator="expandable") for case in (ROW, replace(PACK, batch_size=32), SHORT_OF_MEMORY))
+
+
+SHORT_OF_MEMORY = replace(PACK, batch_size=32, checkpointing=False, cap_gib=16.0)
+
+
+def _seven_billion_in_4_bit() -> Iterator[Case]:
+    yield ROW
+    yield from (replace(PACK, batch_size=size) for size in (8, 32))
+    yield from (replace(ROW, seq_length=length) for length in (256, 1024, 4096))
+    yield from (replace(PACK, batch_size=size, checkpointing=False) for size in (8, 16))
+    yield from (replace(ROW, seq_length=length, offload=True) for length in (1024, 8192))
+    yield replace(PACK, batch_size=32, offload=True)
+    yield from (replace(PACK, cached_layers=layers) for layers in (8, 32))
+    yield from (replace(ROW, lora_r=rank) for rank in (4, 16, 64))
+    yield replace(ROW, lora_r=64, seq_length=256)
+    yield replace(ROW, targets=ATTENTION_ONLY)
+    yield replace(ROW, targets=ATTENTION_ONLY, seq_length=1024, checkpointing=False)
+    yield replace(ROW, seq_length=8192)
+    yield from (replace(ROW, batch_size=size) for size in (2, 4, 8))
+    yield replace(ROW, batch_size=8, seq_length=512)
+    yield from (replace(PACK, packing=packing, prefix_tokens=0) for packing in ("block", "none"))
+    yield replace(ROW, batch_size=4, seq_length=1024, packing="block")
+    yield replace(PACK, batch_size=64)
+    yield replace(ROW, accumulation=4)
+    yield replace(ROW, answer_tokens=2000)
+    yield replace(ROW, seq_length=1024, attention="eager")
+    yield replace(ROW, seq_length=512, checkpointing=False)
+    yield SHORT_OF_MEMORY
+    yield replace(ROW, seq_length=8192, checkpointing=False, cap_gib=12.0)
+    yield replace(ROW, batch_size=4, checkpointing=False, cap_gib=24.0)
+    yield from (replace(ROW, optimizer=name) for name in ("adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"))
+
+
+def _compiled() -> Iterator[Case]:
+    compiled = replace(PACK, compiled=True)
+    yield replace(compiled, batch_size=32)
+    yield replace(compiled, batch_size=32, cuda_graphs=True)
+    yield replace(compiled, cuda_graphs=True)
+    yield replace(compiled, batch_size=16, checkpointing=False, cuda_graphs=True)
+    yield replace(compiled, batch_size=1, seq_length=2048, packing="none", prefix_tokens=0)
+
+
+def _wider_weights() -> Iterator[Case]:
+    for quantization in ("none", "8bit"):
+        wide = replace(ROW, quantization=quantization)
+        yield from (replace(wide, seq_length=length) for length in (512, 2048))
+        yield replace(PACK, quantization=quantization)
+        yield replace(PACK, quantization=quantization, batch_size=16, checkpointing=False)
+
+
+def _one_billion() -> Iterator[Case]:
+    yield SMALL
+    yield replace(SMALL, seq_length=8192)
+    yield replace(SMALL, seq_length=8192, offload=True)
+    yield replace(SMALL, batch_size=8, seq_length=1024)
+    yield replace(SMALL, lora_r=64, seq_length=512)
+    yield replace(SMALL, targets=ATTENTION_ONLY)
+    yield replace(PACK, preset="1b", batch_size=32)
+    yield replace(PACK, preset="1b", batch_size=16, checkpointing=False)
+    yield replace(SMALL, quantization="none")
+    yield replace(PACK, preset="1b", quantization="none", batch_size=16, checkpointing=False)
+
+
+def tiny(case: Case) -> Case:
+    """The case on a model and at lengths that a CPU trains in a moment; it then measures no memory."""
+    return replace(
+        case, preset="tiny", seq_length=min(case.seq_length, 96), prefix_tokens=min(case.prefix_tokens, 48),
+        batch_size=min(case.batch_size, 4), answer_tokens=min(case.answer_tokens, 24), compiled=False,
+        cuda_graphs=False, allocator="default", cap_gib=None, goal_gib=None, is_alone=False,
+    )  # fmt: skip

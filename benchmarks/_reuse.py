@@ -1,0 +1,51 @@
+"""Measure many configurations on one base model: put it back as it was, and see that nothing stays behind."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Snapshot:
+    """The attributes of all modules of a model, to be put back: adapters, hooks and compiled layers are gone then."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved = [(module, _copied(vars(module))) for module in model.modules()]
+
+    def restore(self) -> None:
+        """Put everything back as it was."""
+        for module, attributes in self._saved:
+            vars(module).clear()
+            vars(module).update(_copied(attributes))
+
+
+def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: copy.copy(value) if isinstance(value, dict) else value for name, value in attributes.items()}
+
+
+def free_memory() -> None:
+    """Give back what is not referenced any more, compiled code and workspaces included."""
+    import torch
+
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def allocated_bytes() -> int:
+    """Bytes of all tensors there are: on the GPU if there is one, else those that Python knows of."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    storages = (thing.untyped_storage() for thing in gc.get_objects() if isinstance(thing, torch.Tensor))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,394 @@
+"""How much memory of a GPU does a training step take?
+
+    python benchmarks/train_memory.py                                   # the goals for small cards; a minute
+    python benchmarks/train_memory.py --grid                            # 68 configurations; 7 minutes on an H100
+    python benchmarks/train_memory.py --grid --memory-fraction 0.15     # on part of the card, as on a smaller one
+    python benchmarks/train_memory.py --grid --preset tiny              # a smoke test without a GPU
+
+Every configuration is two optimizer steps of this toolkit's own trainer on random weights and ids. One process loads a
+base model once and puts a new adapter on it for each configuration; that nothing stays behind is checked. `allocated`
+and `reserved` are torch's peaks, `NVML` is what nvidia-smi shows at the end, when what is reserved is at its peak.
+Configurations with a cap may take so much of the card and no more, the CUDA context included.
+
+Reads   nothing
+Writes  benchmarks/results/train_memory_<device>.json, after every process
+Exit    0 done; 2 something to fix
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from _memory_grid import ARCHITECTURES, Case, goals, grid, tiny
+from _random_mistral import (
+    REPOSITORY,
+    environment,
+    nvml_used_bytes,
+    peaks,
+    random_examples,
+    results_file,
+    train_timed,
+)
+from _reuse import Snapshot, allocated_bytes, free_memory
+
+from tool_aware.config import Config, load_config
+from tool_aware.console import UserError, run, say, table, warn
+from tool_aware.gpu.calibration import compare_row
+from tool_aware.records import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STEPS = 2  # optimizer states exist from the second step on
+LEFT_BEHIND_BYTES = 2**20  # may stay allocated after a configuration: tables of a few KiB that libraries keep
+EXIT_NOT_CLEAN = 75
+GIB = 2**30
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the cases process by process, keep what is known after each, and print the table."""
+    arguments = parse_arguments(argv)
+    cases = chosen_cases(arguments)
+    if arguments.child is not None:
+        return measure_all([cases[int(index)] for index in arguments.child.split(",")], arguments)
+    models = Path(arguments.model_dir or tempfile.mkdtemp(prefix="random-mistral-"))
+    arguments.model_dir = str(models)
+    make_models(models, sorted({case.preset for case in cases}))
+    result = Result()
+    arguments.deadline = time.time() + 60 * arguments.minutes
+    for indices in by_process(cases):
+        run_process(indices, cases, arguments, result)
+        if result.origin:
+            output = arguments.output or results_file("train_memory", result.origin["device"])
+            write_json(output, {**result.origin, "command": command(), "rows": result.rows, "skipped": result.skipped})
+    print(report(result))
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", action="store_true", help="all configurations instead of the goals alone")
+    parser.add_argument("--preset", choices=("7b", "1b", "tiny"), help="those of one model alone; tiny needs no GPU")
+    parser.add_argument("--only", metavar="A,B", help="those of some processes alone, for example 7b-4bit,1b-none")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N of each process")
+    parser.add_argument("--minutes", type=float, default=60.0, help="start none after that long (default: %(default)s)")
+    parser.add_argument("--memory-fraction", type=float, default=1.0, metavar="F", help="use this part of the card")
+    parser.add_argument("--model-dir", metavar="DIR", help="keep the random weights here and use them again")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--context-gib", type=float, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
+    """The cases that the flags ask for, each once, in order."""
+    cases = list(grid() if arguments.grid else goals())
+    if arguments.preset == "tiny":
+        cases = [tiny(case) for case in cases if case.preset == "7b"]
+    elif arguments.preset:
+        cases = [case for case in cases if case.preset == arguments.preset]
+    if arguments.only:
+        cases = [case for case in cases if case.process in arguments.only.split(",")]
+    if not cases:
+        raise UserError("no configuration is left", where=f"--only {arguments.only}")
+    return list(dict.fromkeys(cases))
+
+
+def by_process(cases: Sequence[Case]) -> list[list[int]]:
+    """Numbers of the cases that share a process; processes in the order of their first case."""
+    groups: dict[str, list[int]] = {}
+    for index, case in enumerate(cases):
+        groups.setdefault(case.process, []).append(index)
+    return list(groups.values())
+
+
+def command() -> str:
+    """How this was called."""
+    return " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
+
+
+# ---- processes ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What has been measured so far."""
+
+    origin: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def context_gib(self) -> float | None:
+        """What NVML shows beyond torch's reserve."""
+        return max((row["nvml_gib"] - row["reserved_gib"] for row in self.rows if row.get("nvml_gib")), default=None)
+
+
+def make_models(folder: Path, presets: Sequence[str]) -> None:
+    """Write the random weights in a process of its own, unless they are there."""
+    missing = [preset for preset in presets if not (folder / preset / "config.json").is_file()]
+    if missing:
+        say(f"making {', '.join(missing)} in {folder}")
+        program = "import sys, pathlib, _random_mistral as m; m.make_model(pathlib.Path(sys.argv[1]), sys.argv[2])"
+        for preset in missing:
+            subprocess.run(
+                [sys.executable, "-c", program, str(folder / preset), preset],
+                cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=True,
+            )  # fmt: skip
+
+
+def run_process(indices: list[int], cases: Sequence[Case], arguments: argparse.Namespace, result: Result) -> None:
+    """Measure some cases in one process, or in several if one ends early; lines of it are added to `result`."""
+    left = indices[: arguments.limit]
+    while left:
+        if time.time() > arguments.deadline:
+            result.skipped += [{**asdict(cases[index]), "why": "out of time"} for index in left]
+            return
+        say(f"{cases[left[0]].process}: {len(left)} configurations")
+        environ = child_environment(cases[left[0]])
+        process = subprocess.Popen(
+            child_command(left, arguments, result), stdout=subprocess.PIPE, text=True, env=environ
+        )
+        answered = 0
+        for line in process.stdout:
+            if not line.startswith("{"):
+                continue
+            answer = json.loads(line)
+            if "device" in answer:
+                result.origin = answer
+                continue
+            answered += 1
+            (result.skipped if "why" in answer else result.rows).append(answer)
+            say(short(answer))
+        code = process.wait()
+        if code not in (0, EXIT_NOT_CLEAN) and answered < len(left):  # it broke at this one: the others may not
+            result.skipped.append({**asdict(cases[left[answered]]), "why": f"failed with exit code {code}"})
+            warn(f"failed: {short(result.skipped[-1])}")
+            answered += 1
+        left = left[answered:]
+
+
+def child_command(indices: Sequence[int], arguments: argparse.Namespace, result: Result) -> list[str]:
+    """Repeat this call for a child process."""
+    options = ["--child", ",".join(map(str, indices)), "--model-dir", arguments.model_dir]
+    options += ["--deadline", str(arguments.deadline), "--memory-fraction", str(arguments.memory_fraction)]
+    options += ["--grid"] * arguments.grid
+    for name, value in (("preset", arguments.preset), ("only", arguments.only), ("context-gib", result.context_gib)):
+        options += [f"--{name}", str(value)] if value is not None else []
+    return [sys.executable, __file__, *options]
+
+
+def child_environment(case: Case) -> dict[str, str]:
+    """The environment of a child: how its memory is allocated is settled before torch is imported."""
+    segments = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} if case.allocator == "expandable" else {}
+    return {**os.environ, "PYTHONWARNINGS": "ignore", **segments}
+
+
+# ---- in a process: one base model, many adapters ---------------------------------------------------------
+
+
+def measure_all(cases: Sequence[Case], arguments: argparse.Namespace) -> int:
+    """Load the base model of `cases` and print a line of JSON for each; returns the exit code."""
+    from tool_aware.base_model import load_base_model
+
+    print(json.dumps(environment()), flush=True)
+    config = config_of(cases[0], Path(arguments.model_dir))
+    limit_memory(cases[0].cap_gib, arguments)
+    base = load_base_model(config.model, config.quantization, attention="sdpa")
+    free_memory()
+    saved, at_rest = Snapshot(base), allocated_bytes()
+    for case in cases:
+        if time.time() > arguments.deadline:
+            print(json.dumps({**asdict(case), "why": "out of time"}), flush=True)
+            continue
+        print(json.dumps(measure(case, base, arguments)), flush=True)
+        saved.restore()
+        free_memory()
+        if abs(left_behind := allocated_bytes() - at_rest) > LEFT_BEHIND_BYTES:
+            warn(f"{left_behind / 2**20:+.1f} MiB stay behind: the next configuration starts a new process")
+            return EXIT_NOT_CLEAN
+    return 0
+
+
+def measure(case: Case, base: PreTrainedModel, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train two steps and return the record of the case."""
+    import torch
+
+    try:
+        config = config_of(case, Path(arguments.model_dir))
+    except UserError as error:
+        return {**asdict(case), "why": str(error)}
+    if unsupported := [name for name in ("offload", "cached_layers") if getattr(case, name) and not is_used(name)]:
+        return {**asdict(case), "why": f"the engine does not know {', '.join(unsupported)}"}
+    limit_memory(case.cap_gib, arguments)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    attention = config.training_attention("cuda" if torch.cuda.is_available() else "cpu")
+    if attention != base.config._attn_implementation:
+        base.set_attn_implementation(attention)
+    seconds_per_step, oom = None, False
+    try:
+        seconds_per_step, oom = two_steps(case, config, base)
+    except (torch.OutOfMemoryError, UserError) as error:
+        if isinstance(error, UserError) and "memory" not in str(error):
+            raise
+        oom = True
+    return {
+        **asdict(case), "preset": ARCHITECTURES[case.preset], "attention": attention, "oom": oom, **peaks(),
+        "seconds_per_step": seconds_per_step,
+    }  # fmt: skip
+
+
+def two_steps(case: Case, config: Config, base: PreTrainedModel) -> tuple[float, bool]:
+    """Put an adapter on and train; return seconds of the last step, and whether the micro-batch had to be split."""
+    from tool_aware.training.adapter import new_adapter, prepare_for_training
+
+    model = new_adapter(base, config)
+    prepare_for_training(model, config)
+    answer = min(case.answer_tokens, case.seq_length - case.prefix_tokens - 1)
+    examples = random_examples(
+        case.batch_size * case.accumulation * STEPS,
+        prefix=case.prefix_tokens, query=case.seq_length - case.prefix_tokens - answer, answer=answer,
+    )  # fmt: skip
+    timed = train_timed(model, config, examples)
+    return round(timed.seconds[-1], 4), timed.was_split
+
+
+def config_of(case: Case, models: Path) -> Config:
+    """The shipped config with the settings of a case; raises UserError if a setting does not exist."""
+    targets = case.targets if isinstance(case.targets, str) else json.dumps(list(case.targets))
+    settings: dict[str, Any] = {
+        "model.name": models / case.preset,
+        "model.attn_implementation": case.attention,
+        "quantization.load_in_4bit": case.quantization == "4bit",
+        "quantization.load_in_8bit": case.quantization == "8bit",
+        "lora.r": case.lora_r,
+        "lora.target_modules": targets,
+        "training.packing": case.packing,
+        "training.per_device_train_batch_size": case.batch_size,
+        "training.gradient_accumulation_steps": case.accumulation,
+        "training.max_steps": STEPS,
+        "training.save_steps": 10 * STEPS,
+        "training.output_dir": tempfile.mkdtemp(prefix="memory-"),
+        "optimization.gradient_checkpointing": case.checkpointing,
+        "optimization.offload": case.offload,
+        "optimization.cached_layers": case.cached_layers,
+        "optimization.micro_batch": "fixed",
+        "optimization.compile": case.compiled,
+        "optimization.cuda_graphs": case.cuda_graphs,
+        "optimization.optim": case.optimizer,
+    }
+    return load_config(
+        REPOSITORY / "config.yaml",
+        [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items()],
+    )
+
+
+def is_used(setting: str) -> bool:
+    """Whether the engine reads a setting of `optimization`."""
+    modules = (REPOSITORY / "tool_aware" / "training").glob("*.py")
+    return any(f"optimization.{setting}" in module.read_text(encoding="utf-8") for module in modules)
+
+
+def limit_memory(cap_gib: float | None, arguments: argparse.Namespace) -> None:
+    """Let torch have no more than the cap less the CUDA context, or the part of the card that was asked for."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    torch.cuda.init()
+    total = torch.cuda.get_device_properties(0).total_memory
+    fraction = arguments.memory_fraction
+    if cap_gib is not None:
+        torch.zeros(1, device="cuda")  # makes the context
+        here = (nvml_used_bytes() - torch.cuda.memory_reserved()) / GIB
+        fraction = min(fraction, (cap_gib - max(here, arguments.context_gib or 0.0)) * GIB / total)
+    torch.cuda.set_per_process_memory_fraction(fraction)
+
+
+# ---- what comes out -------------------------------------------------------------------------------------
+
+
+def short(row: dict[str, Any]) -> str:
+    """The case in a few words and what was measured."""
+    return f"{described(row)}: {row.get('why') or outcome(row)}"
+
+
+def described(row: dict[str, Any]) -> str:
+    """A case as one phrase; what is usual is not mentioned."""
+    targets = "all-linear" if row["targets"] == "all-linear" else "attention"
+    unusual = {
+        f"prefix {row['prefix_tokens']}": row["prefix_tokens"],
+        row["packing"]: row["packing"] == "block",
+        f"r={row['lora_r']}": row["lora_r"] != Case.lora_r,
+        targets: targets == "attention",
+        "no checkpointing": not row["checkpointing"],
+        "offload": row["offload"],
+        f"{row['cached_layers']} cached": row["cached_layers"],
+        f"x{row['accumulation']}": row["accumulation"] > 1,
+        row["optimizer"]: row["optimizer"] != Case.optimizer,
+        f"{row['answer_tokens']} labels": row["answer_tokens"] > 1000,
+        "eager": row["attention"] == "eager",
+        "compiled": row["compiled"],
+        "graphs": row["cuda_graphs"],
+        "expandable": row["allocator"] == "expandable",
+        f"cap {row['cap_gib']} GiB": row["cap_gib"],
+        "own process": row["is_alone"],
+    }
+    parts = [row["preset"], row["quantization"], f"{row['batch_size']} x {row['seq_length']}"]
+    return " ".join([*parts, *(name for name, is_so in unusual.items() if is_so)])
+
+
+def outcome(row: dict[str, Any]) -> str:
+    """The peaks in GiB."""
+    figures = " / ".join("-" if figure is None else f"{figure:.2f}" for figure in measured(row))
+    return f"{'out of memory at ' if row['oom'] else ''}{figures} GiB, {row['seconds_per_step']} s a step"
+
+
+def measured(row: dict[str, Any]) -> tuple[float | None, ...]:
+    """The three peaks in GiB."""
+    return row["allocated_gib"], row["reserved_gib"], row["nvml_gib"]
+
+
+def report(result: Result) -> str:
+    """The table, the goals, and what was left out."""
+    return "\n".join(_report_lines(result))
+
+
+def _report_lines(result: Result) -> Iterator[str]:
+    rows = []
+    for row in result.rows:
+        figures = [
+            "-" if row[key] is None else f"{row[key]:.2f}" for key in ("allocated_gib", "reserved_gib", "nvml_gib")
+        ]
+        comparison = None if row["oom"] or row["allocated_gib"] is None else compare_row(row)
+        error = f"{comparison.allocated_error:+.1%}" if comparison else "-"
+        rows.append((described(row), *figures, error, "OOM" if row["oom"] else row["seconds_per_step"]))
+    yield table(("configuration", "allocated", "reserved", "NVML", "formula", "s/step"), rows, "<>>>>>")
+    for row in result.rows:
+        if row["goal_gib"] and row["allocated_gib"]:
+            is_met = not row["oom"] and row["allocated_gib"] <= row["goal_gib"]
+            yield f"goal {row['goal_gib']} GiB allocated, {described(row)}: {'met' if is_met else 'MISSED'}"
+        if row["is_alone"]:
+            yield f"within {row['cap_gib']} GiB, {described(row)}: {'out of memory' if row['oom'] else 'trains'}"
+    if result.skipped:
+        yield f"{len(result.skipped)} not measured:"
+        yield from (f"  {short(row)}" for row in result.skipped)
+
+
+if __name__ == "__main__":
+    run(main)

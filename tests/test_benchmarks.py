@@ -1,0 +1,82 @@
+"""The memory benchmark runs everywhere, and one configuration does not change what the next one measures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECORD = {
+    "preset", "seq_length", "batch_size", "lora_r", "targets", "checkpointing", "offload", "packing", "quantization",
+    "allocated_gib", "reserved_gib", "nvml_gib", "oom", "prefix_tokens", "answer_tokens", "accumulation", "optimizer",
+    "attention", "compiled", "cuda_graphs", "cached_layers", "allocator", "cap_gib", "seconds_per_step",
+}  # fmt: skip
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch):
+    """Import a module of the folder benchmarks/."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module
+
+
+def test_the_memory_grid_runs_without_a_gpu(tmp_path, benchmark_module):
+    benchmark_module("_random_mistral").make_model(tmp_path / "tiny", "tiny")
+    output = tmp_path / "memory.json"
+    options = ["--grid", "--preset", "tiny", "--only", "tiny-4bit", "--limit", "4"]
+    command = [sys.executable, "benchmarks/train_memory.py", *options, "--model-dir", tmp_path, "--output", output]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "stay behind" not in done.stderr
+    result = json.loads(output.read_text())
+    assert {"device", "versions", "commit", "rows"} <= result.keys()
+    assert len(result["rows"]) + len(result["skipped"]) == 4
+    assert all(row.keys() >= RECORD and row["allocated_gib"] is None and not row["oom"] for row in result["rows"])
+    assert "tiny 4bit 4 x 96 prefix 48 no checkpointing" in done.stdout
+
+
+def test_the_grid_covers_what_it_is_asked_to_and_each_case_stands_once(benchmark_module):
+    cases = list(benchmark_module("_memory_grid").grid())
+    assert len(set(cases)) == len(cases) >= 40
+    wanted = {
+        "seq_length": {256, 2048, 8192}, "batch_size": {1, 8}, "lora_r": {4, 64},
+        "packing": {"prefix", "block", "none"}, "quantization": {"4bit", "8bit", "none"}, "preset": {"7b", "1b"},
+        "checkpointing": {True, False}, "offload": {True, False},
+        "compiled": {True, False}, "cuda_graphs": {True, False},
+    }  # fmt: skip
+    for name, values in wanted.items():
+        assert values <= {getattr(case, name) for case in cases}, name
+    assert len({case.targets for case in cases}) == 2
+    assert any(case.cap_gib for case in cases)
+
+
+def test_a_base_model_is_as_it_was_once_an_adapter_is_off_again(config, tiny_model_dir, benchmark_module):
+    import torch
+
+    from tool_aware.base_model import load_base_model
+    from tool_aware.training.adapter import new_adapter, prepare_for_training
+
+    reuse = benchmark_module("_reuse")
+    base = load_base_model(config.model.model_copy(update={"name": str(tiny_model_dir)}), config.quantization)
+    ids = torch.arange(3, 20)[None]
+    before = base(ids).logits
+    saved = reuse.Snapshot(base)
+    reuse.free_memory()
+    at_rest = reuse.allocated_bytes()
+    model = new_adapter(base, config)
+    prepare_for_training(model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(1.0)
+    assert not torch.equal(base(ids).logits, before)
+    assert reuse.allocated_bytes() > at_rest + 50_000
+    saved.restore()
+    del model, parameter
+    reuse.free_memory()
+    assert reuse.allocated_bytes() == pytest.approx(at_rest, abs=1024)
+    assert torch.equal(base(ids).logits, before)

@@ -34,8 +34,13 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from tool_aware.training.validation import Exported
+
 _RUN_SECTIONS = ("model", "quantization", "lora", "training", "optimization")  # what makes one run differ from another
-_NOT_PART_OF_A_RUN = ("training.output_dir", "training.save_steps", "training.save_total_limit")
+_NOT_PART_OF_A_RUN = {  # what may change when it is resumed
+    f"training.{key}"
+    for key in ("output_dir", "save_steps", "save_total_limit", "keep_best", "early_stopping_patience")
+}
 
 
 @dataclass(frozen=True)
@@ -292,17 +297,18 @@ class Summary:
     steps: int
     seconds: float
     peak_gib: float | None  # allocated by torch; None without a GPU
-    validation: dict[str, float] | None
+    exported: Exported
 
 
 def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
-    """Train, logging as it goes."""
+    """Train, logging as it goes; leaves in `model` the adapter to export."""
     import torch
 
     from tool_aware.training.checkpoints import step_of
     from tool_aware.training.choice import ToolNames
     from tool_aware.training.tracking import Tracker
     from tool_aware.training.trainer import PackedTrainer, train
+    from tool_aware.training.validation import choose_adapter
 
     started_s = time.perf_counter()
     resume_step = step_of(resume_from) if resume_from else 0
@@ -317,8 +323,11 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
             run=job.identity,
         )
         train(trainer, resume_from)
+    seconds, steps = time.perf_counter() - started_s, trainer.state.global_step
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    return Summary(trainer.state.global_step, time.perf_counter() - started_s, peak_gib, trainer.last_validation)
+    exported = choose_adapter(model, trainer.validations, steps, keep_best=job.config.training.keep_best)
+    say(f"exporting the adapter of step {exported.step}: {exported.why}")
+    return Summary(steps, seconds, peak_gib, exported)
 
 
 # ---- after it -------------------------------------------------------------------------------------------
@@ -342,6 +351,7 @@ def finish(job: Job, summary: Summary, fallbacks: list[str], started_s: float) -
     """Write the manifest, which marks the run as finished, and say what to do next."""
     from tool_aware.training.export import ADAPTERS_FOLDER
 
+    exported = summary.exported
     write_manifest(
         job.output_dir,
         stage="train",
@@ -355,7 +365,8 @@ def finish(job: Job, summary: Summary, fallbacks: list[str], started_s: float) -
         steps=summary.steps,
         training_seconds=round(summary.seconds, 1),
         peak_gib=summary.peak_gib,
-        validation=summary.validation,
+        exported={"step": exported.step, "why": exported.why},
+        validation=exported.validation.as_dict() if exported.validation else None,
     )
     print(f"\nTrained {summary.steps} steps in {duration(summary.seconds)}. Next: python evaluate.py")
 

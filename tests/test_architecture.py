@@ -66,7 +66,7 @@ def test_no_script_imports_another(script):
 
 # torch-based modules that are imported by functions only, after the plan has been printed
 TORCH_AT_IMPORT = {
-    "training/graphs.py", "training/loss.py", "training/optimizer.py", "training/trainer.py",
+    "training/arguments.py", "training/graphs.py", "training/loss.py", "training/optimizer.py", "training/trainer.py",
     "training/validation.py",
 }  # fmt: skip
 

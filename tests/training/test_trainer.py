@@ -107,7 +107,7 @@ def test_the_loss_of_rows_not_trained_on_falls(make_trainer):
     trainer = make_trainer(training__max_steps=12, training__eval_steps=4)
     before = trainer.evaluate()["eval_loss"]
     train(trainer, None)
-    assert trainer.last_validation["val_loss"] < before - 0.3
+    assert trainer.validations.history[-1].loss < before - 0.3
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])

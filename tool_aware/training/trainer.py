@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import get_peft_model_state_dict
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from tool_aware.config import Config
 from tool_aware.console import Interrupted, UserError, say, warn
 from tool_aware.prompt import EncodedExample
+from tool_aware.training.arguments import can_use_cuda_graphs, training_arguments
 from tool_aware.training.attention import BLOCK, attention_mask
 from tool_aware.training.checkpoints import new_checkpoint, remove_old
 from tool_aware.training.choice import ToolNames, label_count
@@ -30,7 +34,7 @@ from tool_aware.training.optimizer import FlatAdamW, build_optimizer, clip_
 from tool_aware.training.packing import Pack, pack
 from tool_aware.training.schedule import Schedule
 from tool_aware.training.tracking import Throughput, Tracker, step_line, validation_line
-from tool_aware.training.validation import score
+from tool_aware.training.validation import Validation, Validations, score
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -95,7 +99,7 @@ class PackedTrainer(Trainer):
         )
         self.micro_batch_limit = config.training.per_device_train_batch_size
         self.stop_signal: int | None = None
-        self.last_validation: dict[str, float] | None = None
+        self.validations = Validations()
         self._rows_of_step: list[int] = []
         self._graphed_step: GraphedStep | None = None
         self.throughput = Throughput()
@@ -260,17 +264,17 @@ class PackedTrainer(Trainer):
 
     # -- validation --
 
-    @torch.no_grad()
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
-        """Score val.json by loss and by tool choice, one forward pass a row; returns `eval_loss` among others."""
-        if not self.val_examples:
-            return {"eval_loss": float("nan")}
+        """Score val.json by loss and by tool choice, one forward pass a row; returns `eval_loss`."""
+        return {"eval_loss": self._score().loss}
+
+    @torch.no_grad()
+    def _score(self) -> Validation:
         self.model.eval()
         size = self.config.training.per_device_eval_batch_size
-        found = score(self.val_examples, size, self._answer_states, self.tool_names)
+        found = score(self.val_examples, size, self._answer_states, self.tool_names, step=self.state.global_step)
         self.model.train()
-        self.last_validation = found.as_dict()
-        return {"eval_loss": found.loss}
+        return found
 
     def _answer_states(self, examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
         packed = pack(examples, self.config.training.packing, multiple_of=self._multiple_of).to(self.args.device)
@@ -295,14 +299,40 @@ class PackedTrainer(Trainer):
         self.tracker.log(values)
         say(step_line(values))
 
-    def _evaluate(self, trial: object, ignore_keys_for_eval: object, skip_scheduler: bool = False) -> dict[str, float]:
+    def _evaluate(self, *_: object, **__: object) -> dict[str, float]:
+        self.control.should_evaluate = False  # Trainer would ask again at the end of the epoch
         with self.throughput.paused():
-            metrics = self.evaluate()
-        if self.last_validation and self.args.should_save:
-            values = {"step": self.state.global_step, "steps": self.state.max_steps, **self.last_validation}
+            found = self._score()
+        self.validations.add(found, lambda: get_peft_model_state_dict(self.model, save_embedding_layers=False))
+        if self.args.should_save:
+            values = {"step": found.step, "steps": self.schedule.steps, **found.as_dict()}
             self.tracker.log(values)
             say(validation_line(values))
-        return metrics
+        if self.is_complete and found.step < self.schedule.steps:
+            say(f"stopping early: no better scoring of val.json in {self.validations.since_best}")
+            self.control.should_save = self.control.should_training_stop = True
+        return {"eval_loss": found.loss}
+
+    def scores_at(self, step: int) -> bool:
+        """Whether val.json is scored after `step`: every eval_steps or epoch, and at the end."""
+        every = self.config.training.eval_steps or self.schedule.steps_per_epoch
+        return bool(self.val_examples) and (step % every == 0 or step >= self.schedule.steps)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no step is left to take: all were, or scorings have stopped getting better."""
+        patience = self.config.training.early_stopping_patience
+        has_stopped_early = patience is not None and self.validations.since_best >= patience
+        return has_stopped_early or self.state.global_step >= self.schedule.steps
+
+    def take_over(self, checkpoint: Path) -> None:
+        """Take weights, step and scorings from `checkpoint`; score val.json if a signal came before that was done."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        self.validations = Validations.load(checkpoint)
+        is_scored = any(found.step == self.state.global_step for found in self.validations.history)
+        if self.scores_at(self.state.global_step) and not is_scored:
+            self._evaluate()
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         with self.throughput.paused():
@@ -317,11 +347,12 @@ class PackedTrainer(Trainer):
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
-        self.state.save_to_json(str(folder / "trainer_state.json"))
+        self.validations.save(folder, self.state.global_step)
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
 class _Bookkeeping(TrainerCallback):
-    """Tell the micro-batches which epoch it is, and stop at the end of a step when a signal has asked for it."""
+    """Tell the micro-batches which epoch it is, when to score val.json, and when a signal asks to stop."""
 
     def __init__(self, trainer: PackedTrainer) -> None:
         self._trainer = trainer
@@ -333,57 +364,12 @@ class _Bookkeeping(TrainerCallback):
         self._trainer.micro_batches.epoch = int(state.epoch or 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self._trainer.stop_signal is not None:
-            control.should_save = True
-            control.should_training_stop = True
+        is_stopped = self._trainer.stop_signal is not None and state.global_step < state.max_steps
+        if is_stopped:
+            control.should_save = control.should_training_stop = True
+        # Who sends a signal gives little time; the resumed run scores what this one could not.
+        control.should_evaluate = self._trainer.scores_at(state.global_step) and not is_stopped
         return control
-
-
-def can_use_cuda_graphs(config: Config, processes: int) -> bool:
-    """Tell whether the step can be captured: one GPU, packs, no dropout and no gradient scaler."""
-    return (
-        config.optimization.cuda_graphs
-        and torch.cuda.is_available()
-        and torch.cuda.is_bf16_supported(including_emulation=False)
-        and processes == 1
-        and config.lora.dropout == 0
-        and config.optimization.optim in ("adamw_torch", "adamw_torch_fused")  # gradients stay in one place
-        and config.training.packing != "none"
-    )
-
-
-def training_arguments(config: Config) -> TrainingArguments:
-    """Translate config.yaml into transformers' terms; reporting and mixed precision stay off, they are ours."""
-    training = config.training
-    every_epoch = training.eval_steps is None
-    return TrainingArguments(
-        output_dir=str(training.output_dir),
-        num_train_epochs=training.num_train_epochs,
-        max_steps=training.max_steps or -1,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=training.warmup_ratio,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        logging_steps=config.logging.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="epoch" if every_epoch else "steps",
-        eval_steps=training.eval_steps,
-        save_strategy="steps",
-        save_steps=training.save_steps,
-        seed=training.seed,
-        use_cpu=not torch.cuda.is_available(),
-        fp16=torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False),
-        ddp_find_unused_parameters=False,
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        label_names=["labels"],
-    )
 
 
 def train(trainer: PackedTrainer, resume_from: Path | None) -> None:
@@ -400,9 +386,12 @@ def train(trainer: PackedTrainer, resume_from: Path | None) -> None:
 
     previous = {signum: signal.signal(signum, remember) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if resume_from:
+            trainer.take_over(resume_from)
+        if not trainer.is_complete:
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-    if trainer.stop_signal is not None and trainer.state.global_step < trainer.state.max_steps:
+    if trainer.stop_signal is not None and not trainer.is_complete:
         raise Interrupted(trainer.stop_signal)

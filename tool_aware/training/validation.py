@@ -1,19 +1,31 @@
-"""Scoring val.json: loss and tool choice from one forward pass a row."""
+"""Scoring val.json: loss and tool choice from one forward pass a row; and the adapter that did best.
+
+Best is the highest tool accuracy, then the lowest loss, then the earliest step. What has been scored so far, and the
+best adapter's weights, are part of every checkpoint: a resumed run continues with what it knew at that step, and old
+checkpoints can be deleted without losing the best adapter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tool_aware.prompt import EncodedExample
+from tool_aware.records import read_json, write_json
 from tool_aware.training.choice import ToolNames, right_choices
 from tool_aware.training.loss import label_losses
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
 
     from tool_aware.training.packing import Pack
+
+VALIDATIONS_FILE = "validations.json"
+BEST_WEIGHTS_FILE = "best_adapter.safetensors"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's name
 
 # For a few examples: their pack, the states that predict its labels (L, H), and the output head (V, H).
 AnswerStates = Callable[[Sequence[EncodedExample]], "tuple[Pack, torch.Tensor, torch.Tensor]"]
@@ -21,8 +33,9 @@ AnswerStates = Callable[[Sequence[EncodedExample]], "tuple[Pack, torch.Tensor, t
 
 @dataclass(frozen=True)
 class Validation:
-    """What one scoring of val.json found; `loss` is the mean over label tokens."""
+    """One scoring of val.json after `step` optimizer steps; `loss` is the mean over label tokens."""
 
+    step: int
     loss: float
     tool_accuracy: float
     examples: int
@@ -31,11 +44,89 @@ class Validation:
         """The figures under the names they have in metrics.jsonl."""
         return {"val_loss": self.loss, "val_tool_accuracy": self.tool_accuracy, "val_examples": self.examples}
 
+    def is_better_than(self, other: Validation) -> bool:
+        """Whether this adapter is to be preferred; an equal one is not."""
+        return (self.tool_accuracy, -self.loss) > (other.tool_accuracy, -other.loss)
+
+
+class Validations:
+    """All scorings of a run so far, in order, and the weights of the best adapter (a copy on the CPU)."""
+
+    def __init__(self) -> None:
+        self.history: list[Validation] = []
+        self.best: Validation | None = None
+        self.best_weights: dict[str, torch.Tensor] = {}
+
+    def add(self, found: Validation, weights: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        """Note a scoring; `weights` are fetched if it is the best so far."""
+        self.history.append(found)
+        if self.best is None or found.is_better_than(self.best):
+            self.best = found
+            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights().items()}
+
+    @property
+    def since_best(self) -> int:
+        """How many scorings came after the best one."""
+        return len(self.history) - 1 - self.history.index(self.best) if self.best else 0
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write all of it into the checkpoint of `step`, whose own adapter is not written twice."""
+        from safetensors.torch import save_file
+
+        best_step = self.best.step if self.best else None
+        write_json(folder / VALIDATIONS_FILE, {"best": best_step, "history": [asdict(found) for found in self.history]})
+        if self.best and best_step != step:
+            save_file(self.best_weights, folder / BEST_WEIGHTS_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Validations:
+        """Read what `save` wrote; nothing known if the checkpoint has none."""
+        from safetensors.torch import load_file
+
+        validations, stored = cls(), read_json(folder / VALIDATIONS_FILE)
+        if stored is None:
+            return validations
+        validations.history = [Validation(**found) for found in stored["history"]]
+        validations.best = next((found for found in validations.history if found.step == stored["best"]), None)
+        if validations.best:
+            own = not (folder / BEST_WEIGHTS_FILE).is_file()
+            validations.best_weights = load_file(folder / (_ADAPTER_WEIGHTS if own else BEST_WEIGHTS_FILE))
+        return validations
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Which adapter leaves the run, why, and how it did on val.json."""
+
+    step: int
+    why: str
+    validation: Validation | None
+
+
+def choose_adapter(model: PeftModel, validations: Validations, last_step: int, *, keep_best: bool) -> Exported:
+    """Put the best adapter's weights into `model`, which holds the last step's, if they are to be exported."""
+    from peft import set_peft_model_state_dict
+
+    history, best = validations.history, validations.best
+    last = history[-1] if history and history[-1].step == last_step else None
+    if best is None:
+        return Exported(last_step, "the last step; val.json was never scored", None)
+    if not keep_best:
+        return Exported(last_step, "the last step, as training.keep_best is off", last)
+    if best.step == last_step:
+        return Exported(last_step, f"the last step, the best of {len(history)} scorings of val.json", best)
+    set_peft_model_state_dict(model, validations.best_weights)
+    latest = history[-1]
+    by_loss = best.tool_accuracy == latest.tool_accuracy
+    figures = [f"loss {v.loss:.4f}" if by_loss else f"tool accuracy {v.tool_accuracy:.1%}" for v in (best, latest)]
+    why = f"the best of {len(history)} scorings of val.json: {figures[0]}, against {figures[1]} at step {latest.step}"
+    return Exported(best.step, why, best)
+
 
 def score(
-    examples: Sequence[EncodedExample], batch_size: int, answer_states: AnswerStates, names: ToolNames
+    examples: Sequence[EncodedExample], batch_size: int, answer_states: AnswerStates, names: ToolNames, *, step: int
 ) -> Validation:
-    """Score `examples`, `batch_size` of them in a forward pass."""
+    """Score `examples` after `step` steps, `batch_size` of them in a forward pass."""
     loss, labels, right = 0.0, 0, 0
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
@@ -43,4 +134,4 @@ def score(
         loss += label_losses(hidden, head_weight, packed.labels).sum().item()
         labels += len(packed.labels)
         right += right_choices([batch[i] for i in packed.order], hidden, head_weight, names)
-    return Validation(loss / labels, right / len(examples), len(examples))
+    return Validation(step, loss / labels, right / len(examples), len(examples))

@@ -1,0 +1,53 @@
+"""config.yaml in the terms of transformers' Trainer."""
+
+from __future__ import annotations
+
+import torch
+from transformers import TrainingArguments
+
+from tool_aware.config import Config
+
+
+def can_use_cuda_graphs(config: Config, processes: int) -> bool:
+    """Tell whether the step can be captured: one GPU, packs, no dropout and no gradient scaler."""
+    return (
+        config.optimization.cuda_graphs
+        and torch.cuda.is_available()
+        and torch.cuda.is_bf16_supported(including_emulation=False)
+        and processes == 1
+        and config.lora.dropout == 0
+        and config.optimization.optim in ("adamw_torch", "adamw_torch_fused")  # gradients stay in one place
+        and config.training.packing != "none"
+    )
+
+
+def training_arguments(config: Config) -> TrainingArguments:
+    """Translate config.yaml into transformers' terms; reporting and mixed precision stay off, they are ours."""
+    training = config.training
+    return TrainingArguments(
+        output_dir=str(training.output_dir),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        logging_steps=config.logging.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",  # ours: Trainer would skip an epoch's scoring if it was killed before the end of it
+        save_strategy="steps",
+        save_steps=training.save_steps,
+        seed=training.seed,
+        use_cpu=not torch.cuda.is_available(),
+        fp16=torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False),
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        label_names=["labels"],
+    )

@@ -173,14 +173,23 @@ def test_data_of_other_tools_is_stale(train, toy_data_dir, tmp_path):
 
 
 LONG = (
-    "--set",
-    "training.num_train_epochs=8",
-    "--set",
-    "training.save_steps=4",
-    "--set",
-    "lora.dropout=0.1",
+    "--set", "training.num_train_epochs=8", "--set", "training.save_steps=4", "--set", "lora.dropout=0.1",
+    # Too fast on purpose: the best scoring of val.json comes early, and its adapter has to outlive old checkpoints.
+    "--set", "training.learning_rate=5e-2", "--set", "training.lr_scheduler_type=constant",
     "--skip-final-model",
-)
+)  # fmt: skip
+
+
+def assert_same_ending(one: Path, other: Path) -> None:
+    """Two runs left the same adapter, of the same step, after the same scorings of val.json."""
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (one, other)]
+    assert manifests[0]["exported"] == manifests[1]["exported"]
+    assert manifests[0]["exported"]["step"] < manifests[0]["steps"] == manifests[1]["steps"]
+    adapters = [folder / "lora_adapters" / "adapter_model.safetensors" for folder in (one, other)]
+    assert sha256_of(adapters[0]) == sha256_of(adapters[1])
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (one, other)]
+    scorings = [[line for line in run if "val_loss" in line] for run in lines]
+    assert scorings[0] == scorings[1]
 
 
 def test_a_signal_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(train, tmp_path):
@@ -200,16 +209,21 @@ def test_a_signal_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(trai
     assert "unfinished run" in refused(train(*LONG))
     result = train(*LONG, "--resume")
     assert result.returncode == 0, result.stderr
-    adapters = [folder / "lora_adapters" / "adapter_model.safetensors" for folder in (train.output, tmp_path / "whole")]
-    assert sha256_of(adapters[0]) == sha256_of(adapters[1])
+    assert_same_ending(train.output, tmp_path / "whole")
 
 
-def test_other_settings_cannot_go_on_with_a_checkpoint(train):
-    process = train(*LONG, "--set", "training.max_steps=5")
-    assert process.returncode == 0
+def test_a_run_killed_before_its_export_goes_on_there_and_not_with_other_settings(train):
+    five_steps = (*LONG, "--set", "training.max_steps=5")
+    assert train(*five_steps).returncode == 0
+    adapter = train.output / "lora_adapters" / "adapter_model.safetensors"
+    before = sha256_of(adapter)
     (train.output / "manifest.json").unlink()
-    message = refused(train(*LONG, "--set", "training.max_steps=5", "--set", "lora.r=4", "--resume"))
+    shutil.rmtree(train.output / "lora_adapters")
+    message = refused(train(*five_steps, "--set", "lora.r=4", "--resume"))
     assert "lora.r: 8 then, 4 now" in message
+    assert train(*five_steps, "--resume").returncode == 0
+    assert json.loads((train.output / "manifest.json").read_text())["steps"] == 5
+    assert sha256_of(adapter) == before
 
 
 KILLS = int(os.environ.get("KILLS", "4"))  # 40 in the long run of docs/BENCHMARKS.md
@@ -237,5 +251,4 @@ def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(train,
             break
     result = train(*settings, "--resume")
     assert result.returncode == 0 or "holds a finished run" in result.stderr, result.stderr
-    adapters = [folder / "lora_adapters" / "adapter_model.safetensors" for folder in (train.output, tmp_path / "whole")]
-    assert sha256_of(adapters[0]) == sha256_of(adapters[1])
+    assert_same_ending(train.output, tmp_path / "whole")

@@ -16,6 +16,7 @@ from tool_aware.training.optimizer import FlatAdamW, clip_
 from tool_aware.training.schedule import Schedule
 from tool_aware.training.tracking import Tracker
 from tool_aware.training.trainer import MicroBatches, NotFiniteError, PackedTrainer, train
+from tool_aware.training.validation import choose_adapter
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -108,6 +109,41 @@ def test_the_loss_of_rows_not_trained_on_falls(make_trainer):
     before = trainer.evaluate()["eval_loss"]
     train(trainer, None)
     assert trainer.validations.history[-1].loss < before - 0.3
+
+
+def test_scorings_that_stop_getting_better_end_the_run_and_the_best_adapter_is_exported(make_trainer):
+    settings = {
+        "training__learning_rate": 0.1,  # too high on purpose
+        "training__lr_scheduler_type": "constant",
+        "training__max_steps": 12,
+        "training__eval_steps": 1,
+        "training__early_stopping_patience": 2,
+    }
+    trainer = make_trainer(**settings)
+    train(trainer, None)
+    validations, steps = trainer.validations, trainer.state.global_step
+    assert steps - 2 == validations.best.step < 10
+    (checkpoint,) = Path(trainer.args.output_dir).glob("checkpoint-*")
+
+    exported = choose_adapter(trainer.model, validations, steps, keep_best=True)
+    assert exported.step == validations.best.step
+    assert trainer._score().loss == validations.best.loss
+
+    resumed = make_trainer(**settings)
+    train(resumed, checkpoint)
+    assert resumed.state.global_step == steps
+    assert choose_adapter(resumed.model, resumed.validations, steps, keep_best=True) == exported
+    assert torch.equal(adapter_of(resumed), adapter_of(trainer))
+
+
+def test_without_keep_best_the_last_step_is_exported(make_trainer):
+    trainer = make_trainer(training__learning_rate=0.5, training__max_steps=4, training__eval_steps=1)
+    train(trainer, None)
+    last = adapter_of(trainer).clone()
+    exported = choose_adapter(trainer.model, trainer.validations, 4, keep_best=False)
+    assert exported.step == 4
+    assert exported.validation == trainer.validations.history[-1]
+    assert torch.equal(adapter_of(trainer), last)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])

@@ -117,9 +117,11 @@ def choose_adapter(model: PeftModel, validations: Validations, last_step: int, *
         return Exported(last_step, f"the last step, the best of {len(history)} scorings of val.json", best)
     set_peft_model_state_dict(model, validations.best_weights)
     latest = history[-1]
-    by_loss = best.tool_accuracy == latest.tool_accuracy
-    figures = [f"loss {v.loss:.4f}" if by_loss else f"tool accuracy {v.tool_accuracy:.1%}" for v in (best, latest)]
-    why = f"the best of {len(history)} scorings of val.json: {figures[0]}, against {figures[1]} at step {latest.step}"
+    if best.tool_accuracy == latest.tool_accuracy:
+        figures = f"loss {best.loss:.4f}, against {latest.loss:.4f}"
+    else:
+        figures = f"tool accuracy {best.tool_accuracy:.1%}, against {latest.tool_accuracy:.1%}"
+    why = f"the best of {len(history)} scorings of val.json: {figures} at step {latest.step}"
     return Exported(best.step, why, best)
 
 

@@ -3,6 +3,7 @@
     python train_tool_aware.py --dry-run
     python train_tool_aware.py
     python train_tool_aware.py --output_dir ./output_stage2 --adapter ./output/lora_adapters
+    torchrun --nproc-per-node 2 train_tool_aware.py        # on two GPUs; launch/ has files for accelerate
 
 Reads   config.yaml; data/train.json and data/val.json (yours, or written by prepare_dataset.py); the base model
 Writes  output/lora_adapters/   the adapter, its tokenizer and the prompt template
@@ -15,6 +16,7 @@ Exit    0 done; 2 something to fix; 130/143 interrupted, checkpoint saved
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import statistics
@@ -29,6 +31,7 @@ from tool_aware.config import Config, Environment, add_config_arguments, load_co
 from tool_aware.console import UserError, duration, heading, run, say, table, warn
 from tool_aware.prompt import EncodedExample, encode_example, load_tokenizer
 from tool_aware.records import MANIFEST_NAME, LoadedRows, listing, load_rows, read_manifest, write_manifest
+from tool_aware.training.distributed import Processes, joined
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,6 +56,7 @@ class Job:
     data: dict[str, LoadedRows]  # train and val, as read
     examples: dict[str, list[EncodedExample]]  # train and val, tokenised, without what is too long
     start_from: Path | None  # an earlier adapter
+    processes: Processes  # this one, unless a launcher has started several
 
     @property
     def output_dir(self) -> Path:
@@ -66,28 +70,34 @@ class Job:
         flat = {f"{section}.{key}": value for section in _RUN_SECTIONS for key, value in settings[section].items()}
         kept = {key: value for key, value in flat.items() if key not in _NOT_PART_OF_A_RUN}
         hashes = {f"{split}.json": loaded.sha256 for split, loaded in self.data.items()}
-        return {**kept, **hashes, "adapter": str(self.start_from) if self.start_from else None}
+        return {
+            **kept,
+            **hashes,
+            "adapter": str(self.start_from) if self.start_from else None,
+            "processes": self.processes.count,
+        }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Tell the story of the stage: plan, load, train, export."""
     started_s = time.time()
     arguments = parse_arguments(argv)
-    job = prepare(arguments)
-    print(plan(job))
-    if arguments.dry_run:
-        return 0
-
-    if arguments.overwrite:
-        clear(job.output_dir)
-    resume_from, fallbacks = find_checkpoint(job) if arguments.resume else (None, [])
-    heading("Loading the base model")
-    model = load_trainable(job)
-    heading("Training")
-    summary = fit(job, model, resume_from)
-    heading("Saving")
-    export(job, model, skip_final_model=arguments.skip_final_model)
-    finish(job, summary, fallbacks, started_s)
+    with joined() as processes:
+        job = processes.first(lambda: prepare(arguments, processes)) or prepare(arguments, processes)
+        processes.check_equal("settings or data", job.identity)
+        if processes.is_first:
+            print(plan(job))
+        if arguments.dry_run:
+            return 0
+        resume_from, fallbacks = processes.from_first(processes.first(lambda: starting_point(job, arguments)))
+        heading("Loading the base model")
+        model = load_trainable(job)
+        heading("Training")
+        summary = fit(job, model, resume_from)
+    if processes.is_first:  # the others have done their part
+        heading("Saving")
+        export(job, model, skip_final_model=arguments.skip_final_model)
+        finish(job, summary, fallbacks, started_s)
     return 0
 
 
@@ -110,7 +120,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 # ---- before anything slow -------------------------------------------------------------------------------
 
 
-def prepare(arguments: argparse.Namespace) -> Job:
+def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     """Check settings, output directory, data and model, and tokenise the rows."""
     from tool_aware.base_model import adapter_base, locate_model
 
@@ -121,7 +131,7 @@ def prepare(arguments: argparse.Namespace) -> Job:
     if arguments.adapter:
         adapter_base(arguments.adapter)
     tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
-    return Job(config, environment, tokenizer, data, encode(data, tokenizer, config), arguments.adapter)
+    return Job(config, environment, tokenizer, data, encode(data, tokenizer, config), arguments.adapter, processes)
 
 
 def check_output_dir(output_dir: Path, *, resume: bool, overwrite: bool) -> None:
@@ -194,15 +204,16 @@ def plan(job: Job) -> str:
     from tool_aware.training.schedule import Schedule
 
     config, training = job.config, job.config.training
-    schedule = Schedule.of(config, len(job.examples["train"]))
+    processes = job.processes.count
+    schedule = Schedule.of(config, len(job.examples["train"]), processes)
     facts = [
         ("base model", f"{config.model.name}, {config.quantization.kind}"),
         ("adapter", f"LoRA r={config.lora.r} alpha={config.lora.alpha:g} on {config.lora.target_modules}"),
         (
             "steps",
             f"{schedule.steps}, {schedule.steps / schedule.steps_per_epoch:.3g} epochs, effective batch "
-            f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}, "
-            f"packing {training.packing}",
+            f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
+            f"{f' x {processes} processes' if processes > 1 else ''}, packing {training.packing}",
         ),
         ("memory", memory(job)),
         ("output", str(job.output_dir)),
@@ -260,6 +271,13 @@ def clear(output_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def starting_point(job: Job, arguments: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """Make room for a new run, or choose the checkpoint to go on from; also returns the fallbacks of that choice."""
+    if arguments.overwrite:
+        clear(job.output_dir)
+    return find_checkpoint(job) if arguments.resume else (None, [])
+
+
 def find_checkpoint(job: Job) -> tuple[Path | None, list[str]]:
     """Choose the checkpoint to go on from; damaged ones are put aside and named as fallbacks."""
     from tool_aware.training.checkpoints import newest_valid, refuse_another_run
@@ -312,7 +330,12 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
 
     started_s = time.perf_counter()
     resume_step = step_of(resume_from) if resume_from else 0
-    with Tracker(job.config, job.environment, job.output_dir, resume_step=resume_step) as tracker:
+    is_first = job.processes.is_first
+    with (
+        Tracker(job.config, job.environment, job.output_dir, resume_step=resume_step)
+        if is_first
+        else contextlib.nullcontext()
+    ) as tracker:
         trainer = PackedTrainer(
             model,
             job.config,
@@ -321,6 +344,7 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
             tool_names=ToolNames.of(job.tokenizer, job.config.toolbox),
             tracker=tracker,
             run=job.identity,
+            processes=job.processes,
         )
         train(trainer, resume_from)
     seconds, steps = time.perf_counter() - started_s, trainer.state.global_step

@@ -8,13 +8,12 @@ from transformers import TrainingArguments
 from tool_aware.config import Config
 
 
-def can_use_cuda_graphs(config: Config, processes: int) -> bool:
-    """Tell whether the step can be captured: one GPU, packs, no dropout and no gradient scaler."""
+def can_use_cuda_graphs(config: Config) -> bool:
+    """Tell whether the step can be captured: on a GPU, packs, no dropout and no gradient scaler."""
     return (
         config.optimization.cuda_graphs
         and torch.cuda.is_available()
         and torch.cuda.is_bf16_supported(including_emulation=False)
-        and processes == 1
         and config.lora.dropout == 0
         and config.optimization.optim in ("adamw_torch", "adamw_torch_fused")  # gradients stay in one place
         and config.training.packing != "none"
@@ -24,7 +23,7 @@ def can_use_cuda_graphs(config: Config, processes: int) -> bool:
 def training_arguments(config: Config) -> TrainingArguments:
     """Translate config.yaml into transformers' terms; reporting and mixed precision stay off, they are ours."""
     training = config.training
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(training.output_dir),
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps or -1,
@@ -44,10 +43,12 @@ def training_arguments(config: Config) -> TrainingArguments:
         seed=training.seed,
         use_cpu=not torch.cuda.is_available(),
         fp16=torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False),
-        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         label_names=["labels"],
     )
+    # Without a launcher this process trains on one GPU; Trainer would copy the model to all, by DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -1,8 +1,9 @@
-"""How many steps a run takes. Without torch, so that a plan is quick."""
+"""How many steps a run takes, and which rows each of them. Without torch, so that a plan is quick."""
 
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 
 from tool_aware.config import Config
@@ -25,3 +26,24 @@ class Schedule:
         per_epoch = math.ceil(examples / effective)
         steps = training.max_steps or math.ceil(training.num_train_epochs * per_epoch)
         return cls(examples, effective, per_epoch, steps)
+
+
+class MicroBatches:
+    """The micro-batches of one epoch on one process, as a dataset: item i is a list of row numbers.
+
+    The order depends on (seed, epoch) alone, so a resumed run continues where it was. An effective batch is the same
+    rows on any number of processes; at the end of an epoch there may be fewer rows than processes, and some have none.
+    """
+
+    def __init__(self, examples: int, size: int, seed: int, *, rank: int = 0, processes: int = 1) -> None:
+        self.examples, self.size, self.seed, self.rank, self.processes = examples, size, seed, rank, processes
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.examples / (self.size * self.processes))
+
+    def __getitem__(self, index: int) -> list[int]:
+        order = list(range(self.examples))
+        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        start = index * self.size * self.processes
+        return order[start : start + self.size * self.processes][self.rank :: self.processes]

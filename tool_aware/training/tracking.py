@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,21 @@ class Throughput:
         self._examples = self._tokens = 0
         self._started_s = time.perf_counter()
         return figures
+
+
+def together(laps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join the laps of several processes into that of the run: examples and tokens of all, the highest peak."""
+    examples, tokens = (sum(lap[name] for lap in laps) for name in ("examples", "tokens"))
+    peaks = [lap["peak_gib"] for lap in laps if lap["peak_gib"] is not None]
+    seconds = laps[0]["seconds"]
+    return {
+        **laps[0],
+        "examples": examples,
+        "tokens": tokens,
+        "examples_per_s": round(examples / seconds, 2),
+        "tokens_per_s": round(tokens / seconds, 1),
+        "peak_gib": max(peaks, default=None),
+    }
 
 
 def step_line(values: Mapping[str, Any]) -> str:

@@ -1,14 +1,13 @@
 """The training loop: transformers' Trainer, fed with packs, stopped cleanly, checkpointed whole.
 
 The loss of an optimizer step is the mean over all label tokens of its effective batch, whatever the packing, the
-micro-batch or the number of GPUs. Labels are the completion and its EOS.
+micro-batch or the number of GPUs (distributed.py). Labels are the completion and its EOS.
 """
 
 from __future__ import annotations
 
-import math
-import random
 import signal
+import tempfile
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import get_peft_model_state_dict
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -29,11 +28,12 @@ from tool_aware.training.arguments import can_use_cuda_graphs, training_argument
 from tool_aware.training.attention import BLOCK, attention_mask
 from tool_aware.training.checkpoints import new_checkpoint, remove_old
 from tool_aware.training.choice import ToolNames, label_count
+from tool_aware.training.distributed import ALONE, Processes, digest, gradients_of, tensors_of
 from tool_aware.training.loss import label_losses, without_head
 from tool_aware.training.optimizer import FlatAdamW, build_optimizer, clip_
 from tool_aware.training.packing import Pack, pack
-from tool_aware.training.schedule import Schedule
-from tool_aware.training.tracking import Throughput, Tracker, step_line, validation_line
+from tool_aware.training.schedule import MicroBatches, Schedule
+from tool_aware.training.tracking import Throughput, Tracker, step_line, together, validation_line
 from tool_aware.training.validation import Validation, Validations, score
 
 if TYPE_CHECKING:
@@ -44,36 +44,17 @@ if TYPE_CHECKING:
 _ROWS_NAMED = 5  # of a step that went wrong
 
 
-class MicroBatches(Dataset):
-    """The micro-batches of one epoch on one process: item i is a list of row numbers.
-
-    The order depends on (seed, epoch) alone, so a resumed run continues where it was. An effective batch means the same
-    rows on any number of processes. If the last one is too small for every process to have a row, the epoch's first
-    rows fill it up.
-    """
-
-    def __init__(self, examples: int, size: int, seed: int, *, rank: int = 0, processes: int = 1) -> None:
-        self.examples, self.size, self.seed, self.rank, self.processes = examples, size, seed, rank, processes
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return math.ceil(self.examples / (self.size * self.processes))
-
-    def __getitem__(self, index: int) -> list[int]:
-        order = list(range(self.examples))
-        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        start = index * self.size * self.processes
-        rows = order[start : start + self.size * self.processes]
-        rows += order[: max(0, self.processes - len(rows))]
-        return rows[self.rank :: self.processes]
-
-
 class NotFiniteError(UserError):
     """The loss or a gradient became infinite or NaN; the optimizer has not used it."""
 
 
 class PackedTrainer(Trainer):
-    """transformers' Trainer on packs of `train`; `run` identifies the run in its checkpoints."""
+    """transformers' Trainer on packs of `train`; `run` identifies the run in its checkpoints.
+
+    Of several processes only the first has a tracker, and writes.
+    """
+
+    processes: Processes = ALONE
 
     def __init__(
         self,
@@ -83,22 +64,24 @@ class PackedTrainer(Trainer):
         train: Sequence[EncodedExample],
         val: Sequence[EncodedExample],
         tool_names: ToolNames,
-        tracker: Tracker,
+        tracker: Tracker | None,
         run: dict[str, Any],
+        processes: Processes = ALONE,
     ) -> None:
         arguments = training_arguments(config)
         self.config, self.examples, self.val_examples, self.tool_names = config, train, val, tool_names
-        self.tracker, self.run_identity = tracker, run
-        self.schedule = Schedule.of(config, len(train), arguments.world_size)
+        self.tracker, self.run_identity, self.processes = tracker, run, processes
+        self.schedule = Schedule.of(config, len(train), processes.count)
         self.micro_batches = MicroBatches(
             len(train),
             config.training.per_device_train_batch_size,
             config.training.seed,
-            rank=arguments.process_index,
-            processes=arguments.world_size,
+            rank=processes.rank,
+            processes=processes.count,
         )
         self.micro_batch_limit = config.training.per_device_train_batch_size
-        self.stop_signal: int | None = None
+        self.signal_received: int | None = None
+        self.stop_signal: int | None = None  # what all processes have agreed on
         self.validations = Validations()
         self._rows_of_step: list[int] = []
         self._graphed_step: GraphedStep | None = None
@@ -107,7 +90,7 @@ class PackedTrainer(Trainer):
             model, arguments, train_dataset=self.micro_batches, eval_dataset=list(val), callbacks=[_Bookkeeping(self)]
         )
         self.remove_callback(PrinterCallback)
-        self._use_cuda_graphs = can_use_cuda_graphs(config, arguments.world_size)
+        self._use_cuda_graphs = can_use_cuda_graphs(config)
 
     # -- data --
 
@@ -124,11 +107,12 @@ class PackedTrainer(Trainer):
         return 0
 
     def _get_num_items_in_batch(self, batch_samples: list[list[int]], device: torch.device) -> torch.Tensor:
-        """Count the labels of one optimizer step over all processes."""
+        """Count the labels of one optimizer step over all processes; by the way they agree whether it is the last."""
         self._rows_of_step = [row for rows in batch_samples for row in rows]
         labels = sum(label_count(self.examples[row]) for row in self._rows_of_step)
-        count = torch.tensor(labels, device=device)
-        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+        shares = self.processes.gather((labels, self.signal_received))
+        self.stop_signal = next((signum for _, signum in shares if signum is not None), None)
+        return torch.tensor(sum(labels for labels, _ in shares), device=device)
 
     # -- one micro-step --
 
@@ -150,7 +134,8 @@ class PackedTrainer(Trainer):
             self.micro_batch_limit = -(-min(self.micro_batch_limit, len(inputs)) // 2)
             warn(
                 f"out of GPU memory: micro-batches are split into {self.micro_batch_limit} examples from here on "
-                "(the effective batch stays the same)"
+                "(the effective batch stays the same)",
+                from_any_process=True,
             )
 
     def _copy_of_gradients(self) -> list[torch.Tensor | None]:
@@ -174,12 +159,11 @@ class PackedTrainer(Trainer):
             if self._graphed_step:
                 total += self._graphed_step(packed, labels_in_step)
             else:
-                # DDP averages gradients over processes, while labels_in_step counts the labels of all of them.
-                loss = self._losses(model, packed).sum() / labels_in_step * self.args.world_size
+                loss = self._losses(model, packed).sum() / labels_in_step
                 self.accelerator.backward(loss)
                 total += loss.detach()
             self.throughput.add(packed.examples, packed.input_ids.numel())
-        return total
+        return total * self.processes.count  # Trainer logs the mean over processes, and the sum is what counts
 
     def _pack(self, rows: Sequence[int]) -> Pack:
         packed = pack([self.examples[row] for row in rows], self.config.training.packing, multiple_of=self._multiple_of)
@@ -224,6 +208,7 @@ class PackedTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer that config.yaml names, over the adapter's parameters."""
         if self.optimizer is None:
+            self.processes.copy_from_first_(self._trainable())
             self.optimizer = build_optimizer(self._trainable(), self.config)
             if isinstance(self.optimizer, FlatAdamW):
                 self.model.zero_grad = self.optimizer.zero_grad  # Trainer calls the model's
@@ -233,8 +218,13 @@ class PackedTrainer(Trainer):
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         return optimizer if isinstance(optimizer, FlatAdamW) else None
 
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: object = None) -> nn.Module:
+        # Neither into DistributedDataParallel nor to another place: the parameters are views of the optimizer's buffer.
+        return self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         flat = self._flat_optimizer()
+        self.processes.sum_([flat.collect_gradients()] if flat else gradients_of(self._trainable()))
         if flat and self.accelerator.scaler is None:
             norm = clip_(flat.collect_gradients(), self.config.training.max_grad_norm)
         else:
@@ -247,14 +237,16 @@ class PackedTrainer(Trainer):
     def _stop_at_not_finite(self) -> None:
         self.model.zero_grad()
         self._save_checkpoint(self.model, None)
-        rows = self._rows_with_infinite_loss() or self._rows_of_step
+        found = self.processes.gather((self._rows_with_infinite_loss(), self._rows_of_step))
+        rows = [row for infinite, _ in found for row in infinite] or [row for _, taken in found for row in taken]
         shown = ", ".join(str(row + 1) for row in rows[:_ROWS_NAMED]) + (", ..." if len(rows) > _ROWS_NAMED else "")
-        raise NotFiniteError(
+        error = NotFiniteError(
             f"the loss or its gradient is not finite at step {self.state.global_step + 1}; "
             f"the state before it is saved. Rows of train.json (counted from 1): {shown}",
             where=str(self.args.output_dir),
             fix="look at these rows, or lower training.learning_rate; then start anew with --overwrite",
         )
+        raise self.processes.stop_together(error)
 
     @torch.no_grad()
     def _rows_with_infinite_loss(self) -> list[int]:
@@ -272,7 +264,14 @@ class PackedTrainer(Trainer):
     def _score(self) -> Validation:
         self.model.eval()
         size = self.config.training.per_device_eval_batch_size
-        found = score(self.val_examples, size, self._answer_states, self.tool_names, step=self.state.global_step)
+        found = score(
+            self.val_examples,
+            size,
+            self._answer_states,
+            self.tool_names,
+            step=self.state.global_step,
+            processes=self.processes,
+        )
         self.model.train()
         return found
 
@@ -285,7 +284,10 @@ class PackedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Turn Trainer's logs into one line of metrics.jsonl and of the terminal."""
-        if "loss" not in logs or not self.args.should_save:
+        if "loss" not in logs:
+            return
+        laps = self.processes.gather(self.throughput.lap(self.state.global_step, self.state.max_steps))
+        if not self.tracker:
             return
         values = {
             "step": self.state.global_step,
@@ -294,7 +296,7 @@ class PackedTrainer(Trainer):
             "loss": logs["loss"],
             "lr": logs["learning_rate"],
             "grad_norm": float(logs["grad_norm"]),
-            **self.throughput.lap(self.state.global_step, self.state.max_steps),
+            **together(laps),
         }
         self.tracker.log(values)
         say(step_line(values))
@@ -304,7 +306,7 @@ class PackedTrainer(Trainer):
         with self.throughput.paused():
             found = self._score()
         self.validations.add(found, lambda: get_peft_model_state_dict(self.model, save_embedding_layers=False))
-        if self.args.should_save:
+        if self.tracker:
             values = {"step": found.step, "steps": self.schedule.steps, **found.as_dict()}
             self.tracker.log(values)
             say(validation_line(values))
@@ -336,19 +338,33 @@ class PackedTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         with self.throughput.paused():
-            if self.args.should_save:
-                with new_checkpoint(Path(self.args.output_dir), self.state.global_step, self.run_identity) as folder:
-                    self._write_checkpoint(folder)
-                remove_old(Path(self.args.output_dir), self.config.training.save_total_limit)
-            self.accelerator.wait_for_everyone()
+            self.check_replicas()
+            random_states = self.processes.gather(self._random_state())
+            self.processes.first(lambda: self._write_checkpoint(random_states))
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        self.model.save_pretrained(folder, save_embedding_layers=False)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_scaler(str(folder))
-        self._save_rng_state(str(folder))
-        self.validations.save(folder, self.state.global_step)
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+    def _write_checkpoint(self, random_states: list[dict[str, bytes]]) -> None:
+        output_dir, step = Path(self.args.output_dir), self.state.global_step
+        with new_checkpoint(output_dir, step, self.run_identity) as folder:
+            self.model.save_pretrained(folder, save_embedding_layers=False)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            for name, content in (file for files in random_states for file in files.items()):
+                (folder / name).write_bytes(content)
+            self.validations.save(folder, step)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        remove_old(output_dir, self.config.training.save_total_limit)
+
+    def _random_state(self) -> dict[str, bytes]:
+        """Name and content of the file with the states of this process's random number generators."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_rng_state(folder)
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+    def check_replicas(self) -> None:
+        """Raise UserError unless every process has the same adapter and optimizer state, to the bit."""
+        if self.processes.count > 1:
+            state = digest([*self._trainable(), *tensors_of(self.optimizer.state_dict())])
+            self.processes.check_equal("the adapters or their optimizers", state, where=str(self.args.output_dir))
 
 
 class _Bookkeeping(TrainerCallback):
@@ -358,12 +374,15 @@ class _Bookkeeping(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.check_replicas()
         self._trainer.throughput.start(self._trainer.state.global_step)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.micro_batches.epoch = int(state.epoch or 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if self._trainer.processes.count == 1:  # no need to wait until the others know
+            self._trainer.stop_signal = self._trainer.signal_received
         is_stopped = self._trainer.stop_signal is not None and state.global_step < state.max_steps
         if is_stopped:
             control.should_save = control.should_training_stop = True
@@ -379,9 +398,9 @@ def train(trainer: PackedTrainer, resume_from: Path | None) -> None:
     """
 
     def remember(signum: int, _frame: object) -> None:
-        if trainer.stop_signal is not None:
+        if trainer.signal_received is not None:
             raise Interrupted(signum)
-        trainer.stop_signal = signum
+        trainer.signal_received = signum
         say(f"{signal.Signals(signum).name}: saving a checkpoint after this step (again to stop at once)")
 
     previous = {signum: signal.signal(signum, remember) for signum in (signal.SIGINT, signal.SIGTERM)}

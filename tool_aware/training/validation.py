@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tool_aware.prompt import EncodedExample
 from tool_aware.records import read_json, write_json
 from tool_aware.training.choice import ToolNames, right_choices
+from tool_aware.training.distributed import ALONE, Processes
 from tool_aware.training.loss import label_losses
 
 if TYPE_CHECKING:
@@ -126,14 +127,31 @@ def choose_adapter(model: PeftModel, validations: Validations, last_step: int, *
 
 
 def score(
-    examples: Sequence[EncodedExample], batch_size: int, answer_states: AnswerStates, names: ToolNames, *, step: int
+    examples: Sequence[EncodedExample],
+    batch_size: int,
+    answer_states: AnswerStates,
+    names: ToolNames,
+    *,
+    step: int,
+    processes: Processes = ALONE,
 ) -> Validation:
-    """Score `examples` after `step` steps, `batch_size` of them in a forward pass."""
-    loss, labels, right = 0.0, 0, 0
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
-        packed, hidden, head_weight = answer_states(batch)
-        loss += label_losses(hidden, head_weight, packed.labels).sum().item()
-        labels += len(packed.labels)
-        right += right_choices([batch[i] for i in packed.order], hidden, head_weight, names)
+    """Score `examples` after `step` steps, `batch_size` of them in a forward pass.
+
+    Processes share the batches between them. Sums are taken in the order of the batches, so that their number changes
+    nothing.
+    """
+    batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+    share = [_score_batch(batch, answer_states, names) for batch in batches[processes.rank :: processes.count]]
+    shares = processes.gather(share)
+    scored = [shares[index % processes.count][index // processes.count] for index in range(len(batches))]
+    loss, labels, right = (sum(column) for column in zip(*scored, strict=True))
     return Validation(step, loss / labels, right / len(examples), len(examples))
+
+
+def _score_batch(
+    batch: Sequence[EncodedExample], answer_states: AnswerStates, names: ToolNames
+) -> tuple[float, int, int]:
+    """Return the summed loss, the labels and the right choices of a batch."""
+    packed, hidden, head_weight = answer_states(batch)
+    loss = label_losses(hidden, head_weight, packed.labels).sum().item()
+    return loss, len(packed.labels), right_choices([batch[i] for i in packed.order], hidden, head_weight, names)

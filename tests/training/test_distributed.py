@@ -1,0 +1,153 @@
+"""Several processes train as one: over gloo on the CPU, with real processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tool_aware.console import Interrupted, UserError, exit_code_of
+from tool_aware.training.distributed import Processes, digest, gradients_of, joined, tensors_of
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+TOLERANCE = 1e-5  # of the loss, relative: float32 sums in another order
+SCRIPT = str(REPOSITORY / "train_tool_aware.py")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def places(count: int) -> list[dict[str, str]]:
+    """What a launcher puts into the environment of each of `count` processes."""
+    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    common["MASTER_PORT"] = str(free_port())
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+# ---- what processes say to each other ---------------------------------------------------------------------
+
+
+class Raised(NamedTuple):
+    """What ended the action of a process; `message` is None where nobody is told."""
+
+    kind: str
+    message: str | None
+    exit_code: int
+
+
+def together(action: Callable[[Processes], Any], count: int = 2) -> list[Any]:
+    """Run `action` in `count` forked processes that have joined; returns what each returned, or Raised."""
+    context = multiprocessing.get_context("fork")
+
+    def work(place: dict[str, str], answer: Any) -> None:
+        os.environ.update(place)
+        try:
+            with joined() as processes:
+                result = action(processes)
+            answer.send(result)
+        except BaseException as error:
+            message = None if getattr(error, "is_silent", False) else str(error)
+            answer.send(Raised(type(error).__name__, message, exit_code_of(error)))
+
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    workers = [
+        context.Process(target=work, args=(place, sender), daemon=True)
+        for place, (_, sender) in zip(places(count), pipes, strict=True)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    return [receiver.recv() if receiver.poll() else None for receiver, _ in pipes]
+
+
+def test_a_process_without_a_launcher_is_alone(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with joined() as processes:
+        assert (processes.rank, processes.count, processes.is_first) == (0, 1, True)
+        assert processes.gather("x") == ["x"]
+        assert processes.first(lambda: 3) == 3
+        processes.check_equal("values", 1)
+
+
+def test_gathered_values_come_in_the_order_of_the_processes():
+    assert together(lambda p: p.gather({"rank": p.rank}), count=3) == [[{"rank": 0}, {"rank": 1}, {"rank": 2}]] * 3
+
+
+def test_gradients_are_summed_whatever_their_shapes_and_missing_ones_are_zero():
+    def action(processes: Processes) -> list[list[float]]:
+        parameters = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(1, 2))]
+        parameters[0].grad = torch.tensor([1.0, 2.0]) * (processes.rank + 1)
+        if processes.rank == 1:
+            parameters[1].grad = torch.tensor([[5.0, 6.0]])
+        processes.sum_(gradients_of(parameters))
+        return [parameter.grad.flatten().tolist() for parameter in parameters]
+
+    assert together(action) == [[[3.0, 6.0], [5.0, 6.0]]] * 2
+
+
+def test_all_start_from_the_first_ones_weights():
+    def action(processes: Processes) -> list[float]:
+        weight = torch.nn.Parameter(torch.full((2,), float(processes.rank)))
+        processes.copy_from_first_([weight])
+        return weight.tolist()
+
+    assert together(action) == [[0.0, 0.0]] * 2
+
+
+def test_what_the_first_process_fails_at_stops_all_with_one_message():
+    def action(processes: Processes) -> None:
+        def fail() -> None:
+            raise UserError("the disk is full")
+
+        processes.first(fail)
+
+    first, second = together(action)
+    assert first == Raised("UserError", "the disk is full", 2)
+    assert second == Raised("SaidElsewhere", None, 2)
+
+
+def test_an_interrupted_first_process_takes_the_others_along_with_its_exit_code():
+    def action(processes: Processes) -> None:
+        def stop() -> None:
+            raise Interrupted(signal.SIGTERM)
+
+        processes.first(stop)
+
+    assert together(action) == [Raised("Interrupted", "SIGTERM", 143), Raised("SaidElsewhere", None, 143)]
+
+
+def test_differing_values_name_the_odd_processes():
+    first, _, third = together(lambda p: p.check_equal("settings", p.rank == 2, where="here"), count=3)
+    assert first.message == "here: settings differ between the processes: 2 from 0"
+    assert third == Raised("SaidElsewhere", None, 2)
+
+
+def test_a_lost_process_is_an_error_and_not_a_hang():
+    def action(processes: Processes) -> None:
+        processes.gather("all are here")
+        if processes.rank == 1:
+            os._exit(9)
+        processes.gather(None)
+
+    survivor, lost = together(action)
+    assert survivor.kind == "PeerLost"
+    assert "another process of this run has ended" in survivor.message
+    assert lost is None
+
+
+def test_a_digest_sees_every_bit_of_every_precision():
+    state = {"a": [torch.ones(2, dtype=torch.bfloat16)], "b": {"c": torch.ones(1)}, "d": 3}
+    before = digest(tensors_of(state))
+    state["a"][0].view(torch.int16)[1] ^= 1
+    assert digest(tensors_of(state)) != before

@@ -1,0 +1,198 @@
+"""Several processes, one GPU each, that train together as one.
+
+`torchrun` and `accelerate launch` start them and tell each its place by environment variables. Each computes its share
+of an effective batch, and the gradients are summed once an optimizer step. DistributedDataParallel is not used: it
+reduces bucket by bucket in the backward pass, which cannot be replayed as a CUDA graph, and gains nothing where all
+gradients are one buffer of 40 MB.
+
+What one process says or decides goes through gloo on the CPU, gradients through NCCL where there are GPUs. Every
+process calls the same methods of `Processes` in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tool_aware.console import Interrupted, UserError, exit_code_of
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+# Longer than any process waits for another: compiling, or the first one writing a checkpoint to a slow disk.
+PATIENCE = timedelta(minutes=30)
+
+
+class SaidElsewhere(UserError):
+    """All processes stop for one reason; this is not the one that tells it."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("see the message of the first process")
+        self.exit_code, self.is_silent = exit_code, True
+
+
+class PeerLost(UserError):
+    """Another process of the run has ended. Its own message says why."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run has ended; its message says why", fix="go on with --resume")
+        self.exit_code = 1
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one run, seen from number `rank` of `count`."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Return what each process gave, in their order; all wait for the last. Raises PeerLost."""
+        if self.count == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.count
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise PeerLost from error
+        return values
+
+    def first(self, action: Callable[[], T]) -> T | None:
+        """Let the first process act while the others wait; returns its result there, None elsewhere.
+
+        Where it fails, the others raise SaidElsewhere with its exit code.
+        """
+        result, failure = None, None
+        if self.is_first:
+            try:
+                result = action()
+            except BaseException as error:
+                failure = error
+        exit_code = self.gather(exit_code_of(failure) if failure else 0)[0]
+        if failure:
+            raise failure
+        if exit_code:
+            raise SaidElsewhere(exit_code)
+        return result
+
+    def from_first(self, value: T) -> T:
+        """Return the first process's value."""
+        return self.gather(value if self.is_first else None)[0]
+
+    def stop_together(self, error: UserError) -> UserError:
+        """Return what to raise where all processes raise the same error: it is told once."""
+        return error if self.is_first else SaidElsewhere(error.exit_code)
+
+    def check_equal(self, what: str, value: object, *, where: str | None = None, fix: str | None = None) -> None:
+        """Raise UserError, on all processes, if `value` is not the same on each."""
+        values = self.gather(value)
+        others = [rank for rank, other in enumerate(values) if other != values[0]]
+        if others:
+            odd = ", ".join(map(str, others))
+            error = UserError(f"{what} differ between the processes: {odd} from 0", where=where, fix=fix)
+            raise self.stop_together(error)
+
+    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in place and in one go."""
+        if self.count == 1 or not tensors:
+            return
+        import torch
+        import torch.distributed as dist
+
+        whole = tensors[0] if len(tensors) == 1 else torch._utils._flatten_dense_tensors(tensors)
+        dist.all_reduce(whole)
+        if len(tensors) > 1:
+            torch._foreach_copy_(list(tensors), list(torch._utils._unflatten_dense_tensors(whole, tensors)))
+
+    def copy_from_first_(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite each tensor with the first process's."""
+        if self.count == 1:
+            return
+        import torch.distributed as dist
+
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+
+
+ALONE = Processes()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the processes that a launcher has started; without one this process is alone, and torch is not loaded."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group(_backend(), timeout=PATIENCE)
+    processes = Processes(dist.get_rank(), dist.get_world_size())
+    try:
+        yield processes
+    except PeerLost:
+        raise  # leaving the group in order would mean waiting for the lost one
+    except (UserError, Interrupted):
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _backend() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "gloo"
+    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU of its own: there are {gpus}",
+            fix=f"torchrun --nproc-per-node {gpus}",
+        )
+    torch.cuda.set_device(local_rank)
+    return "cpu:gloo,cuda:nccl"
+
+
+def digest(tensors: Iterable[torch.Tensor]) -> str:
+    """Return the sha256 of the bytes of `tensors`, whatever device they are on."""
+    import torch
+
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+    return total.hexdigest()
+
+
+def tensors_of(state: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested dicts and lists, in order."""
+    import torch
+
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for item in state.values() if isinstance(state, dict) else state:
+            yield from tensors_of(item)
+
+
+def gradients_of(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """Return the gradients, making zeros of those that are missing: a process may have had no rows."""
+    import torch
+
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config import Config, Environment
 from tool_aware.prompt import EncodedExample
+from tool_aware.training.distributed import ALONE, Processes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,7 +71,9 @@ class TimedSteps:
     was_split: bool
 
 
-def train_timed(model: PeftModel, config: Config, examples: Sequence[EncodedExample]) -> TimedSteps:
+def train_timed(
+    model: PeftModel, config: Config, examples: Sequence[EncodedExample], processes: Processes = ALONE
+) -> TimedSteps:
     """Train a prepared model as train_tool_aware.py does, without checkpoints, and time each optimizer step."""
     from tool_aware.training.choice import ToolNames
     from tool_aware.training.tracking import Tracker
@@ -95,8 +98,9 @@ def train_timed(model: PeftModel, config: Config, examples: Sequence[EncodedExam
         update={"logging": config.logging.model_copy(update={"logging_steps": 1, "tensorboard": False})}
     )
     with Tracker(config, Environment(), config.training.output_dir) as tracker:
+        names = ToolNames(0, [[1]])
         trainer = Timed(
-            model, config, train=list(examples), val=[], tool_names=ToolNames(0, [[1]]), tracker=tracker, run={}
+            model, config, train=examples, val=[], tool_names=names, tracker=tracker, run={}, processes=processes
         )
         trainer._save_checkpoint = lambda *_: None
         train(trainer, None)

@@ -9,6 +9,7 @@ Reads   config.yaml; data/train.json and data/val.json (yours, or written by pre
 Writes  output/lora_adapters/   the adapter, its tokenizer and the prompt template
         output/final_model/     the base model with the adapter merged in
         output/checkpoint-*/    to go on from with --resume
+        output/README.md, output/training.png   the run card and its curves
         output/metrics.jsonl, output/runs/ (TensorBoard), output/manifest.json
 Exit    0 done; 2 something to fix; 130/143 interrupted, checkpoint saved
 """
@@ -260,10 +261,13 @@ def length_percentiles(examples: Sequence[EncodedExample]) -> tuple[str, str, st
 
 def clear(output_dir: Path) -> None:
     """Delete what an earlier run of this stage left, and nothing else that may lie there."""
+    from tool_aware.training.curves import CURVES_NAME
     from tool_aware.training.export import ADAPTERS_FOLDER, FINAL_MODEL_FOLDER
+    from tool_aware.training.run_card import CARD_NAME
     from tool_aware.training.tracking import METRICS_NAME, TENSORBOARD_FOLDER
 
-    ours = [MANIFEST_NAME, METRICS_NAME, ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, TENSORBOARD_FOLDER]
+    files = [MANIFEST_NAME, METRICS_NAME, CURVES_NAME, CARD_NAME]
+    ours = [*files, ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, TENSORBOARD_FOLDER]
     for path in [*(output_dir / name for name in ours), *output_dir.glob("checkpoint-*"), *output_dir.glob(".*.part")]:
         if path.is_dir():
             shutil.rmtree(path)
@@ -372,10 +376,26 @@ def export(job: Job, model: PeftModel, *, skip_final_model: bool) -> None:
 
 
 def finish(job: Job, summary: Summary, fallbacks: list[str], started_s: float) -> None:
-    """Write the manifest, which marks the run as finished, and say what to do next."""
+    """Write the run card and last the manifest, which marks the run as finished; say what to do next."""
     from tool_aware.training.export import ADAPTERS_FOLDER
+    from tool_aware.training.run_card import CARD_NAME, RunFacts, device_name, license_of, write_run_card
 
-    exported = summary.exported
+    exported, adapters = summary.exported, job.output_dir / ADAPTERS_FOLDER
+    facts = RunFacts(
+        job.config,
+        adapters,
+        data={split: (len(job.examples[split]), loaded.sha256) for split, loaded in job.data.items()},
+        steps=summary.steps,
+        exported_step=exported.step,
+        why_exported=exported.why,
+        validation=exported.validation.as_dict() if exported.validation else None,
+        device=device_name(),
+        license=license_of(job.config.model),
+    )
+    write_run_card(job.output_dir, facts)
+    say(f"{job.output_dir / CARD_NAME}: the run in figures and curves")
+    # evaluate.py adds its results to the adapter's card, so that file is not pinned
+    pinned = sorted(path for path in adapters.iterdir() if path.is_file() and path.name != CARD_NAME)
     write_manifest(
         job.output_dir,
         stage="train",
@@ -383,14 +403,14 @@ def finish(job: Job, summary: Summary, fallbacks: list[str], started_s: float) -
         seed=job.config.training.seed,
         started_s=started_s,
         inputs=[job.config.dataset.dir / f"{split}.json" for split in job.data],
-        outputs=sorted(path for path in (job.output_dir / ADAPTERS_FOLDER).iterdir() if path.is_file()),
+        outputs=pinned,
         counts={split: len(examples) for split, examples in job.examples.items()},
         fallbacks=fallbacks,
         steps=summary.steps,
         training_seconds=round(summary.seconds, 1),
         peak_gib=summary.peak_gib,
         exported={"step": exported.step, "why": exported.why},
-        validation=exported.validation.as_dict() if exported.validation else None,
+        validation=facts.validation,
     )
     print(f"\nTrained {summary.steps} steps in {duration(summary.seconds)}. Next: python evaluate.py")
 

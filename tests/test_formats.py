@@ -100,10 +100,12 @@ def test_every_file_of_the_evaluation_stage_is_described(tmp_path, toy_rows, con
 def test_every_file_of_the_training_stage_is_described():
     from tool_aware.evaluation.endpoint import PROBE_NAME
     from tool_aware.evaluation.output import THRESHOLDS_NAME
-    from tool_aware.training import checkpoints, export, tracking
+    from tool_aware.training import checkpoints, curves, export, run_card, tracking, validation
 
     text = SECTIONS["Stage 2: output"]
-    files = (export.PROMPT_FILE, checkpoints.CHECKPOINT_MANIFEST, tracking.METRICS_NAME, THRESHOLDS_NAME, PROBE_NAME)
+    files = (export.PROMPT_FILE, checkpoints.CHECKPOINT_MANIFEST, validation.VALIDATIONS_FILE,
+             validation.BEST_WEIGHTS_FILE, tracking.METRICS_NAME, curves.CURVES_NAME, run_card.CARD_NAME,
+             THRESHOLDS_NAME, PROBE_NAME)  # fmt: skip
     folders = (export.ADAPTERS_FOLDER, export.FINAL_MODEL_FOLDER, tracking.TENSORBOARD_FOLDER)
     assert all(f"`{name}`" in text for name in files)
     assert all(f"`{name}/`" in text for name in folders)

@@ -51,6 +51,7 @@ def test_a_run_leaves_every_file_the_readme_lists(train):
     assert result.returncode == 0, result.stderr
     names = {path.name for path in train.output.iterdir()}
     assert {"lora_adapters", "final_model", "manifest.json", "metrics.jsonl", "runs", "checkpoint-4"} <= names
+    assert {"README.md", "training.png"} <= names
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         p.name for p in (train.output / "final_model").iterdir()
     }
@@ -60,6 +61,8 @@ def test_a_run_leaves_every_file_the_readme_lists(train):
     manifest = json.loads((train.output / "manifest.json").read_text())
     assert manifest["steps"] == 4
     assert manifest["outputs"]["lora_adapters/adapter_model.safetensors"]
+    assert "lora_adapters/README.md" not in manifest["outputs"]  # evaluate.py will add its results to it
+    assert f"exporting the adapter of step {manifest['exported']['step']}" in result.stderr
     assert "python evaluate.py" in result.stdout
 
     message = refused(train())

@@ -244,7 +244,7 @@ def write_manifest(
         "seed": seed,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "versions": _package_versions(),
+        "versions": package_versions(),
         "counts": dict(counts or {}),
         "fallbacks": list(fallbacks),
         **details,
@@ -272,7 +272,8 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the libraries that results depend on, as far as they are installed."""
     versions = {}
     for name in _VERSIONED_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -32,7 +32,7 @@ from tool_aware.config import Config, Environment, add_config_arguments, load_co
 from tool_aware.console import UserError, duration, heading, run, say, table, warn
 from tool_aware.prompt import EncodedExample, encode_example, load_tokenizer
 from tool_aware.records import MANIFEST_NAME, LoadedRows, listing, load_rows, read_manifest, write_manifest
-from tool_aware.training.distributed import Processes, joined
+from tool_aware.training.distributed import Processes, hint_at_launcher, joined
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -332,6 +332,8 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
     from tool_aware.training.trainer import PackedTrainer, train
     from tool_aware.training.validation import choose_adapter
 
+    if hint := hint_at_launcher(job.processes):
+        say(hint)
     started_s = time.perf_counter()
     resume_step = step_of(resume_from) if resume_from else 0
     is_first = job.processes.is_first

@@ -7,7 +7,7 @@
 For every number of GPUs the processes are started once and train each case in turn, on the same random weights: 260
 tokens that all examples begin with, a query of 24, an answer of 80. Every GPU gets as many examples a step as one that
 is alone, so linear means N times the examples a second; `efficiency` is the part of that which is reached. Figures are
-medians after the warm-up, of the slowest process: a step ends when all have its gradients. Beforehand a few steps of one
+medians after the warm-up, of the slowest process: a step ends when all have its gradients. Beforehand a few steps of an
 effective batch are taken, shared by all GPUs, and their losses compared with one GPU's.
 
 Reads   nothing

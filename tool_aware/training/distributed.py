@@ -166,6 +166,16 @@ def _backend() -> str:
     return "cpu:gloo,cuda:nccl"
 
 
+def hint_at_launcher(processes: Processes) -> str | None:
+    """Say how to use all GPUs that are visible, if there are more than this run uses."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if processes.count > 1 or gpus < 2:
+        return None
+    return f"one of {gpus} GPUs is used; all of them: torchrun --nproc-per-node {gpus} train_tool_aware.py ..."
+
+
 def digest(tensors: Iterable[torch.Tensor]) -> str:
     """Return the sha256 of the bytes of `tensors`, whatever device they are on."""
     import torch

@@ -49,25 +49,27 @@ from tool_aware.records import write_json
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
 WARM_UP_STEPS = 4
 # name -> (stack, examples per optimizer step, overrides of config.yaml)
-LEAN = {"optimization.compile": "true", "optimization.cuda_graphs": "true"}
+KEEP = "optimization.kept_layers"
+NO_CHECKPOINTS = {"optimization.gradient_checkpointing": "false"}
+OFFLOAD = {"optimization.offload": "true"}
 ROWS: dict[str, tuple[str, int, dict[str, str]]] = {
     "stock": ("stock", 8, {"training.per_device_train_batch_size": "1"}),
     "stock-padded": ("stock", 16, {"training.per_device_train_batch_size": "16"}),
     "unsloth": ("unsloth", 24, {"training.per_device_train_batch_size": "24"}),
-    "ours-32-default": ("ours", 32, {}),
-    "ours-32-graph-only": ("ours", 32, {"optimization.cuda_graphs": "true"}),
-    "ours-32-no-graph": ("ours", 32, {**LEAN, "optimization.cuda_graphs": "false"}),
-    "ours-8": ("ours", 8, LEAN),
-    "ours-16": ("ours", 16, LEAN),
-    "ours-32": ("ours", 32, LEAN),
-    "ours-48": ("ours", 48, LEAN),
-    "ours-64": ("ours", 64, LEAN),
-    "ours-32-free": ("ours", 32, {**LEAN, "optimization.gradient_checkpointing": "false"}),
-    "ours-64-free": ("ours", 64, {**LEAN, "optimization.gradient_checkpointing": "false"}),
-    "ours-64-16bit": (
-        "ours", 64,
-        {**LEAN, "optimization.gradient_checkpointing": "false", "quantization.load_in_4bit": "false"},
-    ),
+    "transformers-8": ("ours", 8, {"optimization.decoder": "transformers"}),
+    "transformers-32": ("ours", 32, {"optimization.decoder": "transformers"}),
+    "ours-8": ("ours", 8, {}),
+    "ours-16": ("ours", 16, {}),
+    "ours-33": ("ours", 33, {}),
+    "ours-33-offload": ("ours", 33, OFFLOAD),
+    "ours-33-offload-kept-5": ("ours", 33, {**OFFLOAD, KEEP: "5"}),
+    "ours-64-offload": ("ours", 64, OFFLOAD),
+    "ours-64-offload-kept-2": ("ours", 64, {**OFFLOAD, KEEP: "2"}),
+    "ours-64": ("ours", 64, {}),
+    "ours-33-free": ("ours", 33, NO_CHECKPOINTS),
+    "ours-64-free": ("ours", 64, NO_CHECKPOINTS),
+    "ours-64-free-cached": ("ours", 64, {**NO_CHECKPOINTS, "optimization.cached_layers": "32"}),
+    "ours-64-free-16bit": ("ours", 64, {**NO_CHECKPOINTS, "quantization.load_in_4bit": "false"}),
 }  # fmt: skip
 
 
@@ -166,8 +168,7 @@ def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator
     from tool_aware.base_model import device, load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
 
-    attention = config.training_attention(device().type)
-    model = new_adapter(load_base_model(config.model, config.quantization, attention=attention), config)
+    model = new_adapter(load_base_model(config.model, config.quantization), config)
     prepare_for_training(model, config)
     timed = train_timed(model, config, examples)
     yield from zip(timed.seconds, timed.losses, strict=True)

@@ -12,6 +12,7 @@ from tool_aware.config import Config, Environment, load_config
 from tool_aware.prompt import encode_example
 from tool_aware.training.adapter import new_adapter, prepare_for_training
 from tool_aware.training.choice import ToolNames
+from tool_aware.training.decoder import PackedDecoder
 from tool_aware.training.optimizer import FlatAdamW, clip_
 from tool_aware.training.schedule import Schedule
 from tool_aware.training.tracking import Tracker
@@ -95,6 +96,20 @@ def test_packing_and_accumulation_do_not_change_what_is_learnt(make_trainer, pac
     assert difference < 1e-3
 
 
+def test_a_run_goes_on_with_another_split_of_its_effective_batch(make_trainer):
+    """As it does on another card, whose memory plan is another one."""
+    whole = make_trainer(
+        training__max_steps=6, training__save_steps=4
+    )  # 3 steps an epoch: the checkpoint is inside one
+    train(whole, None)
+    split = {"training__per_device_train_batch_size": 2, "training__gradient_accumulation_steps": 4}
+    resumed = make_trainer(training__max_steps=6, **split)
+    train(resumed, Path(whole.args.output_dir) / "checkpoint-4")
+    assert resumed.state.global_step == 6
+    difference = (adapter_of(whole) - adapter_of(resumed)).norm() / adapter_of(whole).norm()
+    assert difference < 1e-4
+
+
 def test_checkpointing_layers_does_not_change_what_is_learnt(make_trainer):
     results = []
     for is_on in ("true", "false"):
@@ -159,14 +174,15 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(mak
     expected = make_trainer(training__max_steps=2)
     train(expected, None)
     trainer = make_trainer(training__max_steps=2)
-    losses = PackedTrainer._losses
+    add_gradient = PackedDecoder.add_gradient
 
-    def scarce(self: PackedTrainer, model: object, packed: object) -> torch.Tensor:
+    def scarce(self: PackedDecoder, packed: object, weight: torch.Tensor) -> torch.Tensor:
+        loss = add_gradient(self, packed, weight)  # what was added before memory ran out has to be taken back
         if packed.examples > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return losses(self, model, packed)
+        return loss
 
-    monkeypatch.setattr(PackedTrainer, "_losses", scarce)
+    monkeypatch.setattr(PackedDecoder, "add_gradient", scarce)
     train(trainer, None)
     assert trainer.micro_batch_limit == 2
     assert "micro-batches are split into 2 examples" in capsys.readouterr().err
@@ -175,19 +191,19 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(mak
 
 def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finite_state(make_trainer, monkeypatch):
     trainer = make_trainer(training__max_steps=3)
-    losses = PackedTrainer._losses
+    losses, add_gradient = PackedTrainer._losses, PackedDecoder.add_gradient
     poisoned = trainer.examples[5].completion
     states = []
 
-    def poison(self: PackedTrainer, model: object, packed: object) -> torch.Tensor:
-        result = losses(self, model, packed)
-        rows = [i for i, e in enumerate(self.examples) if e.completion is poisoned and i in self._rows_of_step]
-        if rows and _holds(packed, poisoned):
-            result = result * float("nan")
-        states.append(adapter_of(self).clone())
-        return result
+    def poison_loss(self: PackedTrainer, model: object, packed: object) -> torch.Tensor:
+        return losses(self, model, packed) * (float("nan") if _holds(packed, poisoned) else 1)
 
-    monkeypatch.setattr(PackedTrainer, "_losses", poison)
+    def poison_gradient(self: PackedDecoder, packed: object, weight: torch.Tensor) -> torch.Tensor:
+        states.append(adapter_of(trainer).clone())
+        return add_gradient(self, packed, weight * (float("nan") if _holds(packed, poisoned) else 1))
+
+    monkeypatch.setattr(PackedTrainer, "_losses", poison_loss)
+    monkeypatch.setattr(PackedDecoder, "add_gradient", poison_gradient)
     with pytest.raises(NotFiniteError, match=r"Rows of train.json \(counted from 1\): 6") as caught:
         train(trainer, None)
     assert caught.value.exit_code == 2

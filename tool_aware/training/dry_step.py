@@ -38,7 +38,7 @@ class DryStep:
 
     def prepare(self, base: PreTrainedModel, shape: StepShape) -> PeftModel:
         """Put the adapter on a base model without data."""
-        optimization = self._config.optimization.model_copy(update={"compile": False, "optim": shape.optimizer})
+        optimization = self._config.optimization.model_copy(update={"optim": shape.optimizer})
         self._config = self._config.model_copy(update={"optimization": optimization})
         model = new_adapter(base, self._config)
         prepare_for_training(model, self._config)
@@ -55,6 +55,7 @@ class DryStep:
         """Run the micro-steps of one optimizer step over examples of the shape's lengths."""
         import torch
 
+        from tool_aware.training.decoder import PackedDecoder
         from tool_aware.training.trainer import PackedTrainer
 
         # Trainer's own set-up opens devices and folders; a micro-step needs these attributes only.
@@ -62,7 +63,8 @@ class DryStep:
         trainer.model, trainer.config, trainer.examples = model, self._config, examples_of(shape)
         trainer.micro_batch_limit = shape.batch_size
         trainer.optimizer = self._optimizer
-        trainer._use_cuda_graphs, trainer._graphed_step = False, None
+        trainer._decoder, trainer._packed_ahead = PackedDecoder.of(model, self._config), None
+        trainer.micro_batches = SimpleNamespace(upcoming=list)
         trainer.args = SimpleNamespace(device=torch.device("cpu"), world_size=1)
         trainer.accelerator = SimpleNamespace(backward=torch.Tensor.backward)
         trainer.throughput = SimpleNamespace(add=lambda *_: None)

@@ -16,22 +16,35 @@ from torch import nn
 CHUNK_LABELS = 1024  # 1,024 x 32,000 float32 logits are 125 MiB
 
 
+def losses_and_gradient(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, wants_gradient: bool = True
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return -log p(label) for each label, (L,), and the gradient of their sum with respect to `hidden`, (L, H).
+
+    `hidden` (L, H), frozen `weight` (V, H), `labels` (L,).
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    losses = torch.empty(len(labels), dtype=wide, device=hidden.device)
+    gradient = torch.empty_like(hidden) if wants_gradient else None
+    for start in range(0, len(labels), CHUNK_LABELS):
+        part = slice(start, start + CHUNK_LABELS)
+        logits = (hidden[part] @ weight.T).to(wide)  # (chunk, V)
+        log_normalizer = logits.logsumexp(-1)
+        target = labels[part, None]
+        losses[part] = log_normalizer - logits.gather(1, target).squeeze(1)
+        if gradient is not None:
+            probabilities = logits.sub_(log_normalizer[:, None]).exp_()
+            probabilities.scatter_add_(1, target, -torch.ones_like(target, dtype=wide))
+            gradient[part] = probabilities.to(weight.dtype) @ weight
+            del probabilities
+        del logits  # before the next chunk's are made
+    return losses, gradient
+
+
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum over labels; `hidden` (L, H), `weight` (V, H), `labels` (L,) -> (L,) float32 losses."""
-        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
-        gradient = torch.empty_like(hidden) if hidden.requires_grad else None
-        for start in range(0, len(labels), CHUNK_LABELS):
-            part = slice(start, start + CHUNK_LABELS)
-            logits = (hidden[part] @ weight.T).float()  # (chunk, V)
-            log_normalizer = logits.logsumexp(-1)
-            target = labels[part, None]
-            losses[part] = log_normalizer - logits.gather(1, target).squeeze(1)
-            if gradient is not None:
-                probabilities = logits.sub_(log_normalizer[:, None]).exp_()
-                probabilities.scatter_add_(1, target, -torch.ones_like(target, dtype=torch.float32))
-                gradient[part] = probabilities.to(weight.dtype) @ weight
+        losses, gradient = losses_and_gradient(hidden, weight, labels, wants_gradient=hidden.requires_grad)
         ctx.save_for_backward(gradient)
         return losses
 
@@ -43,8 +56,6 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
 
 def label_losses(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return -log p(label) for each label: `hidden` (L, H), frozen `weight` (V, H), `labels` (L,) -> (L,) float32."""
-    if hidden.dtype == torch.float64:  # exactness tests; the fused path computes in float32
-        return nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="none")
     return _FrozenHeadCrossEntropy.apply(hidden, weight, labels)
 
 

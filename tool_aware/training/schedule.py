@@ -38,12 +38,27 @@ class MicroBatches:
     def __init__(self, examples: int, size: int, seed: int, *, rank: int = 0, processes: int = 1) -> None:
         self.examples, self.size, self.seed, self.rank, self.processes = examples, size, seed, rank, processes
         self.epoch = 0
+        self._order: tuple[int | None, list[int]] = (None, [])  # an epoch and its order
+        self._latest = -1
 
     def __len__(self) -> int:
         return math.ceil(self.examples / (self.size * self.processes))
 
     def __getitem__(self, index: int) -> list[int]:
-        order = list(range(self.examples))
-        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        self._latest = index
+        return self._rows(index)
+
+    def upcoming(self) -> list[int]:
+        """Return the rows after those that were asked for last; none at the end of an epoch."""
+        return self._rows(self._latest + 1)
+
+    def _rows(self, index: int) -> list[int]:
         start = index * self.size * self.processes
-        return order[start : start + self.size * self.processes][self.rank :: self.processes]
+        return self._epoch_order()[start : start + self.size * self.processes][self.rank :: self.processes]
+
+    def _epoch_order(self) -> list[int]:
+        if self._order[0] != self.epoch:
+            order = list(range(self.examples))
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+            self._order = (self.epoch, order)
+        return self._order[1]

@@ -24,10 +24,11 @@ from transformers.trainer_callback import TrainerState
 from tool_aware.config import Config
 from tool_aware.console import Interrupted, UserError, say, warn
 from tool_aware.prompt import EncodedExample
-from tool_aware.training.arguments import can_use_cuda_graphs, training_arguments
-from tool_aware.training.attention import BLOCK, attention_mask
+from tool_aware.training.arguments import training_arguments
+from tool_aware.training.attention import attention_mask
 from tool_aware.training.checkpoints import new_checkpoint, remove_old
 from tool_aware.training.choice import ToolNames, label_count
+from tool_aware.training.decoder import PackedDecoder
 from tool_aware.training.distributed import ALONE, Processes, digest, gradients_of, tensors_of
 from tool_aware.training.loss import label_losses, without_head
 from tool_aware.training.optimizer import FlatAdamW, build_optimizer, clip_
@@ -38,8 +39,6 @@ from tool_aware.training.validation import Validation, Validations, score
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-    from tool_aware.training.graphs import GraphedStep
 
 _ROWS_NAMED = 5  # of a step that went wrong
 
@@ -84,13 +83,13 @@ class PackedTrainer(Trainer):
         self.stop_signal: int | None = None  # what all processes have agreed on
         self.validations = Validations()
         self._rows_of_step: list[int] = []
-        self._graphed_step: GraphedStep | None = None
+        self._decoder = PackedDecoder.of(model, config)
+        self._packed_ahead: tuple[list[int], Pack] | None = None
         self.throughput = Throughput()
         super().__init__(
             model, arguments, train_dataset=self.micro_batches, eval_dataset=list(val), callbacks=[_Bookkeeping(self)]
         )
         self.remove_callback(PrinterCallback)
-        self._use_cuda_graphs = can_use_cuda_graphs(config)
 
     # -- data --
 
@@ -119,8 +118,6 @@ class PackedTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: list[int], num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """Forward and backward over one micro-batch of rows; returns its share of the step's loss."""
         model.train()
-        if self._use_cuda_graphs and not self._graphed_step:
-            self._make_graphed_step()
         before = self._copy_of_gradients()
         while True:
             try:
@@ -156,46 +153,49 @@ class PackedTrainer(Trainer):
         parts = [rows[i : i + self.micro_batch_limit] for i in range(0, len(rows), self.micro_batch_limit)]
         for part in parts:
             packed = self._pack(part)
-            if self._graphed_step:
-                total += self._graphed_step(packed, labels_in_step)
+            if self._decoder:
+                total += self._decoder.add_gradient(packed, 1 / labels_in_step)
             else:
                 loss = self._losses(model, packed).sum() / labels_in_step
                 self.accelerator.backward(loss)
                 total += loss.detach()
             self.throughput.add(packed.examples, packed.input_ids.numel())
+        self._pack_ahead()
         return total * self.processes.count  # Trainer logs the mean over processes, and the sum is what counts
 
-    def _pack(self, rows: Sequence[int]) -> Pack:
-        packed = pack([self.examples[row] for row in rows], self.config.training.packing, multiple_of=self._multiple_of)
-        return packed.to(self.args.device)
+    def _pack(self, rows: list[int]) -> Pack:
+        if self._packed_ahead and self._packed_ahead[0] == rows:
+            return self._packed_ahead[1]
+        return pack([self.examples[row] for row in rows], self.config.training.packing)
 
-    @property
-    def _multiple_of(self) -> int:
-        """Pad packs to few lengths where each new one would have to be compiled."""
-        return BLOCK if "flex" in self._base().config._attn_implementation else 1
+    def _pack_ahead(self) -> None:
+        """Lay out the next micro-batch while the GPU computes this one."""
+        self._packed_ahead = None
+        rows = self.micro_batches.upcoming()[: self.micro_batch_limit]
+        if rows:
+            self._packed_ahead = (rows, self._pack(rows))
 
     def _losses(self, model: nn.Module, packed: Pack) -> torch.Tensor:
         """Return the loss of each label of a pack: (L,) float32."""
+        hidden, head_weight = self._states(model, packed)
+        return label_losses(hidden, head_weight, packed.labels.to(hidden.device))
+
+    def _states(self, model: nn.Module, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states that predict the labels, (L, H), and the output head, (V, H)."""
+        if self._decoder and not torch.is_grad_enabled():
+            return self._decoder.hidden(packed), self._base().get_output_embeddings().weight
         with without_head(self._base()) as head_weight:
-            hidden = self._hidden_at_labels(model, packed)
-            return label_losses(hidden, head_weight, packed.labels)
+            return self._hidden_at_labels(model, packed), head_weight
 
     def _hidden_at_labels(self, model: nn.Module, packed: Pack) -> torch.Tensor:
         """Run the model and return the states that predict the labels: (L, H)."""
+        packed = packed.to(self.args.device)
         inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
         mask = attention_mask(packed, self._base().config._attn_implementation, self._base().dtype)
         if packed.input_ids.shape[0] == 1:
             states = model(**inputs, attention_mask=mask, logits_to_keep=packed.label_columns).logits
             return states[0]
         return model(**inputs, attention_mask=mask).logits[packed.label_rows, packed.label_columns]
-
-    def _make_graphed_step(self) -> None:
-        from tool_aware.training.graphs import GraphedStep
-
-        def weighted_loss(packed: Pack, weights: torch.Tensor) -> torch.Tensor:
-            return (self._losses(self.model, packed) * weights).sum()
-
-        self._graphed_step = GraphedStep(weighted_loss, self._trainable())
 
     def _base(self) -> nn.Module:
         return self.model.get_base_model()
@@ -276,9 +276,8 @@ class PackedTrainer(Trainer):
         return found
 
     def _answer_states(self, examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
-        packed = pack(examples, self.config.training.packing, multiple_of=self._multiple_of).to(self.args.device)
-        with without_head(self._base()) as head_weight:
-            return packed, self._hidden_at_labels(self.model, packed), head_weight
+        packed = pack(examples, self.config.training.packing)
+        return packed.to(self.args.device), *self._states(self.model, packed)
 
     # -- logging and saving --
 

@@ -1,0 +1,330 @@
+"""Forward and backward pass of a Mistral or Llama decoder with LoRA over a pack, written out by hand.
+
+Autograd over a library's modules keeps what it might need and launches what each module asks for. Here everything is
+in view: of a layer only its input is kept and the rest computed again, but for the down projection, whose output no
+gradient needs; LoRA updates ride along in the layers' own products (projections.py); weights are dequantised where they
+are used; activations are overwritten by their gradients. `supports` says which models it covers; all others take
+transformers' own forward pass.
+
+T tokens of the pack, H hidden size, L labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tool_aware.config import Config
+from tool_aware.console import say
+from tool_aware.training import pointwise
+from tool_aware.training.layer_inputs import InputsOnDevice, InputsOnHost, LayerInputs
+from tool_aware.training.loss import losses_and_gradient
+from tool_aware.training.packed_attention import DenseAttention, FlashAttention, PackedAttention
+from tool_aware.training.packing import Pack
+from tool_aware.training.projections import Projections
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_ARCHITECTURES = ("mistral", "llama")
+_LINEAR_KINDS = ("Linear", "Linear4bit")  # plain and 4-bit, of torch, peft and bitsandbytes
+
+
+@dataclass
+class _Activations:
+    """What a layer's backward pass reads. Buffers have R spare columns, which the projections fill."""
+
+    query_key_value: torch.Tensor  # (T, (heads + 2 key-value heads) D), rotated
+    attention: torch.Tensor  # (T, heads D + R)
+    lse: torch.Tensor | None  # (heads, T) float32, log-sum-exp of the attention's scores
+    residual: torch.Tensor  # (T, H), after attention
+    gate: torch.Tensor  # (T, I + R)
+    up: torch.Tensor  # (T, I + R)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What all layers share on one pack."""
+
+    attention: PackedAttention
+    cos: torch.Tensor  # (T, D / 2)
+    sin: torch.Tensor
+
+
+class _Layer:
+    def __init__(self, layer: nn.Module, operations: ModuleType, *, is_cached: bool) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._query_key_value = Projections([attention.q_proj, attention.k_proj, attention.v_proj], cached=is_cached)
+        self._attention_out = Projections([attention.o_proj], cached=is_cached)
+        # Gate and up read the same input; apart, half as many dequantised weights are held at once.
+        self._gate = Projections([mlp.gate_proj], cached=is_cached)
+        self._up = Projections([mlp.up_proj], cached=is_cached)
+        self._down = Projections([mlp.down_proj], cached=is_cached)
+        self._attention_norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self._head_size = attention.head_dim
+        self._queries = attention.q_proj.out_features
+        self._rotated = self._queries + attention.k_proj.out_features
+        self._intermediate, self._hidden = self._gate.outputs, self._down.outputs
+        self._operations = operations
+
+    def forward(self, x: torch.Tensor, on: _Pass, *, keep: bool = False) -> tuple[torch.Tensor, _Activations | None]:
+        """Return the layer's output (T, H), and what its backward pass reads if that is to be kept."""
+        query_key_value, attention, lse = self._attend(x, on)
+        residual = self._attention_out.forward(attention, residual=x)
+        if not keep:
+            del query_key_value, attention
+        gate, up = self._gate_and_up(residual)
+        hidden = self._swiglu(gate, up)
+        if keep:
+            kept = _Activations(query_key_value, attention, lse, residual, gate, up)
+            return self._down.forward(hidden, residual=residual), kept
+        del gate, up
+        return self._down.forward(hidden, residual=residual, out=residual), None
+
+    def activations(self, x: torch.Tensor, on: _Pass) -> _Activations:
+        """Run the layer up to its down projection, whose output no gradient needs."""
+        query_key_value, attention, lse = self._attend(x, on)
+        residual = self._attention_out.forward(attention, residual=x)
+        return _Activations(query_key_value, attention, lse, residual, *self._gate_and_up(residual))
+
+    def backward(
+        self, gradient: torch.Tensor, x: torch.Tensor, kept: _Activations, on: _Pass, *, is_first: bool
+    ) -> torch.Tensor | None:
+        """Add the updates' gradients; return that of `x` in a buffer (T, H + R), given that of the output, likewise.
+
+        `kept` is used up. Nothing is returned for the first layer: the embedding is frozen.
+        """
+        gradient = self._through_mlp(gradient, kept)
+        return self._through_attention(gradient, x, kept, on, is_first=is_first)
+
+    def gradient_buffer(self, tokens: int) -> torch.Tensor:
+        """Make room for the gradient of the layer's output: (T, H + R)."""
+        return self._down.output_buffer(tokens)
+
+    def _attend(self, x: torch.Tensor, on: _Pass) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        query_key_value = self._query_key_value.forward(self._attention_input(x))
+        rotated = self._heads(query_key_value[:, : self._rotated])
+        self._operations.rotate(rotated, on.cos, on.sin, rotated)
+        attention = self._attention_out.input_buffer(len(x))
+        lse = on.attention.forward(*self._split(query_key_value), self._heads(attention[:, : self._queries]))
+        return query_key_value, attention, lse
+
+    def _gate_and_up(self, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = self._mlp_input(residual)
+        gate, up = self._gate.output_buffer(len(residual)), self._up.output_buffer(len(residual))
+        self._gate.forward(inputs, out=gate[:, : self._intermediate])
+        self._up.forward(inputs, out=up[:, : self._intermediate])
+        return gate, up
+
+    def _swiglu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        hidden = self._down.input_buffer(len(gate))
+        width = self._intermediate
+        self._operations.swiglu(gate[:, :width], up[:, :width], hidden[:, :width])
+        return hidden
+
+    def _through_mlp(self, gradient: torch.Tensor, kept: _Activations) -> torch.Tensor:
+        gate, up, width = kept.gate, kept.up, self._intermediate
+        of_hidden = self._down.backward(gradient, lambda: self._swiglu(gate, up))
+        self._operations.swiglu_backward_(gate[:, :width], up[:, :width], of_hidden)
+        del of_hidden
+        inputs = self._mlp_input(kept.residual)
+        of_input = self._up.backward(up, lambda: inputs)
+        of_input = self._gate.backward(gate, lambda: inputs, add=of_input)
+        kept.gate = kept.up = None
+        of_residual = self._attention_out.output_buffer(len(gradient))
+        self._norm_backward(kept.residual, self._mlp_norm, of_input, gradient, of_residual)
+        return of_residual
+
+    def _through_attention(
+        self, gradient: torch.Tensor, x: torch.Tensor, kept: _Activations, on: _Pass, *, is_first: bool
+    ) -> torch.Tensor | None:
+        of_attention = self._attention_out.backward(gradient, lambda: kept.attention)
+        of_query, addend, of_key, of_value = on.attention.backward(
+            self._heads(of_attention),
+            *self._split(kept.query_key_value),
+            self._heads(kept.attention[:, : self._queries]),
+            kept.lse,
+        )
+        del of_attention
+        of_all = self._query_key_value.output_buffer(len(x))
+        to_query, to_key, to_value = self._split(of_all[:, : self._query_key_value.outputs])
+        self._operations.rotate(of_query, on.cos, -on.sin, to_query, add=addend)
+        self._operations.rotate(of_key, on.cos, -on.sin, to_key)
+        to_value.copy_(of_value)
+        del of_query, addend, of_key, of_value
+        of_input = self._query_key_value.backward(of_all, lambda: self._attention_input(x), wants_input=not is_first)
+        if is_first:
+            return None
+        of_x = self._down.output_buffer(len(x))
+        self._norm_backward(x, self._attention_norm, of_input, gradient, of_x)
+        return of_x
+
+    def _attention_input(self, x: torch.Tensor) -> torch.Tensor:
+        return self._normalised(x, self._attention_norm, self._query_key_value)
+
+    def _mlp_input(self, residual: torch.Tensor) -> torch.Tensor:
+        return self._normalised(residual, self._mlp_norm, self._gate if self._gate.ranks else self._up)
+
+    def _normalised(self, x: torch.Tensor, norm: nn.Module, reader: Projections) -> torch.Tensor:
+        out = reader.input_buffer(len(x))
+        self._operations.rms_norm(x, norm.weight, norm.variance_epsilon, out[:, : reader.inputs])
+        return out
+
+    def _norm_backward(
+        self, x: torch.Tensor, norm: nn.Module, of_output: torch.Tensor, residual: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        width = self._hidden
+        self._operations.rms_norm_backward(
+            x, norm.weight, norm.variance_epsilon, of_output, residual[:, :width], out[:, :width]
+        )
+
+    def _heads(self, flat: torch.Tensor) -> torch.Tensor:
+        return flat.unflatten(1, (-1, self._head_size))
+
+    def _split(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = (
+            flat[:, : self._queries],
+            flat[:, self._queries : self._rotated],
+            flat[:, self._rotated : self._query_key_value.outputs],
+        )
+        return self._heads(query), self._heads(key), self._heads(value)
+
+
+class PackedDecoder:
+    """A model with its adapter, as two functions of a pack.
+
+    `kept_layers` of the last layers keep their activations instead of computing them again; `cached_layers` of the
+    first keep their weights dequantised. With `offload`, layer inputs wait in host memory, and so does the embedding.
+    """
+
+    def __init__(
+        self, model: PeftModel, *, kept_layers: int = 0, cached_layers: int = 0, offload: bool = False
+    ) -> None:
+        base = model.get_base_model()
+        self._model, self._head = base.model, base.get_output_embeddings()
+        self._device = self._head.weight.device
+        self._operations = _operations(self._device)
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._layers = [
+            _Layer(layer, self._operations, is_cached=number < cached_layers)
+            for number, layer in enumerate(self._model.layers)
+        ]
+        self._first_kept = len(self._layers) - kept_layers
+        self._offloads = offload and self._device.type == "cuda"
+        self._inputs: LayerInputs = InputsOnDevice()
+        if self._offloads:
+            self._inputs = InputsOnHost(len(self._layers), self._device)
+            embedding = self._model.embed_tokens.weight
+            if embedding is not self._head.weight:
+                embedding.data = embedding.data.cpu()
+
+    @classmethod
+    def of(cls, model: PeftModel, config: Config) -> PackedDecoder | None:
+        """Make one as config.yaml wishes; None, with a word about it, where transformers' forward pass is to run."""
+        optimization = config.settled().optimization
+        if optimization.decoder == "transformers" or config.training.packing == "none":
+            return None
+        reason = unsupported(model)
+        if reason:
+            say(f"the toolkit's own decoder does not cover {reason}; transformers' is used, which takes longer")
+            return None
+        layers = model.get_base_model().config.num_hidden_layers
+        return cls(
+            model,
+            kept_layers=optimization.kept_layers if optimization.gradient_checkpointing else layers,
+            cached_layers=optimization.cached_layers,
+            offload=optimization.offload,
+        )
+
+    @torch.no_grad()
+    def hidden(self, pack: Pack) -> torch.Tensor:
+        """Return the states that predict the labels: (L, H)."""
+        x, pack, on = self._start(pack)
+        for layer in self._layers:
+            x, _ = layer.forward(x, on)
+        return self._normalised(x[pack.label_columns])
+
+    @torch.no_grad()
+    def add_gradient(self, pack: Pack, weight: torch.Tensor | float) -> torch.Tensor:
+        """Add the gradient of `weight` times the sum of the labels' losses to the adapter; return that, a scalar."""
+        for parameter in self._trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        x, pack, on = self._start(pack)  # x (T, H)
+        self._inputs.clear()
+        kept: list[_Activations] = []
+        for number, layer in enumerate(self._layers):
+            self._inputs.put(x)
+            x, activations = layer.forward(x, on, keep=number >= self._first_kept)
+            if activations:
+                kept.append(activations)
+        del activations
+        loss, gradient = self._loss_and_gradient(x, pack, weight)
+        for number, layer in reversed(list(enumerate(self._layers))):
+            x = self._inputs.pop()
+            activations = kept.pop() if kept else layer.activations(x, on)
+            gradient = layer.backward(gradient, x, activations, on, is_first=number == 0)
+        return loss
+
+    def _start(self, pack: Pack) -> tuple[torch.Tensor, Pack, _Pass]:
+        """Embed the pack's tokens, (T, H), and prepare what all layers share."""
+        ids = pack.input_ids[0].to(self._model.embed_tokens.weight.device)
+        x = self._model.embed_tokens(ids).to(self._device)
+        attention = FlashAttention(pack, self._device) if self._device.type == "cuda" else DenseAttention(pack)
+        pack = pack.to(self._device)
+        cos, sin = self._model.rotary_emb(x, pack.position_ids)  # (1, T, D), whose halves are alike
+        half = cos.shape[-1] // 2
+        return x, pack, _Pass(attention, cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+
+    def _loss_and_gradient(
+        self, x: torch.Tensor, pack: Pack, weight: torch.Tensor | float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss, a scalar, and its gradient with respect to the last layer's output (T, H) in a buffer."""
+        states = x[pack.label_columns]  # (L, H)
+        losses, of_hidden = losses_and_gradient(self._normalised(states), self._head.weight, pack.labels)
+        of_hidden *= weight
+        norm = self._model.norm
+        self._operations.rms_norm_backward(states, norm.weight, norm.variance_epsilon, of_hidden, None, of_hidden)
+        gradient = self._layers[-1].gradient_buffer(len(x)).zero_()
+        gradient[:, : x.shape[1]].index_add_(0, pack.label_columns, of_hidden)
+        return losses.sum() * weight, gradient
+
+    def _normalised(self, states: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(states)
+        self._operations.rms_norm(states, self._model.norm.weight, self._model.norm.variance_epsilon, out)
+        return out
+
+
+def unsupported(model: PeftModel) -> str | None:
+    """Say why `model` cannot be run by PackedDecoder; None if it can."""
+    base = model.get_base_model()
+    settings = model.peft_config["default"]
+    if base.config.model_type not in _ARCHITECTURES:
+        return f"models of type {base.config.model_type}"
+    if settings.lora_dropout:
+        return "dropout"
+    if settings.use_dora or settings.use_rslora or settings.rank_pattern or settings.alpha_pattern:
+        return "variants of LoRA"
+    linear = [m for name, m in base.model.layers.named_modules() if name.endswith("_proj")]
+    if any(type(getattr(module, "base_layer", module)).__name__ not in _LINEAR_KINDS for module in linear):
+        return "8-bit weights"
+    if any(getattr(module, "bias", None) is not None for module in linear):
+        return "biases"
+    if any(parameter.dtype != base.dtype for parameter in model.parameters() if parameter.requires_grad):
+        return "an adapter in another precision than its base"
+    device = base.device
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "GPUs without bfloat16"
+    return None
+
+
+def _operations(device: torch.device) -> ModuleType:
+    if device.type != "cuda":
+        return pointwise
+    from tool_aware.training import kernels
+
+    return kernels

@@ -8,18 +8,6 @@ from transformers import TrainingArguments
 from tool_aware.config import Config
 
 
-def can_use_cuda_graphs(config: Config) -> bool:
-    """Tell whether the step can be captured: on a GPU, packs, no dropout and no gradient scaler."""
-    return (
-        config.optimization.cuda_graphs
-        and torch.cuda.is_available()
-        and torch.cuda.is_bf16_supported(including_emulation=False)
-        and config.lora.dropout == 0
-        and config.optimization.optim in ("adamw_torch", "adamw_torch_fused")  # gradients stay in one place
-        and config.training.packing != "none"
-    )
-
-
 def training_arguments(config: Config) -> TrainingArguments:
     """Translate config.yaml into transformers' terms; reporting and mixed precision stay off, they are ours."""
     training = config.training

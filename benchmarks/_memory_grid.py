@@ -22,15 +22,15 @@ class Case:
     targets: str | tuple[str, ...] = "all-linear"
     checkpointing: bool = True
     offload: bool = False
+    kept_layers: int = 0
     cached_layers: int = 0
-    packing: str = "none"
+    packing: str = "prefix"
     prefix_tokens: int = 0
     answer_tokens: int = 128
     accumulation: int = 1
     optimizer: str = "adamw_torch_fused"
-    attention: str = "auto"
-    compiled: bool = False
-    cuda_graphs: bool = False
+    attention: str = "sdpa"
+    decoder: str = "auto"
     allocator: str = "default"  # or "expandable": PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
     cap_gib: float | None = None  # of weights, activations and context; out of memory beyond it
     goal_gib: float | None = None  # allocated, that one wants to stay below
@@ -40,12 +40,14 @@ class Case:
     def process(self) -> str:
         """Cases of one name are measured in one process, which loads the base model once."""
         name = f"{self.preset}-{self.quantization}"
-        name += "-compiled" * self.compiled + "-expandable" * (self.allocator == "expandable")
+        name += "-expandable" * (self.allocator == "expandable")
         return name + (f"-alone-{self.seq_length}x{self.batch_size}-{self.cap_gib}" if self.is_alone else "")
 
 
 ROW = Case()
-PACK = Case(seq_length=364, batch_size=8, packing="prefix", prefix_tokens=260, answer_tokens=80)  # the tool task
+PACK = Case(seq_length=364, batch_size=8, prefix_tokens=260, answer_tokens=80)  # the tool task
+PADDED = replace(PACK, packing="none", prefix_tokens=0)
+SHORT_OF_MEMORY = replace(PACK, batch_size=32, checkpointing=False, cap_gib=12.0)
 SMALL = Case(preset="1b")
 
 
@@ -61,13 +63,9 @@ def grid() -> Iterator[Case]:
     """All cases, those first without which the formula could not be calibrated."""
     yield from _seven_billion_in_4_bit()
     yield from goals()
-    yield from _compiled()
-    yield from _wider_weights()
+    yield from _sixteen_and_eight_bits()
     yield from _one_billion()
     yield from (replace(case, allocator="expandable") for case in (ROW, replace(PACK, batch_size=32), SHORT_OF_MEMORY))
-
-
-SHORT_OF_MEMORY = replace(PACK, batch_size=32, checkpointing=False, cap_gib=16.0)
 
 
 def _seven_billion_in_4_bit() -> Iterator[Case]:
@@ -77,6 +75,7 @@ def _seven_billion_in_4_bit() -> Iterator[Case]:
     yield from (replace(PACK, batch_size=size, checkpointing=False) for size in (8, 16))
     yield from (replace(ROW, seq_length=length, offload=True) for length in (1024, 8192))
     yield replace(PACK, batch_size=32, offload=True)
+    yield from (replace(PACK, kept_layers=layers) for layers in (8, 24))
     yield from (replace(PACK, cached_layers=layers) for layers in (8, 32))
     yield from (replace(ROW, lora_r=rank) for rank in (4, 16, 64))
     yield replace(ROW, lora_r=64, seq_length=256)
@@ -84,30 +83,30 @@ def _seven_billion_in_4_bit() -> Iterator[Case]:
     yield replace(ROW, targets=ATTENTION_ONLY, seq_length=1024, checkpointing=False)
     yield replace(ROW, seq_length=8192)
     yield from (replace(ROW, batch_size=size) for size in (2, 4, 8))
-    yield replace(ROW, batch_size=8, seq_length=512)
-    yield from (replace(PACK, packing=packing, prefix_tokens=0) for packing in ("block", "none"))
-    yield replace(ROW, batch_size=4, seq_length=1024, packing="block")
+    yield replace(PACK, packing="block", prefix_tokens=0)
     yield replace(PACK, batch_size=64)
     yield replace(ROW, accumulation=4)
     yield replace(ROW, answer_tokens=2000)
-    yield replace(ROW, seq_length=1024, attention="eager")
     yield replace(ROW, seq_length=512, checkpointing=False)
+    yield from _transformers_forward_pass()
     yield SHORT_OF_MEMORY
-    yield replace(ROW, seq_length=8192, checkpointing=False, cap_gib=12.0)
-    yield replace(ROW, batch_size=4, checkpointing=False, cap_gib=24.0)
+    yield replace(ROW, seq_length=8192, checkpointing=False, cap_gib=10.0)
+    yield replace(ROW, batch_size=4, seq_length=4096, kept_layers=16, cap_gib=16.0)
     yield from (replace(ROW, optimizer=name) for name in ("adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"))
 
 
-def _compiled() -> Iterator[Case]:
-    compiled = replace(PACK, compiled=True)
-    yield replace(compiled, batch_size=32)
-    yield replace(compiled, batch_size=32, cuda_graphs=True)
-    yield replace(compiled, cuda_graphs=True)
-    yield replace(compiled, batch_size=16, checkpointing=False, cuda_graphs=True)
-    yield replace(compiled, batch_size=1, seq_length=2048, packing="none", prefix_tokens=0)
+def _transformers_forward_pass() -> Iterator[Case]:
+    """Padded rows, and what the toolkit's own decoder does not cover or is told not to."""
+    yield PADDED
+    yield replace(PADDED, batch_size=16)
+    yield replace(PADDED, batch_size=4, seq_length=2048)
+    yield from (replace(ROW, decoder="transformers", seq_length=length) for length in (512, 2048))
+    yield replace(PACK, decoder="transformers", batch_size=32)
+    yield replace(PACK, decoder="transformers", checkpointing=False)
+    yield replace(ROW, decoder="transformers", seq_length=1024, attention="eager")
 
 
-def _wider_weights() -> Iterator[Case]:
+def _sixteen_and_eight_bits() -> Iterator[Case]:
     for quantization in ("none", "8bit"):
         wide = replace(ROW, quantization=quantization)
         yield from (replace(wide, seq_length=length) for length in (512, 2048))
@@ -120,6 +119,7 @@ def _one_billion() -> Iterator[Case]:
     yield replace(SMALL, seq_length=8192)
     yield replace(SMALL, seq_length=8192, offload=True)
     yield replace(SMALL, batch_size=8, seq_length=1024)
+    yield replace(SMALL, batch_size=8, seq_length=1024, packing="none")
     yield replace(SMALL, lora_r=64, seq_length=512)
     yield replace(SMALL, targets=ATTENTION_ONLY)
     yield replace(PACK, preset="1b", batch_size=32)
@@ -128,10 +128,14 @@ def _one_billion() -> Iterator[Case]:
     yield replace(PACK, preset="1b", quantization="none", batch_size=16, checkpointing=False)
 
 
+TINY_LAYERS = 2
+
+
 def tiny(case: Case) -> Case:
     """The case on a model and at lengths that a CPU trains in a moment; it then measures no memory."""
     return replace(
         case, preset="tiny", seq_length=min(case.seq_length, 96), prefix_tokens=min(case.prefix_tokens, 48),
-        batch_size=min(case.batch_size, 4), answer_tokens=min(case.answer_tokens, 24), compiled=False,
-        cuda_graphs=False, allocator="default", cap_gib=None, goal_gib=None, is_alone=False,
+        batch_size=min(case.batch_size, 4), answer_tokens=min(case.answer_tokens, 24),
+        kept_layers=min(case.kept_layers, TINY_LAYERS), cached_layers=min(case.cached_layers, TINY_LAYERS),
+        allocator="default", cap_gib=None, goal_gib=None, is_alone=False,
     )  # fmt: skip

@@ -64,11 +64,12 @@ def random_examples(count: int, *, prefix: int, query: int, answer: int) -> list
 
 @dataclass(frozen=True)
 class TimedSteps:
-    """Seconds and loss of every optimizer step; `was_split` if memory did not suffice for the micro-batch as it was."""
+    """Seconds and loss of every optimizer step, and how they were computed."""
 
     seconds: list[float]
     losses: list[float]
-    was_split: bool
+    was_split: bool  # memory did not suffice for the micro-batch as it was
+    decoder: str  # "own" or "transformers": whose forward and backward pass ran
 
 
 def train_timed(
@@ -104,7 +105,12 @@ def train_timed(
         )
         trainer._save_checkpoint = lambda *_: None
         train(trainer, None)
-    return TimedSteps(seconds, losses, trainer.micro_batch_limit < config.training.per_device_train_batch_size)
+    return TimedSteps(
+        seconds,
+        losses,
+        was_split=trainer.micro_batch_limit < config.training.per_device_train_batch_size,
+        decoder="own" if trainer._decoder else "transformers",
+    )
 
 
 def synchronised() -> float:

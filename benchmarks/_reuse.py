@@ -12,16 +12,22 @@ if TYPE_CHECKING:
 
 
 class Snapshot:
-    """The attributes of all modules of a model, to be put back: adapters, hooks and compiled layers are gone then."""
+    """The attributes of all modules of a model, to be put back: adapters and hooks are gone then.
+
+    Parameters stay the objects they are; those that were moved to another device or into a larger matrix come back.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._saved = [(module, _copied(vars(module))) for module in model.modules()]
+        self._devices = [(parameter, parameter.device) for parameter in model.parameters()]
 
     def restore(self) -> None:
         """Put everything back as it was."""
         for module, attributes in self._saved:
             vars(module).clear()
             vars(module).update(_copied(attributes))
+        for parameter, device in self._devices:
+            parameter.data = parameter.data.to(device).contiguous()
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How much memory of a GPU does a training step take?
 
     python benchmarks/train_memory.py                                   # the goals for small cards; a minute
-    python benchmarks/train_memory.py --grid                            # 68 configurations; 7 minutes on an H100
+    python benchmarks/train_memory.py --grid                            # 70 configurations; 7 minutes on an H100
     python benchmarks/train_memory.py --grid --memory-fraction 0.15     # on part of the card, as on a smaller one
     python benchmarks/train_memory.py --grid --preset tiny              # a smoke test without a GPU
 
@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _memory_grid import ARCHITECTURES, Case, goals, grid, tiny
 from _random_mistral import (
     REPOSITORY,
+    TimedSteps,
     environment,
     nvml_used_bytes,
     peaks,
@@ -232,29 +233,29 @@ def measure(case: Case, base: PreTrainedModel, arguments: argparse.Namespace) ->
         config = config_of(case, Path(arguments.model_dir))
     except UserError as error:
         return {**asdict(case), "why": str(error)}
-    if unsupported := [name for name in ("offload", "cached_layers") if getattr(case, name) and not is_used(name)]:
-        return {**asdict(case), "why": f"the engine does not know {', '.join(unsupported)}"}
     limit_memory(case.cap_gib, arguments)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    attention = config.training_attention("cuda" if torch.cuda.is_available() else "cpu")
-    if attention != base.config._attn_implementation:
-        base.set_attn_implementation(attention)
-    seconds_per_step, oom = None, False
+    if case.attention != base.config._attn_implementation:
+        base.set_attn_implementation(case.attention)
+    timed = None
     try:
-        seconds_per_step, oom = two_steps(case, config, base)
+        timed = two_steps(case, config, base)
     except (torch.OutOfMemoryError, UserError) as error:
         if isinstance(error, UserError) and "memory" not in str(error):
             raise
-        oom = True
     return {
-        **asdict(case), "preset": ARCHITECTURES[case.preset], "attention": attention, "oom": oom, **peaks(),
-        "seconds_per_step": seconds_per_step,
-    }  # fmt: skip
+        **asdict(case),
+        "preset": ARCHITECTURES[case.preset],
+        "decoder": timed.decoder if timed else case.decoder,
+        "oom": timed is None or timed.was_split,
+        **peaks(),
+        "seconds_per_step": round(timed.seconds[-1], 4) if timed else None,
+    }
 
 
-def two_steps(case: Case, config: Config, base: PreTrainedModel) -> tuple[float, bool]:
-    """Put an adapter on and train; return seconds of the last step, and whether the micro-batch had to be split."""
+def two_steps(case: Case, config: Config, base: PreTrainedModel) -> TimedSteps:
+    """Put an adapter on and train."""
     from tool_aware.training.adapter import new_adapter, prepare_for_training
 
     model = new_adapter(base, config)
@@ -264,8 +265,7 @@ def two_steps(case: Case, config: Config, base: PreTrainedModel) -> tuple[float,
         case.batch_size * case.accumulation * STEPS,
         prefix=case.prefix_tokens, query=case.seq_length - case.prefix_tokens - answer, answer=answer,
     )  # fmt: skip
-    timed = train_timed(model, config, examples)
-    return round(timed.seconds[-1], 4), timed.was_split
+    return train_timed(model, config, examples)
 
 
 def config_of(case: Case, models: Path) -> Config:
@@ -286,22 +286,16 @@ def config_of(case: Case, models: Path) -> Config:
         "training.output_dir": tempfile.mkdtemp(prefix="memory-"),
         "optimization.gradient_checkpointing": case.checkpointing,
         "optimization.offload": case.offload,
+        "optimization.kept_layers": case.kept_layers,
         "optimization.cached_layers": case.cached_layers,
         "optimization.micro_batch": "fixed",
-        "optimization.compile": case.compiled,
-        "optimization.cuda_graphs": case.cuda_graphs,
+        "optimization.decoder": case.decoder,
         "optimization.optim": case.optimizer,
     }
     return load_config(
         REPOSITORY / "config.yaml",
         [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items()],
     )
-
-
-def is_used(setting: str) -> bool:
-    """Whether the engine reads a setting of `optimization`."""
-    modules = (REPOSITORY / "tool_aware" / "training").glob("*.py")
-    return any(f"optimization.{setting}" in module.read_text(encoding="utf-8") for module in modules)
 
 
 def limit_memory(cap_gib: float | None, arguments: argparse.Namespace) -> None:
@@ -333,18 +327,18 @@ def described(row: dict[str, Any]) -> str:
     targets = "all-linear" if row["targets"] == "all-linear" else "attention"
     unusual = {
         f"prefix {row['prefix_tokens']}": row["prefix_tokens"],
-        row["packing"]: row["packing"] == "block",
+        row["packing"]: row["packing"] != Case.packing,
         f"r={row['lora_r']}": row["lora_r"] != Case.lora_r,
         targets: targets == "attention",
         "no checkpointing": not row["checkpointing"],
         "offload": row["offload"],
+        f"{row['kept_layers']} kept": row["kept_layers"],
         f"{row['cached_layers']} cached": row["cached_layers"],
         f"x{row['accumulation']}": row["accumulation"] > 1,
         row["optimizer"]: row["optimizer"] != Case.optimizer,
         f"{row['answer_tokens']} labels": row["answer_tokens"] > 1000,
         "eager": row["attention"] == "eager",
-        "compiled": row["compiled"],
-        "graphs": row["cuda_graphs"],
+        "transformers": row["decoder"] == "transformers",
         "expandable": row["allocator"] == "expandable",
         f"cap {row['cap_gib']} GiB": row["cap_gib"],
         "own process": row["is_alone"],

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RECORD = {
     "preset", "seq_length", "batch_size", "lora_r", "targets", "checkpointing", "offload", "packing", "quantization",
     "allocated_gib", "reserved_gib", "nvml_gib", "oom", "prefix_tokens", "answer_tokens", "accumulation", "optimizer",
-    "attention", "compiled", "cuda_graphs", "cached_layers", "allocator", "cap_gib", "seconds_per_step",
+    "attention", "decoder", "kept_layers", "cached_layers", "allocator", "cap_gib", "seconds_per_step",
 }  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_the_grid_covers_what_it_is_asked_to_and_each_case_stands_once(benchmark
         "seq_length": {256, 2048, 8192}, "batch_size": {1, 8}, "lora_r": {4, 64},
         "packing": {"prefix", "block", "none"}, "quantization": {"4bit", "8bit", "none"}, "preset": {"7b", "1b"},
         "checkpointing": {True, False}, "offload": {True, False},
-        "compiled": {True, False}, "cuda_graphs": {True, False},
+        "decoder": {"auto", "transformers"},
     }  # fmt: skip
     for name, values in wanted.items():
         assert values <= {getattr(case, name) for case in cases}, name

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     heading("Splitting")
     split = split_rows(rows, config.dataset.splits, config.dataset.seed)
-    check_split(split, config, fallbacks)
+    check_split(split, config, fallbacks, source=arguments.import_path)
 
     heading("Writing")
     result = Result(split, config.dataset.seed, **found)
@@ -231,7 +231,6 @@ def import_rows(
 
     from tool_aware.dataset.deduplication import deduplicate
     from tool_aware.dataset.importing import import_file
-    from tool_aware.records import write_text
 
     heading("Importing")
     imported = import_file(arguments.import_path, config.toolbox, arguments.answers)
@@ -241,6 +240,7 @@ def import_rows(
         say(f"  {reason}: {number}")
     if not unique.rows:
         raise UserError("no row could be taken over", where=str(arguments.import_path), fix="see docs/FORMATS.md")
+    more_files = {}
     if imported.foreign_tools:
         path = config.dataset.dir / "imported.yaml"
         tools = [tool.model_dump(exclude_defaults=True) for tool in config.tools] + [
@@ -248,7 +248,8 @@ def import_rows(
             for tool in imported.foreign_tools
         ]
         base = os.path.relpath(arguments.config, path.parent)
-        write_text(path, yaml.safe_dump({"extends": base, "tools": tools}, sort_keys=False, allow_unicode=True))
+        merged = {"extends": base, "tools": tools}
+        more_files[path.name] = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
         note(
             f"{len(imported.foreign_tools)} tools are not in {arguments.config}: "
             f"run the next stages with --config {path}",
@@ -258,14 +259,18 @@ def import_rows(
         "exact_duplicates": unique.exact,
         "near_duplicates": unique.near,
         "log_rejected": imported.skipped,
+        "more_files": more_files,
     }
 
 
 # ---- checks ---------------------------------------------------------------------------------------------
 
 
-def check_split(split: Any, config: Config, fallbacks: list[str]) -> None:
-    """Raise GateFailed if a held-out row is too close to a training row, UserError if a split is empty."""
+def check_split(split: Any, config: Config, fallbacks: list[str], *, source: Path | None = None) -> None:
+    """Raise GateFailed if a held-out row is too close to a training row, UserError if a split is empty.
+
+    `source` is the file that the rows were imported from, if they were.
+    """
     if split.leaks:
         worst = max(split.leaks, key=lambda leak: leak.similarity)
         raise GateFailed(
@@ -275,7 +280,15 @@ def check_split(split: Any, config: Config, fallbacks: list[str]) -> None:
         )
     empty = [name for name in SPLITS if not split.rows[name]]
     if empty:
-        raise UserError(f"no rows for {', '.join(empty)}", where="dataset", fix="raise dataset.synthetic_per_tool")
+        number = sum(map(len, split.rows.values()))
+        if source:
+            fix = "import more rows, or write train.json, val.json and test.json by hand and --check them"
+        else:
+            fix = "raise dataset.synthetic_per_tool"
+        raise UserError(
+            f"{number} distinct rows leave none for {' and '.join(empty)} at dataset.splits {config.dataset.splits}",
+            where=str(source or "dataset"), fix=fix,
+        )  # fmt: skip
     highest = max((leak.similarity for leak in split.nearest), default=0.0)
     say(f"no held-out row is nearer than {highest:.3f} to a training row")
     for tool in sorted({row.tool for part in split.rows.values() for row in part} & set(config.toolbox.names)):

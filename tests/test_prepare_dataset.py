@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -248,9 +249,22 @@ def test_check_shows_every_bad_row(tmp_path: Path) -> None:
     assert "row 2: instruction" in result.stderr
 
 
-def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tmp_path: Path) -> None:
+def weather_call(query: str, city: str) -> dict[str, Any]:
+    """One line of an export: a question and the call of a tool that config.yaml does not know."""
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-    tools = [{"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": schema}}]
+    call = {"function": {"name": "get_weather", "arguments": json.dumps({"city": city})}}
+    return {
+        "messages": [{"role": "user", "content": query}, {"role": "assistant", "tool_calls": [call]}],
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": "get_weather", "description": "Weather", "parameters": schema},
+            }
+        ],
+    }
+
+
+def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tmp_path: Path) -> None:
     subjects = ("umbrella", "coat", "sledge", "kite", "boat", "picnic", "barbecue", "harvest", "match", "parade")
     subjects += ("market", "tower")
     items = []
@@ -258,13 +272,7 @@ def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tm
         query = (
             f"{('shall I plan for the', 'what about my', 'good day for a')[number // 12]} {subject} in City{number * 7}"
         )
-        call = {"function": {"name": "get_weather", "arguments": json.dumps({"city": f"City{number * 7}"})}}
-        items.append(
-            {
-                "messages": [{"role": "user", "content": query}, {"role": "assistant", "tool_calls": [call]}],
-                "tools": tools,
-            }
-        )
+        items.append(weather_call(query, f"City{number * 7}"))
     source = tmp_path / "calls.jsonl"
     source.write_text("\n".join(map(json.dumps, items)))
     data = tmp_path / "data"
@@ -273,3 +281,17 @@ def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tm
     assert "--config" in result.stderr
     again = prepare("--config", str(data / "imported.yaml"), "--check", str(data))
     assert again.returncode == 0, again.stderr
+    assert "imported.yaml" in read_manifest(data)["outputs"]
+
+
+def test_an_import_too_small_to_split_says_what_to_do_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = tmp_path / "calls.jsonl"
+    items = [weather_call("is it windy in Kiel", "Kiel"), weather_call("shall I take a coat to Bari", "Bari")]
+    source.write_text("\n".join(map(json.dumps, items)))
+    result = prepare("--import", str(source), folder=tmp_path / "data")
+    assert result.returncode == 2
+    assert "2 distinct rows leave none for" in result.stderr
+    assert f"{source}" in result.stderr
+    assert "import more rows" in result.stderr
+    assert "synthetic_per_tool" not in result.stderr
+    assert list((tmp_path / "data").glob("*")) == []

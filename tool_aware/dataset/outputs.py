@@ -37,6 +37,7 @@ class Result:
     exact_duplicates: int = 0
     near_duplicates: int = 0
     stopped_at_gates: Mapping[str, int] = field(default_factory=dict)
+    more_files: Mapping[str, str] = field(default_factory=dict)  # by name: what only an import has to write
 
     @property
     def highest_similarity(self) -> float:
@@ -84,7 +85,7 @@ def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | 
     files["README.md"] = build_card(parts, tools, result.counts(), result.seed)
     if result.to_label:
         files[TO_LABEL] = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.to_label)
-    return files
+    return files | dict(result.more_files)
 
 
 def split_report(result: Result) -> dict[str, Any]:

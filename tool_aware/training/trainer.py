@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _ROWS_NAMED = 5  # of a step that went wrong
+_LENGTHS_MULTIPLE = 32  # packs are padded to it on a GPU, which looks for the best kernels anew for every length
 
 
 class NotFiniteError(UserError):
@@ -166,7 +167,11 @@ class PackedTrainer(Trainer):
     def _pack(self, rows: list[int]) -> Pack:
         if self._packed_ahead and self._packed_ahead[0] == rows:
             return self._packed_ahead[1]
-        return pack([self.examples[row] for row in rows], self.config.training.packing)
+        return self._lay_out([self.examples[row] for row in rows])
+
+    def _lay_out(self, examples: Sequence[EncodedExample]) -> Pack:
+        multiple = _LENGTHS_MULTIPLE if self.args.device.type == "cuda" else 1
+        return pack(examples, self.config.training.packing, multiple_of=multiple)
 
     def _pack_ahead(self) -> None:
         """Lay out the next micro-batch while the GPU computes this one."""
@@ -276,7 +281,7 @@ class PackedTrainer(Trainer):
         return found
 
     def _answer_states(self, examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
-        packed = pack(examples, self.config.training.packing)
+        packed = self._lay_out(examples)
         return packed.to(self.args.device), *self._states(self.model, packed)
 
     # -- logging and saving --

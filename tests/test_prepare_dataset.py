@@ -237,7 +237,20 @@ def test_check_accepts_what_the_stage_wrote_and_describes_it(prepared: Path) -> 
     assert result.returncode == 0
     assert "tokens" in result.stdout
     assert "3 passes over" in result.stdout
+    assert "on an RTX 4070 Ti (estimate, scaled from an H200)" in result.stdout
     assert "168 rows, all well-formed" in result.stderr
+
+
+def test_the_training_time_is_scaled_from_measured_rows_by_published_rates(config: Config) -> None:
+    from tool_aware.dataset import validation
+    from tool_aware.gpu.speed import BF16_TFLOPS
+
+    runs = json.loads((REPOSITORY / "benchmarks/results/train_throughput_h200.json").read_text())["runs"]
+    measured = {round(row["examples_per_s"], 1) for run in runs for row in run["rows"]}
+    assert set(validation.H200_EXAMPLES_PER_S) <= measured
+    assert BF16_TFLOPS["RTX 4070 Ti"] == validation.RTX_4070_TI_TFLOPS
+    assert BF16_TFLOPS["H200"] == validation.H200_TFLOPS
+    assert "3 passes over 1000 rows: 6 min 08 s to 13 min 05 s" in validation.training_time(1000, config)
 
 
 def test_check_shows_every_bad_row(tmp_path: Path) -> None:

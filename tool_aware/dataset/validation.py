@@ -21,9 +21,12 @@ from tool_aware.tools import Toolbox
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# 12 GB card, batch 8 with a shared prompt prefix: examples per second that a training plan may count on. An RTX 4070 Ti
-# has about an eighth of the H200's bf16 throughput, on which packs of this size train 45 examples per second.
-EXAMPLES_PER_SECOND_12GB = 6.0
+# An estimate for an RTX 4070 Ti, on which nobody measured: examples/s of an H200 times the ratio of the dense bf16
+# tensor rates that NVIDIA publishes. Two rows of docs/BENCHMARKS.md that fit 12 GB make it a range: in the first the GPU waits
+# for Python, which on a slower GPU takes no longer, so the result is too low; in the second it does not wait.
+H200_EXAMPLES_PER_S = (47.1, 100.5)  # packs of 32, nothing compiled; packs of 48, compiled as a CUDA graph
+RTX_4070_TI_TFLOPS = 80.2  # 240 tensor cores x 2.61 GHz x 128 FLOP with fp32 accumulation
+H200_TFLOPS = 989.0  # data sheet: 1,979 with sparsity
 CHARACTERS_PER_TOKEN = 3.6  # measured on our prompts with Mistral's v0.2 vocabulary; used where there is no tokenizer
 
 
@@ -124,7 +127,8 @@ def leakage(loaded: Mapping[str, LoadedRows]) -> list[Leakage]:
 
 
 def training_time(rows: int, config: Config) -> str:
-    """A rough time for the configured number of passes on a 12 GB card."""
+    """A range for the configured number of passes on a 12 GB card, scaled from measurements on another card."""
     passes = config.training.num_train_epochs
-    seconds = passes * rows / EXAMPLES_PER_SECOND_12GB
-    return f"{passes:g} passes over {rows} rows: about {duration(seconds)} on a 12 GB card"
+    slow, fast = (rate * RTX_4070_TI_TFLOPS / H200_TFLOPS for rate in H200_EXAMPLES_PER_S)
+    time_ = f"{duration(passes * rows / fast)} to {duration(passes * rows / slow)}"
+    return f"{passes:g} passes over {rows} rows: {time_} on an RTX 4070 Ti (estimate, scaled from an H200)"

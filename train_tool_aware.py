@@ -299,10 +299,16 @@ def load_trainable(job: Job) -> PeftModel:
     """Load the frozen base model and put a new or an earlier adapter on it."""
     from tool_aware.base_model import attach_adapter, device, load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
+    from tool_aware.training.sharding import load_sharded_base
 
     config = job.config
     attention = config.training_attention(device().type)
-    base = load_base_model(config.model, config.quantization, hf_token=job.environment.hf_token, attention=attention)
+    if config.optimization.shard_base and job.processes.count > 1:
+        base = load_sharded_base(config.model, config.quantization, job.processes, hf_token=job.environment.hf_token)
+    else:
+        base = load_base_model(
+            config.model, config.quantization, hf_token=job.environment.hf_token, attention=attention
+        )
     if job.start_from:
         model = attach_adapter(base, job.start_from, base_name=config.model.name, is_trainable=True)
     else:

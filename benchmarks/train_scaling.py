@@ -1,8 +1,8 @@
 """How much faster are several GPUs of one machine, each with packs of the same size, and do they learn the same?
 
     python benchmarks/train_scaling.py                                  # 1 and 2 GPUs of 80 GB; about 3 minutes
-    python benchmarks/train_scaling.py --gpus 1,2,4 --cases compiled    # one way of training only
-    python benchmarks/train_scaling.py --preset tiny --cases default    # a smoke test without a GPU
+    python benchmarks/train_scaling.py --gpus 1,2,4 --cases ours-64     # one way of training only
+    python benchmarks/train_scaling.py --preset tiny --steps 3          # a smoke test without a GPU
 
 For every number of GPUs the processes are started once and train each case in turn, on the same random weights: 260
 tokens that all examples begin with, a query of 24, an answer of 80. Every GPU gets as many examples a step as one that
@@ -53,13 +53,12 @@ PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
 WARM_UP_STEPS = 4
 SAME_BATCH, SAME_BATCH_STEPS = 32, 4  # examples of an effective batch and steps that every number of GPUs takes
 SAME_LOSS = 2e-3  # relative; in 16 bit a pack of other examples rounds otherwise
-LEAN = {"optimization.compile": "true", "optimization.cuda_graphs": "true"}
 CASES: dict[str, tuple[int, dict[str, str]]] = {  # examples per GPU and step, overrides of config.yaml
-    "default": (32, {}),
-    "graph": (32, {"optimization.cuda_graphs": "true"}),
-    "compiled": (32, LEAN),
-    "compiled-64": (64, LEAN),
-    "compiled-64-free": (64, {**LEAN, "optimization.gradient_checkpointing": "false"}),
+    "ours-32": (32, {}),
+    "ours-64": (64, {}),
+    "ours-64-free": (64, {"optimization.gradient_checkpointing": "false"}),
+    "transformers-32": (32, {"optimization.decoder": "transformers"}),
+    "sharded-32": (32, {"optimization.decoder": "transformers", "optimization.shard_base": "true"}),
 }
 
 
@@ -97,7 +96,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", default="1,2", metavar="N,M", help="how many at a time (default: %(default)s)")
-    parser.add_argument("--cases", default="default,compiled", metavar="A,B", help=f"some of {', '.join(CASES)}")
+    parser.add_argument("--cases", default="ours-32,sharded-32", metavar="A,B", help=f"some of {', '.join(CASES)}")
     parser.add_argument("--steps", type=int, default=12, help="measured steps (default: %(default)s)")
     parser.add_argument("--preset", choices=SHAPES, default="7b", help="shape of the model (default: %(default)s)")
     parser.add_argument("--layers", type=int, help="fewer layers than the preset has")
@@ -124,20 +123,25 @@ def start(arguments: argparse.Namespace, model_dir: Path, gpus: int) -> dict[str
 
 def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     """Train every case on one base model; returns the losses of the equal steps and a row for each case."""
-    from tool_aware.base_model import device, load_base_model
+    from tool_aware.base_model import load_base_model
+    from tool_aware.training.sharding import load_sharded_base
 
     shared = config_of(arguments, SAME_BATCH // processes.count, SAME_BATCH_STEPS, {})
-    base = load_base_model(shared.model, shared.quantization, attention="sdpa")
+    base = load_base_model(shared.model, shared.quantization)
     saved = Snapshot(base)
     losses = train_case(base, shared, processes)["losses"]
+    saved.restore()
+    free_memory()
     rows = []
-    for name in arguments.cases.split(","):
-        saved.restore()
-        free_memory()
+    for name in sorted(arguments.cases.split(","), key=lambda name: "sharded" in name):  # which reload the base model
         examples, overrides = CASES[name]
         config = config_of(arguments, examples, WARM_UP_STEPS + arguments.steps, overrides)
-        base.set_attn_implementation(config.training_attention(device().type))
+        if config.optimization.shard_base and processes.count > 1:
+            base = load_sharded_base(config.model, config.quantization, processes)
+            saved = Snapshot(base)
         rows.append({"case": name, **train_case(base, config, processes)})
+        saved.restore()
+        free_memory()
     return {"gpus": processes.count, "losses": losses, "rows": rows}
 
 

@@ -58,7 +58,6 @@ def load_base_model(
 
     Raises UserError if the model cannot be had: unknown id, gated, no network, folder without weights.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     locate_model(model.name, revision=model.revision, hf_token=hf_token)
@@ -73,6 +72,14 @@ def load_base_model(
             device_map={"": device()},
             attn_implementation=attention or model.attn_implementation.replace("auto", "sdpa"),
         )
+    freeze(base)
+    return base
+
+
+def freeze(base: PreTrainedModel) -> None:
+    """Make a loaded base model what everything here expects: frozen, in eval mode, greedy."""
+    import torch
+
     base.requires_grad_(False)
     base.eval()
     if device().type == "cpu":
@@ -80,7 +87,6 @@ def load_base_model(
     # Sampling defaults of the instruct model would otherwise warn whenever text is generated greedily.
     base.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
     torch.set_float32_matmul_precision("high")
-    return base
 
 
 def attach_adapter(base: PreTrainedModel, adapter: Path, *, base_name: str, is_trainable: bool = False) -> PeftModel:

@@ -103,6 +103,7 @@ class OptimizationSection(Section):
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch_fused"
     )
+    shard_base: bool = False
 
     @model_validator(mode="after")
     def _only_checkpoints_move(self) -> OptimizationSection:

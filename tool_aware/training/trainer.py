@@ -84,7 +84,9 @@ class PackedTrainer(Trainer):
         self.stop_signal: int | None = None  # what all processes have agreed on
         self.validations = Validations()
         self._rows_of_step: list[int] = []
-        self._decoder = PackedDecoder.of(model, config)
+        # Processes that share the base model's weights fetch them together: all run the same forward passes.
+        self._is_sharded = config.optimization.shard_base and processes.count > 1
+        self._decoder = None if self._is_sharded else PackedDecoder.of(model, config)
         self._packed_ahead: tuple[list[int], Pack] | None = None
         self.throughput = Throughput()
         super().__init__(
@@ -124,7 +126,7 @@ class PackedTrainer(Trainer):
             try:
                 return self._forward_backward(model, inputs, num_items_in_batch)
             except torch.OutOfMemoryError:
-                if self.micro_batch_limit == 1:
+                if self.micro_batch_limit == 1 or self._is_sharded:
                     raise
             # Outside the except block, so that the failed attempt's tensors are released before the next one.
             self._restore_gradients(before)
@@ -161,6 +163,8 @@ class PackedTrainer(Trainer):
                 self.accelerator.backward(loss)
                 total += loss.detach()
             self.throughput.add(packed.examples, packed.input_ids.numel())
+        if self._is_sharded and not rows:
+            (self._losses(model, self._pack([0])).sum() * 0).backward()
         self._pack_ahead()
         return total * self.processes.count  # Trainer logs the mean over processes, and the sum is what counts
 
@@ -255,6 +259,8 @@ class PackedTrainer(Trainer):
 
     @torch.no_grad()
     def _rows_with_infinite_loss(self) -> list[int]:
+        if self._is_sharded:
+            return []
         return [
             row for row in self._rows_of_step if not torch.isfinite(self._losses(self.model, self._pack([row]))).all()
         ]

@@ -137,11 +137,13 @@ def score(
 ) -> Validation:
     """Score `examples` after `step` steps, `batch_size` of them in a forward pass.
 
-    Processes share the batches between them. Sums are taken in the order of the batches, so that their number changes
-    nothing.
+    Processes share the batches between them, and each takes as many: who is left without one takes the last again. Sums
+    are taken in the order of the batches, so that the number of processes changes nothing.
     """
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
-    share = [_score_batch(batch, answer_states, names) for batch in batches[processes.rank :: processes.count]]
+    rounds = -(-len(batches) // processes.count)
+    mine = (batches[min(turn * processes.count + processes.rank, len(batches) - 1)] for turn in range(rounds))
+    share = [_score_batch(batch, answer_states, names) for batch in mine]
     shares = processes.gather(share)
     scored = [shares[index % processes.count][index // processes.count] for index in range(len(batches))]
     loss, labels, right = (sum(column) for column in zip(*scored, strict=True))

@@ -1,0 +1,148 @@
+"""The frozen base model spread over the GPUs of a launch, for models that do not fit on one: FSDP with QLoRA.
+
+Only frozen weights are sharded (torch's FSDP2, one decoder layer at a time). Those of a layer are gathered, quantised as
+they are, when it is entered in the forward and in the backward pass, and dropped behind it. The adapter stays whole on
+every process; so optimizer, checkpoints, resuming and export are those of any other run, and so are the losses.
+
+Loading streams: a layer is read, quantised on the GPU and sharded before the next one is read, so that neither a GPU nor
+the host ever holds the model. Embedding, output head, norms' scales of the quantisation stay whole on each GPU.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tool_aware.base_model import compute_dtype, device, freeze, quiet_libraries
+from tool_aware.config import ModelSection, QuantizationSection
+from tool_aware.console import UserError
+from tool_aware.training.distributed import Processes
+from tool_aware.training.export import base_folder, weight_files
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel
+
+
+def load_sharded_base(
+    model: ModelSection, quantization: QuantizationSection, processes: Processes, *, hf_token: str | None = None
+) -> PreTrainedModel:
+    """Load the base model with its decoder layers sharded over all processes, frozen, in eval mode.
+
+    Raises UserError if its files do not name the weights as its modules do, as a few architectures' do not.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    folder = base_folder(model, hf_token)
+    dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
+    base = _without_weights(folder, model, dtype)
+    mesh = init_device_mesh(device().type, (processes.count,))
+    layers = f"{_decoder_name(base)}.layers."
+    for prefix, tensors in _by_layer(folder, layers):
+        for name, tensor in tensors:
+            _put(base, name, tensor.to(dtype), quantization if prefix else None)
+        if prefix:
+            _shard(base.get_submodule(prefix), mesh)
+    base.tie_weights()
+    missing = [name for name, parameter in base.named_parameters() if parameter.is_meta]
+    if missing:
+        what = f"{len(missing)} weights are not in its files under the names of its modules, for example {missing[0]}"
+        raise UserError(what, where=str(folder), fix="--set optimization.shard_base=false")
+    # One root for all layers, so that the next one's weights are fetched while this one computes.
+    decoder = base.get_submodule(_decoder_name(base))
+    fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not hasattr(p, "device_mesh")})
+    base.is_loaded_in_4bit = quantization.load_in_4bit  # which peft asks for
+    freeze(base)
+    return base
+
+
+def _without_weights(folder: Path, model: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    attention = model.attn_implementation.replace("auto", "sdpa")
+    with quiet_libraries(), init_empty_weights(include_buffers=False):
+        config = AutoConfig.from_pretrained(folder)
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    for buffer in base.buffers():
+        buffer.data = buffer.data.to(device())
+    return base
+
+
+def _decoder_name(base: PreTrainedModel) -> str:
+    return base.base_model_prefix
+
+
+def _by_layer(folder: Path, layers: str) -> Iterator[tuple[str, list[tuple[str, torch.Tensor]]]]:
+    """Yield the weights of one decoder layer after the other with its name; first all others, with the name ""."""
+    from safetensors import safe_open
+
+    files: dict[str, Path] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            files |= dict.fromkeys(file.keys(), path)
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in files:
+        number = name.removeprefix(layers).partition(".")[0]
+        names[layers + number if name.startswith(layers) else ""].append(name)
+    for prefix in sorted(names, key=lambda prefix: int(prefix.rpartition(".")[2] or -1)):
+        yield prefix, list(_read(names[prefix], files))
+
+
+def _read(names: Iterable[str], files: dict[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    for name in names:
+        with safe_open(files[name], framework="pt", device=str(device())) as file:
+            yield name, file.get_tensor(name)
+
+
+def _put(base: PreTrainedModel, name: str, tensor: torch.Tensor, quantization: QuantizationSection | None) -> None:
+    """Give `base` a weight; that of a linear layer is quantised, if it is to be."""
+    from torch import nn
+
+    owner, _, attribute = name.rpartition(".")
+    try:
+        module = base.get_submodule(owner)
+    except AttributeError:
+        return  # what is missing is told once all files are read
+    if quantization and quantization.load_in_4bit and isinstance(module, nn.Linear):
+        if attribute == "weight":
+            parent, _, child = owner.rpartition(".")
+            setattr(base.get_submodule(parent), child, _quantised(module, tensor, quantization))
+            return
+    setattr(module, attribute, nn.Parameter(tensor, requires_grad=False))
+
+
+def _shard(layer: nn.Module, mesh: DeviceMesh) -> None:
+    """Spread a layer's weights over `mesh`; the scales of quantised ones stay with their modules."""
+    from bitsandbytes.nn import Linear4bit
+    from torch.distributed.fsdp import fully_shard
+
+    quantised = {module: module.weight for module in layer.modules() if isinstance(module, Linear4bit)}
+    fully_shard(layer, mesh=mesh)
+    for module, whole in quantised.items():  # peft asks the weight how it is quantised
+        module.weight.compress_statistics, module.weight.quant_type = whole.compress_statistics, whole.quant_type
+
+
+def _quantised(linear: nn.Linear, weight: torch.Tensor, quantization: QuantizationSection) -> nn.Module:
+    import torch
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    options = {
+        "compress_statistics": quantization.bnb_4bit_use_double_quant,
+        "quant_type": quantization.bnb_4bit_quant_type,
+    }
+    with torch.device("meta"):
+        module = Linear4bit(
+            linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=weight.dtype, **options
+        )
+    module.weight = Params4bit(weight, requires_grad=False, module=module, **options).to(device())
+    if linear.bias is not None:
+        module.bias = linear.bias
+    return module

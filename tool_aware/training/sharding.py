@@ -1,11 +1,11 @@
 """The frozen base model spread over the GPUs of a launch, for models that do not fit on one: FSDP with QLoRA.
 
-Only frozen weights are sharded (torch's FSDP2, one decoder layer at a time). Those of a layer are gathered, quantised as
-they are, when it is entered in the forward and in the backward pass, and dropped behind it. The adapter stays whole on
-every process; so optimizer, checkpoints, resuming and export are those of any other run, and so are the losses.
+Only frozen weights are sharded (torch's FSDP2, one decoder layer at a time). Those of a layer are gathered, quantised
+as they are, when it is entered in the forward and in the backward pass, and dropped behind it. The adapter stays whole
+on every process; so optimizer, checkpoints, resuming and export are those of any other run, and so are the losses.
 
-Loading streams: a layer is read, quantised on the GPU and sharded before the next one is read, so that neither a GPU nor
-the host ever holds the model. Embedding, output head, norms' scales of the quantisation stay whole on each GPU.
+Loading streams: a layer is read, quantised on the GPU and sharded before the next one is read, so that neither a GPU
+nor the host ever holds the model. Embedding, output head and the scales of the quantisation stay whole on each GPU.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def load_sharded_base(
     dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
     base = _without_weights(folder, model, dtype)
     mesh = init_device_mesh(device().type, (processes.count,))
-    layers = f"{_decoder_name(base)}.layers."
-    for prefix, tensors in _by_layer(folder, layers):
+    decoder_name = base.base_model_prefix
+    for prefix, tensors in _by_layer(folder, f"{decoder_name}.layers."):
         for name, tensor in tensors:
             _put(base, name, tensor.to(dtype), quantization if prefix else None)
         if prefix:
@@ -54,7 +54,7 @@ def load_sharded_base(
         what = f"{len(missing)} weights are not in its files under the names of its modules, for example {missing[0]}"
         raise UserError(what, where=str(folder), fix="--set optimization.shard_base=false")
     # One root for all layers, so that the next one's weights are fetched while this one computes.
-    decoder = base.get_submodule(_decoder_name(base))
+    decoder = base.get_submodule(decoder_name)
     fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not hasattr(p, "device_mesh")})
     base.is_loaded_in_4bit = quantization.load_in_4bit  # which peft asks for
     freeze(base)
@@ -72,10 +72,6 @@ def _without_weights(folder: Path, model: ModelSection, dtype: torch.dtype) -> P
     for buffer in base.buffers():
         buffer.data = buffer.data.to(device())
     return base
-
-
-def _decoder_name(base: PreTrainedModel) -> str:
-    return base.base_model_prefix
 
 
 def _by_layer(folder: Path, layers: str) -> Iterator[tuple[str, list[tuple[str, torch.Tensor]]]]:
@@ -111,12 +107,12 @@ def _put(base: PreTrainedModel, name: str, tensor: torch.Tensor, quantization: Q
         module = base.get_submodule(owner)
     except AttributeError:
         return  # what is missing is told once all files are read
-    if quantization and quantization.load_in_4bit and isinstance(module, nn.Linear):
-        if attribute == "weight":
-            parent, _, child = owner.rpartition(".")
-            setattr(base.get_submodule(parent), child, _quantised(module, tensor, quantization))
-            return
-    setattr(module, attribute, nn.Parameter(tensor, requires_grad=False))
+    is_quantised = quantization is not None and quantization.load_in_4bit and isinstance(module, nn.Linear)
+    if is_quantised and attribute == "weight":
+        parent, _, child = owner.rpartition(".")
+        setattr(base.get_submodule(parent), child, _quantised(module, tensor, quantization))
+    else:
+        setattr(module, attribute, nn.Parameter(tensor, requires_grad=False))
 
 
 def _shard(layer: nn.Module, mesh: DeviceMesh) -> None:

@@ -29,7 +29,7 @@ from tool_aware.gpu import checks, display, report
 from tool_aware.gpu.alerts import Alerts, parse_condition
 from tool_aware.gpu.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
 from tool_aware.gpu.dry_run import DryRun
-from tool_aware.gpu.estimate import TrainingSpec, estimate_training
+from tool_aware.gpu.estimate import estimate_training
 from tool_aware.gpu.fit import Fit, fit, fitting_config
 from tool_aware.gpu.generation import GenerationSpec, estimate_generation
 from tool_aware.gpu.nvml import open_driver
@@ -38,6 +38,7 @@ from tool_aware.gpu.prometheus import LOOPBACK, Exporter
 from tool_aware.gpu.readings import GIB, GpuReading
 from tool_aware.gpu.recording import open_recorder
 from tool_aware.gpu.sampling import Statistics
+from tool_aware.gpu.spec import TrainingSpec
 from tool_aware.gpu.watching import Alarming, Consumer, Pace, Summing, open_view, watch
 from tool_aware.gpu.workload import workload_of
 from tool_aware.records import write_text
@@ -272,7 +273,7 @@ def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequenc
 def trace(spec: TrainingSpec, config: Config) -> DryRun:
     """Trace the training step; takes some seconds, most of them for importing torch.
 
-    FlexAttention, CUDA graphs, compiled layers and bitsandbytes' optimizers need a GPU: see `traceable`.
+    Not all that a step can do can be traced: see `traceable`.
     """
     from tool_aware.base_model import quiet_libraries
     from tool_aware.gpu.dry_run import dry_run
@@ -283,10 +284,12 @@ def trace(spec: TrainingSpec, config: Config) -> DryRun:
 
 
 def traceable(spec: TrainingSpec) -> TrainingSpec:
-    """The nearest spec that can be traced without a GPU."""
-    attention = "sdpa" if spec.attention == "flex_attention" else spec.attention
+    """The nearest spec that can be traced: on few layers that are alike, without a host to move data to.
+
+    bitsandbytes' optimizers need a GPU.
+    """
     optimizer = spec.optimizer if spec.optimizer.startswith("adamw_torch") else "adamw_torch_fused"
-    return replace(spec, attention=attention, compiled=False, cuda_graphs=False, optimizer=optimizer)
+    return replace(spec, optimizer=optimizer, offload=False, kept_layers=0, cached_layers=0)
 
 
 # ---- command line ----------------------------------------------------------------------------------------

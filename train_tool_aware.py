@@ -23,7 +23,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +38,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from tool_aware.gpu.planning import Plan
     from tool_aware.training.validation import Exported
-
-_RUN_SECTIONS = ("model", "quantization", "lora", "training", "optimization")  # what makes one run differ from another
-_NOT_PART_OF_A_RUN = {  # what may change when it is resumed
-    f"training.{key}"
-    for key in ("output_dir", "save_steps", "save_total_limit", "keep_best", "early_stopping_patience")
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,7 @@ class Job:
     examples: dict[str, list[EncodedExample]]  # train and val, tokenised, without what is too long
     start_from: Path | None  # an earlier adapter
     processes: Processes  # this one, unless a launcher has started several
+    memory: Plan  # of the GPU's memory; all processes follow that of the first
 
     @property
     def output_dir(self) -> Path:
@@ -65,18 +61,18 @@ class Job:
         return self.config.training.output_dir
 
     @cached_property
+    def engine_config(self) -> Config:
+        """The settings with what the plan has chosen where they say `auto`."""
+        return self.memory.apply(self.config)
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that makes this run another one than its neighbour, as `section.key: value`."""
-        settings = self.config.as_dict()
-        flat = {f"{section}.{key}": value for section in _RUN_SECTIONS for key, value in settings[section].items()}
-        kept = {key: value for key, value in flat.items() if key not in _NOT_PART_OF_A_RUN}
+        """Everything that makes this run another one than its neighbour."""
+        from tool_aware.training.checkpoints import run_settings
+
         hashes = {f"{split}.json": loaded.sha256 for split, loaded in self.data.items()}
-        return {
-            **kept,
-            **hashes,
-            "adapter": str(self.start_from) if self.start_from else None,
-            "processes": self.processes.count,
-        }
+        start = str(self.start_from) if self.start_from else None
+        return {**run_settings(self.config), **hashes, "adapter": start, "processes": self.processes.count}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with joined() as processes:
         job = processes.first(lambda: prepare(arguments, processes)) or prepare(arguments, processes)
         processes.check_equal("settings or data", job.identity)
+        job = replace(job, memory=processes.from_first(job.memory))
         if processes.is_first:
             print(plan(job))
         if arguments.dry_run:
@@ -132,7 +129,9 @@ def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     if arguments.adapter:
         adapter_base(arguments.adapter)
     tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
-    return Job(config, environment, tokenizer, data, encode(data, tokenizer, config), arguments.adapter, processes)
+    examples = encode(data, tokenizer, config)
+    memory = plan_memory(config, examples["train"], processes.count)
+    return Job(config, environment, tokenizer, data, examples, arguments.adapter, processes, memory)
 
 
 def check_output_dir(output_dir: Path, *, resume: bool, overwrite: bool) -> None:
@@ -204,7 +203,7 @@ def plan(job: Job) -> str:
     """Lay out what the run will do."""
     from tool_aware.training.schedule import Schedule
 
-    config, training = job.config, job.config.training
+    config, training = job.config, job.engine_config.training
     processes = job.processes.count
     schedule = Schedule.of(config, len(job.examples["train"]), processes)
     facts = [
@@ -216,7 +215,7 @@ def plan(job: Job) -> str:
             f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
             f"{f' x {processes} processes' if processes > 1 else ''}, packing {training.packing}",
         ),
-        ("memory", memory(job)),
+        ("memory", job.memory.text().replace("\n", "\n" + 12 * " ")),
         ("output", str(job.output_dir)),
     ]
     rows = [
@@ -228,24 +227,21 @@ def plan(job: Job) -> str:
     return "\n".join([*lines, "", table(headers, rows)])
 
 
-def memory(job: Job) -> str:
-    """Estimate the GPU memory of the run's largest micro-batch."""
-    from tool_aware.gpu.estimate import TrainingSpec, estimate_training
+def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: int) -> Plan:
+    """Plan how each process uses its GPU, from what is free and the largest micro-batches there can be."""
+    from tool_aware.base_model import device
+    from tool_aware.gpu.spec import TrainingSpec
+    from tool_aware.gpu.planning import plan_of, visible_gpus
     from tool_aware.training.packing import common_prefix
 
-    examples = job.examples["train"]
     shared = common_prefix([example.prompt for example in examples])
     spec = TrainingSpec.from_config(
-        job.config,
+        config,
         longest_tokens=max(map(len, examples)),
-        prefix_tokens=shared if job.config.training.packing == "prefix" else 0,
+        prefix_tokens=shared if config.training.packing == "prefix" else 0,
         answer_tokens=max(len(example.completion) for example in examples),
     )
-    estimate = estimate_training(spec)
-    return (
-        f"about {estimate.total_bytes / 2**30:.1f} GiB on the card for {spec.batch_size} of the longest examples "
-        "(python monitor_gpu.py estimate --config shows the terms)"
-    )
+    return plan_of(config, spec, visible_gpus()[:processes] if device().type == "cuda" else [])
 
 
 def length_percentiles(examples: Sequence[EncodedExample]) -> tuple[str, str, str]:
@@ -297,18 +293,15 @@ def find_checkpoint(job: Job) -> tuple[Path | None, list[str]]:
 
 def load_trainable(job: Job) -> PeftModel:
     """Load the frozen base model and put a new or an earlier adapter on it."""
-    from tool_aware.base_model import attach_adapter, device, load_base_model
+    from tool_aware.base_model import attach_adapter, load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
     from tool_aware.training.sharding import load_sharded_base
 
-    config = job.config
-    attention = config.training_attention(device().type)
+    config = job.engine_config
     if config.optimization.shard_base and job.processes.count > 1:
         base = load_sharded_base(config.model, config.quantization, job.processes, hf_token=job.environment.hf_token)
     else:
-        base = load_base_model(
-            config.model, config.quantization, hf_token=job.environment.hf_token, attention=attention
-        )
+        base = load_base_model(config.model, config.quantization, hf_token=job.environment.hf_token)
     if job.start_from:
         model = attach_adapter(base, job.start_from, base_name=config.model.name, is_trainable=True)
     else:
@@ -350,7 +343,7 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
     ) as tracker:
         trainer = PackedTrainer(
             model,
-            job.config,
+            job.engine_config,
             train=job.examples["train"],
             val=job.examples["val"],
             tool_names=ToolNames.of(job.tokenizer, job.config.toolbox),
@@ -417,6 +410,7 @@ def finish(job: Job, summary: Summary, fallbacks: list[str], started_s: float) -
         steps=summary.steps,
         training_seconds=round(summary.seconds, 1),
         peak_gib=summary.peak_gib,
+        memory_plan=job.memory.as_dict(),
         exported={"step": exported.step, "why": exported.why},
         validation=facts.validation,
     )

@@ -39,7 +39,7 @@ class ModelSection(Section):
     name: str = Field(min_length=1)
     revision: str | None = None
     max_seq_length: Annotated[int, Field(ge=64, le=32768)] = 2048
-    attn_implementation: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
 
 
 class QuantizationSection(Section):
@@ -88,18 +88,23 @@ class TrainingSection(Section):
     keep_best: bool = True
     early_stopping_patience: PositiveInt | None = None
     seed: int = 42
-    memory_budget_gib: Annotated[float, Field(gt=0)] | Auto | None = None
+    memory_budget_gib: Annotated[float, Field(gt=0)] | Auto | None = "auto"
+
+    @property
+    def effective_batch(self) -> int:
+        """Examples of one optimizer step on one GPU."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
 class OptimizationSection(Section):
-    """How the same result is computed. The plan of a run replaces every `auto` before the engine sees it."""
+    """How the same result is computed. The memory plan replaces every `auto` before the engine sees it."""
 
-    gradient_checkpointing: bool | Auto = True
-    offload: bool | Auto = False
-    cached_layers: Annotated[int, Field(ge=0)] | Auto = 0
-    micro_batch: Literal["auto", "fixed"] = "fixed"
-    compile: bool = False
-    cuda_graphs: bool = False
+    gradient_checkpointing: bool | Auto = "auto"
+    offload: bool | Auto = "auto"
+    cached_layers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    micro_batch: Literal["auto", "fixed"] = "auto"
+    kept_layers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    decoder: Literal["auto", "transformers"] = "auto"
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch_fused"
     )
@@ -282,11 +287,12 @@ class Config(Section):
             raise ValueError(f"the same name twice: {', '.join(repeated)}")
         return value
 
-    def training_attention(self, device_type: str = "cuda") -> str:
-        """Resolve `attn_implementation: auto` for training: FlexAttention in layers compiled for CUDA, else SDPA."""
-        if self.model.attn_implementation != "auto":
-            return self.model.attn_implementation
-        return "flex_attention" if device_type == "cuda" and self.optimization.compile else "sdpa"
+    def settled(self) -> Config:
+        """Return it without what is `auto` for the memory plan: as it is where no budget is looked at."""
+        plain = {"gradient_checkpointing": True, "offload": False, "kept_layers": 0, "cached_layers": 0}
+        plain["micro_batch"] = "fixed"
+        open_ones = {key: value for key, value in plain.items() if getattr(self.optimization, key) == "auto"}
+        return self.model_copy(update={"optimization": self.optimization.model_copy(update=open_ones)})
 
     @property
     def toolbox(self) -> Toolbox:

@@ -7,48 +7,42 @@ from dataclasses import replace
 import pytest
 
 import monitor_gpu
-from tool_aware.config import Config
 from tool_aware.gpu.architectures import PRESETS
 from tool_aware.gpu.dry_run import _counting, _trace, dry_run
-from tool_aware.gpu.estimate import TrainingSpec, estimate_training
+from tool_aware.gpu.estimate import estimate_training
 from tool_aware.gpu.readings import GIB
+from tool_aware.gpu.spec import TrainingSpec
 from tool_aware.training.dry_step import DryStep
 
 MISTRAL, TINY = PRESETS["mistral-7b-v0.2"], PRESETS["tinyllama-1.1b"]
 KEPT_BYTES = 2**26
 PACK = {"seq_length": 364, "batch_size": 16, "packing": "prefix", "prefix_tokens": 260, "answer_tokens": 81}
+PADDED = {"decoder": "transformers", "packing": "none"}
 GRID = {
     "one long row": TrainingSpec(MISTRAL),
-    "padded rows": TrainingSpec(MISTRAL, batch_size=4, seq_length=4096),
+    "a short row": TrainingSpec(MISTRAL, seq_length=256),
     "a pack that accumulates": TrainingSpec(MISTRAL, **PACK, accumulation=2),
+    "a wide pack of short examples": TrainingSpec(TINY, **{**PACK, "batch_size": 64}),
+    "layers that keep activations": TrainingSpec(MISTRAL, **PACK, kept_layers=1),
+    "cached weights": TrainingSpec(TINY, **PACK, cached_layers=TINY.layers),
     "attention only, without checkpointing": TrainingSpec(
         TINY, seq_length=512, checkpointing=False, targets=("q_proj", "v_proj")
     ),
     "a large rank": TrainingSpec(MISTRAL, lora_r=64, seq_length=512),
-    "16-bit weights": TrainingSpec(PRESETS["qwen-2.5-7b"], quantization="none"),
-    "8-bit weights": TrainingSpec(MISTRAL, quantization="8bit", seq_length=1024),
+    "16-bit weights": TrainingSpec(MISTRAL, quantization="none"),
     "many labels": TrainingSpec(PRESETS["llama-3-8b"], answer_tokens=2000),
-    "eager attention": TrainingSpec(TINY, attention="eager"),
+    "padded rows": TrainingSpec(MISTRAL, batch_size=4, seq_length=4096, **PADDED),
+    "autograd without checkpointing": TrainingSpec(TINY, seq_length=512, checkpointing=False, **PADDED),
+    "8-bit weights": TrainingSpec(MISTRAL, quantization="8bit", seq_length=1024),
+    "biases": TrainingSpec(PRESETS["qwen-2.5-7b"], quantization="none"),
+    "eager attention": TrainingSpec(TINY, attention="eager", **PADDED),
 }
-
-
-def config_of(spec: TrainingSpec, base: Config) -> Config:
-    """The config whose training step has this spec."""
-    targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
-    changes = {
-        "lora": {"r": spec.lora_r, "target_modules": targets},
-        "optimization": {"gradient_checkpointing": spec.checkpointing, "optim": spec.optimizer},
-        "training": {"packing": spec.packing},
-    }
-    return base.model_copy(
-        update={name: getattr(base, name).model_copy(update=values) for name, values in changes.items()}
-    )
 
 
 @pytest.mark.parametrize("name", GRID)
 def test_formula_and_traced_step_agree(name, config):
     spec = GRID[name]
-    traced = monitor_gpu.trace(spec, config_of(spec, config))
+    traced = monitor_gpu.trace(spec, config)
     assert estimate_training(spec).allocated_bytes == pytest.approx(traced.peak_bytes, rel=0.01)
 
 

@@ -21,17 +21,10 @@ from tool_aware.gpu.architectures import (
     scaled_mistral,
 )
 from tool_aware.gpu.calibration import compare
-from tool_aware.gpu.estimate import (
-    CALIBRATION,
-    FLEX_BLOCK,
-    GRAPH_LABELS,
-    LOSS_CHUNK,
-    OPTIMIZERS,
-    TrainingSpec,
-    estimate_training,
-)
+from tool_aware.gpu.estimate import CALIBRATION, estimate_training
 from tool_aware.gpu.generation import GenerationSpec, estimate_generation
 from tool_aware.gpu.readings import GIB
+from tool_aware.gpu.spec import LOSS_CHUNK, OPTIMIZERS, TrainingSpec
 from tool_aware.gpu.speed import estimate_speed, published_tflops
 from tool_aware.gpu.workload import workload_of
 
@@ -54,9 +47,11 @@ specs = st.builds(
     checkpointing=st.booleans(),
     accumulation=st.integers(1, 4),
     optimizer=st.sampled_from(list(OPTIMIZERS)),
-    compiled=st.booleans(),
-    cuda_graphs=st.booleans(),
-    attention=st.sampled_from(["sdpa", "eager", "flex_attention"]),
+    kept_layers=st.integers(0, 32),
+    cached_layers=st.integers(0, 32),
+    offload=st.booleans(),
+    decoder=st.sampled_from(["own", "transformers"]),
+    attention=st.sampled_from(["sdpa", "eager"]),
 )
 
 
@@ -149,19 +144,29 @@ def test_more_of_anything_never_takes_less(spec, what):
 
 def test_each_saving_saves():
     wide = replace(SPEC, batch_size=8, packing="none", prefix_tokens=260, seq_length=360)
-    total = estimate_training(wide).total_bytes
-    savings = [{"packing": "prefix"}, {"offload": True}]
-    assert all(estimate_training(replace(wide, **saving)).total_bytes < total for saving in savings)
-    costs = [{"checkpointing": False}, {"quantization": "8bit"}, {"double_quantization": False}]
-    assert all(estimate_training(replace(wide, **cost)).total_bytes > total for cost in costs)
+    packed = replace(wide, packing="prefix")
+    total = {spec: estimate_training(spec).total_bytes for spec in (wide, packed)}
+    assert total[packed] < total[replace(wide)]
+    assert estimate_training(replace(packed, offload=True)).total_bytes < total[packed]
+    costs = [{"kept_layers": 1}, {"cached_layers": 1}, {"decoder": "transformers"}, {"double_quantization": False}]
+    costs += [{"checkpointing": False}, {"quantization": "8bit"}]
+    assert all(estimate_training(replace(packed, **cost)).total_bytes > total[packed] for cost in costs)
 
 
-def test_gradients_that_stay_are_counted_and_others_only_while_they_accumulate():
+def test_offloading_moves_the_embedding_and_the_inputs_and_grows_with_the_tokens_no_more():
+    on_card, on_host = (estimate_training(replace(SPEC, offload=offload)) for offload in (False, True))
+    embedding = 2 * 32000 * 4096
+    assert on_card.term("16-bit weights") - on_host.term("16-bit weights") == embedding
+    assert on_host.term("layer inputs") == on_card.term("layer inputs") / 16
+
+
+def test_gradients_that_stay_are_counted_twice_and_others_only_while_they_accumulate():
     one, more = (estimate_training(replace(SPEC, accumulation=steps)).term("gradients") for steps in (1, 4))
     assert one == more == 2 * 2 * 20_971_520
     paged = replace(SPEC, optimizer="paged_adamw_8bit")
-    assert estimate_training(paged).term("gradients") == 0
+    assert estimate_training(paged).term("gradients") == one / 2
     assert estimate_training(replace(paged, accumulation=4)).term("gradients") == one
+    assert estimate_training(replace(paged, decoder="transformers")).term("gradients") == 0
 
 
 def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large():
@@ -171,12 +176,12 @@ def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large()
     assert estimate_training(replace(SPEC, lora_r=64, seq_length=256)).peaks_in == "the optimizer step"
 
 
-def test_block_and_chunk_are_those_that_training_uses():
-    from tool_aware.training.attention import BLOCK
-    from tool_aware.training.graphs import LABELS_MULTIPLE
+def test_the_constants_are_those_that_training_uses():
+    from tool_aware.gpu import own_step
     from tool_aware.training.loss import CHUNK_LABELS
+    from tool_aware.training.projections import RANKS_MULTIPLE
 
-    assert (FLEX_BLOCK, LOSS_CHUNK, GRAPH_LABELS) == (BLOCK, CHUNK_LABELS, LABELS_MULTIPLE)
+    assert (LOSS_CHUNK, own_step.RANKS_MULTIPLE) == (CHUNK_LABELS, RANKS_MULTIPLE)
 
 
 def test_every_optimizer_of_the_config_has_a_cost():
@@ -190,8 +195,8 @@ def test_every_optimizer_of_the_config_has_a_cost():
 def test_a_spec_follows_the_config(config):
     spec = TrainingSpec.from_config(config, longest_tokens=400, prefix_tokens=260, answer_tokens=80)
     assert spec.packing == config.training.packing
-    tokens = 260 + config.training.per_device_train_batch_size * 140
-    assert tokens <= spec.tokens < tokens + FLEX_BLOCK  # `auto` is FlexAttention on a GPU
+    assert spec.tokens == 260 + config.training.per_device_train_batch_size * 140
+    assert spec.has_own_decoder
     assert TrainingSpec.from_config(config).seq_length == config.model.max_seq_length
 
 

@@ -9,9 +9,9 @@ import yaml
 
 from tool_aware.config import load_config
 from tool_aware.gpu.architectures import PRESETS
-from tool_aware.gpu.estimate import TrainingSpec
 from tool_aware.gpu.fit import as_yaml, fit, largest_batch, longest_sequence, needed_bytes
 from tool_aware.gpu.readings import GIB
+from tool_aware.gpu.spec import TrainingSpec
 
 PACKED = TrainingSpec(
     PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260, answer_tokens=80

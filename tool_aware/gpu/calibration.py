@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.gpu.architectures import PRESETS
-from tool_aware.gpu.estimate import CALIBRATION, Calibration, TrainingSpec, estimate_training
+from tool_aware.gpu.estimate import CALIBRATION, Calibration, estimate_training
 from tool_aware.gpu.readings import GIB
+from tool_aware.gpu.spec import TrainingSpec
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from typing import Any, Literal, get_args
 
 from tool_aware.config import Config, Environment
 from tool_aware.gpu.architectures import Architecture, cached_snapshot, hub_cache
-from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec
+from tool_aware.gpu.estimate import MemoryEstimate
 from tool_aware.gpu.fit import fit
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver
 from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading
+from tool_aware.gpu.spec import TrainingSpec
 
 Status = Literal["ok", "warning", "problem"]
 STATUSES: tuple[Status, ...] = get_args(Status)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tool_aware.gpu.architectures import Architecture
-from tool_aware.gpu.estimate import TrainingSpec
+from tool_aware.gpu.spec import TrainingSpec
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tool_aware.gpu.estimate import TrainingSpec, estimate_training
+from tool_aware.gpu.estimate import estimate_training
 from tool_aware.gpu.readings import GIB
+from tool_aware.gpu.spec import TrainingSpec
 
 SMALLEST_RANK = 4
 SHORTEST_SEQUENCE = 256

@@ -5,15 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tool_aware.config import Config
-from tool_aware.gpu.estimate import (
-    BYTES_16BIT,
-    BYTES_PER_WEIGHT,
-    CALIBRATION,
-    LOGIT_BYTES,
-    MemoryEstimate,
-    Term,
-    TrainingSpec,
-)
+from tool_aware.gpu.estimate import BYTES_PER_WEIGHT, CALIBRATION, MemoryEstimate
+from tool_aware.gpu.spec import BYTES_16BIT, LOGIT_BYTES, Term, TrainingSpec
 from tool_aware.gpu.workload import Workload
 
 

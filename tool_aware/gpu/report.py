@@ -11,9 +11,10 @@ from tool_aware.console import table
 from tool_aware.gpu.checks import STATUSES, CheckLine
 from tool_aware.gpu.display import gib, power, process_text, with_unit
 from tool_aware.gpu.dry_run import DryRun
-from tool_aware.gpu.estimate import MemoryEstimate, TrainingSpec, estimate_training, unmeasured_features
+from tool_aware.gpu.estimate import MemoryEstimate, estimate_training, unmeasured_features
 from tool_aware.gpu.fit import LARGEST_BATCH, Fit, as_yaml, fit, largest_batch, longest_sequence, margin_gib
 from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.spec import TrainingSpec
 from tool_aware.gpu.speed import estimate_speed
 
 SHOWN_FROM_GIB = 0.005  # smaller terms would be shown as 0.00

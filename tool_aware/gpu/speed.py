@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tool_aware.gpu.estimate import TrainingSpec
+from tool_aware.gpu.spec import TrainingSpec
 
 # Part of the name NVML gives -> dense bf16 tensor TFLOP/s with fp32 accumulation (fp16 for T4 and V100), from NVIDIA's
 # data sheets and architecture white papers (Turing, Ampere GA102, Ada, Hopper, Blackwell). Longer names go first.
@@ -36,7 +36,7 @@ def estimate_speed(spec: TrainingSpec, card: str) -> Speed | None:
     tflops = published_tflops(card)
     if tflops is None:
         return None
-    passes = 3 if spec.checkpointing else 2
+    passes = 3 - spec.layers_kept / spec.architecture.layers
     limit_s = 2 * passes * spec.architecture.linear_parameters * spec.tokens / (tflops * 1e12)
     return Speed(limit_s, max(LEAST_SECONDS, limit_s / REACHED_SHARE))
 

@@ -15,11 +15,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tool_aware.config import Config
 from tool_aware.console import UserError, warn
 from tool_aware.records import read_json, sha256_of, write_json
 
 CHECKPOINT_MANIFEST = "checkpoint.json"
 QUARANTINE_SUFFIX = ".damaged"
+_RUN_SECTIONS = ("model", "quantization", "lora", "training")  # what makes one run differ from another
+_MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch count as their product
+    "output_dir", "save_steps", "save_total_limit", "keep_best", "early_stopping_patience", "memory_budget_gib",
+    "per_device_train_batch_size", "gradient_accumulation_steps",
+}  # fmt: skip
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -89,6 +95,21 @@ def damage(checkpoint: Path) -> str | None:
         if sha256_of(checkpoint / name) != expected:
             return f"{name} has changed since it was written"
     return None
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide what a run learns, `section.key: value`; how it is computed may differ between cards."""
+    kept = {
+        f"{section}.{key}": value
+        for section in _RUN_SECTIONS
+        for key, value in config.as_dict()[section].items()
+        if key not in _MAY_CHANGE
+    }
+    return {
+        **kept,
+        "training.effective_batch": config.training.effective_batch,
+        "optimization.optim": config.optimization.optim,
+    }
 
 
 def refuse_another_run(checkpoint: Path, run: Mapping[str, Any]) -> None:

@@ -11,7 +11,9 @@ T tokens of the pack, H hidden size, L labels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -58,12 +60,16 @@ class _Pass:
 class _Layer:
     def __init__(self, layer: nn.Module, operations: ModuleType, *, is_cached: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._query_key_value = Projections([attention.q_proj, attention.k_proj, attention.v_proj], cached=is_cached)
-        self._attention_out = Projections([attention.o_proj], cached=is_cached)
+
+        def projections(*modules: nn.Module) -> Projections:
+            return Projections(modules, operations, cached=is_cached)
+
+        self._query_key_value = projections(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._attention_out = projections(attention.o_proj)
         # Gate and up read the same input; apart, half as many dequantised weights are held at once.
-        self._gate = Projections([mlp.gate_proj], cached=is_cached)
-        self._up = Projections([mlp.up_proj], cached=is_cached)
-        self._down = Projections([mlp.down_proj], cached=is_cached)
+        self._gate = projections(mlp.gate_proj)
+        self._up = projections(mlp.up_proj)
+        self._down = projections(mlp.down_proj)
         self._attention_norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self._head_size = attention.head_dim
         self._queries = attention.q_proj.out_features
@@ -194,6 +200,23 @@ class _Layer:
         return self._heads(query), self._heads(key), self._heads(value)
 
 
+@dataclass(frozen=True)
+class Backend:
+    """What a device computes with: the element-wise operations (those of pointwise.py), and attention over a pack."""
+
+    operations: ModuleType
+    attention: Callable[[Pack], PackedAttention]
+
+    @classmethod
+    def of(cls, device: torch.device) -> Backend:
+        """Triton and FlashAttention on a GPU, else plain torch."""
+        if device.type != "cuda":
+            return cls(pointwise, DenseAttention)
+        from tool_aware.training import kernels
+
+        return cls(kernels, partial(FlashAttention, device=device))
+
+
 class PackedDecoder:
     """A model with its adapter, as two functions of a pack.
 
@@ -202,12 +225,19 @@ class PackedDecoder:
     """
 
     def __init__(
-        self, model: PeftModel, *, kept_layers: int = 0, cached_layers: int = 0, offload: bool = False
+        self,
+        model: PeftModel,
+        *,
+        kept_layers: int = 0,
+        cached_layers: int = 0,
+        offload: bool = False,
+        backend: Backend | None = None,
     ) -> None:
         base = model.get_base_model()
         self._model, self._head = base.model, base.get_output_embeddings()
         self._device = self._head.weight.device
-        self._operations = _operations(self._device)
+        self._backend = backend or Backend.of(self._device)
+        self._operations = self._backend.operations
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._layers = [
             _Layer(layer, self._operations, is_cached=number < cached_layers)
@@ -223,7 +253,7 @@ class PackedDecoder:
                 embedding.data = embedding.data.cpu()
 
     @classmethod
-    def of(cls, model: PeftModel, config: Config) -> PackedDecoder | None:
+    def of(cls, model: PeftModel, config: Config, backend: Backend | None = None) -> PackedDecoder | None:
         """Make one as config.yaml wishes; None, with a word about it, where transformers' forward pass is to run."""
         optimization = config.settled().optimization
         if optimization.decoder == "transformers" or config.training.packing == "none":
@@ -238,6 +268,7 @@ class PackedDecoder:
             kept_layers=optimization.kept_layers if optimization.gradient_checkpointing else layers,
             cached_layers=optimization.cached_layers,
             offload=optimization.offload,
+            backend=backend,
         )
 
     @torch.no_grad()
@@ -274,7 +305,7 @@ class PackedDecoder:
         """Embed the pack's tokens, (T, H), and prepare what all layers share."""
         ids = pack.input_ids[0].to(self._model.embed_tokens.weight.device)
         x = self._model.embed_tokens(ids).to(self._device)
-        attention = FlashAttention(pack, self._device) if self._device.type == "cuda" else DenseAttention(pack)
+        attention = self._backend.attention(pack)
         pack = pack.to(self._device)
         cos, sin = self._model.rotary_emb(x, pack.position_ids)  # (1, T, D), whose halves are alike
         half = cos.shape[-1] // 2
@@ -320,11 +351,3 @@ def unsupported(model: PeftModel) -> str | None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "GPUs without bfloat16"
     return None
-
-
-def _operations(device: torch.device) -> ModuleType:
-    if device.type != "cuda":
-        return pointwise
-    from tool_aware.training import kernels
-
-    return kernels

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -49,7 +50,8 @@ class Projections:
     spare columns behind an input or an output's gradient; the products fill them.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], *, cached: bool = False) -> None:
+    def __init__(self, modules: Sequence[nn.Module], operations: ModuleType, *, cached: bool = False) -> None:
+        self._operations = operations
         self._layers: list[_Layer] = []
         self.scale = 1.0
         rows = ranks = 0
@@ -159,7 +161,7 @@ class Projections:
 
     def _new_matrix(self) -> torch.Tensor:
         matrix = torch.empty(self.outputs + self.ranks, self.inputs + self.ranks, dtype=self.dtype, device=self._device)
-        if self._device.type == "cuda" and self._fill_in_one_pass(matrix):
+        if self._fill_in_one_pass(matrix):
             return matrix
         for layer in self._layers:
             matrix[layer.in_rows, : self.inputs] = _dequantised(layer.weight)
@@ -167,12 +169,9 @@ class Projections:
         return matrix
 
     def _fill_in_one_pass(self, matrix: torch.Tensor) -> bool:
-        from tool_aware.training import kernels
-
+        sizes = {"outputs": self.outputs, "ranks": self.ranks}
         return all(
-            kernels.fill_matrix(
-                matrix, layer, outputs=self.outputs, ranks=self.ranks, is_last=layer is self._layers[-1]
-            )
+            self._operations.fill_matrix(matrix, layer, **sizes, is_last=layer is self._layers[-1])
             for layer in self._layers
         )
 

@@ -1,0 +1,175 @@
+"""The memory plan: within the budget, as fast as it allows, never another result, and every choice can be pinned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tool_aware.config import load_config
+from tool_aware.gpu.architectures import PRESETS
+from tool_aware.gpu.fit import needed_bytes
+from tool_aware.gpu.planning import (
+    MARGIN_BYTES,
+    Budget,
+    budget_of,
+    chosen_gpus,
+    leanest,
+    make_plan,
+    open_choices,
+    plan_of,
+    step_cost,
+    visible_gpus,
+)
+from tool_aware.gpu.readings import GIB, GpuReading, MigInstance
+from tool_aware.gpu.spec import TrainingSpec
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACK = TrainingSpec(
+    PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260, answer_tokens=80
+)
+LONG_ROWS = replace(PACK, seq_length=2048, prefix_tokens=0, packing="none")
+ALL = frozenset({"batch_size", "checkpointing", "kept_layers", "offload", "cached_layers"})
+CARD = GpuReading(0, "RTX 4070 Ti", uuid="GPU-1a2b", total_bytes=int(12 * GIB), used_bytes=int(1 * GIB))
+
+
+def budget(gib: float) -> Budget:
+    return Budget(gib * GIB, "a test")
+
+
+def config_with(*overrides: str):
+    return load_config(REPOSITORY / "config.yaml", overrides)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(
+        [PACK, LONG_ROWS, replace(PACK, batch_size=1, accumulation=24), replace(PACK, quantization="8bit")]
+    ),
+    st.floats(3, 100),
+    st.sets(st.sampled_from(sorted(ALL))).map(frozenset),
+)
+def test_a_plan_keeps_the_effective_batch_and_what_is_pinned_and_fits_if_anything_does(spec, gib, is_open):
+    plan = make_plan(spec, budget(gib), is_open)
+    assert plan.spec.batch_size * plan.spec.accumulation == spec.batch_size * spec.accumulation
+    assert all(getattr(plan.spec, name) == getattr(spec, name) for name in ALL - is_open)
+    assert plan.fits == (needed_bytes(leanest(spec, is_open)) <= gib * GIB)
+    how = dict.fromkeys([*ALL, "accumulation"], 1)
+    assert replace(plan.spec, **how) == replace(spec, **how)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(5, 60), st.floats(0, 20))
+def test_more_memory_never_makes_a_slower_plan(gib, more):
+    slower, faster = (make_plan(PACK, budget(size), ALL) for size in (gib, gib + more))
+    if slower.fits:
+        assert step_cost(faster.spec) <= step_cost(slower.spec)
+
+
+def test_memory_goes_first_to_what_saves_most():
+    specs = {gib: make_plan(PACK, budget(gib), ALL).spec for gib in (5.3, 6.0, 8.0, 16.0, 80.0)}
+    assert specs[5.3].offload
+    assert specs[5.3].batch_size < 8
+    assert specs[6.0].batch_size == 8
+    assert specs[6.0].kept_layers < specs[8.0].kept_layers
+    assert not specs[16.0].checkpointing
+    assert specs[16.0].cached_layers < specs[80.0].cached_layers == 32
+
+
+def test_long_rows_are_not_packed_where_that_would_only_make_a_dense_mask_wider():
+    rows = replace(LONG_ROWS, packing="prefix", decoder="transformers")
+    assert make_plan(rows, budget(40), ALL).spec.batch_size <= 2
+
+
+def test_transformers_forward_pass_gets_no_settings_that_only_the_own_decoder_has():
+    for gib in (6.0, 12.0, 80.0):
+        spec = make_plan(LONG_ROWS, budget(gib), ALL).spec
+        assert (spec.kept_layers, spec.offload, spec.cached_layers) == (0, False, 0)
+
+
+def test_single_examples_are_merged_where_that_pays():
+    plan = make_plan(replace(PACK, batch_size=1, accumulation=8), budget(11.5), ALL)
+    assert (plan.spec.batch_size, plan.spec.accumulation) == (8, 1)
+
+
+def test_what_does_not_fit_gets_the_leanest_plan_and_says_so():
+    plan = make_plan(PACK, budget(4), ALL)
+    assert not plan.fits
+    assert plan.spec == leanest(PACK, ALL)
+    assert "DOES NOT FIT" in plan.text()
+
+
+def test_without_a_budget_everything_stays_as_it_is():
+    spec = replace(PACK, batch_size=2, accumulation=4)
+    plan = make_plan(spec, Budget(None, "no GPU"), ALL)
+    assert plan.spec == spec
+    assert "no GPU" in plan.text()
+    assert "\n" not in plan.text()
+
+
+def test_each_choice_is_told_with_its_reason():
+    tight, middle, wide = (make_plan(PACK, budget(gib), ALL).text() for gib in (5.3, 8, 80))
+    assert "at once would need" in tight
+    assert "GiB would be needed" in tight
+    assert "not computed again" in middle
+    assert "nothing is computed twice" in wide
+    assert "as config.yaml says" in make_plan(PACK, budget(8), ALL - {"offload"}).text()
+
+
+def test_the_config_leaves_all_choices_open_and_any_of_them_can_be_pinned(config):
+    assert open_choices(config) == ALL
+    pinned = {
+        "optimization.gradient_checkpointing=false": "checkpointing",
+        "optimization.kept_layers=4": "kept_layers",
+        "optimization.offload=true": "offload",
+        "optimization.cached_layers=3": "cached_layers",
+        "optimization.micro_batch=fixed": "batch_size",
+    }
+    for override, name in pinned.items():
+        assert open_choices(config_with(override)) == ALL - {name}
+
+
+def test_a_plan_makes_every_setting_concrete(config):
+    plan = plan_of(config, TrainingSpec.from_config(config, longest_tokens=400, prefix_tokens=260), [CARD])
+    applied = plan.apply(config)
+    assert "auto" not in plan.settings.values()
+    assert applied == applied.settled()
+    assert applied.training.effective_batch == config.training.effective_batch
+    assert plan.as_dict()["settings"] == plan.settings
+
+
+@pytest.mark.parametrize(
+    ("override", "gib"),
+    [("null", None), ("7.5", 7.5), ("auto", (11 * GIB - MARGIN_BYTES) / GIB)],
+)
+def test_the_budget_is_what_the_config_says_or_what_is_free(override, gib):
+    found = budget_of(config_with(f"training.memory_budget_gib={override}"), [CARD]).limit_bytes
+    assert found == (None if gib is None else pytest.approx(gib * GIB))
+
+
+def test_of_several_cards_the_fullest_counts_and_of_a_sliced_one_the_slice(config):
+    fuller = replace(CARD, index=1, used_bytes=int(5 * GIB))
+    assert budget_of(config, [CARD, fuller]).limit_bytes == pytest.approx(7 * GIB - MARGIN_BYTES)
+    sliced = replace(CARD, is_mig=True, instances=(MigInstance("MIG-1", 0, int(5 * GIB)),))
+    assert budget_of(config, [sliced]).limit_bytes == pytest.approx(5 * GIB - MARGIN_BYTES)
+
+
+@pytest.mark.parametrize("gpus", [[], [replace(CARD, used_bytes=None)]])
+def test_where_free_memory_is_not_known_there_is_no_budget(config, gpus):
+    assert budget_of(config, gpus).limit_bytes is None
+
+
+def test_only_cards_that_cuda_may_see_count():
+    other = replace(CARD, index=1, uuid="GPU-5e6f")
+    assert chosen_gpus([CARD, other], {}) == [CARD, other]
+    assert chosen_gpus([CARD, other], {"CUDA_VISIBLE_DEVICES": "1,0"}) == [other, CARD]
+    assert chosen_gpus([CARD, other], {"CUDA_VISIBLE_DEVICES": "GPU-5e"}) == [other]
+    assert chosen_gpus([CARD, other], {"CUDA_VISIBLE_DEVICES": ""}) == []
+
+
+def test_without_a_driver_there_are_no_cards(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []

@@ -145,10 +145,11 @@ def make_models(folder: Path, presets: Sequence[str]) -> None:
     if missing:
         say(f"making {', '.join(missing)} in {folder}")
         program = "import sys, pathlib, _random_mistral as m; m.make_model(pathlib.Path(sys.argv[1]), sys.argv[2])"
+        search = os.pathsep.join([str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         for preset in missing:
             subprocess.run(
                 [sys.executable, "-c", program, str(folder / preset), preset],
-                cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=True,
+                cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": search}, check=True,
             )  # fmt: skip
 
 

@@ -37,7 +37,9 @@ h3 { font-size: .95rem; margin: 16px 0 6px; }
 p { margin: 0 0 12px; } .soft { color: var(--soft); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 16px; margin-top: 16px;
   overflow-x: auto; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 16px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 16px; }
+.columns { columns: 300px; column-gap: 24px; } .columns > div { break-inside: avoid; padding-bottom: 12px; }
+.columns h3 { margin-top: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
@@ -47,6 +49,12 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.55 ui-monospa
   border: 1px solid var(--line); border-radius: 6px; padding: 10px; }
 .loss { background: var(--loss); border-radius: 2px; } .token { border-right: 1px solid var(--edge); }
 .key { display: inline-block; padding: 0 6px; border-radius: 3px; }
+#pairs td { overflow-wrap: anywhere; }
+@media (max-width: 640px) { /* a telephone: the two queries of a pair one below the other */
+  #pairs thead { display: none; } #pairs tr { display: block; border-bottom: 1px solid var(--line); padding: 8px 0; }
+  #pairs td { display: inline; border: 0; padding: 0 8px 0 0; color: var(--soft); }
+  #pairs td + td + td { display: block; padding: 4px 0 0; color: var(--ink); }
+  #pairs td + td + td + td { color: var(--soft); } }
 """
 
 
@@ -109,7 +117,7 @@ def _split_table(parts: Mapping[str, Sequence[Row]]) -> str:
 
 def _compositions(rows: Sequence[Row]) -> str:
     keys = (("tool", "tool"), ("source", "source"), ("slice", "slice"), ("language", "language"))
-    return f'<div class="grid">{"".join(_bars(title, rows, key) for title, key in keys)}</div>'
+    return f'<div class="columns">{"".join(_bars(title, rows, key) for title, key in keys)}</div>'
 
 
 def _bars(title: str, rows: Sequence[Row], key: str) -> str:

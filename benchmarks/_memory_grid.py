@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+
+from tool_aware.gpu.architectures import PRESETS
+from tool_aware.gpu.planning import CHOICES, Budget, make_plan
+from tool_aware.gpu.readings import GIB
+from tool_aware.gpu.spec import TrainingSpec
 
 # The shapes of benchmarks/_random_mistral.py and the presets of tool_aware.gpu.architectures that equal them.
 ARCHITECTURES = {"7b": "mistral-7b-v0.2", "1b": "tinyllama-1.1b", "tiny": "tiny"}
@@ -48,6 +53,7 @@ ROW = Case()
 PACK = Case(seq_length=364, batch_size=8, prefix_tokens=260, answer_tokens=80)  # the tool task
 PADDED = replace(PACK, packing="none", prefix_tokens=0)
 SHORT_OF_MEMORY = replace(PACK, batch_size=32, checkpointing=False, cap_gib=12.0)
+LONG_ROWS = replace(ROW, accumulation=8)
 SMALL = Case(preset="1b")
 
 
@@ -89,6 +95,8 @@ def _seven_billion_in_4_bit() -> Iterator[Case]:
     yield replace(ROW, answer_tokens=2000)
     yield replace(ROW, seq_length=512, checkpointing=False)
     yield from _transformers_forward_pass()
+    yield from (planned(PACK, gib) for gib in (5.5, 7.5, 11.5, 15.5))
+    yield from (planned(LONG_ROWS, gib) for gib in (5.5, 11.5, 23.5))
     yield SHORT_OF_MEMORY
     yield replace(ROW, seq_length=8192, checkpointing=False, cap_gib=10.0)
     yield replace(ROW, batch_size=4, seq_length=4096, kept_layers=16, cap_gib=16.0)
@@ -120,12 +128,21 @@ def _one_billion() -> Iterator[Case]:
     yield replace(SMALL, seq_length=8192, offload=True)
     yield replace(SMALL, batch_size=8, seq_length=1024)
     yield replace(SMALL, batch_size=8, seq_length=1024, packing="none")
+    yield replace(SMALL, seq_length=1024, answer_tokens=1000)
     yield replace(SMALL, lora_r=64, seq_length=512)
     yield replace(SMALL, targets=ATTENTION_ONLY)
     yield replace(PACK, preset="1b", batch_size=32)
     yield replace(PACK, preset="1b", batch_size=16, checkpointing=False)
     yield replace(SMALL, quantization="none")
     yield replace(PACK, preset="1b", quantization="none", batch_size=16, checkpointing=False)
+
+
+def planned(case: Case, gib: float) -> Case:
+    """The case as a run's memory plan settles it for a budget, under a cap of that size."""
+    shared = {name: getattr(case, name) for name in TrainingSpec.__dataclass_fields__.keys() & asdict(case).keys()}
+    spec = TrainingSpec(PRESETS[ARCHITECTURES[case.preset]], **{**shared, "decoder": "own"})
+    plan = make_plan(spec, Budget(gib * GIB, "the grid"), CHOICES).spec
+    return replace(case, cap_gib=gib, accumulation=plan.accumulation, **{name: getattr(plan, name) for name in CHOICES})
 
 
 TINY_LAYERS = 2

@@ -27,7 +27,8 @@ class Snapshot:
             vars(module).clear()
             vars(module).update(_copied(attributes))
         for parameter, device in self._devices:
-            parameter.data = parameter.data.to(device).contiguous()
+            if parameter.device != device or not parameter.data.is_contiguous():
+                parameter.data = parameter.data.to(device).contiguous()
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How much memory of a GPU does a training step take?
 
     python benchmarks/train_memory.py                                   # the goals for small cards; a minute
-    python benchmarks/train_memory.py --grid                            # 70 configurations; 7 minutes on an H100
+    python benchmarks/train_memory.py --grid                            # 78 configurations; 7 minutes on an H100
     python benchmarks/train_memory.py --grid --memory-fraction 0.15     # on part of the card, as on a smaller one
     python benchmarks/train_memory.py --grid --preset tiny              # a smoke test without a GPU
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tool_aware.config import load_config
 from tool_aware.gpu.architectures import PRESETS
 from tool_aware.gpu.fit import needed_bytes
+from tool_aware.gpu.planning import CHOICES as ALL
 from tool_aware.gpu.planning import (
     MARGIN_BYTES,
     Budget,
@@ -32,7 +33,6 @@ PACK = TrainingSpec(
     PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260, answer_tokens=80
 )
 LONG_ROWS = replace(PACK, seq_length=2048, prefix_tokens=0, packing="none")
-ALL = frozenset({"batch_size", "checkpointing", "kept_layers", "offload", "cached_layers"})
 CARD = GpuReading(0, "RTX 4070 Ti", uuid="GPU-1a2b", total_bytes=int(12 * GIB), used_bytes=int(1 * GIB))
 
 

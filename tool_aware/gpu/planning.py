@@ -158,6 +158,7 @@ def _is_called(gpu: GpuReading, name: str) -> bool:
 MICRO_BATCH, CHECKPOINTING, KEEP, OFFLOAD, CACHE = (
     "batch_size", "checkpointing", "kept_layers", "offload", "cached_layers",
 )  # fmt: skip
+CHOICES = frozenset({MICRO_BATCH, CHECKPOINTING, KEEP, OFFLOAD, CACHE})
 
 
 def open_choices(config: Config) -> frozenset[str]:

@@ -5,21 +5,21 @@
     python train_tool_aware.py --output_dir ./output_stage2 --adapter ./output/lora_adapters
     torchrun --nproc-per-node 2 train_tool_aware.py        # on two GPUs; launch/ has files for accelerate
 
-Reads   config.yaml; data/train.json and data/val.json (yours, or written by prepare_dataset.py); the base model
+Reads   config.yaml; data/train.json, val.json and, to check the merged model, test.json (yours, or written by
+        prepare_dataset.py); the base model
 Writes  output/lora_adapters/   the adapter, its tokenizer and the prompt template
         output/final_model/     the base model with the adapter merged in
         output/checkpoint-*/    to go on from with --resume
         output/README.md, output/training.png   the run card and its curves
         output/metrics.jsonl, output/runs/ (TensorBoard), output/manifest.json
-Exit    0 done; 2 something to fix; 130/143 interrupted, checkpoint saved
+Exit    0 done; 2 something to fix; 3 done, but the merged model does not choose the tools that the trained one does;
+        130/143 interrupted, checkpoint saved
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config import Config, Environment, add_config_arguments, load_config, read_environment
 from tool_aware.console import UserError, duration, heading, run, say, table, warn
 from tool_aware.prompt import EncodedExample, encode_example, load_tokenizer
-from tool_aware.records import MANIFEST_NAME, LoadedRows, listing, load_rows, read_manifest, write_manifest
+from tool_aware.records import LoadedRows, listing, load_rows, read_manifest, write_manifest
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tool_aware.gpu.planning import Plan
+    from tool_aware.training.agreement import References
+    from tool_aware.training.choice import ToolNames
+    from tool_aware.training.export import Merged
     from tool_aware.training.validation import Exported
 
 
@@ -66,6 +69,13 @@ class Job:
         return self.memory.apply(self.config)
 
     @cached_property
+    def tool_names(self) -> ToolNames:
+        """The tools' names as an answer begins with them."""
+        from tool_aware.training.choice import ToolNames
+
+        return ToolNames.of(self.tokenizer, self.config.toolbox)
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that makes this run another one than its neighbour."""
         from tool_aware.training.checkpoints import run_settings
@@ -91,11 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         heading("Loading the base model")
         model = load_trainable(job)
         heading("Training")
-        summary = fit(job, model, resume_from)
+        summary = fit(job, model, resume_from, merges=not arguments.skip_final_model)
     if processes.is_first:  # the others have done their part
         heading("Saving")
-        export(job, model, skip_final_model=arguments.skip_final_model)
-        finish(job, summary, fallbacks, started_s)
+        merged = export(job, model, summary.references)
+        finish(job, summary, merged, fallbacks, started_s)
+        if merged:
+            merged.demand_agreement(job.config.toolbox.names)
     return 0
 
 
@@ -121,6 +133,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     """Check settings, output directory, data and model, and tokenise the rows."""
     from tool_aware.base_model import adapter_base, locate_model
+    from tool_aware.training.output_folder import check_output_dir
 
     config, environment = load_config(arguments.config, arguments.overrides), read_environment()
     check_output_dir(config.training.output_dir, resume=arguments.resume, overwrite=arguments.overwrite)
@@ -134,27 +147,12 @@ def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     return Job(config, environment, tokenizer, data, examples, arguments.adapter, processes, memory)
 
 
-def check_output_dir(output_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix a new run with an old one, and to start where nothing can be kept."""
-    from tool_aware.training.checkpoints import checkpoints_in
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if not os.access(output_dir, os.W_OK):
-        raise UserError("cannot be written to", where=str(output_dir), fix="another --output_dir")
-    if overwrite:
-        return
-    if read_manifest(output_dir):
-        fix = "use another --output_dir, or --overwrite to replace it; --adapter goes on from an adapter"
-        raise UserError("holds a finished run", where=str(output_dir), fix=fix)
-    if checkpoints_in(output_dir) and not resume:
-        fix = "--resume to go on, --overwrite to start anew"
-        raise UserError("holds an unfinished run", where=str(output_dir), fix=fix)
-
-
 def read_data(config: Config) -> dict[str, LoadedRows]:
     """Load train and val rows, and say if they are not what prepare_dataset.py left."""
     folder = config.dataset.dir
     data = {split: load_rows(folder / f"{split}.json", config.toolbox) for split in ("train", "val")}
+    if (folder / "test.json").is_file():
+        load_rows(folder / "test.json", config.toolbox)  # the merged model is checked on it: better to know now
     manifest = read_manifest(folder)
     if manifest is None:
         say(f"{folder} has no manifest: training on these files as custom data")
@@ -255,40 +253,13 @@ def length_percentiles(examples: Sequence[EncodedExample]) -> tuple[str, str, st
 # ---- the run --------------------------------------------------------------------------------------------
 
 
-def clear(output_dir: Path) -> None:
-    """Delete what an earlier run of this stage left, and nothing else that may lie there."""
-    from tool_aware.training.curves import CURVES_NAME
-    from tool_aware.training.export import ADAPTERS_FOLDER, FINAL_MODEL_FOLDER
-    from tool_aware.training.run_card import CARD_NAME
-    from tool_aware.training.tracking import METRICS_NAME, TENSORBOARD_FOLDER
-
-    files = [MANIFEST_NAME, METRICS_NAME, CURVES_NAME, CARD_NAME]
-    ours = [*files, ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, TENSORBOARD_FOLDER]
-    for path in [*(output_dir / name for name in ours), *output_dir.glob("checkpoint-*"), *output_dir.glob(".*.part")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def starting_point(job: Job, arguments: argparse.Namespace) -> tuple[Path | None, list[str]]:
     """Make room for a new run, or choose the checkpoint to go on from; also returns the fallbacks of that choice."""
+    from tool_aware.training.output_folder import clear, find_checkpoint
+
     if arguments.overwrite:
         clear(job.output_dir)
-    return find_checkpoint(job) if arguments.resume else (None, [])
-
-
-def find_checkpoint(job: Job) -> tuple[Path | None, list[str]]:
-    """Choose the checkpoint to go on from; damaged ones are put aside and named as fallbacks."""
-    from tool_aware.training.checkpoints import newest_valid, refuse_another_run
-
-    checkpoint, damaged = newest_valid(job.output_dir)
-    if checkpoint is None:
-        warn(f"{job.output_dir} has no whole checkpoint: starting from the beginning")
-        return None, [*damaged, "resumed without a checkpoint"]
-    refuse_another_run(checkpoint, job.identity)
-    say(f"going on from {checkpoint}")
-    return checkpoint, damaged
+    return find_checkpoint(job.output_dir, job.identity) if arguments.resume else (None, [])
 
 
 def load_trainable(job: Job) -> PeftModel:
@@ -319,14 +290,15 @@ class Summary:
     seconds: float
     peak_gib: float | None  # allocated by torch; None without a GPU
     exported: Exported
+    references: References | None  # what a merged model is measured by; None if none is wanted
 
 
-def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
+def fit(job: Job, model: PeftModel, resume_from: Path | None, *, merges: bool) -> Summary:
     """Train, logging as it goes; leaves in `model` the adapter to export."""
     import torch
 
+    from tool_aware.training.agreement import references
     from tool_aware.training.checkpoints import step_of
-    from tool_aware.training.choice import ToolNames
     from tool_aware.training.tracking import Tracker
     from tool_aware.training.trainer import PackedTrainer, train
     from tool_aware.training.validation import choose_adapter
@@ -346,7 +318,7 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
             job.engine_config,
             train=job.examples["train"],
             val=job.examples["val"],
-            tool_names=ToolNames.of(job.tokenizer, job.config.toolbox),
+            tool_names=job.tool_names,
             tracker=tracker,
             run=job.identity,
             processes=job.processes,
@@ -354,29 +326,30 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None) -> Summary:
         train(trainer, resume_from)
     seconds, steps = time.perf_counter() - started_s, trainer.state.global_step
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    model.eval()
     exported = choose_adapter(model, trainer.validations, steps, keep_best=job.config.training.keep_best)
     say(f"exporting the adapter of step {exported.step}: {exported.why}")
-    return Summary(steps, seconds, peak_gib, exported)
+    measured_by = references(trainer.answer_states, job.config, job.tokenizer, job.tool_names) if merges else None
+    return Summary(steps, seconds, peak_gib, exported, measured_by)
 
 
 # ---- after it -------------------------------------------------------------------------------------------
 
 
-def export(job: Job, model: PeftModel, *, skip_final_model: bool) -> None:
-    """Save the adapter, then the merged model."""
-    from tool_aware.training.export import ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, save_adapter, save_merged
+def export(job: Job, model: PeftModel, references: References | None) -> Merged | None:
+    """Save the adapter, then, if there is something to measure it by, the merged model."""
+    from tool_aware.training.export import ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, Merger, merge, save_adapter
 
     adapters, final = job.output_dir / ADAPTERS_FOLDER, job.output_dir / FINAL_MODEL_FOLDER
     save_adapter(model, adapters, job.tokenizer, job.config.toolbox)
     say(f"{adapters}: the adapter, its tokenizer and the prompt it was trained on")
-    if skip_final_model:
+    if references is None:
         say(f"{final}: skipped, as asked")
-        return
-    save_merged(job.config.model, adapters, final, hf_token=job.environment.hf_token)
-    say(f"{final}: the base model with the adapter merged in")
+        return None
+    return merge(Merger(job.config, adapters, hf_token=job.environment.hf_token), final, job.tool_names, references)
 
 
-def finish(job: Job, summary: Summary, fallbacks: list[str], started_s: float) -> None:
+def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[str], started_s: float) -> None:
     """Write the run card and last the manifest, which marks the run as finished; say what to do next."""
     from tool_aware.training.export import ADAPTERS_FOLDER
     from tool_aware.training.run_card import CARD_NAME, RunFacts, device_name, license_of, write_run_card
@@ -392,6 +365,7 @@ def finish(job: Job, summary: Summary, fallbacks: list[str], started_s: float) -
         validation=exported.validation.as_dict() if exported.validation else None,
         device=device_name(),
         license=license_of(job.config.model),
+        merged=merged.as_dict() if merged else None,
     )
     write_run_card(job.output_dir, facts)
     say(f"{job.output_dir / CARD_NAME}: the run in figures and curves")
@@ -412,6 +386,7 @@ def finish(job: Job, summary: Summary, fallbacks: list[str], started_s: float) -
         peak_gib=summary.peak_gib,
         memory_plan=job.memory.as_dict(),
         exported={"step": exported.step, "why": exported.why},
+        merged=facts.merged,
         validation=facts.validation,
     )
     print(f"\nTrained {summary.steps} steps in {duration(summary.seconds)}. Next: python evaluate.py")

@@ -61,6 +61,8 @@ def test_a_run_leaves_every_file_the_readme_lists(train):
     manifest = json.loads((train.output / "manifest.json").read_text())
     assert manifest["steps"] == 4
     assert manifest["outputs"]["lora_adapters/adapter_model.safetensors"]
+    assert manifest["merged"]["into"] == "dequantized"
+    assert manifest["merged"]["check"] == {"file": "test.json", "rows": 8, "different": []}
     assert "lora_adapters/README.md" not in manifest["outputs"]  # evaluate.py will add its results to it
     assert f"exporting the adapter of step {manifest['exported']['step']}" in result.stderr
     assert "python evaluate.py" in result.stdout

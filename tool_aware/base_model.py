@@ -216,6 +216,29 @@ def _quantization_config(quantization: QuantizationSection, dtype: torch.dtype) 
     )
 
 
+def quantized_values(weight: torch.Tensor, quantization: QuantizationSection) -> torch.Tensor:
+    """Return what `weight` (out, in) becomes in a base model loaded with `quantization`, on `device()`.
+
+    The precision is that of the computation. Bit-equal to dequantising the loaded layer.
+    """
+    import bitsandbytes.functional as bnb
+    import torch
+
+    dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
+    weight = weight.to(device(), dtype)
+    if quantization.load_in_4bit:
+        packed, state = bnb.quantize_4bit(
+            weight,
+            quant_type=quantization.bnb_4bit_quant_type,
+            compress_statistics=quantization.bnb_4bit_use_double_quant,
+        )
+        return bnb.dequantize_4bit(packed, state)
+    if quantization.load_in_8bit:
+        rows, scales, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16))
+        return bnb.int8_vectorwise_dequant(rows, scales).to(dtype)
+    return weight
+
+
 def _keep_cpu_weights_unpacked(base: PreTrainedModel) -> None:
     """Stop bitsandbytes from repacking 4-bit weights for AVX512-BF16 in the first eval forward.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tool_aware.tools import Toolbox
+    from tool_aware.training.packing import Pack
+
+# For a few examples: their pack, the states that predict its labels (L, H), and the output head (V, H).
+AnswerStates = Callable[[Sequence[EncodedExample]], "tuple[Pack, torch.Tensor, torch.Tensor]"]
 
 
 @dataclass(frozen=True)
@@ -35,30 +39,44 @@ def label_count(example: EncodedExample) -> int:
     return len(example.completion) - (not example.prompt)
 
 
+def chosen_tools(
+    examples: Sequence[EncodedExample], hidden: torch.Tensor, head_weight: torch.Tensor, names: ToolNames
+) -> list[tuple[int, ...]]:
+    """For each example, the numbers of the tools at which greedy decoding among the tool names can end.
+
+    The states are teacher-forced: they follow the right name. Where the best branch leaves it, what comes behind is
+    not known, so all tools of that branch are given; nearly always that is one. `hidden` (L, H) are the states that
+    predict the examples' labels in order, `head_weight` is (V, H).
+    """
+    chosen, first = [], 0
+    for example in examples:
+        name = names.ids[right_tool(example, names)]
+        left = list(range(len(names.ids)))
+        for depth in range(len(name)):
+            branches = sorted({names.ids[tool][depth] for tool in left})
+            best = branches[0]
+            if len(branches) > 1:
+                best = _best_branch(branches, hidden[first + names.offset + depth], head_weight)
+            left = [tool for tool in left if names.ids[tool][depth] == best]
+            if best != name[depth]:
+                break
+        chosen.append(tuple(left))
+        first += label_count(example)
+    return chosen
+
+
 def right_choices(
     examples: Sequence[EncodedExample], hidden: torch.Tensor, head_weight: torch.Tensor, names: ToolNames
 ) -> int:
-    """Count the examples for which greedy decoding among the tool names ends at the right one.
-
-    It does exactly if at every fork of the names' trie along the right name the right branch scores highest, so the
-    teacher-forced states are all it takes. `hidden` (L, H) are the states that predict the examples' labels in order,
-    `head_weight` is (V, H).
-    """
-    right, first = 0, 0
-    for example in examples:
-        answer = example.completion[names.offset :]
-        name = next(ids for ids in names.ids if ids == answer[: len(ids)])
-        right += all(
-            _best_branch(branches, hidden[first + names.offset + depth], head_weight) == name[depth]
-            for depth, branches in enumerate(_forks(name, names.ids))
-            if len(branches) > 1
-        )
-        first += label_count(example)
-    return right
+    """Count the examples for which greedy decoding among the tool names ends at the right one."""
+    chosen = chosen_tools(examples, hidden, head_weight, names)
+    return sum(tools == (right_tool(example, names),) for example, tools in zip(examples, chosen, strict=True))
 
 
-def _forks(name: Sequence[int], names: Sequence[Sequence[int]]) -> list[list[int]]:
-    return [sorted({ids[depth] for ids in names if ids[:depth] == name[:depth]}) for depth in range(len(name))]
+def right_tool(example: EncodedExample, names: ToolNames) -> int:
+    """The number of the tool that an example's completion names."""
+    answer = example.completion[names.offset :]
+    return next(number for number, ids in enumerate(names.ids) if ids == answer[: len(ids)])
 
 
 def _best_branch(branches: list[int], state: torch.Tensor, head_weight: torch.Tensor) -> int:

@@ -1,22 +1,29 @@
 """What training leaves behind: the adapter with the prompt it was trained on, and the merged model.
 
-The merge goes shard by shard over the base model's own safetensors files and never holds the model: the peak is one
-shard and one layer's update. The update is added to the original 16-bit weights, as quantising a merged model again
-would erase it.
+The merge goes shard by shard over the base model's own safetensors files, tensor by tensor, and never holds the model.
 """
 
 from __future__ import annotations
 
+import gc
+import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tool_aware.config import ModelSection
-from tool_aware.console import UserError
+from tool_aware.base_model import device
+from tool_aware.config import Config
+from tool_aware.console import GateFailed, UserError, say, table
 from tool_aware.prompt import render_template
-from tool_aware.records import atomic_folder, read_json, write_json, write_text
+from tool_aware.records import PROBLEMS_SHOWN, atomic_folder, read_json, write_json, write_text
 from tool_aware.tools import Toolbox
+from tool_aware.training.agreement import Agreement, AsTrained, References, agreement
+from tool_aware.training.choice import ToolNames
+from tool_aware.training.merge import LoraUpdates, MergeBase, MergedWeights
+from tool_aware.training.streaming import empty_model, quantized_names
+from tool_aware.training.weights import WEIGHTS_INDEX, WeightFiles, base_folder, shard_header, write_shard
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +33,7 @@ if TYPE_CHECKING:
 ADAPTERS_FOLDER = "lora_adapters"
 FINAL_MODEL_FOLDER = "final_model"
 PROMPT_FILE = "prompt_template.txt"  # what an agent fills in and sends as the user turn
-_WEIGHTS_INDEX = "model.safetensors.index.json"
-_WEIGHTS = "model.safetensors"
+WANTED_AGREEMENT = 0.99  # part of the rows that must get the same tool from the merged model as in training
 _SPARE = 1.02  # disk space wanted beyond the weights: tokenizer, configs, safetensors headers
 
 
@@ -39,100 +45,162 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerB
         write_text(part / PROMPT_FILE, render_template(tools))
 
 
-def save_merged(model: ModelSection, adapter: Path, folder: Path, *, hf_token: str | None = None) -> None:
-    """Write the base model with the adapter merged in, loadable by `AutoModelForCausalLM.from_pretrained(folder)`.
+@dataclass(frozen=True)
+class Way:
+    """One way to merge: the weights that the adapter is added to, and the precision of the result."""
 
-    Raises UserError if the disk has no room, or the base model has no safetensors weights.
+    into: MergeBase
+    dtype: str  # a name of torch's
+
+
+@dataclass(frozen=True)
+class Merged:
+    """How the merged model came about and how it agrees with base + adapter as trained."""
+
+    way: Way
+    measured: Mapping[Way, Agreement]  # on rows of val.json; empty if there was nothing to choose or no row to measure
+    checked: Agreement | None  # the finished folder, read back
+    reference: AsTrained | None  # what it was checked against
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, for the manifest."""
+        measured = [
+            {**asdict(way), "rows": found.rows, "equal": found.equal, "divergence": _finite(found.divergence)}
+            for way, found in self.measured.items()
+        ]
+        check = None
+        if self.checked:
+            sample = self.reference.sample
+            different = [sample.numbers[place] for place in self.checked.different]
+            check = {"file": sample.file.name, "rows": self.checked.rows, "different": different}
+        return {**asdict(self.way), "measured": measured, "check": check}
+
+    def demand_agreement(self, tools: Sequence[str]) -> None:
+        """Raise GateFailed, naming the rows, if too many of them get another tool than in training."""
+        if not self.checked or self.checked.equal >= WANTED_AGREEMENT * self.checked.rows:
+            return
+        sample, before, after = self.reference.sample, self.reference.chosen, self.checked.chosen
+        lines = [
+            f"row {sample.numbers[place]}: {_names(before[place], tools)} as trained, "
+            f"{_names(after[place], tools)} merged: {sample.queries[place][:80]}"
+            for place in self.checked.different
+        ]
+        raise GateFailed(
+            f"the merged model chooses another tool than base + adapter on {len(lines)} of {self.checked.rows} rows of "
+            f"{sample.file}:\n  " + "\n  ".join(lines[:PROBLEMS_SHOWN]),
+            fix="use the adapter on the quantised base, or --set export.merge_base=auto --set export.dtype=auto",
+        )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None  # JSON has no infinity
+
+
+def _names(numbers: Sequence[int], tools: Sequence[str]) -> str:
+    return " or ".join(tools[number] for number in numbers)
+
+
+class Merger:
+    """Finds the best way to merge an adapter into the base model, merges, and reads the result back."""
+
+    def __init__(self, config: Config, adapter: Path, *, hf_token: str | None = None) -> None:
+        self._config, self._adapter = config, adapter
+        self._base = base_folder(config.model, hf_token)
+        self._files, self._updates = WeightFiles(self._base), LoraUpdates.load(adapter)
+        self._updates.check_fit(self._files)
+        self._quantized = quantized_names(empty_model(self._base))
+
+    def ways(self) -> list[Way]:
+        """The ways that config.yaml leaves open; the first is taken if nothing can be measured."""
+        export, own = self._config.export, self._files.dtype
+        is_quantized = self._config.quantization.kind != "none"
+        bases = ["dequantized", "original"] if export.merge_base == "auto" else [export.merge_base]
+        dtypes = [own, *(["float16"] if own == "bfloat16" else [])] if export.dtype == "auto" else [export.dtype]
+        return [Way(base, dtype) for base in (bases if is_quantized else ["original"]) for dtype in dtypes]
+
+    def measure(self, reference: AsTrained, names: ToolNames) -> dict[Way, Agreement]:
+        """Compare every way with base + adapter as trained, without writing anything."""
+        found = {}
+        for way in self.ways():
+            model = empty_model(self._base, _dtype(way.dtype))
+            found[way] = agreement(reference, model, self._weights(way, device()), names)
+        return found
+
+    def save(self, way: Way, folder: Path) -> None:
+        """Write the merged model, loadable by `AutoModelForCausalLM.from_pretrained(folder)`, all of it or nothing.
+
+        Raises UserError if the disk has no room.
+        """
+        headers = {shard: shard_header(shard, _dtype(way.dtype)) for shard in self._files.shards}
+        sizes = [next(reversed(header.values()))["data_offsets"][1] for header in headers.values()]
+        _check_space(folder, sum(sizes))
+        weights = self._weights(way)
+        with atomic_folder(folder) as part:
+            for shard, header in headers.items():
+                write_shard(part / shard.name, header, weights.__getitem__)
+            index = read_json(self._base / WEIGHTS_INDEX)
+            if index:
+                index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes)}
+                write_json(part / WEIGHTS_INDEX, index)
+            _write_configs(self._base, self._adapter, part, way.dtype)
+
+    def check(self, folder: Path, reference: AsTrained, names: ToolNames) -> Agreement:
+        """Read the merged model back and compare it with base + adapter as trained."""
+        return agreement(reference, empty_model(folder), WeightFiles(folder), names)
+
+    def _weights(self, way: Way, device: torch.device | None = None) -> MergedWeights:
+        return MergedWeights(
+            self._files,
+            self._updates,
+            self._config.quantization,
+            self._quantized,
+            into=way.into,
+            dtype=_dtype(way.dtype),
+            device=device,
+        )
+
+
+def merge(merger: Merger, folder: Path, names: ToolNames, references: References) -> Merged:
+    """Merge in the way that answers rows of val.json most like base + adapter; check the result on rows of test.json.
+
+    Without rows of val.json the first way is taken; without those of test.json nothing is checked.
     """
-    base = base_folder(model, hf_token)
-    shards = weight_files(base)
-    _check_space(folder, sum(shard.stat().st_size for shard in shards))
-    updates = LoraUpdates.load(adapter)
-    with atomic_folder(folder) as part:
-        for shard in shards:
-            _merge_shard(shard, part / shard.name, updates)
-        updates.check_all_used()
-        if (base / _WEIGHTS_INDEX).is_file():
-            shutil.copyfile(base / _WEIGHTS_INDEX, part / _WEIGHTS_INDEX)
-        _write_configs(base, adapter, part)
+    gc.collect()  # what training has left on the GPU
+    if device().type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    val, test = references.val, references.test
+    ways = merger.ways()
+    measured = merger.measure(val, names) if val and len(ways) > 1 else {}
+    way = min(measured, key=lambda way: measured[way].divergence) if measured else ways[0]
+    if measured:
+        rows = [
+            (w.into, w.dtype, f"{found.equal} of {found.rows}", f"{found.divergence:.2g}")
+            for w, found in measured.items()
+        ]
+        say(f"ways to merge, against base + adapter as trained on {val.sample.file}:")
+        say(table(("merged into", "stored as", "same tool", "divergence, nats per token"), rows, align="<<>>"))
+    merger.save(way, folder)
+    say(f"{folder}: the adapter merged into the {way.into} weights, in {way.dtype}")
+    checked = merger.check(folder, test, names) if test else None
+    if checked:
+        say(f"read back, it chooses as base + adapter on {checked.equal} of {checked.rows} rows of {test.sample.file}")
+    return Merged(way, measured, checked, test)
 
 
-def base_folder(model: ModelSection, hf_token: str | None) -> Path:
-    """Return the local folder with the base model's files, fetching what is not in the cache."""
-    if Path(model.name).is_dir():
-        return Path(model.name)
-    from huggingface_hub import snapshot_download
+def _dtype(name: str) -> torch.dtype:
+    import torch
 
-    wanted = ["*.json", "model*.safetensors", "tokenizer.model"]
-    return Path(snapshot_download(model.name, revision=model.revision, token=hf_token, allow_patterns=wanted))
+    return getattr(torch, name)
 
 
-def weight_files(base: Path) -> list[Path]:
-    """List the safetensors shards of a model folder."""
-    index = read_json(base / _WEIGHTS_INDEX)
-    names = sorted(set(index["weight_map"].values())) if index else [_WEIGHTS]
-    missing = [name for name in names if not (base / name).is_file()]
-    if missing:
-        raise UserError(f"lacks {', '.join(missing)}", where=str(base), fix="use a model with safetensors weights")
-    return [base / name for name in names]
-
-
-class LoraUpdates:
-    """The low-rank updates of an adapter by the name of the weight they belong to."""
-
-    def __init__(self, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scale: float) -> None:
-        self._factors, self._scale = dict(factors), scale
-        self._used: set[str] = set()
-
-    @classmethod
-    def load(cls, adapter: Path) -> LoraUpdates:
-        """Read `adapter_model.safetensors`; its keys are `base_model.model.<module>.lora_A.weight` and `..._B...`."""
-        from safetensors.torch import load_file
-
-        settings = read_json(adapter / "adapter_config.json")
-        if settings.get("use_dora") or settings.get("use_rslora") or settings.get("rank_pattern"):
-            raise UserError("only plain LoRA adapters can be merged shard by shard", where=str(adapter))
-        tensors = load_file(adapter / "adapter_model.safetensors")
-        modules = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
-        factors = {
-            module.removeprefix("base_model.model.") + ".weight": (
-                tensors[f"{module}.lora_A.weight"],
-                tensors[f"{module}.lora_B.weight"],
-            )
-            for module in modules
-        }
-        return cls(factors, settings["lora_alpha"] / settings["r"])
-
-    def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Return `weight` (out, in) + scale * B (out, r) @ A (r, in): summed in float32, rounded once, as peft does."""
-        if name not in self._factors:
-            return weight
-        self._used.add(name)
-        a, b = self._factors[name]
-        delta = (b.float() @ a.float()) * self._scale
-        return (weight + delta).to(weight.dtype)
-
-    def check_all_used(self) -> None:
-        """Raise UserError if an update found no weight: the adapter belongs to another architecture."""
-        unused = sorted(self._factors.keys() - self._used)
-        if unused:
-            raise UserError(f"{len(unused)} updates fit no weight of the base model, for example {unused[0]}")
-
-
-def _merge_shard(source: Path, target: Path, updates: LoraUpdates) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    with safe_open(source, framework="pt") as shard:
-        merged = {name: updates.apply(name, shard.get_tensor(name)) for name in shard.keys()}  # noqa: SIM118
-    save_file(merged, target, metadata={"format": "pt"})
-
-
-def _write_configs(base: Path, adapter: Path, folder: Path) -> None:
+def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     """Copy the base's configs without a trace of quantisation, and the adapter's tokenizer with its template."""
     config = read_json(base / "config.json")
     config.pop("quantization_config", None)
-    write_json(folder / "config.json", config)
+    # transformers 5 writes `dtype`, older ones and other programs read `torch_dtype`
+    write_json(folder / "config.json", {**config, "dtype": dtype, "torch_dtype": dtype})
     for path in _tokenizer_files(base):
         shutil.copyfile(path, folder / path.name)
     for path in _tokenizer_files(adapter):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from tool_aware.prompt import EncodedExample
@@ -88,6 +88,15 @@ def pack(examples: Sequence[EncodedExample], packing: Packing = "prefix", *, mul
     else:
         rows = [_group_by_prefix(examples)]
     return _lay_out(rows, multiple_of)
+
+
+def pack_rows(examples: Sequence[EncodedExample], size: int) -> Pack:
+    """Lay `examples` out as rows of `size` examples, each row a prefix-shared pack of its own."""
+    rows = []
+    for start in range(0, len(examples), size):
+        groups = _group_by_prefix(examples[start : start + size])
+        rows.append([replace(group, order=[start + index for index in group.order]) for group in groups])
+    return _lay_out(rows, multiple_of=1)
 
 
 def packed_tokens(examples: Sequence[EncodedExample]) -> int:

@@ -113,7 +113,7 @@ def _settings(config: Config) -> str:
 def _usage(facts: RunFacts) -> str:
     merged = ""
     if facts.merged:
-        folder, base, dtype = facts.adapter.parent / "final_model", facts.merged["base"], facts.merged["dtype"]
+        folder, base, dtype = facts.adapter.parent / "final_model", facts.merged["into"], facts.merged["dtype"]
         merged = f"\n\n`{folder}` is the base with this adapter merged into its {base} weights, in {dtype}."
     return f"""```python
 from pathlib import Path

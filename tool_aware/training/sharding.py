@@ -19,7 +19,7 @@ from tool_aware.base_model import compute_dtype, device, freeze, quiet_libraries
 from tool_aware.config import ModelSection, QuantizationSection
 from tool_aware.console import UserError
 from tool_aware.training.distributed import Processes
-from tool_aware.training.export import base_folder, weight_files
+from tool_aware.training.weights import base_folder, weight_files
 
 if TYPE_CHECKING:
     import torch

@@ -278,7 +278,7 @@ class PackedTrainer(Trainer):
         found = score(
             self.val_examples,
             size,
-            self._answer_states,
+            self.answer_states,
             self.tool_names,
             step=self.state.global_step,
             processes=self.processes,
@@ -286,7 +286,8 @@ class PackedTrainer(Trainer):
         self.model.train()
         return found
 
-    def _answer_states(self, examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
+    def answer_states(self, examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
+        """Return the pack of `examples`, the states that predict its labels (L, H), and the output head (V, H)."""
         packed = self._lay_out(examples)
         return packed.to(self.args.device), *self._states(self.model, packed)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tool_aware.prompt import EncodedExample
 from tool_aware.records import read_json, write_json
-from tool_aware.training.choice import ToolNames, right_choices
+from tool_aware.training.choice import AnswerStates, ToolNames, right_choices
 from tool_aware.training.distributed import ALONE, Processes
 from tool_aware.training.loss import label_losses
 
@@ -22,14 +22,9 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from tool_aware.training.packing import Pack
-
 VALIDATIONS_FILE = "validations.json"
 BEST_WEIGHTS_FILE = "best_adapter.safetensors"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's name
-
-# For a few examples: their pack, the states that predict its labels (L, H), and the output head (V, H).
-AnswerStates = Callable[[Sequence[EncodedExample]], "tuple[Pack, torch.Tensor, torch.Tensor]"]
 
 
 @dataclass(frozen=True)

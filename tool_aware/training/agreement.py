@@ -1,0 +1,153 @@
+"""Does a merged model answer as base + adapter did in training? Measured with one decoder layer in memory at a time.
+
+Two measures: how many rows get the same tool, and the Kullback-Leibler divergence of the next-token distributions along
+the right answers, in nats per token. The first is what matters, the second tells ways to merge apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tool_aware.base_model import device
+from tool_aware.config import Config
+from tool_aware.prompt import EncodedExample, encode_example
+from tool_aware.records import Row, load_rows
+from tool_aware.training.choice import AnswerStates, ToolNames, chosen_tools, label_count, right_tool
+from tool_aware.training.packing import Pack, pack_rows
+from tool_aware.training.streaming import Weights, streamed_states
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MEASURED_ROWS = 64  # of val.json, at most, on which ways to merge are compared
+ROWS_AT_ONCE = 8  # examples of a pack: 8 of the tool task are some 1,100 tokens
+_CHUNK_LABELS = 512  # twice 512 x 32,000 float32 log-probabilities are 125 MiB
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows to compare models on; `numbers` are theirs in `file`, counted from 1."""
+
+    file: Path
+    numbers: list[int]
+    queries: list[str]
+    examples: list[EncodedExample]
+
+    @classmethod
+    def take(
+        cls, file: Path, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, limit: int, max_tokens: int
+    ) -> Sample:
+        """Take up to `limit` rows, spread evenly over the file; examples above `max_tokens` are left out."""
+        count = min(limit, len(rows))
+        chosen = [place * len(rows) // count for place in range(count)]
+        encoded = [encode_example(tokenizer, rows[index].instruction, rows[index].response) for index in chosen]
+        kept = [place for place, example in enumerate(encoded) if len(example) <= max_tokens]
+        numbers = [chosen[place] + 1 for place in kept]
+        return cls(file, numbers, [rows[number - 1].query for number in numbers], [encoded[place] for place in kept])
+
+    def up_to_the_name(self, names: ToolNames) -> Sample:
+        """The same rows with answers that end behind the tool's name, which is all a choice takes."""
+        ends = [names.offset + len(names.ids[right_tool(example, names)]) for example in self.examples]
+        cut = [
+            EncodedExample(example.prompt, example.completion[:end])
+            for example, end in zip(self.examples, ends, strict=True)
+        ]
+        return Sample(self.file, self.numbers, self.queries, cut)
+
+
+@dataclass(frozen=True)
+class AsTrained:
+    """What base + adapter, quantised as in training, make of a sample: states (L, H) in its order, the head (V, H)."""
+
+    sample: Sample
+    hidden: torch.Tensor
+    head: torch.Tensor
+    chosen: list[tuple[int, ...]]  # tools, see `chosen_tools`
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a merged model compares with base + adapter as trained."""
+
+    rows: int
+    different: list[int]  # positions in the sample of rows that get another tool
+    chosen: list[tuple[int, ...]]
+    divergence: float  # mean KL divergence in nats per token of the answers; infinite if the model yields no numbers
+
+    @property
+    def equal(self) -> int:
+        """Rows that get the same tool."""
+        return self.rows - len(self.different)
+
+
+@dataclass(frozen=True)
+class References:
+    """What merged models are measured by: rows of val.json choose among them, rows of test.json check the result."""
+
+    val: AsTrained | None = None
+    test: AsTrained | None = None
+
+
+def references(
+    answer_states: AnswerStates, config: Config, tokenizer: PreTrainedTokenizerBase, names: ToolNames
+) -> References:
+    """Run the model that was trained over rows of val.json and of test.json, or of val.json if there is no other."""
+    limit, max_tokens = config.export.check_rows, config.model.max_seq_length
+    found = {}
+    for split, most in (("val", min(limit, MEASURED_ROWS)), ("test", limit)):
+        file = config.dataset.dir / f"{split}.json"
+        file = file if file.is_file() else config.dataset.dir / "val.json"
+        sample = Sample.take(file, load_rows(file, config.toolbox).rows, tokenizer, limit=most, max_tokens=max_tokens)
+        if split == "test":
+            sample = sample.up_to_the_name(names)
+        found[split] = as_trained(answer_states, sample, names) if sample.examples else None
+    return References(**found)
+
+
+def as_trained(answer_states: AnswerStates, sample: Sample, names: ToolNames) -> AsTrained:
+    """Run the model that was trained over `sample`. The head is shared, not copied."""
+    import torch
+
+    parts = []
+    for start in range(0, len(sample.examples), ROWS_AT_ONCE):
+        batch = sample.examples[start : start + ROWS_AT_ONCE]
+        with torch.no_grad():
+            pack, hidden, head = answer_states(batch)
+        parts.append(_in_given_order(hidden, pack, batch))
+    hidden = torch.cat(parts)
+    return AsTrained(sample, hidden, head, chosen_tools(sample.examples, hidden, head, names))
+
+
+def agreement(reference: AsTrained, model: PreTrainedModel, weights: Weights, names: ToolNames) -> Agreement:
+    """Compare a merged model, an empty one with `weights`, computing in its precision on `device()`."""
+    examples = reference.sample.examples
+    pack = pack_rows(examples, ROWS_AT_ONCE)
+    hidden, head = streamed_states(model, weights, pack, device())
+    hidden = _in_given_order(hidden, pack, examples)
+    chosen = chosen_tools(examples, hidden, head, names)
+    different = [place for place, tools in enumerate(chosen) if tools != reference.chosen[place]]
+    return Agreement(len(examples), different, chosen, _divergence(reference, hidden, head))
+
+
+def _in_given_order(hidden: torch.Tensor, pack: Pack, examples: Sequence[EncodedExample]) -> torch.Tensor:
+    import torch
+
+    pieces = hidden.split([label_count(examples[index]) for index in pack.order])
+    placed = dict(zip(pack.order, pieces, strict=True))
+    return torch.cat([placed[index] for index in range(len(examples))])
+
+
+def _divergence(reference: AsTrained, hidden: torch.Tensor, head: torch.Tensor) -> float:
+    total = 0.0
+    for start in range(0, len(hidden), _CHUNK_LABELS):
+        part = slice(start, start + _CHUNK_LABELS)
+        wanted = (reference.hidden[part] @ reference.head.T).float().log_softmax(-1)
+        found = (hidden[part] @ head.T).float().log_softmax(-1)
+        total += (wanted.exp() * (wanted - found)).sum().item()
+    mean = total / len(hidden)
+    return max(mean, 0.0) if math.isfinite(mean) else math.inf  # rounding can take it a hair below zero

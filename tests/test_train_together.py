@@ -167,3 +167,21 @@ def test_a_mistake_is_told_once_and_all_leave_with_its_exit_code(launched, argum
     first, second = pair.messages()
     assert "holds a finished run" in first
     assert second == ""
+
+
+def test_a_base_model_spread_over_the_processes_gives_the_same_losses(launched, arguments, tmp_path):
+    sharded = arguments(tmp_path / "sharded", "--skip-final-model", "--config", str(REPOSITORY / "config.fsdp.yaml"))
+    pair = Pair(sharded, tmp_path)
+    assert pair.exit_codes() == [0, 0], pair.messages()
+    for name in ("loss", "grad_norm", "val_loss"):
+        assert figures(tmp_path / "sharded", name) == pytest.approx(figures(launched[0], name), rel=LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["two_gpus.yaml", "two_machines.yaml"])
+def test_the_files_for_accelerate_are_what_it_reads(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read = load_config_from_file(str(REPOSITORY / "launch" / name))
+    assert read.num_processes % read.num_machines == 0
+    assert str(read.distributed_type).endswith("MULTI_GPU")
+    assert read.mixed_precision == "no"

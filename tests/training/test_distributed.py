@@ -151,3 +151,10 @@ def test_a_digest_sees_every_bit_of_every_precision():
     before = digest(tensors_of(state))
     state["a"][0].view(torch.int16)[1] ^= 1
     assert digest(tensors_of(state)) != before
+
+
+def test_accelerate_may_not_shard_by_itself(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    first, second = together(lambda p: None)
+    assert "config.fsdp.yaml" in first.message
+    assert (first.exit_code, second) == (2, Raised("SaidElsewhere", None, 2))

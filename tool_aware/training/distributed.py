@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tool_aware.console import Interrupted, UserError, exit_code_of
+from tool_aware.console import Interrupted, UserError, exit_code_of, process_number
 
 if TYPE_CHECKING:
     import torch
@@ -137,6 +137,7 @@ def joined() -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    _refuse_plugins()
     import torch.distributed as dist
 
     dist.init_process_group(_backend(), timeout=PATIENCE)
@@ -149,6 +150,18 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _refuse_plugins() -> None:
+    """Raise UserError if accelerate is told to shard by itself: it would shard the adapter and its optimizer too."""
+    asked_for = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
+    if asked_for:
+        error = UserError(
+            f"accelerate is to use {asked_for[0]}, which shards the adapter as well",
+            where="accelerate's config file",
+            fix="distributed_type: MULTI_GPU there; --config config.fsdp.yaml spreads the frozen weights",
+        )
+        raise Processes(process_number()).stop_together(error)
 
 
 def _backend() -> str:

@@ -30,9 +30,10 @@ from tool_aware.gpu.alerts import Alerts, parse_condition
 from tool_aware.gpu.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
 from tool_aware.gpu.dry_run import DryRun
 from tool_aware.gpu.estimate import estimate_training
-from tool_aware.gpu.fit import Fit, fit, fitting_config
+from tool_aware.gpu.fit import Fit, fit_card, fitting_config
 from tool_aware.gpu.generation import GenerationSpec, estimate_generation
 from tool_aware.gpu.nvml import open_driver
+from tool_aware.gpu.planning import make_plan, open_choices, with_margin
 from tool_aware.gpu.plot import draw, read_log
 from tool_aware.gpu.prometheus import LOOPBACK, Exporter
 from tool_aware.gpu.readings import GIB, GpuReading
@@ -54,10 +55,10 @@ def check(args: argparse.Namespace) -> int:
     """Say whether the configured training can run here."""
     config = load_config(args.config, args.overrides)
     try:
-        estimate, unknown = estimate_training(spec_of_data(config)[0]), []
+        spec, unknown = spec_of_data(config)[0], []
     except UserError as error:
-        estimate, unknown = None, [checks.CheckLine("problem", "model", f"{error.where}: {error.what}", error.fix)]
-    gpus, lines = checks.check_machine(config, read_environment(), estimate, is_deep=args.deep)
+        spec, unknown = None, [checks.CheckLine("problem", "model", f"{error.where}: {error.what}", error.fix)]
+    gpus, lines = checks.check_machine(config, read_environment(), spec, is_deep=args.deep)
     lines += unknown
     if args.json:
         print(json.dumps({"lines": [line.as_dict() for line in lines], "gpus": list(map(asdict, gpus))}, indent=2))
@@ -95,7 +96,7 @@ def monitor(args: argparse.Namespace) -> int:
         say(f"http://{LOOPBACK}:{consumers[-1].port}/metrics")
     wrapped = subprocess.Popen(args.wrapped) if args.wrapped else None
     if wrapped is None:  # else the terminal belongs to the command
-        consumers.append(open_view(estimate_mark(config)))
+        consumers.append(open_view(estimate_mark(config, driver.read()[0].total_bytes)))
     pace = Pace(args.interval, args.count, args.duration, wrapped.pid if wrapped else args.until_exit)
     try:
         for _ in watch(driver, pace, consumers, config.training.output_dir if config else None):
@@ -120,15 +121,16 @@ def close(consumer: Consumer) -> None:
         warn(str(error))
 
 
-def estimate_mark(config: Config | None) -> float | None:
-    """What the configured training should take, to be marked in the memory bar; None if that cannot be told."""
-    if config is None:
+def estimate_mark(config: Config | None, vram_bytes: float | None) -> float | None:
+    """What the configured training should take of such a card, to be marked in its memory; None if it is not known."""
+    if config is None or vram_bytes is None:
         return None
     rows = config.dataset.dir / "train.json"
     if rows.is_file() and rows.stat().st_size > LARGEST_DATA_BYTES:
         return None
     with contextlib.suppress(UserError):
-        return estimate_training(spec_of_data(config)[0]).total_bytes
+        plan = make_plan(spec_of_data(config)[0], with_margin(vram_bytes, "on the card"), open_choices(config))
+        return estimate_training(plan.spec).total_bytes
     return None
 
 
@@ -161,13 +163,14 @@ def estimate(args: argparse.Namespace) -> int:
         return estimate_evaluation(args, config)
     spec = training_spec(args, config)
     if args.table:
-        print(report.fit_table(spec))
+        print(report.fit_table(spec, open_choices(config)))
         return EXIT_DONE
     card, vram_bytes = card_of(args)
     if args.write and vram_bytes is None:
         raise UserError("there is no GPU here to fit", where="--write", fix="name a size, for example --vram 10")
+    answer = fit_card(spec, vram_bytes, open_choices(config)) if vram_bytes else None
+    spec = answer.plan.spec if answer else spec
     result = estimate_training(spec)
-    answer = fit(spec, vram_bytes) if vram_bytes else None
     exact = trace(traceable(spec), config) if args.exact else None
     if args.json:
         print(json.dumps(report.estimate_record(result, answer, exact), indent=2))
@@ -202,6 +205,7 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
     pairs = {
         "lora.r": args.lora_r,
         "training.per_device_train_batch_size": args.batch_size,
+        "optimization.micro_batch": '"fixed"' if args.batch_size else None,
         "model.max_seq_length": args.seq_length,
     }
     overrides = [f"{key}={value}" for key, value in pairs.items() if value is not None]

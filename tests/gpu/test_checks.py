@@ -9,9 +9,11 @@ import pytest
 from tool_aware.config import Config, Environment, load_config
 from tool_aware.gpu import checks
 from tool_aware.gpu.architectures import PRESETS
-from tool_aware.gpu.estimate import TrainingSpec, estimate_training
+from tool_aware.gpu.estimate import estimate_training
+from tool_aware.gpu.planning import plan_of
 from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance, Process
 from tool_aware.gpu.report import check_text, verdict
+from tool_aware.gpu.spec import TrainingSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPEC = TrainingSpec(PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260)
@@ -30,11 +32,18 @@ def test_enough_free_memory_is_ok_and_barely_enough_is_a_warning():
 
 
 def test_too_little_memory_names_who_holds_the_rest_and_what_would_fit():
+    pinned = load_config(REPOSITORY / "config.yaml", ["optimization.offload=false", "optimization.micro_batch=fixed"])
     busy = gpu(5.8, processes=(Process(4711, "vllm", 5 * GIB),))
-    line = checks.check_memory(busy, ESTIMATE, checks.memory_remedies(SPEC, busy))
+    line = checks.check_memory(busy, ESTIMATE, checks.memory_remedies(SPEC, busy, pinned))
     assert line.status == "problem"
     assert "close vllm (4711)" in line.remedy
-    assert "training.per_device_train_batch_size: 2" in line.remedy
+    assert "optimization.offload: true" in line.remedy
+
+
+def test_a_run_that_may_choose_takes_what_is_free_and_is_ok(config):
+    for free in (6.0, 9.0, 11.5):
+        plan = plan_of(config, SPEC, [gpu(free)])
+        assert checks.check_memory(gpu(free), estimate_training(plan.spec)).status == "ok"
 
 
 def test_closing_programs_is_no_advice_on_a_card_that_is_too_small():

@@ -12,10 +12,12 @@ import pytest
 from tool_aware.gpu import display, report
 from tool_aware.gpu.architectures import PRESETS
 from tool_aware.gpu.checks import CheckLine
-from tool_aware.gpu.estimate import TrainingSpec, estimate_training
-from tool_aware.gpu.fit import fit
+from tool_aware.gpu.estimate import estimate_training
+from tool_aware.gpu.fit import fit_card
+from tool_aware.gpu.planning import CHOICES
 from tool_aware.gpu.readings import GIB, GpuReading, MigInstance, Process
 from tool_aware.gpu.sampling import Sample, Statistics, TrainingProgress
+from tool_aware.gpu.spec import TrainingSpec
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "monitor"
 MIB = 2**20
@@ -111,8 +113,8 @@ def test_the_lines_of_a_check(width):
     lines = [
         CheckLine("ok", "driver", "570.86.15, serves CUDA up to 12.8"),
         CheckLine(
-            "problem", "memory", "training needs about 6.3 GiB, 4.1 GiB are free on GPU 0",
-            "close vllm (4711) or set training.per_device_train_batch_size: 4, training.gradient_accumulation_steps: 2",
+            "problem", "memory", "training would take about 6.3 GiB, 4.1 GiB are free on GPU 0",
+            "close vllm (4711) or set optimization.offload: true, lora.r: 4",
         ),
         CheckLine("warning", "model", "mistralai/Mistral-7B-Instruct-v0.2 is not downloaded and HF_TOKEN is not set",
                   "export HF_TOKEN=... (https://huggingface.co/settings/tokens)"),
@@ -132,11 +134,11 @@ def test_an_estimate():
 
 @pytest.mark.parametrize("vram", [3, 6, 12])
 def test_what_fits(vram):
-    check_golden(f"fit_{vram}gb", report.fit_text(fit(SPEC, vram * GIB)) + "\n")
+    check_golden(f"fit_{vram}gb", report.fit_text(fit_card(SPEC, vram * GIB, CHOICES)) + "\n")
 
 
 def test_the_table_of_cards():
-    check_golden("fit_table", report.fit_table(SPEC) + "\n")
+    check_golden("fit_table", report.fit_table(SPEC, CHOICES) + "\n")
 
 
 def test_no_colour_where_none_is_wanted(monkeypatch):

@@ -9,7 +9,8 @@ import yaml
 
 from tool_aware.config import load_config
 from tool_aware.gpu.architectures import PRESETS
-from tool_aware.gpu.fit import as_yaml, fit, largest_batch, longest_sequence, needed_bytes
+from tool_aware.gpu.fit import as_yaml, edits_that_fit, fit_card, largest_batch, longest_sequence
+from tool_aware.gpu.planning import CHOICES, MARGIN_BYTES, needed_bytes
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.spec import TrainingSpec
 
@@ -17,45 +18,60 @@ PACKED = TrainingSpec(
     PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260, answer_tokens=80
 )
 HEAVY = replace(PACKED, packing="none", quantization="none", checkpointing=False, lora_r=64, batch_size=32)
+PINNED: frozenset[str] = frozenset()
 
 
 def test_what_fits_needs_no_edit():
-    answer = fit(PACKED, 12 * GIB)
+    answer = fit_card(PACKED, 12 * GIB, CHOICES)
     assert answer.fits_as_it_is
     assert answer.keys == {}
+    assert answer.plan == answer.final_plan
 
 
 def test_what_costs_no_quality_is_changed_first():
-    answer = fit(replace(HEAVY, quantization="4bit"), 16 * GIB)
-    assert set(answer.keys) <= {
-        "training.packing", "optimization.gradient_checkpointing", "training.per_device_train_batch_size",
-        "training.gradient_accumulation_steps",
-    }  # fmt: skip
+    answer = fit_card(replace(HEAVY, quantization="4bit"), 16 * GIB, PINNED)
+    assert answer.edits
+    assert {key.partition(".")[0] for key in answer.keys} <= {"training", "optimization"}
+    assert not {"training.too_long", "lora.r", "optimization.optim"} & answer.keys.keys()
 
 
 @pytest.mark.parametrize("vram", [6, 7, 8, 10, 12, 16, 24])
 def test_after_the_edits_it_fits_and_without_any_one_of_them_it_does_not(vram):
-    answer = fit(HEAVY, vram * GIB)
-    assert answer.edits
-    assert needed_bytes(answer.final_spec) <= vram * GIB
+    edits = edits_that_fit(HEAVY, vram * GIB)
+    assert edits
+    needed = needed_bytes(edits[-1].spec)
+    assert needed <= vram * GIB
     # The last edit of each kind is needed: a little less memory and the answer would be another one.
-    tighter = fit(HEAVY, needed_bytes(answer.final_spec) - 1)
-    assert tighter.edits is None or tighter.keys != answer.keys
+    assert edits_that_fit(HEAVY, needed - 1) != edits
 
 
 def test_the_effective_batch_stays_where_the_micro_batch_shrinks():
-    answer = fit(PACKED, 6 * GIB)
-    spec = answer.final_spec
-    assert spec.batch_size * spec.accumulation == PACKED.batch_size * PACKED.accumulation
-    assert spec.batch_size < PACKED.batch_size
+    pinned = replace(PACKED, batch_size=32, decoder="transformers")
+    final = fit_card(pinned, 6.3 * GIB, PINNED).final_plan.spec
+    assert final.batch_size * final.accumulation == 32
+    assert final.batch_size < 32
+
+
+def test_what_the_plan_may_choose_is_no_edit():
+    tight = 5.7 * GIB
+    assert fit_card(PACKED, tight, CHOICES).keys == {}
+    pinned = fit_card(PACKED, tight, PINNED)
+    assert "optimization.offload" in pinned.keys
+    assert pinned.final_plan.fits
 
 
 def test_a_card_that_cannot_hold_the_weights_has_no_answer():
-    assert fit(PACKED, 3 * GIB).edits is None
+    assert fit_card(PACKED, 3 * GIB, CHOICES).edits is None
+
+
+def test_other_programs_on_the_card_are_thought_of():
+    least = needed_bytes(fit_card(PACKED, 12 * GIB, CHOICES).lean)
+    assert fit_card(PACKED, least + MARGIN_BYTES, CHOICES).fits_as_it_is
+    assert not fit_card(PACKED, least + 0.5 * MARGIN_BYTES, CHOICES).fits_as_it_is
 
 
 def test_the_edits_are_lines_of_a_config_that_loads(tmp_path):
-    answer = fit(HEAVY, 8 * GIB)
+    answer = fit_card(HEAVY, 8 * GIB, PINNED)
     values = yaml.safe_load(as_yaml(answer.keys))
     assert values["training"]["packing"] == "prefix"
     overrides = [f"{key}={str(value).lower()}" for key, value in answer.keys.items()]

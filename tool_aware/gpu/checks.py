@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args
 
 from tool_aware.config import Config, Environment
 from tool_aware.gpu.architectures import Architecture, cached_snapshot, hub_cache
-from tool_aware.gpu.estimate import MemoryEstimate
-from tool_aware.gpu.fit import fit
+from tool_aware.gpu.estimate import MemoryEstimate, estimate_training
+from tool_aware.gpu.fit import fit_card
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver
+from tool_aware.gpu.planning import open_choices, plan_of
 from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading
 from tool_aware.gpu.spec import TrainingSpec
 
@@ -46,11 +47,11 @@ class CheckLine:
 
 
 def check_machine(
-    config: Config, environment: Environment, estimate: MemoryEstimate | None, *, is_deep: bool = False
+    config: Config, environment: Environment, spec: TrainingSpec | None, *, is_deep: bool = False
 ) -> tuple[list[GpuReading], list[CheckLine]]:
     """Read the GPUs and make all checks; `is_deep` also computes on the GPU, which imports torch.
 
-    Without an estimate, because the model is not known, memory and disk are not judged.
+    Without a spec, because the model is not known, memory and disk are not judged.
     """
     try:
         driver = open_driver()
@@ -66,12 +67,13 @@ def check_machine(
     chosen = gpu_for_training([gpu for gpu in gpus if not gpu.problem])
     if chosen is not None:
         lines += [check_precision(chosen), *check_mig(chosen)]
-        if estimate:
-            lines.append(check_memory(chosen, estimate, memory_remedies(estimate.spec, chosen)))
+        if spec:
+            plan = plan_of(config, spec, [chosen])
+            lines.append(check_memory(chosen, estimate_training(plan.spec), memory_remedies(spec, chosen, config)))
     if is_deep:
         lines.append(check_computing())
-    if estimate:
-        lines += check_disk(config, estimate.spec.architecture)
+    if spec:
+        lines += check_disk(config, spec.architecture)
     return gpus, [*lines, check_token(config, environment), *check_database(config, environment)]
 
 
@@ -82,9 +84,9 @@ def gpu_for_training(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os
     return next(named, gpus[0] if gpus else None)
 
 
-def memory_remedies(spec: TrainingSpec, gpu: GpuReading) -> list[str]:
+def memory_remedies(spec: TrainingSpec, gpu: GpuReading, config: Config) -> list[str]:
     """The edits of config.yaml with which training would fit the memory that is free now."""
-    answer = fit(spec, gpu.free_bytes) if gpu.free_bytes is not None else None
+    answer = fit_card(spec, gpu.free_bytes, open_choices(config)) if gpu.free_bytes is not None else None
     return [f"{key}: {json.dumps(value).strip(chr(34))}" for key, value in answer.keys.items()] if answer else []
 
 
@@ -186,9 +188,9 @@ def check_memory(gpu: GpuReading, estimate: MemoryEstimate, remedies: Sequence[s
     slices = [instance.free_bytes for instance in gpu.instances if instance.free_bytes is not None]
     free_bytes = max(slices) if slices else None if gpu.instances else gpu.free_bytes
     if free_bytes is None:
-        return CheckLine("warning", "memory", f"training needs about {needed_gib:.1f} GiB; free memory is not known")
+        return CheckLine("warning", "memory", f"training takes about {needed_gib:.1f} GiB; free memory is not known")
     where = "the largest MIG slice" if slices else f"GPU {gpu.index}"
-    finding = f"training needs about {needed_gib:.1f} GiB, {free_bytes / GIB:.1f} GiB are free on {where}"
+    finding = f"training would take about {needed_gib:.1f} GiB, {free_bytes / GIB:.1f} GiB are free on {where}"
     if estimate.total_bytes * (1 + estimate.calibration.error_percent / 100) <= free_bytes:
         return CheckLine("ok", "memory", finding)
     if estimate.total_bytes <= free_bytes:

@@ -1,4 +1,7 @@
-"""Make a configuration fit a card: the smallest edits of config.yaml, those that cost least quality first."""
+"""Make a configuration fit a card: the smallest edits of config.yaml, those that cost least quality first.
+
+What config.yaml leaves to the memory plan is no edit: the plan is made anew after each.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tool_aware.gpu.estimate import estimate_training
+from tool_aware.gpu.planning import Plan, leanest, make_plan, needed_bytes, with_margin
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.spec import TrainingSpec
 
@@ -27,11 +30,16 @@ class Edit:
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a spec fits `vram_bytes`, and the edits that make it fit. `edits` is None if none of them suffices."""
+    """Whether a spec fits a card of `vram_bytes`, with which plan, and the edits that make it fit if it does not.
 
-    spec: TrainingSpec
+    `edits` is None if none of them suffices. `lean` is what a plan falls back to when memory is short.
+    """
+
     vram_bytes: float
+    plan: Plan  # without edits
     edits: tuple[Edit, ...] | None
+    final_plan: Plan  # with them
+    lean: TrainingSpec
 
     @property
     def fits_as_it_is(self) -> bool:
@@ -39,45 +47,52 @@ class Fit:
         return self.edits == ()
 
     @property
-    def final_spec(self) -> TrainingSpec:
-        """The spec after all edits."""
-        return self.edits[-1].spec if self.edits else self.spec
-
-    @property
     def keys(self) -> dict[str, Any]:
         """All edits together: dotted key -> value."""
         return {key: value for edit in self.edits or () for key, value in edit.keys.items()}
 
 
-def needed_bytes(spec: TrainingSpec) -> float:
-    """What the card has to have free: the estimate and its error."""
-    estimate = estimate_training(spec)
-    return estimate.total_bytes * (1 + estimate.calibration.error_percent / 100)
+def fit_card(spec: TrainingSpec, vram_bytes: float, is_open: frozenset[str]) -> Fit:
+    """Find out how `spec` fits a card, whose other programs need a margin; `is_open` are the plan's choices."""
+    budget = with_margin(vram_bytes, "on the card")
+    limit = budget.limit_bytes
+    edits = edits_that_fit(leanest(spec, is_open), limit)
+    lean = edits[-1].spec if edits else leanest(spec, is_open)
+    # The plan after the edits is made from the effective batch as it was: splitting it is the plan's part.
+    batch = (
+        {}
+        if any("training.per_device_train_batch_size" in edit.keys for edit in edits or ())
+        else {"batch_size": spec.batch_size, "accumulation": spec.accumulation}
+    )
+    return Fit(
+        vram_bytes, make_plan(spec, budget, is_open), edits, make_plan(replace(lean, **batch), budget, is_open), lean
+    )
 
 
-def fit(spec: TrainingSpec, vram_bytes: float) -> Fit:
+def edits_that_fit(spec: TrainingSpec, limit_bytes: float) -> tuple[Edit, ...] | None:
     """Find the fewest edits, in order of what they cost, after which `spec` fits; none that is not needed stays."""
     ladder: list[Callable[[TrainingSpec], Edit | None]] = [
-        _share_prefix, _checkpoint, _quantize, _halve_batch, _page_optimizer, _halve_rank, _halve_sequence,
+        _share_prefix, _checkpoint, _keep_nothing, _offload, _quantize, _halve_batch, _page_optimizer, _halve_rank,
+        _halve_sequence,
     ]  # fmt: skip
     steps: list[Callable[[TrainingSpec], Edit | None]] = []
     current = spec
-    while needed_bytes(current) > vram_bytes:
+    while needed_bytes(current) > limit_bytes:
         found = next(((step, edit) for step in ladder if (edit := step(current)) is not None), None)
         if found is None:
-            return Fit(spec, vram_bytes, None)
+            return None
         steps.append(found[0])
         current = found[1].spec
-    return Fit(spec, vram_bytes, tuple(_apply(spec, _pruned(spec, steps, vram_bytes))))
+    return tuple(_apply(spec, _pruned(spec, steps, limit_bytes)))
 
 
-def _pruned(spec: TrainingSpec, steps: Sequence[Callable[..., Edit | None]], vram_bytes: float) -> list[Any]:
+def _pruned(spec: TrainingSpec, steps: Sequence[Callable[..., Edit | None]], limit_bytes: float) -> list[Any]:
     """Leave out each step without which the rest still fits, the costliest first."""
     kept = list(steps)
     for index in range(len(steps) - 1, -1, -1):
         without = kept[:index] + kept[index + 1 :]
         edits = list(_apply(spec, without))
-        if needed_bytes(edits[-1].spec if edits else spec) <= vram_bytes:
+        if needed_bytes(edits[-1].spec if edits else spec) <= limit_bytes:
             kept = without
     return kept
 
@@ -104,6 +119,20 @@ def _checkpoint(spec: TrainingSpec) -> Edit | None:
         return None
     keys = {"optimization.gradient_checkpointing": True}
     return Edit(keys, "same gradients, a third slower", replace(spec, checkpointing=True))
+
+
+def _keep_nothing(spec: TrainingSpec) -> Edit | None:
+    if not (spec.checkpointing and spec.layers_kept) and not spec.layers_cached:
+        return None
+    keys = {"optimization.kept_layers": 0, "optimization.cached_layers": 0}
+    return Edit(keys, "same gradients, slower", replace(spec, kept_layers=0, cached_layers=0))
+
+
+def _offload(spec: TrainingSpec) -> Edit | None:
+    if not spec.has_own_decoder or spec.is_offloading:
+        return None
+    keys = {"optimization.offload": True}
+    return Edit(keys, "same gradients, a little slower", replace(spec, offload=True))
 
 
 def _quantize(spec: TrainingSpec) -> Edit | None:
@@ -153,17 +182,17 @@ def _halve_sequence(spec: TrainingSpec) -> Edit | None:
 # ---- how far it could go ---------------------------------------------------------------------------------
 
 
-def longest_sequence(spec: TrainingSpec, vram_bytes: float) -> int:
+def longest_sequence(spec: TrainingSpec, limit_bytes: float) -> int:
     """Tokens of the longest single example that fits, in steps of 64; 0 if none does."""
     alone = replace(spec, batch_size=1, prefix_tokens=0)
     return 64 * _largest(
-        lambda blocks: needed_bytes(replace(alone, seq_length=64 * blocks)) <= vram_bytes, LONGEST_SEQUENCE // 64
+        lambda blocks: needed_bytes(replace(alone, seq_length=64 * blocks)) <= limit_bytes, LONGEST_SEQUENCE // 64
     )
 
 
-def largest_batch(spec: TrainingSpec, vram_bytes: float) -> int:
+def largest_batch(spec: TrainingSpec, limit_bytes: float) -> int:
     """Examples of the spec's length that fit one micro-batch; 0 if not even one does."""
-    return _largest(lambda size: needed_bytes(replace(spec, batch_size=size)) <= vram_bytes, LARGEST_BATCH)
+    return _largest(lambda size: needed_bytes(replace(spec, batch_size=size)) <= limit_bytes, LARGEST_BATCH)
 
 
 def _largest(is_possible: Callable[[int], bool], limit: int) -> int:
@@ -194,8 +223,3 @@ def fitting_config(base: str, answer: Fit, flags: Mapping[str, Any]) -> str:
     """Write a config that extends the file `base` by `flags` (dotted keys) and the edits that make it fit."""
     head = f"# Fits {answer.vram_bytes / GIB:g} GiB: python monitor_gpu.py estimate --vram {answer.vram_bytes / GIB:g}"
     return "\n".join([head, f"extends: {base}", as_yaml({**flags, **answer.keys})]).rstrip() + "\n"
-
-
-def margin_gib(spec: TrainingSpec, vram_bytes: float) -> float:
-    """GiB left on the card, the estimate's error taken off; negative if it does not fit."""
-    return (vram_bytes - needed_bytes(spec)) / GIB

@@ -15,8 +15,7 @@ from typing import Any
 from tool_aware.config import Config
 from tool_aware.console import UserError
 from tool_aware.gpu.autograd_step import attention_pairs
-from tool_aware.gpu.estimate import cached_layer_bytes
-from tool_aware.gpu.fit import needed_bytes
+from tool_aware.gpu.estimate import cached_layer_bytes, estimate_training
 from tool_aware.gpu.nvml import open_driver
 from tool_aware.gpu.own_step import activation_bytes
 from tool_aware.gpu.readings import GIB, GpuReading
@@ -99,6 +98,12 @@ class Plan:
             "estimated_gib": round(needed_bytes(self.spec) / GIB, 2),
             "settings": self.settings,
         }
+
+
+def needed_bytes(spec: TrainingSpec) -> float:
+    """What the card has to have free: the estimate and its error."""
+    estimate = estimate_training(spec)
+    return estimate.total_bytes * (1 + estimate.calibration.error_percent / 100)
 
 
 # ---- the budget ------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from tool_aware.console import table
 from tool_aware.gpu.checks import STATUSES, CheckLine
 from tool_aware.gpu.display import gib, power, process_text, with_unit
 from tool_aware.gpu.dry_run import DryRun
-from tool_aware.gpu.estimate import MemoryEstimate, estimate_training, unmeasured_features
-from tool_aware.gpu.fit import LARGEST_BATCH, Fit, as_yaml, fit, largest_batch, longest_sequence, margin_gib
+from tool_aware.gpu.estimate import MemoryEstimate, unmeasured_features
+from tool_aware.gpu.fit import LARGEST_BATCH, Fit, as_yaml, fit_card, largest_batch, longest_sequence
+from tool_aware.gpu.planning import needed_bytes
 from tool_aware.gpu.readings import GIB, GpuReading
 from tool_aware.gpu.spec import TrainingSpec
 from tool_aware.gpu.speed import estimate_speed
@@ -106,6 +107,7 @@ def estimate_record(estimate: MemoryEstimate, answer: Fit | None, exact: DryRun 
     if answer:
         record["vram_gib"] = round(answer.vram_bytes / GIB, 2)
         record["fits"] = answer.fits_as_it_is
+        record["plan"] = answer.final_plan.as_dict()
         record["edits"] = None if answer.edits is None else answer.keys
     return record
 
@@ -121,21 +123,23 @@ def exact_text(exact: DryRun, estimate: MemoryEstimate) -> str:
 
 
 def fit_text(answer: Fit) -> str:
-    """Whether it fits the card, what would make it fit, and how far it could go."""
-    vram, size = answer.vram_bytes, f"{answer.vram_bytes / GIB:.3g} GiB"
+    """Whether it fits the card and how the run would use it, what would make it fit, and how far it could go."""
+    size = f"{answer.vram_bytes / GIB:.3g} GiB"
     if answer.edits is None:
         return f"does not fit {size}, and no edit of config.yaml makes it: a smaller model is needed"
-    spec = answer.final_spec
     if answer.fits_as_it_is:
-        lines = [f"fits {size} with {margin_gib(spec, vram):.1f} GiB to spare, the estimate's error taken off"]
+        lines = [f"fits {size}; the run would use it so:"]
     else:
-        short = -margin_gib(answer.spec, vram)
+        short = (needed_bytes(answer.plan.spec) - answer.plan.budget.limit_bytes) / GIB
         lines = [f"does not fit {size}: {short:.1f} GiB too much. It fits with", "", as_yaml(answer.keys), ""]
         costs = {", ".join(edit.keys): edit.cost for edit in answer.edits}  # an edit may be made more than once
         lines += [f"  {keys}: {cost}" for keys, cost in costs.items()]
-    examples = largest_batch(spec, vram)
+        lines.append("and the run would then use it so:")
+    lines += textwrap.indent(answer.final_plan.text(), "  ").splitlines()
+    limit, spec = answer.final_plan.budget.limit_bytes, answer.final_plan.spec
+    examples = largest_batch(answer.lean, limit)
     lines.append(
-        f"room for: one example of {longest_sequence(spec, vram):,} tokens, "
+        f"room for: one example of {longest_sequence(answer.lean, limit):,} tokens, "
         f"or micro-batches of {examples}{'+' if examples == LARGEST_BATCH else ''} x {spec.seq_length:,} tokens"
     )
     return "\n".join(lines)
@@ -154,21 +158,33 @@ def speed_text(spec: TrainingSpec, card: str | None) -> str | None:
     )
 
 
-def fit_table(spec: TrainingSpec) -> str:
-    """What each common card size needs changed, and how far it then goes; as Markdown for the README."""
+def fit_table(spec: TrainingSpec, is_open: frozenset[str]) -> str:
+    """How common card sizes are used, what they need changed, and how far they go; as Markdown for the README."""
     lines = [
-        "| card | needed | edits of config.yaml | longest example | largest micro-batch |",
-        "|---|---|---|---|---|",
+        "| card | how the plan uses it | needed | edits of config.yaml | longest example | largest micro-batch |",
+        "|---|---|---|---|---|---|",
     ]
     for size in COMMON_CARDS_GB:
-        answer = fit(spec, size * GIB)
+        answer = fit_card(spec, size * GIB, is_open)
         if answer.edits is None:
-            lines.append(f"| {size} GB | - | a smaller model is needed | - | - |")
+            lines.append(f"| {size} GB | - | - | a smaller model is needed | - | - |")
             continue
         edits = ", ".join(f"`{key}: {json.dumps(value).strip(chr(34))}`" for key, value in answer.keys.items())
-        fitting = answer.final_spec
+        fitting, limit = answer.final_plan.spec, answer.final_plan.budget.limit_bytes
         lines.append(
-            f"| {size} GB | {gib(estimate_training(fitting).total_bytes)} GiB | {edits or 'none'} "
-            f"| {longest_sequence(fitting, size * GIB):,} tokens | {largest_batch(fitting, size * GIB)} examples |"
+            f"| {size} GB | {plan_phrase(fitting)} | {gib(needed_bytes(fitting))} GiB | {edits or 'none'} "
+            f"| {longest_sequence(answer.lean, limit):,} tokens | {largest_batch(answer.lean, limit)} examples |"
         )
     return "\n".join(lines)
+
+
+def plan_phrase(spec: TrainingSpec) -> str:
+    """A plan in a few words."""
+    parts = [f"{spec.batch_size} x {spec.accumulation}"]
+    if not spec.checkpointing:
+        parts.append("no checkpointing")
+    elif spec.layers_kept:
+        parts.append(f"{spec.layers_kept} of {spec.architecture.layers} layers kept")
+    parts += ["offload"] * spec.is_offloading
+    parts += [f"{spec.layers_cached} cached"] * (spec.layers_cached > 0)
+    return ", ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 from pathlib import Path
 
@@ -43,6 +44,7 @@ DAMAGES = {
     "a truncated file": lambda folder: truncate(folder / "trainer_state.json"),
     "a lost optimizer": lambda folder: (folder / "optimizer.pt").unlink(),
     "a lost random state": lambda folder: (folder / "rng_state.pth").unlink(),
+    "a planted pickle": lambda folder: (folder / "scaler.pt").write_bytes(pickle.dumps(1)),
     "a lost manifest": lambda folder: (folder / "checkpoint.json").unlink(),
     "a truncated manifest": lambda folder: truncate(folder / "checkpoint.json") or truncate(folder / "checkpoint.json"),
 }
@@ -56,6 +58,11 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(output_dir
     assert (output_dir / "checkpoint-10.damaged").is_dir()
     assert len(reasons) == 1
     assert "checkpoint-10" in capsys.readouterr().err
+
+
+def test_a_file_that_nothing_unpickles_may_lie_in_a_checkpoint(output_dir):
+    (output_dir / "checkpoint-10" / ".DS_Store").write_bytes(b"?")
+    assert newest_valid(output_dir) == (output_dir / "checkpoint-10", [])
 
 
 def test_the_newest_is_by_step_and_not_by_name(output_dir):

@@ -26,6 +26,7 @@ _MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch
     "output_dir", "save_steps", "save_total_limit", "keep_best", "early_stopping_patience", "memory_budget_gib",
     "per_device_train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")  # what a library might unpickle
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -94,7 +95,9 @@ def damage(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if sha256_of(checkpoint / name) != expected:
             return f"{name} has changed since it was written"
-    return None
+    planted = [path.name for path in checkpoint.rglob("*") if path.suffix in _PICKLES]
+    strangers = sorted(set(planted) - {Path(name).name for name in manifest["sha256"]})
+    return f"{', '.join(strangers)} was not written by this run" if strangers else None
 
 
 def run_settings(config: Config) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Itera
         raise _disk_error(error, part) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def files_written_by(save: Callable[[str], None]) -> dict[str, bytes]:
+    """Let `save` write into a folder of its own and return what is then in it: name and content."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:

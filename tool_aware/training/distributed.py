@@ -106,6 +106,12 @@ class Processes:
             error = UserError(f"{what} differ between the processes: {odd} from 0", where=where, fix=fix)
             raise self.stop_together(error)
 
+    def check_replicas(self, parameters: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Raise UserError, on all processes, unless each has the same weights and optimizer state, to the bit."""
+        if self.count > 1:
+            state = digest([*parameters, *tensors_of(optimizer.state_dict())])
+            self.check_equal("the adapters or their optimizer states", state, fix="--resume from the last checkpoint")
+
     def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in place and in one go."""
         if self.count == 1 or not tensors:

@@ -7,7 +7,6 @@ micro-batch or the number of GPUs (distributed.py). Labels are the completion an
 from __future__ import annotations
 
 import signal
-import tempfile
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -26,10 +25,10 @@ from tool_aware.console import Interrupted, UserError, say, warn
 from tool_aware.prompt import EncodedExample
 from tool_aware.training.arguments import training_arguments
 from tool_aware.training.attention import attention_mask
-from tool_aware.training.checkpoints import new_checkpoint, remove_old
+from tool_aware.training.checkpoints import files_written_by, new_checkpoint, remove_old
 from tool_aware.training.choice import ToolNames, label_count
 from tool_aware.training.decoder import PackedDecoder
-from tool_aware.training.distributed import ALONE, Processes, digest, gradients_of, tensors_of
+from tool_aware.training.distributed import ALONE, Processes, gradients_of
 from tool_aware.training.loss import label_losses, without_head
 from tool_aware.training.optimizer import FlatAdamW, build_optimizer, clip_
 from tool_aware.training.packing import Pack, pack
@@ -350,7 +349,7 @@ class PackedTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         with self.throughput.paused():
             self.check_replicas()
-            random_states = self.processes.gather(self._random_state())
+            random_states = self.processes.gather(files_written_by(self._save_rng_state))
             self.processes.first(lambda: self._write_checkpoint(random_states))
 
     def _write_checkpoint(self, random_states: list[dict[str, bytes]]) -> None:
@@ -365,17 +364,9 @@ class PackedTrainer(Trainer):
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         remove_old(output_dir, self.config.training.save_total_limit)
 
-    def _random_state(self) -> dict[str, bytes]:
-        """Name and content of the file with the states of this process's random number generators."""
-        with tempfile.TemporaryDirectory() as folder:
-            self._save_rng_state(folder)
-            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
     def check_replicas(self) -> None:
         """Raise UserError unless every process has the same adapter and optimizer state, to the bit."""
-        if self.processes.count > 1:
-            state = digest([*self._trainable(), *tensors_of(self.optimizer.state_dict())])
-            self.processes.check_equal("the adapters or their optimizers", state, where=str(self.args.output_dir))
+        self.processes.check_replicas(self._trainable(), self.optimizer)
 
 
 class _Bookkeeping(TrainerCallback):

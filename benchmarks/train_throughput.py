@@ -165,7 +165,7 @@ def make_examples(count: int) -> list[EncodedExample]:
 
 def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:
     """The trainer of this toolkit, as train_tool_aware.py uses it."""
-    from tool_aware.base_model import device, load_base_model
+    from tool_aware.base_model import load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
 
     model = new_adapter(load_base_model(config.model, config.quantization), config)

@@ -68,7 +68,7 @@ def quantised(double: bool, kind: str) -> tuple[MistralConfig, BitsAndBytesConfi
     return shape, settings
 
 
-def load(folder, double=True, kind="nf4"):
+def load(folder, double=True, kind="nf4", targets="all-linear"):
     shape, settings = quantised(double, kind)
     if not (folder / "config.json").exists():
         MistralForCausalLM(shape).bfloat16().save_pretrained(folder)
@@ -77,7 +77,7 @@ def load(folder, double=True, kind="nf4"):
     )
     base.requires_grad_(False)
     model = get_peft_model(
-        base, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules="all-linear"), autocast_adapter_dtype=False
+        base, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=targets), autocast_adapter_dtype=False
     )
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -148,6 +148,14 @@ def test_gradients_are_as_close_to_float32_as_the_librarys(folder, examples):
     error, usual = (found - exact).norm() / exact.norm(), (library - exact).norm() / exact.norm()
     print(f"error {error:.4f}, transformers' {usual:.4f}, loss {loss - exact_loss:+.5f}")
     assert error < 1.2 * usual
+    assert abs(loss - exact_loss) < 0.01
+
+
+def test_layers_without_an_update_take_part(folder):
+    targets = ["q_proj", "v_proj", "down_proj"]
+    loss, found = by_decoder(load(folder, targets=targets), EXAMPLES)
+    exact_loss, exact = by_autograd(in_float32(load(folder, targets=targets)), EXAMPLES, torch.float64)
+    assert (found - exact).norm() < 0.05 * exact.norm()
     assert abs(loss - exact_loss) < 0.01
 
 

@@ -219,10 +219,10 @@ def fill_matrix(matrix: torch.Tensor, layer: _Layer, *, outputs: int, ranks: int
     nested = state.state2
     rank_rows = (ranks if is_last else layer.first_rank + layer.ranks) - layer.first_rank
     scales = (nested.absmax, nested.code, state.offset, nested.blocksize) if nested else (state.absmax,) * 3 + (1,)
-    any_tensor = layer.weight
+    none = matrix  # never read
     _fill_matrix[((layer.rows + rank_rows) * (inputs // tile),)](
         matrix, matrix.stride(0), layer.weight, state.code, state.absmax, *scales,
-        any_tensor if layer.a is None else layer.a, any_tensor if layer.b is None else layer.b,
+        none if layer.a is None else layer.a, none if layer.b is None else layer.b,
         layer.first_row, layer.rows, outputs, layer.first_rank,
         nested is not None, inputs, ranks, triton.next_power_of_2(max(ranks, 1)), layer.ranks,
         state.blocksize, tile, enable_fp_fusion=False,

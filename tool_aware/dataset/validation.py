@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # An estimate for an RTX 4070 Ti, on which nobody measured: examples/s of an H200 times the ratio of the dense bf16
-# tensor rates that NVIDIA publishes. Two rows of docs/BENCHMARKS.md that fit 12 GB make it a range: in the first the GPU waits
-# for Python, which on a slower GPU takes no longer, so the result is too low; in the second it does not wait.
+# tensor rates that NVIDIA publishes. Two rows of docs/BENCHMARKS.md that fit 12 GB make it a range: in the first the
+# GPU waits for Python, which on a slower GPU takes no longer, so the result is too low; in the second it does not wait.
 H200_EXAMPLES_PER_S = (47.1, 100.5)  # packs of 32, nothing compiled; packs of 48, compiled as a CUDA graph
 RTX_4070_TI_TFLOPS = 80.2  # 240 tensor cores x 2.61 GHz x 128 FLOP with fp32 accumulation
 H200_TFLOPS = 989.0  # data sheet: 1,979 with sparsity

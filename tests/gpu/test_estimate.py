@@ -24,7 +24,7 @@ from tool_aware.gpu.calibration import compare
 from tool_aware.gpu.estimate import CALIBRATION, estimate_training
 from tool_aware.gpu.generation import GenerationSpec, estimate_generation
 from tool_aware.gpu.readings import GIB
-from tool_aware.gpu.spec import LOSS_CHUNK, OPTIMIZERS, TrainingSpec
+from tool_aware.gpu.spec import LENGTHS_MULTIPLE, LOSS_CHUNK, OPTIMIZERS, TrainingSpec
 from tool_aware.gpu.speed import estimate_speed, published_tflops
 from tool_aware.gpu.workload import workload_of
 
@@ -180,8 +180,10 @@ def test_the_constants_are_those_that_training_uses():
     from tool_aware.gpu import own_step
     from tool_aware.training.loss import CHUNK_LABELS
     from tool_aware.training.projections import RANKS_MULTIPLE
+    from tool_aware.training.trainer import _LENGTHS_MULTIPLE
 
-    assert (LOSS_CHUNK, own_step.RANKS_MULTIPLE) == (CHUNK_LABELS, RANKS_MULTIPLE)
+    ours = (LOSS_CHUNK, own_step.RANKS_MULTIPLE, LENGTHS_MULTIPLE)
+    assert ours == (CHUNK_LABELS, RANKS_MULTIPLE, _LENGTHS_MULTIPLE)
 
 
 def test_every_optimizer_of_the_config_has_a_cost():
@@ -195,7 +197,8 @@ def test_every_optimizer_of_the_config_has_a_cost():
 def test_a_spec_follows_the_config(config):
     spec = TrainingSpec.from_config(config, longest_tokens=400, prefix_tokens=260, answer_tokens=80)
     assert spec.packing == config.training.packing
-    assert spec.tokens == 260 + config.training.per_device_train_batch_size * 140
+    tokens = 260 + config.training.per_device_train_batch_size * 140
+    assert tokens <= spec.tokens < tokens + LENGTHS_MULTIPLE
     assert spec.has_own_decoder
     assert TrainingSpec.from_config(config).seq_length == config.model.max_seq_length
 

@@ -118,4 +118,4 @@ def loss_bytes(spec: TrainingSpec) -> float:
 
 def attention_pairs(spec: TrainingSpec) -> int:
     """Query-key pairs of the dense mask: of each padded row, or of the whole pack."""
-    return spec.tokens**2 if spec.packing != "none" else spec.batch_size * spec.seq_length**2
+    return spec.tokens**2 if spec.packing != "none" else spec.batch_size * spec.row_tokens**2

@@ -9,6 +9,7 @@ from tool_aware.config import Config
 from tool_aware.gpu.architectures import Architecture, find_architecture
 
 BYTES_16BIT = 2
+LENGTHS_MULTIPLE = 32  # tokens that packs are padded to; tool_aware.training.trainer._LENGTHS_MULTIPLE
 LOSS_CHUNK = 1024  # labels whose logits exist at once; tool_aware.training.loss.CHUNK_LABELS
 LOGIT_BYTES = 6  # bf16 logits and their fp32 copy
 
@@ -57,8 +58,15 @@ class TrainingSpec:
     @property
     def tokens(self) -> int:
         """Tokens in one micro-batch, padding included."""
+        if self.packing == "none":
+            return self.batch_size * self.row_tokens
         shared = min(self.prefix_tokens, self.seq_length) if self.packing == "prefix" else 0
-        return shared + self.batch_size * (self.seq_length - shared)
+        return _padded(shared + self.batch_size * (self.seq_length - shared))
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of one padded row."""
+        return _padded(self.seq_length)
 
     @property
     def label_tokens(self) -> int:
@@ -138,6 +146,10 @@ class TrainingSpec:
             attention="eager" if config.model.attn_implementation == "eager" else "sdpa",
             decoder="transformers" if wants_transformers else "own",
         )
+
+
+def _padded(tokens: int) -> int:
+    return -(-tokens // LENGTHS_MULTIPLE) * LENGTHS_MULTIPLE
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class DryStep:
         """Run the micro-steps of one optimizer step over examples of the shape's lengths."""
         import torch
 
+        from tool_aware.training.distributed import ALONE
         from tool_aware.training.trainer import PackedTrainer
 
         # Trainer's own set-up opens devices and folders; a micro-step needs these attributes only.
@@ -78,9 +79,9 @@ class DryStep:
         trainer.model, trainer.config, trainer.examples = model, self._config, examples_of(shape)
         trainer.micro_batch_limit = shape.batch_size
         trainer.optimizer = self._optimizer
-        trainer._decoder, trainer._packed_ahead = self._decoder, None
+        trainer._decoder, trainer._is_sharded, trainer._packed_ahead = self._decoder, False, None
         trainer.micro_batches = SimpleNamespace(upcoming=list)
-        trainer.args = SimpleNamespace(device=torch.device("cpu"), world_size=1)
+        trainer.args, trainer.processes = SimpleNamespace(device=torch.device("cpu")), ALONE
         trainer.accelerator = SimpleNamespace(backward=torch.Tensor.backward)
         trainer.throughput = SimpleNamespace(add=lambda *_: None)
         labels = torch.tensor(shape.label_tokens * shape.accumulation)

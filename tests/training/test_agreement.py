@@ -20,7 +20,7 @@ from tool_aware.training.choice import ToolNames, chosen_tools, right_choices
 from tool_aware.training.export import Merged, Merger, Way, merge
 from tool_aware.training.loss import without_head
 from tool_aware.training.packing import pack, pack_rows
-from tool_aware.training.streaming import empty_model, quantized_names, streamed_states
+from tool_aware.training.streaming import StreamedModel, empty_model, quantized_names
 from tool_aware.training.weights import WeightFiles
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_streaming_layer_by_layer_gives_the_states_of_the_whole_model(tmp_path, 
     with torch.no_grad():
         inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids}
         logits = whole(**inputs, attention_mask=packed.visible()).logits[packed.label_rows, packed.label_columns]
-    hidden, weight = streamed_states(empty_model(tmp_path), WeightFiles(tmp_path), packed, CPU)
+    hidden, weight = StreamedModel(empty_model(tmp_path), WeightFiles(tmp_path), CPU).states(packed)
     torch.testing.assert_close(hidden @ weight.T, logits, rtol=1e-4, atol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_layers_have_weights_only_while_rows_pass_them(tiny_model_dir, sample):
             held.append(sum(not p.is_meta for layer in model.model.layers for p in layer.parameters()))
             return super().__getitem__(name)
 
-    streamed_states(model, Watched(tiny_model_dir), pack_rows(sample.examples[:2], 8), CPU)
+    StreamedModel(model, Watched(tiny_model_dir), CPU).states(pack_rows(sample.examples[:2], 8))
     per_layer = len(list(model.model.layers[0].parameters()))
     assert max(held) < per_layer
     assert all(p.is_meta for p in model.model.layers.parameters())
@@ -174,7 +174,7 @@ def test_the_way_that_agrees_best_is_taken_and_the_result_read_back(trained, sam
     assert merged.as_dict()["check"] == {"file": "val.json", "rows": 20, "different": []}
     told = capsys.readouterr().err
     assert "dequantized  float32     20 of 20" in told
-    assert "on 20 of 20 rows of val.json" in told
+    assert "on 20 of 20 rows of val.json (" in told
 
 
 def test_without_rows_the_weights_of_training_are_taken(trained, tmp_path, names):
@@ -199,6 +199,17 @@ def test_a_final_model_that_chooses_otherwise_fails_the_gate_and_names_the_rows(
     first = checked.different[0]
     assert f"row {sample.numbers[first]}: " in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+def test_more_rows_than_fit_at_once_are_compared_in_turns(trained, sample, names, monkeypatch):
+    answer_states, merger, _ = trained
+    reference = as_trained(answer_states, sample, names)
+    whole = merger.measure(reference, names)
+    monkeypatch.setattr("tool_aware.training.agreement.MOST_TOKENS", 1)  # one pack of eight at a time: three turns
+    in_turns = merger.measure(reference, names)
+    for way, found in in_turns.items():
+        assert found.chosen == whole[way].chosen
+        assert found.divergence == pytest.approx(whole[way].divergence, abs=1e-6)
 
 
 @pytest.mark.parametrize(("wrong", "passes"), [(0, True), (1, True), (2, False)])

@@ -18,7 +18,7 @@ from tool_aware.prompt import EncodedExample, encode_example
 from tool_aware.records import Row, load_rows
 from tool_aware.training.choice import AnswerStates, ToolNames, chosen_tools, label_count, right_tool
 from tool_aware.training.packing import Pack, pack_rows
-from tool_aware.training.streaming import Weights, streamed_states
+from tool_aware.training.streaming import StreamedModel, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MEASURED_ROWS = 64  # of val.json, at most, on which ways to merge are compared
 ROWS_AT_ONCE = 8  # examples of a pack: 8 of the tool task are some 1,100 tokens
+MOST_TOKENS = 65_536  # that pass a layer before the next one is loaded; at 4,096 numbers each they take 0.5 GiB
 _CHUNK_LABELS = 512  # twice 512 x 32,000 float32 log-probabilities are 125 MiB
 
 
@@ -98,6 +99,7 @@ def references(
 ) -> References:
     """Run the model that was trained over rows of val.json and of test.json, or of val.json if there is no other."""
     limit, max_tokens = config.export.check_rows, config.model.max_seq_length
+    batch_size = config.training.per_device_eval_batch_size  # what validation took in as well
     found = {}
     for split, most in (("val", min(limit, MEASURED_ROWS)), ("test", limit)):
         file = config.dataset.dir / f"{split}.json"
@@ -105,17 +107,19 @@ def references(
         sample = Sample.take(file, load_rows(file, config.toolbox).rows, tokenizer, limit=most, max_tokens=max_tokens)
         if split == "test":
             sample = sample.up_to_the_name(names)
-        found[split] = as_trained(answer_states, sample, names) if sample.examples else None
+        found[split] = as_trained(answer_states, sample, names, batch_size) if sample.examples else None
     return References(**found)
 
 
-def as_trained(answer_states: AnswerStates, sample: Sample, names: ToolNames) -> AsTrained:
-    """Run the model that was trained over `sample`. The head is shared, not copied."""
+def as_trained(
+    answer_states: AnswerStates, sample: Sample, names: ToolNames, batch_size: int = ROWS_AT_ONCE
+) -> AsTrained:
+    """Run the model that was trained over `sample`, `batch_size` rows at a time. The head is shared, not copied."""
     import torch
 
     parts = []
-    for start in range(0, len(sample.examples), ROWS_AT_ONCE):
-        batch = sample.examples[start : start + ROWS_AT_ONCE]
+    for start in range(0, len(sample.examples), batch_size):
+        batch = sample.examples[start : start + batch_size]
         with torch.no_grad():
             pack, hidden, head = answer_states(batch)
         parts.append(_in_given_order(hidden, pack, batch))
@@ -125,10 +129,18 @@ def as_trained(answer_states: AnswerStates, sample: Sample, names: ToolNames) ->
 
 def agreement(reference: AsTrained, model: PreTrainedModel, weights: Weights, names: ToolNames) -> Agreement:
     """Compare a merged model, an empty one with `weights`, computing in its precision on `device()`."""
-    examples = reference.sample.examples
-    pack = pack_rows(examples, ROWS_AT_ONCE)
-    hidden, head = streamed_states(model, weights, pack, device())
-    hidden = _in_given_order(hidden, pack, examples)
+    import torch
+
+    examples, streamed = reference.sample.examples, StreamedModel(model, weights, device())
+    longest_row = pack_rows(examples, ROWS_AT_ONCE).input_ids.shape[1]
+    at_once = max(1, MOST_TOKENS // longest_row) * ROWS_AT_ONCE
+    parts = []
+    for start in range(0, len(examples), at_once):
+        batch = examples[start : start + at_once]
+        pack = pack_rows(batch, ROWS_AT_ONCE)
+        hidden, head = streamed.states(pack)
+        parts.append(_in_given_order(hidden, pack, batch))
+    hidden = torch.cat(parts)
     chosen = chosen_tools(examples, hidden, head, names)
     different = [place for place, tools in enumerate(chosen) if tools != reference.chosen[place]]
     return Agreement(len(examples), different, chosen, _divergence(reference, hidden, head))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.base_model import device
 from tool_aware.config import Config
-from tool_aware.console import GateFailed, UserError, say, table
+from tool_aware.console import GateFailed, UserError, duration, say, table
 from tool_aware.prompt import render_template
 from tool_aware.records import PROBLEMS_SHOWN, atomic_folder, read_json, write_json, write_text
 from tool_aware.tools import Toolbox
@@ -171,7 +172,7 @@ def merge(merger: Merger, folder: Path, names: ToolNames, references: References
 
         torch.cuda.empty_cache()
     val, test = references.val, references.test
-    ways = merger.ways()
+    ways, started_s = merger.ways(), time.perf_counter()
     measured = merger.measure(val, names) if val and len(ways) > 1 else {}
     way = min(measured, key=lambda way: measured[way].divergence) if measured else ways[0]
     if measured:
@@ -179,13 +180,18 @@ def merge(merger: Merger, folder: Path, names: ToolNames, references: References
             (w.into, w.dtype, f"{found.equal} of {found.rows}", f"{found.divergence:.2g}")
             for w, found in measured.items()
         ]
-        say(f"ways to merge, against base + adapter as trained on {val.sample.file}:")
+        took = duration(time.perf_counter() - started_s)
+        say(f"ways to merge, against base + adapter as trained, on rows of {val.sample.file} ({took}):")
         say(table(("merged into", "stored as", "same tool", "divergence, nats per token"), rows, align="<<>>"))
+    started_s = time.perf_counter()
     merger.save(way, folder)
-    say(f"{folder}: the adapter merged into the {way.into} weights, in {way.dtype}")
+    took = duration(time.perf_counter() - started_s)
+    say(f"{folder}: the adapter merged into the {way.into} weights, in {way.dtype} ({took})")
+    started_s = time.perf_counter()
     checked = merger.check(folder, test, names) if test else None
     if checked:
-        say(f"read back, it chooses as base + adapter on {checked.equal} of {checked.rows} rows of {test.sample.file}")
+        rows, took = f"{checked.equal} of {checked.rows} rows", duration(time.perf_counter() - started_s)
+        say(f"read back, it chooses as base + adapter on {rows} of {test.sample.file} ({took})")
     return Merged(way, measured, checked, test)
 
 

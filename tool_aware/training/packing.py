@@ -56,6 +56,12 @@ class Pack:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         return Pack(**moved, order=self.order)
 
+    def row(self, number: int) -> Pack:
+        """Take one row of tokens, without its labels."""
+        only = slice(number, number + 1)
+        tokens = (self.input_ids[only], self.position_ids[only], self.group_ids[only], self.example_ids[only])
+        return Pack(*tokens, *(labels[:0] for labels in (self.label_rows, self.label_columns, self.labels)), order=())
+
     def visible(self) -> torch.Tensor:
         """Say which token (dim 2) sees which (dim 3): shape (B, 1, T, T) bool, the mask SDPA takes."""
         import torch

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from tool_aware.training.packing import Pack
 
 
+_LAYERS = "model.layers."
+_EMBEDDINGS = "model.embed_tokens.weight"
+
+
 class Weights(Protocol):
     """Tensors by name, each made or read when it is asked for."""
 
@@ -52,45 +56,60 @@ def quantized_names(model: PreTrainedModel) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name in linear)
 
 
-def streamed_states(
-    model: PreTrainedModel, weights: Weights, pack: Pack, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run an empty model over `pack`, all of whose rows pass a layer before the next one is loaded.
+class StreamedModel:
+    """An empty model that computes with `weights`; those of a layer are on `device` only while rows pass it."""
 
-    Returns the states that predict the labels, (L, H), and the output head's weight, (V, H), on `device`.
-    """
-    import torch
+    def __init__(self, model: PreTrainedModel, weights: Weights, device: torch.device) -> None:
+        self._model, self._weights, self._device = model, weights, device
+        self._pack: Pack | None = None
+        for name, buffer in model.named_buffers():
+            owner, _, attribute = name.rpartition(".")
+            model.get_submodule(owner)._buffers[attribute] = buffer.to(device)
+        self._load(model, "", but_not=_LAYERS)
+        for index, layer in enumerate(model.model.layers):
+            layer.forward = self._streamed(layer, f"{_LAYERS}{index}.")
 
-    from tool_aware.training.loss import without_head
+    def states(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states that predict the labels of `pack`, (L, H), and the output head's weight, (V, H)."""
+        import torch
 
-    layers = model.model.layers
-    for name, buffer in model.named_buffers():
-        model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = buffer.to(device)
-    _load(model, "", weights, device, but_not="model.layers.")
-    for index, layer in enumerate(layers):
-        layer.forward = _with_weights(layer, f"model.layers.{index}.", weights, device)
-    pack = pack.to(device)
-    with torch.no_grad(), without_head(model) as head:
-        states = model(
-            input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=pack.visible(), use_cache=False
-        ).logits
-    return states[pack.label_rows, pack.label_columns], head
+        from tool_aware.training.loss import without_head
 
+        self._pack = pack = pack.to(self._device)
+        # transformers hands a mask of four dimensions on as it is; the layers get those of single rows, made in turn.
+        no_mask = torch.empty(len(pack.input_ids), 1, 1, 1, dtype=torch.bool, device=self._device)
+        inputs = {"input_ids": pack.input_ids, "position_ids": pack.position_ids, "attention_mask": no_mask}
+        with torch.no_grad(), without_head(self._model) as head:
+            states = self._model(**inputs, use_cache=False).logits
+        return states[pack.label_rows, pack.label_columns], head
 
-def _with_weights(layer: nn.Module, prefix: str, weights: Weights, device: torch.device) -> Callable[..., Any]:
-    """Wrap a layer's forward: load it, send the rows through one by one, drop it."""
-    forward = layer.forward
+    def _streamed(self, layer: nn.Module, prefix: str) -> Callable[..., torch.Tensor]:
+        """Wrap a layer's forward: load it, send the rows through one by one, drop it."""
+        forward = layer.forward
 
-    def run(hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        _load(layer, prefix, weights, device)
-        rows = len(hidden_states)
-        for row in range(rows):
-            one = {name: _row_of(value, row, rows) for name, value in inputs.items()}
-            hidden_states[row : row + 1] = forward(hidden_states[row : row + 1], **one)
-        layer.to_empty(device="meta")
-        return hidden_states
+        def run(hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            self._load(layer, prefix)
+            rows = len(hidden_states)
+            for row in range(rows):
+                own = {name: _row_of(value, row, rows) for name, value in inputs.items()}
+                own["attention_mask"] = self._pack.row(row).visible()
+                hidden_states[row : row + 1] = forward(hidden_states[row : row + 1], **own)
+            layer.to_empty(device="meta")
+            return hidden_states
 
-    return run
+        return run
+
+    def _load(self, module: nn.Module, prefix: str, but_not: str | None = None) -> None:
+        from torch import nn
+
+        for name, parameter in list(module.named_parameters()):
+            full = prefix + name
+            if but_not and full.startswith(but_not):
+                continue
+            source = full if full in self._weights else _EMBEDDINGS  # a head that is tied to them has none of its own
+            value = self._weights[source].to(self._device, parameter.dtype)
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
 
 
 def _row_of(value: Any, row: int, rows: int) -> Any:
@@ -98,16 +117,3 @@ def _row_of(value: Any, row: int, rows: int) -> Any:
         return tuple(_row_of(part, row, rows) for part in value)
     is_batched = hasattr(value, "shape") and len(value.shape) > 0 and value.shape[0] == rows
     return value[row : row + 1] if is_batched else value
-
-
-def _load(module: nn.Module, prefix: str, weights: Weights, device: torch.device, but_not: str | None = None) -> None:
-    from torch import nn
-
-    for name, parameter in list(module.named_parameters()):
-        full = prefix + name
-        if but_not and full.startswith(but_not):
-            continue
-        source = full if full in weights else "model.embed_tokens.weight"  # a head tied to the embeddings has no own
-        value = nn.Parameter(weights[source].to(device, parameter.dtype), requires_grad=False)
-        owner, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(owner), attribute, value)

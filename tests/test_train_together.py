@@ -43,7 +43,15 @@ def arguments(tiny_model_dir, toy_data_dir):
             **{key.replace("__", "."): value for key, value in changed.items()},
         }
         options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        return ["--config", str(REPOSITORY / "config.yaml"), "--output_dir", str(output), *options, *flags]
+        return [
+            "--config",
+            str(REPOSITORY / "config.yaml"),
+            "--output_dir",
+            str(output),
+            "--skip-final-model",
+            *options,
+            *flags,
+        ]
 
     return build
 
@@ -115,7 +123,7 @@ def adapter_of(output: Path) -> str:
 def test_two_processes_learn_what_one_does(launched, arguments, tmp_path):
     alone = tmp_path / "alone"
     batch = {"training__per_device_train_batch_size": 6}
-    assert train_tool_aware.main(arguments(alone, "--skip-final-model", **batch)) == 0
+    assert train_tool_aware.main(arguments(alone, **batch)) == 0
     for name in ("loss", "grad_norm", "val_loss", "val_tool_accuracy"):
         assert figures(launched[0], name) == pytest.approx(figures(alone, name), rel=LOSS_TOLERANCE), name
     assert figures(launched[0], "examples") == figures(alone, "examples") == [6, 6, 6, 6, 6, 2] * 2
@@ -129,13 +137,9 @@ def test_one_process_speaks_and_writes(launched):
         assert done.stdout.count(text) == 1
     assert len(re.findall(r"^step \d+/12  loss", done.stderr, re.MULTILINE)) == 12
     assert len(list((output / "runs").iterdir())) == 1
-    assert {path.name for path in output.iterdir()} >= {
-        "lora_adapters",
-        "final_model",
-        "manifest.json",
-        "metrics.jsonl",
-    }
-    assert not list(output.glob(".*"))
+    names = {path.name for path in output.iterdir()}
+    assert names >= {"lora_adapters", "manifest.json", "metrics.jsonl", "runs", "checkpoint-12"}
+    assert not {name for name in names if name.startswith(".")}
     checkpoint = next(output.glob("checkpoint-*"))
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
 
@@ -170,7 +174,7 @@ def test_a_mistake_is_told_once_and_all_leave_with_its_exit_code(launched, argum
 
 
 def test_a_base_model_spread_over_the_processes_gives_the_same_losses(launched, arguments, tmp_path):
-    sharded = arguments(tmp_path / "sharded", "--skip-final-model", "--config", str(REPOSITORY / "config.fsdp.yaml"))
+    sharded = arguments(tmp_path / "sharded", "--config", str(REPOSITORY / "config.fsdp.yaml"))
     pair = Pair(sharded, tmp_path)
     assert pair.exit_codes() == [0, 0], pair.messages()
     for name in ("loss", "grad_norm", "val_loss"):

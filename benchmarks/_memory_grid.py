@@ -36,7 +36,7 @@ class Case:
     optimizer: str = "adamw_torch_fused"
     attention: str = "sdpa"
     decoder: str = "auto"
-    allocator: str = "default"  # or "expandable": PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+    allocator: str = "default"  # or "expandable": PYTORCH_ALLOC_CONF=expandable_segments:True
     cap_gib: float | None = None  # of weights, activations and context; out of memory beyond it
     goal_gib: float | None = None  # allocated, that one wants to stay below
     is_alone: bool = False  # in a process of its own, as a user's run is
@@ -46,7 +46,7 @@ class Case:
         """Cases of one name are measured in one process, which loads the base model once."""
         name = f"{self.preset}-{self.quantization}"
         name += "-expandable" * (self.allocator == "expandable")
-        return name + (f"-alone-{self.seq_length}x{self.batch_size}-{self.cap_gib}" if self.is_alone else "")
+        return name + (f"-alone-{self.seq_length}x{self.batch_size}-{self.cap_gib or ''}" if self.is_alone else "")
 
 
 ROW = Case()
@@ -61,17 +61,28 @@ def goals() -> Iterator[Case]:
     """What the training engine promises for small cards."""
     yield replace(ROW, offload=True, goal_gib=4.5)
     yield replace(ROW, seq_length=4096, offload=True, goal_gib=5.0)
-    yield replace(ROW, offload=True, cap_gib=6.0, is_alone=True)
-    yield replace(PACK, cap_gib=11.6, is_alone=True)
+    yield replace(ROW, offload=True, cap_gib=6.0, is_alone=True, allocator="expandable")
+    yield replace(PACK, cap_gib=11.6, is_alone=True, allocator="expandable")
 
 
 def grid() -> Iterator[Case]:
     """All cases, those first without which the formula could not be calibrated."""
     yield from _seven_billion_in_4_bit()
     yield from goals()
-    yield from _sixteen_and_eight_bits()
     yield from _one_billion()
-    yield from (replace(case, allocator="expandable") for case in (ROW, replace(PACK, batch_size=32), SHORT_OF_MEMORY))
+    yield from _sixteen_and_eight_bits()
+    yield from (replace(case, allocator="expandable") for case in _as_users_train())
+
+
+def _as_users_train() -> Iterator[Case]:
+    """Cases for the allocator's slack; train_tool_aware.py asks for expandable segments."""
+    yield from (ROW, PACK, replace(PACK, batch_size=32), replace(PACK, batch_size=16, checkpointing=False))
+    yield from (
+        replace(ROW, seq_length=8192),
+        replace(ROW, seq_length=4096, offload=True),
+        replace(PACK, kept_layers=8),
+    )
+    yield SHORT_OF_MEMORY
 
 
 def _seven_billion_in_4_bit() -> Iterator[Case]:
@@ -115,11 +126,14 @@ def _transformers_forward_pass() -> Iterator[Case]:
 
 
 def _sixteen_and_eight_bits() -> Iterator[Case]:
-    for quantization in ("none", "8bit"):
-        wide = replace(ROW, quantization=quantization)
-        yield from (replace(wide, seq_length=length) for length in (512, 2048))
-        yield replace(PACK, quantization=quantization)
-        yield replace(PACK, quantization=quantization, batch_size=16, checkpointing=False)
+    # 16-bit weights move into matrices of the decoder's own, which cannot be undone without gaps: a process for each.
+    wide = replace(ROW, quantization="none", is_alone=True)
+    yield wide
+    yield replace(PACK, quantization="none", batch_size=16, checkpointing=False, is_alone=True)
+    eight = replace(ROW, quantization="8bit")
+    yield from (replace(eight, seq_length=length) for length in (512, 2048))
+    yield replace(PACK, quantization="8bit")
+    yield replace(PACK, quantization="8bit", batch_size=16, checkpointing=False)
 
 
 def _one_billion() -> Iterator[Case]:
@@ -133,8 +147,7 @@ def _one_billion() -> Iterator[Case]:
     yield replace(SMALL, targets=ATTENTION_ONLY)
     yield replace(PACK, preset="1b", batch_size=32)
     yield replace(PACK, preset="1b", batch_size=16, checkpointing=False)
-    yield replace(SMALL, quantization="none")
-    yield replace(PACK, preset="1b", quantization="none", batch_size=16, checkpointing=False)
+    yield replace(SMALL, quantization="none", is_alone=True)
 
 
 def planned(case: Case, gib: float) -> Case:

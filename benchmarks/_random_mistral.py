@@ -30,8 +30,8 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
 }
 
 
-def make_model(folder: Path, preset: str, layers: int | None = None) -> None:
-    """Write a Mistral of random weights in 16 bit."""
+def make_model(folder: Path, preset: str, layers: int | None = None, *, spread: float = 0.02) -> None:
+    """Write a Mistral of random weights, of standard deviation `spread`, in 16 bit."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -40,7 +40,7 @@ def make_model(folder: Path, preset: str, layers: int | None = None) -> None:
     config = MistralConfig(
         vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=intermediate,
         num_hidden_layers=layers or all_layers, num_attention_heads=heads, num_key_value_heads=key_value_heads,
-        max_position_embeddings=32768, rope_theta=1e6, sliding_window=None,
+        max_position_embeddings=32768, rope_theta=1e6, sliding_window=None, initializer_range=spread,
     )  # fmt: skip
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

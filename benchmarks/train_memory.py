@@ -1,7 +1,8 @@
 """How much memory of a GPU does a training step take?
 
     python benchmarks/train_memory.py                                   # the goals for small cards; a minute
-    python benchmarks/train_memory.py --grid                            # 78 configurations; 7 minutes on an H100
+    python benchmarks/train_memory.py --grid                            # 76 configurations; 9 minutes on an H200
+    python benchmarks/train_memory.py --grid --continue RESULTS.json    # those that it does not have yet
     python benchmarks/train_memory.py --grid --memory-fraction 0.15     # on part of the card, as on a smaller one
     python benchmarks/train_memory.py --grid --preset tiny              # a smoke test without a GPU
 
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _memory_grid import ARCHITECTURES, Case, goals, grid, tiny
+from _memory_report import report, short
 from _random_mistral import (
     REPOSITORY,
     TimedSteps,
@@ -45,9 +47,8 @@ from _random_mistral import (
 from _reuse import Snapshot, allocated_bytes, free_memory
 
 from tool_aware.config import Config, load_config
-from tool_aware.console import UserError, run, say, table, warn
-from tool_aware.gpu.calibration import compare_row
-from tool_aware.records import write_json
+from tool_aware.console import UserError, run, say, warn
+from tool_aware.records import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
 STEPS = 2  # optimizer states exist from the second step on
 LEFT_BEHIND_BYTES = 2**20  # may stay allocated after a configuration: tables of a few KiB that libraries keep
 EXIT_NOT_CLEAN = 75
+# Of the random weights: with activations as large as 0.02 makes them, bitsandbytes' 8-bit layers would take nearly all
+# columns for outliers and keep them apart, which they do with few of a trained model's.
+SPREAD = 0.005
 GIB = 2**30
 
 
@@ -67,14 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = Path(arguments.model_dir or tempfile.mkdtemp(prefix="random-mistral-"))
     arguments.model_dir = str(models)
     make_models(models, sorted({case.preset for case in cases}))
-    result = Result()
+    result = earlier_result(arguments.go_on, cases) if arguments.go_on else Result()
+    done = {case_of(row, cases) for row in result.rows}
     arguments.deadline = time.time() + 60 * arguments.minutes
     for indices in by_process(cases):
-        run_process(indices, cases, arguments, result)
+        run_process([index for index in indices if cases[index] not in done], cases, arguments, result)
         if result.origin:
             output = arguments.output or results_file("train_memory", result.origin["device"])
             write_json(output, {**result.origin, "command": command(), "rows": result.rows, "skipped": result.skipped})
-    print(report(result))
+    print(report(result.rows, result.skipped))
     return 0
 
 
@@ -85,6 +90,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=("7b", "1b", "tiny"), help="those of one model alone; tiny needs no GPU")
     parser.add_argument("--only", metavar="A,B", help="those of some processes alone, for example 7b-4bit,1b-none")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N of each process")
+    parser.add_argument("--continue", type=Path, metavar="FILE", dest="go_on", help="keep the rows of these results")
     parser.add_argument("--minutes", type=float, default=60.0, help="start none after that long (default: %(default)s)")
     parser.add_argument("--memory-fraction", type=float, default=1.0, metavar="F", help="use this part of the card")
     parser.add_argument("--model-dir", metavar="DIR", help="keep the random weights here and use them again")
@@ -122,6 +128,29 @@ def command() -> str:
     return " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
 
 
+def earlier_result(results: Path, cases: Sequence[Case]) -> Result:
+    """Rows of an earlier run that are asked for, each with the commit it was measured at."""
+    document = read_json(results)
+    if document is None:
+        raise UserError("there are no earlier results", where=f"--continue {results}")
+    rows = [{"commit": document["commit"], **row} for row in document["rows"] if not row.get("excluded")]
+    return Result(device=document["device"], rows=[row for row in rows if case_of(row, cases)])
+
+
+def case_of(row: dict[str, Any], cases: Sequence[Case]) -> Case | None:
+    """The case that a row was measured for."""
+    given = {**row, "targets": row["targets"] if isinstance(row["targets"], str) else tuple(row["targets"])}
+    return next((case for case in cases if all(given.get(name) == value for name, value in as_row(case).items())), None)
+
+
+def as_row(case: Case) -> dict[str, Any]:
+    """A case as its row will have it: with the name of the architecture and the decoder that runs."""
+    preset = ARCHITECTURES[case.preset]
+    is_covered = case.packing != "none" and case.quantization != "8bit"
+    decoder = case.decoder if case.decoder != "auto" else "own" if is_covered else "transformers"
+    return {**asdict(case), "preset": preset, "decoder": decoder}
+
+
 # ---- processes ------------------------------------------------------------------------------------------
 
 
@@ -130,13 +159,21 @@ class Result:
     """What has been measured so far."""
 
     origin: dict[str, Any] = field(default_factory=dict)
+    device: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def context_gib(self) -> float | None:
-        """What NVML shows beyond torch's reserve."""
-        return max((row["nvml_gib"] - row["reserved_gib"] for row in self.rows if row.get("nvml_gib")), default=None)
+    def context_gib(self, case: Case) -> float | None:
+        """What NVML shows beyond torch's reserve in the rows most like `case`: the least, as processes gather more."""
+        for alike in (("offload", "quantization", "preset"), ("quantization", "preset"), ()):
+            seen = [
+                row["nvml_gib"] - row["reserved_gib"]
+                for row in self.rows
+                if row["nvml_gib"] and not row["oom"] and all(row[name] == as_row(case)[name] for name in alike)
+            ]
+            if seen:
+                return min(seen)
+        return None
 
 
 def make_models(folder: Path, presets: Sequence[str]) -> None:
@@ -144,7 +181,8 @@ def make_models(folder: Path, presets: Sequence[str]) -> None:
     missing = [preset for preset in presets if not (folder / preset / "config.json").is_file()]
     if missing:
         say(f"making {', '.join(missing)} in {folder}")
-        program = "import sys, pathlib, _random_mistral as m; m.make_model(pathlib.Path(sys.argv[1]), sys.argv[2])"
+        program = "import sys, pathlib, _random_mistral as m; m.make_model(pathlib.Path(sys.argv[1]), sys.argv[2], "
+        program += f"spread={SPREAD})"
         search = os.pathsep.join([str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         for preset in missing:
             subprocess.run(
@@ -163,7 +201,7 @@ def run_process(indices: list[int], cases: Sequence[Case], arguments: argparse.N
         say(f"{cases[left[0]].process}: {len(left)} configurations")
         environ = child_environment(cases[left[0]])
         process = subprocess.Popen(
-            child_command(left, arguments, result), stdout=subprocess.PIPE, text=True, env=environ
+            child_command(left, cases, arguments, result), stdout=subprocess.PIPE, text=True, env=environ
         )
         answered = 0
         for line in process.stdout:
@@ -171,10 +209,13 @@ def run_process(indices: list[int], cases: Sequence[Case], arguments: argparse.N
                 continue
             answer = json.loads(line)
             if "device" in answer:
-                result.origin = answer
+                if result.device not in (None, answer["device"]):
+                    process.kill()
+                    raise UserError(f"are of another card: {result.device}", where=f"--continue {arguments.go_on}")
+                result.origin, result.device = answer, answer["device"]
                 continue
             answered += 1
-            (result.skipped if "why" in answer else result.rows).append(answer)
+            (result.skipped if "why" in answer else result.rows).append({"commit": result.origin["commit"], **answer})
             say(short(answer))
         code = process.wait()
         if code not in (0, EXIT_NOT_CLEAN) and answered < len(left):  # it broke at this one: the others may not
@@ -184,19 +225,22 @@ def run_process(indices: list[int], cases: Sequence[Case], arguments: argparse.N
         left = left[answered:]
 
 
-def child_command(indices: Sequence[int], arguments: argparse.Namespace, result: Result) -> list[str]:
+def child_command(
+    indices: Sequence[int], cases: Sequence[Case], arguments: argparse.Namespace, result: Result
+) -> list[str]:
     """Repeat this call for a child process."""
     options = ["--child", ",".join(map(str, indices)), "--model-dir", arguments.model_dir]
     options += ["--deadline", str(arguments.deadline), "--memory-fraction", str(arguments.memory_fraction)]
     options += ["--grid"] * arguments.grid
-    for name, value in (("preset", arguments.preset), ("only", arguments.only), ("context-gib", result.context_gib)):
+    context = result.context_gib(cases[indices[0]])
+    for name, value in (("preset", arguments.preset), ("only", arguments.only), ("context-gib", context)):
         options += [f"--{name}", str(value)] if value is not None else []
     return [sys.executable, __file__, *options]
 
 
 def child_environment(case: Case) -> dict[str, str]:
     """The environment of a child: how its memory is allocated is settled before torch is imported."""
-    segments = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} if case.allocator == "expandable" else {}
+    segments = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if case.allocator == "expandable" else {}
     return {**os.environ, "PYTHONWARNINGS": "ignore", **segments}
 
 
@@ -313,76 +357,6 @@ def limit_memory(cap_gib: float | None, arguments: argparse.Namespace) -> None:
         here = (nvml_used_bytes() - torch.cuda.memory_reserved()) / GIB
         fraction = min(fraction, (cap_gib - max(here, arguments.context_gib or 0.0)) * GIB / total)
     torch.cuda.set_per_process_memory_fraction(fraction)
-
-
-# ---- what comes out -------------------------------------------------------------------------------------
-
-
-def short(row: dict[str, Any]) -> str:
-    """The case in a few words and what was measured."""
-    return f"{described(row)}: {row.get('why') or outcome(row)}"
-
-
-def described(row: dict[str, Any]) -> str:
-    """A case as one phrase; what is usual is not mentioned."""
-    targets = "all-linear" if row["targets"] == "all-linear" else "attention"
-    unusual = {
-        f"prefix {row['prefix_tokens']}": row["prefix_tokens"],
-        row["packing"]: row["packing"] != Case.packing,
-        f"r={row['lora_r']}": row["lora_r"] != Case.lora_r,
-        targets: targets == "attention",
-        "no checkpointing": not row["checkpointing"],
-        "offload": row["offload"],
-        f"{row['kept_layers']} kept": row["kept_layers"],
-        f"{row['cached_layers']} cached": row["cached_layers"],
-        f"x{row['accumulation']}": row["accumulation"] > 1,
-        row["optimizer"]: row["optimizer"] != Case.optimizer,
-        f"{row['answer_tokens']} labels": row["answer_tokens"] > 1000,
-        "eager": row["attention"] == "eager",
-        "transformers": row["decoder"] == "transformers",
-        "expandable": row["allocator"] == "expandable",
-        f"cap {row['cap_gib']} GiB": row["cap_gib"],
-        "own process": row["is_alone"],
-    }
-    parts = [row["preset"], row["quantization"], f"{row['batch_size']} x {row['seq_length']}"]
-    return " ".join([*parts, *(name for name, is_so in unusual.items() if is_so)])
-
-
-def outcome(row: dict[str, Any]) -> str:
-    """The peaks in GiB."""
-    figures = " / ".join("-" if figure is None else f"{figure:.2f}" for figure in measured(row))
-    return f"{'out of memory at ' if row['oom'] else ''}{figures} GiB, {row['seconds_per_step']} s a step"
-
-
-def measured(row: dict[str, Any]) -> tuple[float | None, ...]:
-    """The three peaks in GiB."""
-    return row["allocated_gib"], row["reserved_gib"], row["nvml_gib"]
-
-
-def report(result: Result) -> str:
-    """The table, the goals, and what was left out."""
-    return "\n".join(_report_lines(result))
-
-
-def _report_lines(result: Result) -> Iterator[str]:
-    rows = []
-    for row in result.rows:
-        figures = [
-            "-" if row[key] is None else f"{row[key]:.2f}" for key in ("allocated_gib", "reserved_gib", "nvml_gib")
-        ]
-        comparison = None if row["oom"] or row["allocated_gib"] is None else compare_row(row)
-        error = f"{comparison.allocated_error:+.1%}" if comparison else "-"
-        rows.append((described(row), *figures, error, "OOM" if row["oom"] else row["seconds_per_step"]))
-    yield table(("configuration", "allocated", "reserved", "NVML", "formula", "s/step"), rows, "<>>>>>")
-    for row in result.rows:
-        if row["goal_gib"] and row["allocated_gib"]:
-            is_met = not row["oom"] and row["allocated_gib"] <= row["goal_gib"]
-            yield f"goal {row['goal_gib']} GiB allocated, {described(row)}: {'met' if is_met else 'MISSED'}"
-        if row["is_alone"]:
-            yield f"within {row['cap_gib']} GiB, {described(row)}: {'out of memory' if row['oom'] else 'trains'}"
-    if result.skipped:
-        yield f"{len(result.skipped)} not measured:"
-        yield from (f"  {short(row)}" for row in result.skipped)
 
 
 if __name__ == "__main__":

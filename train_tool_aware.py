@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -89,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Tell the story of the stage: plan, load, train, export."""
     started_s = time.time()
     arguments = parse_arguments(argv)
+    os.environ.setdefault(
+        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
+    )  # packs of all lengths share what is reserved
     with joined() as processes:
         job = processes.first(lambda: prepare(arguments, processes)) or prepare(arguments, processes)
         processes.check_equal("settings or data", job.identity)
@@ -228,8 +232,8 @@ def plan(job: Job) -> str:
 def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: int) -> Plan:
     """Plan how each process uses its GPU, from what is free and the largest micro-batches there can be."""
     from tool_aware.base_model import device
-    from tool_aware.gpu.spec import TrainingSpec
     from tool_aware.gpu.planning import plan_of, visible_gpus
+    from tool_aware.gpu.spec import TrainingSpec
     from tool_aware.training.packing import common_prefix
 
     shared = common_prefix([example.prompt for example in examples])

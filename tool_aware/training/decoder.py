@@ -217,6 +217,16 @@ class Backend:
         return cls(kernels, partial(FlashAttention, device=device))
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A pack, ready to be computed."""
+
+    of: Pack  # as it was given
+    pack: Pack  # on the device
+    attention: PackedAttention
+    embedded: torch.Tensor | None  # (T, H) in pinned host memory, where the embedding is there
+
+
 class PackedDecoder:
     """A model with its adapter, as two functions of a pack.
 
@@ -246,6 +256,7 @@ class PackedDecoder:
         self._first_kept = len(self._layers) - kept_layers
         self._offloads = offload and self._device.type == "cuda"
         self._inputs: LayerInputs = InputsOnDevice()
+        self._prepared: _Prepared | None = None
         if self._offloads:
             self._inputs = InputsOnHost(len(self._layers), self._device)
             embedding = self._model.embed_tokens.weight
@@ -301,15 +312,30 @@ class PackedDecoder:
             gradient = layer.backward(gradient, x, activations, on, is_first=number == 0)
         return loss
 
+    @torch.no_grad()
+    def prepare(self, pack: Pack) -> None:
+        """Do ahead what `add_gradient` of the same pack needs before its first layer, while the GPU is still busy."""
+        self._prepared = self._prepare(pack)
+
+    def _prepare(self, pack: Pack) -> _Prepared:
+        attention, embedding = self._backend.attention(pack), self._model.embed_tokens
+        is_on_host = embedding.weight.device != self._device
+        embedded = embedding(pack.input_ids[0].cpu()).pin_memory() if is_on_host else None
+        return _Prepared(pack, pack.to(self._device), attention, embedded)
+
     def _start(self, pack: Pack) -> tuple[torch.Tensor, Pack, _Pass]:
         """Embed the pack's tokens, (T, H), and prepare what all layers share."""
-        ids = pack.input_ids[0].to(self._model.embed_tokens.weight.device)
-        x = self._model.embed_tokens(ids).to(self._device)
-        attention = self._backend.attention(pack)
-        pack = pack.to(self._device)
+        ready, self._prepared = self._prepared, None
+        if ready is None or ready.of is not pack:
+            ready = self._prepare(pack)
+        pack = ready.pack
+        if ready.embedded is None:
+            x = self._model.embed_tokens(pack.input_ids[0])
+        else:
+            x = ready.embedded.to(self._device, non_blocking=True)
         cos, sin = self._model.rotary_emb(x, pack.position_ids)  # (1, T, D), whose halves are alike
         half = cos.shape[-1] // 2
-        return x, pack, _Pass(attention, cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+        return x, pack, _Pass(ready.attention, cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
 
     def _loss_and_gradient(
         self, x: torch.Tensor, pack: Pack, weight: torch.Tensor | float

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1024  # elements of one program of an element-wise kernel
 _TILE = 4096  # weights of one program of the dequantisation; fewer where they do not divide a row
+_FILL_WARPS = 4
 
 
 # ---- RMS norm -------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ def fill_matrix(matrix: torch.Tensor, layer: _Layer, *, outputs: int, ranks: int
         none if layer.a is None else layer.a, none if layer.b is None else layer.b,
         layer.first_row, layer.rows, outputs, layer.first_rank,
         nested is not None, inputs, ranks, triton.next_power_of_2(max(ranks, 1)), layer.ranks,
-        state.blocksize, tile, enable_fp_fusion=False,
+        state.blocksize, tile, enable_fp_fusion=False, num_warps=_FILL_WARPS,
     )  # fmt: skip
     return True
 

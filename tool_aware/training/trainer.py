@@ -119,7 +119,8 @@ class PackedTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: list[int], num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """Forward and backward over one micro-batch of rows; returns its share of the step's loss."""
-        model.train()
+        if not model.training:  # setting it takes 15 ms on a 7B
+            model.train()
         before = self._copy_of_gradients()
         while True:
             try:
@@ -182,6 +183,8 @@ class PackedTrainer(Trainer):
         rows = self.micro_batches.upcoming()[: self.micro_batch_limit]
         if rows:
             self._packed_ahead = (rows, self._pack(rows))
+            if self._decoder:
+                self._decoder.prepare(self._packed_ahead[1])
 
     def _losses(self, model: nn.Module, packed: Pack) -> torch.Tensor:
         """Return the loss of each label of a pack: (L,) float32."""

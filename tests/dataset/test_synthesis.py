@@ -22,7 +22,7 @@ from tool_aware.dataset.text import normalised
 from tool_aware.records import Row
 from tool_aware.tools import Tool, Toolbox
 
-PROBE = Path(__file__).resolve().parents[2] / "benchmarks/probe/routing_probe.yaml"
+PROBES = sorted((Path(__file__).resolve().parents[2] / "benchmarks/probe").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -193,16 +193,26 @@ def test_ambiguous_rows_name_every_tool_that_is_right(content: Content, config: 
         assert row.tool in row.acceptable_tools
 
 
-def test_nothing_of_the_probe_is_in_the_content(made: dict[str, list[Row]]) -> None:
+def test_nothing_of_the_probes_is_in_the_content(made: dict[str, list[Row]]) -> None:
     probe = {
         normalised(query)
-        for tools in yaml.safe_load(PROBE.read_text(encoding="utf-8")).values()
+        for path in PROBES
+        for tools in yaml.safe_load(path.read_text(encoding="utf-8")).values()
         for queries in tools.values()
         for query in queries
         if len(query) > 15  # greetings are the same everywhere
     }
-    assert len(probe) > 200
+    assert len(probe) > 350
     assert not probe & {normalised(row.query) for part in made.values() for row in part}
+
+
+LANGUAGES_IN_DEPTH = ("de", "es", "fr", "it", "nl", "pl", "pt")
+
+
+def test_each_tool_has_many_phrasings_in_each_of_the_languages_covered_in_depth(content: Content) -> None:
+    patterns = Counter((frame.language, frame.tool) for frame in content.frames)
+    tools = {frame.tool for frame in content.frames}
+    assert min(patterns[language, tool] for language in LANGUAGES_IN_DEPTH for tool in tools) >= 30
 
 
 # ---- tools of the user ----------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ class Noise:
         rolls = {name: random_.random() < chance for name, chance in self._probability.items()}
         if rolls.get("injection") and other_tools:
             text, slice_ = self._wrapped("injections", text, tool, other_tools, random_), "injection"
+        elif rolls.get("decoy") and other_tools:
+            text, slice_ = self._wrapped("decoys", text, tool, other_tools, random_), "decoy"
         elif rolls.get("negation") and other_tools:
             text, slice_ = self._negated(text, tool, other_tools, random_), "negation"
         elif rolls.get("several_sentences"):

@@ -7,17 +7,23 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
+from tool_aware.base_model import load_base_model
+from tool_aware.config import load_config
 from tool_aware.console import Interrupted, UserError, exit_code_of
+from tool_aware.prompt import encode_example
+from tool_aware.training.adapter import new_adapter, prepare_for_training
+from tool_aware.training.choice import ToolNames
 from tool_aware.training.distributed import Processes, digest, gradients_of, joined, tensors_of
+from tool_aware.training.trainer import PackedTrainer, train
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-TOLERANCE = 1e-5  # of the loss, relative: float32 sums in another order
-SCRIPT = str(REPOSITORY / "train_tool_aware.py")
 
 
 def free_port() -> int:
@@ -65,9 +71,20 @@ def together(action: Callable[[Processes], Any], count: int = 2) -> list[Any]:
     ]
     for worker in workers:
         worker.start()
+    for _, sender in pipes:
+        sender.close()
+    answers = [answer_through(receiver) for receiver, _ in pipes]
     for worker in workers:
-        worker.join(60)
-    return [receiver.recv() if receiver.poll() else None for receiver, _ in pipes]
+        worker.join(10)
+    return answers
+
+
+def answer_through(receiver: Connection) -> Any:
+    """What a process sent; None if it ended, or was silent for a minute, without a word."""
+    try:
+        return receiver.recv() if receiver.poll(60) else None
+    except EOFError:
+        return None
 
 
 def test_a_process_without_a_launcher_is_alone(monkeypatch):
@@ -158,3 +175,99 @@ def test_accelerate_may_not_shard_by_itself(monkeypatch):
     first, second = together(lambda p: None)
     assert "config.fsdp.yaml" in first.message
     assert (first.exit_code, second) == (2, Raised("SaidElsewhere", None, 2))
+
+
+# ---- what the trainer does with it ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train_together(tiny_model_dir, toy_rows, tokenizer, tmp_path):
+    """Train in two processes; returns what each `look`s at afterwards. Keyword arguments are settings, `__` a dot."""
+
+    def run(
+        look: Callable[[PackedTrainer], Any],
+        *,
+        spoil: Callable[[PackedTrainer], None] = lambda trainer: None,
+        resume_from: Path | None = None,
+        **overrides: object,
+    ) -> list[Any]:
+        settings = {
+            "model.name": tiny_model_dir,
+            "training.output_dir": tmp_path / "output",
+            "training.learning_rate": "1e-2",
+            "training.per_device_train_batch_size": 4,
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }
+        config = load_config(REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
+        examples = [encode_example(tokenizer, row.instruction, row.response) for row in toy_rows[:24]]
+        names = ToolNames.of(tokenizer, config.toolbox)
+
+        def action(processes: Processes) -> Any:
+            model = new_adapter(load_base_model(config.model, config.quantization), config)
+            prepare_for_training(model, config)
+            trainer = PackedTrainer(
+                model, config, train=examples, val=[], tool_names=names, tracker=None, run={}, processes=processes
+            )
+            spoil(trainer)
+            train(trainer, resume_from)
+            return look(trainer)
+
+        return together(action)
+
+    return run
+
+
+def adapter_of(trainer: PackedTrainer) -> list[float]:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]).tolist()
+
+
+def test_running_out_of_memory_in_one_process_holds_up_no_other_and_changes_nothing(train_together):
+    """The allocator's failure is the one thing a CPU cannot produce, so it is raised where it would be."""
+
+    def scarce(trainer: PackedTrainer) -> None:
+        forward_backward = trainer._forward_backward
+
+        def fail_at_first(*arguments: Any) -> torch.Tensor:
+            if trainer.processes.rank == 1 and trainer.micro_batch_limit == 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward_backward(*arguments)
+
+        trainer._forward_backward = fail_at_first
+
+    settings = {"training__max_steps": 3, "optimization__optim": "adamw_bnb_8bit"}
+    plain = train_together(adapter_of, **settings)
+    split = train_together(lambda t: (t.micro_batch_limit, adapter_of(t)), spoil=scarce, **settings)
+    assert [limit for limit, _ in split] == [4, 2]
+    assert split[0][1] == split[1][1]
+    assert split[0][1] == pytest.approx(plain[0], rel=1e-3, abs=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_names_its_rows(train_together, tmp_path):
+    def poison(trainer: PackedTrainer) -> None:
+        collect = trainer._flat_optimizer
+
+        def poisoned() -> Any:
+            flat = collect()
+            if flat and trainer.processes.rank == 1 and trainer.state.global_step == 1:
+                flat.gradient[0] = float("nan")
+            return flat
+
+        trainer._flat_optimizer = poisoned
+
+    first, second = train_together(adapter_of, spoil=poison, training__max_steps=3)
+    assert first.kind == "NotFiniteError"
+    assert "not finite at step 2" in first.message
+    assert second == Raised("SaidElsewhere", None, 2)
+    assert [path.name for path in (tmp_path / "output").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_with_dropout_every_process_goes_on_with_its_own_random_numbers(train_together, tmp_path):
+    settings = {"training__max_steps": 4, "training__save_steps": 2, "lora__dropout": 0.3}
+    whole = train_together(adapter_of, **settings)
+    resumed = train_together(adapter_of, resume_from=tmp_path / "output" / "checkpoint-2", **settings)
+    assert resumed == whole
+    states = [
+        torch.load(tmp_path / "output" / "checkpoint-2" / f"rng_state_{rank}.pth", weights_only=False)["cpu"]
+        for rank in range(2)
+    ]
+    assert not torch.equal(*states)

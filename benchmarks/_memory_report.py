@@ -8,7 +8,7 @@ from typing import Any
 from _memory_grid import Case
 
 from tool_aware.console import table
-from tool_aware.gpu.calibration import compare_row
+from tool_aware.gpu.calibration import compare_row, mean_and_worst
 
 Rows = Sequence[dict[str, Any]]
 
@@ -69,6 +69,7 @@ def _report_lines(measured_rows: Rows, skipped: Rows) -> Iterator[str]:
         error = f"{comparison.allocated_error:+.1%}" if comparison else "-"
         rows.append((described(row), *figures, error, "OOM" if row["oom"] else row["seconds_per_step"]))
     yield table(("configuration", "allocated", "reserved", "NVML", "formula", "s/step"), rows, "<>>>>>")
+    yield from _errors(measured_rows)
     for row in measured_rows:
         if row["goal_gib"] and row["allocated_gib"]:
             is_met = not row["oom"] and row["allocated_gib"] <= row["goal_gib"]
@@ -79,3 +80,11 @@ def _report_lines(measured_rows: Rows, skipped: Rows) -> Iterator[str]:
     if skipped:
         yield f"{len(skipped)} not measured:"
         yield from (f"  {short(row)}" for row in skipped)
+
+
+def _errors(measured_rows: Rows) -> Iterator[str]:
+    known = [compare_row(row) for row in measured_rows if row["allocated_gib"] is not None and not row["oom"]]
+    of_total = [one.total_error for one in known]
+    for name, errors in (("allocated", [one.allocated_error for one in known]), ("in all", of_total)):
+        if found := mean_and_worst(errors):
+            yield f"formula, {name}: mean error {found[0]:.2%}, worst {found[1]:.2%} of {len(known)} configurations"

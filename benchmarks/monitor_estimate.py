@@ -88,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         estimate = estimate_training(spec)
         rows.append({
             **asdict(spec), "architecture": spec.architecture.name, "peaks_in": estimate.peaks_in,
-            "traced_gib": round(traced / GIB, 4), "formula_gib": round(estimate.allocated_bytes / GIB, 4),
-            "error": round(estimate.allocated_bytes / traced - 1, 5),
+            "traced_gib": round(traced / GIB, 4), "formula_gib": round(estimate.tensor_bytes / GIB, 4),
+            "error": round(estimate.tensor_bytes / traced - 1, 5),
         })  # fmt: skip
         progress.update(number)
     progress.close()

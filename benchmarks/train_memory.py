@@ -252,6 +252,7 @@ def measure_all(cases: Sequence[Case], arguments: argparse.Namespace) -> int:
     from tool_aware.base_model import load_base_model
 
     print(json.dumps(environment()), flush=True)
+    context_gib = bare_context_gib()
     config = config_of(cases[0], Path(arguments.model_dir))
     limit_memory(cases[0].cap_gib, arguments)
     base = load_base_model(config.model, config.quantization, attention="sdpa")
@@ -261,13 +262,23 @@ def measure_all(cases: Sequence[Case], arguments: argparse.Namespace) -> int:
         if time.time() > arguments.deadline:
             print(json.dumps({**asdict(case), "why": "out of time"}), flush=True)
             continue
-        print(json.dumps(measure(case, base, arguments)), flush=True)
+        print(json.dumps({**measure(case, base, arguments), "bare_context_gib": context_gib}), flush=True)
         saved.restore()
         free_memory()
         if abs(left_behind := allocated_bytes() - at_rest) > LEFT_BEHIND_BYTES:
             warn(f"{left_behind / 2**20:+.1f} MiB stay behind: the next configuration starts a new process")
             return EXIT_NOT_CLEAN
     return 0
+
+
+def bare_context_gib() -> float | None:
+    """What a process takes of the card before it has computed anything."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    torch.zeros(1, device="cuda")
+    return round((nvml_used_bytes() - torch.cuda.memory_reserved()) / GIB, 3)
 
 
 def measure(case: Case, base: PreTrainedModel, arguments: argparse.Namespace) -> dict[str, Any]:

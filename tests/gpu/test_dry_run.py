@@ -43,7 +43,7 @@ GRID = {
 def test_formula_and_traced_step_agree(name, config):
     spec = GRID[name]
     traced = monitor_gpu.trace(spec, config)
-    assert estimate_training(spec).allocated_bytes == pytest.approx(traced.peak_bytes, rel=0.01)
+    assert estimate_training(spec).tensor_bytes == pytest.approx(traced.peak_bytes, rel=0.01)
 
 
 def test_the_extension_to_the_real_depth_equals_a_trace_of_that_depth(config):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tool_aware.config import load_config
 from tool_aware.console import UserError
+from tool_aware.gpu import own_step
 from tool_aware.gpu.architectures import (
     PRESETS,
     architecture_from_config,
@@ -157,7 +158,8 @@ def test_offloading_moves_the_embedding_and_the_inputs_and_grows_with_the_tokens
     on_card, on_host = (estimate_training(replace(SPEC, offload=offload)) for offload in (False, True))
     embedding = 2 * 32000 * 4096
     assert on_card.term("16-bit weights") - on_host.term("16-bit weights") == embedding
-    assert on_host.term("layer inputs") == on_card.term("layer inputs") / 16
+    on_the_way = own_step.INPUTS_ON_THE_WAY / SPEC.architecture.layers
+    assert on_host.term("layer inputs") == pytest.approx(on_card.term("layer inputs") * on_the_way)
 
 
 def test_gradients_that_stay_are_counted_twice_and_others_only_while_they_accumulate():
@@ -177,7 +179,6 @@ def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large()
 
 
 def test_the_constants_are_those_that_training_uses():
-    from tool_aware.gpu import own_step
     from tool_aware.training.loss import CHUNK_LABELS
     from tool_aware.training.projections import RANKS_MULTIPLE
     from tool_aware.training.trainer import _LENGTHS_MULTIPLE

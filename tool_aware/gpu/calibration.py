@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Comparison:
 def compare(path: Path, calibration: Calibration = CALIBRATION) -> list[Comparison]:
     """Estimate each run of a file that did not run out of memory."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [compare_row(row, calibration) for row in rows if not row["oom"]]
+    return [compare_row(row, calibration) for row in rows if not row["oom"] and not row.get("excluded")]
 
 
 def compare_row(row: Mapping[str, Any], calibration: Calibration = CALIBRATION) -> Comparison:
@@ -39,6 +39,12 @@ def compare_row(row: Mapping[str, Any], calibration: Calibration = CALIBRATION) 
         _error(estimate.reserved_bytes, row["reserved_gib"]),
         _error(estimate.total_bytes, row["nvml_gib"]),
     )
+
+
+def mean_and_worst(errors: Sequence[float | None]) -> tuple[float, float] | None:
+    """Mean and largest absolute error of those that are known."""
+    known = [abs(error) for error in errors if error is not None]
+    return (sum(known) / len(known), max(known)) if known else None
 
 
 def _error(estimated_bytes: float, measured_gib: float | None) -> float | None:

@@ -114,11 +114,10 @@ def estimate_record(estimate: MemoryEstimate, answer: Fit | None, exact: DryRun 
 
 def exact_text(exact: DryRun, estimate: MemoryEstimate) -> str:
     """The traced step beside the formula."""
-    difference = estimate.allocated_bytes / exact.peak_bytes - 1
+    difference = estimate.tensor_bytes / exact.peak_bytes - 1
     return (
-        f"traced step ({estimate.spec.attention}, {estimate.spec.optimizer}): {gib(exact.peak_bytes, 2)} GiB allocated "
-        f"(model at rest {gib(exact.rest_bytes, 2)}); the formula says {gib(estimate.allocated_bytes, 2)} "
-        f"({difference:+.1%})"
+        f"traced step ({estimate.spec.optimizer}): {gib(exact.peak_bytes, 2)} GiB in tensors (model at rest "
+        f"{gib(exact.rest_bytes, 2)}); the formula says {gib(estimate.tensor_bytes, 2)} ({difference:+.1%})"
     )
 
 

@@ -139,11 +139,13 @@ def peaks() -> dict[str, float | None]:
 
 
 def nvml_used_bytes() -> int:
-    """What nvidia-smi would show as used on the first card; nothing else may run on it."""
+    """What nvidia-smi would show as used on the card that torch sees; nothing else may run on it."""
     import pynvml
+    import torch
 
     pynvml.nvmlInit()
-    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+    card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+    return int(pynvml.nvmlDeviceGetMemoryInfo(card).used)
 
 
 def environment() -> dict[str, Any]:

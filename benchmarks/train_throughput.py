@@ -48,6 +48,7 @@ from tool_aware.records import write_json
 
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
 WARM_UP_STEPS = 4
+SHORT_RUN_EXAMPLES, SHORT_RUN_EPOCHS = 96, 3  # of the rows "-short": a whole run, from its start to the saved adapter
 # name -> (stack, examples per optimizer step, overrides of config.yaml)
 KEEP = "optimization.kept_layers"
 NO_CHECKPOINTS = {"optimization.gradient_checkpointing": "false"}
@@ -58,6 +59,8 @@ ROWS: dict[str, tuple[str, int, dict[str, str]]] = {
     "unsloth": ("unsloth", 24, {"training.per_device_train_batch_size": "24"}),
     "transformers-8": ("ours", 8, {"optimization.decoder": "transformers"}),
     "transformers-32": ("ours", 32, {"optimization.decoder": "transformers"}),
+    "stock-short": ("stock", 8, {"training.per_device_train_batch_size": "1"}),
+    "ours-short": ("ours", 8, {}),
     "ours-8": ("ours", 8, {}),
     "ours-16": ("ours", 16, {}),
     "ours-33": ("ours", 33, {}),
@@ -82,22 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     model_dir = Path(arguments.model_dir or tempfile.mkdtemp(prefix="random-mistral-"))
     if not (model_dir / "config.json").is_file():
         subprocess.run([*command_line(arguments, model_dir), "--child", "make-model"], check=True)
-    rows = []
-    for name in arguments.rows.split(","):
-        result = subprocess.run(
-            [*command_line(arguments, model_dir), "--child", name], stdout=subprocess.PIPE, text=True, check=False
-        )
-        rows.append(
-            {
-                "row": name,
-                **(json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {"failed": True}),
-            }
-        )
-        say(json.dumps(rows[-1]))
-    print(report(rows))
     origin = environment()
     output = arguments.output or results_file("train_throughput", origin["device"])
-    write_json(output, {"preset": arguments.preset, **origin, "rows": rows})
+    rows = []
+    for name in arguments.rows.split(","):
+        command = [*command_line(arguments, model_dir), "--child", name, "--started", str(time.time())]
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        figures = json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {"failed": True}
+        rows.append({"row": name, **figures})
+        say(json.dumps(rows[-1]))
+        write_json(output, {"preset": arguments.preset, **origin, "rows": rows})
+    print(report(rows))
     return 0
 
 
@@ -111,6 +109,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-dir", metavar="DIR", help="keep the random weights here and use them again")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -132,13 +131,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         return {}
     stack, batch, overrides = ROWS[arguments.child]
     settings = {"model.name": arguments.model_dir, "training.per_device_train_batch_size": str(batch), **overrides}
-    steps = WARM_UP_STEPS + arguments.steps
+    is_short_run = arguments.child.endswith("-short")
+    steps = SHORT_RUN_EXAMPLES * SHORT_RUN_EPOCHS // batch if is_short_run else WARM_UP_STEPS + arguments.steps
     settings |= {"training.max_steps": str(steps), "training.save_steps": str(10 * steps)}
     settings["training.output_dir"] = tempfile.mkdtemp(prefix="throughput-")
     config = load_config(REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
-    examples = make_examples(batch * steps)
+    examples = make_examples(SHORT_RUN_EXAMPLES) * SHORT_RUN_EPOCHS if is_short_run else make_examples(batch * steps)
     stacks: dict[str, Callable[..., Iterator[tuple[float, float]]]] = {"ours": ours, "stock": stock, "unsloth": unsloth}
-    started_s = time.perf_counter()
     timed = list(stacks[stack](config, examples, batch))
     seconds = [step_s for step_s, _ in timed[WARM_UP_STEPS:]]
     median_s = statistics.median(seconds)
@@ -150,7 +149,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "useful_tokens_per_s": round(batch * (QUERY_TOKENS + ANSWER_TOKENS) / median_s),
         "spread_percent": round(100 * (max(seconds) - min(seconds)) / median_s, 1),
         "warm_up_s": round(sum(step_s for step_s, _ in timed[:WARM_UP_STEPS]), 1),
-        "whole_process_s": round(time.perf_counter() - started_s, 1),
+        "whole_process_s": round(time.time() - arguments.started, 1),
         **peaks(),
     }
 
@@ -171,6 +170,7 @@ def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator
     model = new_adapter(load_base_model(config.model, config.quantization), config)
     prepare_for_training(model, config)
     timed = train_timed(model, config, examples)
+    model.save_pretrained(config.training.output_dir)
     yield from zip(timed.seconds, timed.losses, strict=True)
 
 
@@ -186,6 +186,7 @@ def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterato
     settings = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
     model = get_peft_model(base, settings)
     yield from plain_loop(model, paged_adamw(model), examples, batch, config.training.per_device_train_batch_size)
+    model.save_pretrained(config.training.output_dir)
 
 
 def unsloth(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:

@@ -79,6 +79,13 @@ def test_a_run_without_scorings_licence_or_gpu_has_a_card_without_those(facts):
     assert "training.png" not in card
 
 
+def test_the_card_tells_how_the_merged_model_came_about(facts):
+    check = {"file": "test.json", "rows": 120, "different": [7]}
+    card = render_card(replace(facts, merged={"into": "dequantized", "dtype": "float16", "check": check}), [])
+    assert "merged into its dequantized weights, in float16. It chose the same tool" in card
+    assert "on 119 of 120 rows of test.json" in card
+
+
 def test_the_card_lies_beside_the_curves_and_in_the_adapters_folder(facts, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(step(1, 2.0)) + "\n")
     facts.adapter.mkdir()

@@ -111,10 +111,7 @@ def _settings(config: Config) -> str:
 
 
 def _usage(facts: RunFacts) -> str:
-    merged = ""
-    if facts.merged:
-        folder, base, dtype = facts.adapter.parent / "final_model", facts.merged["into"], facts.merged["dtype"]
-        merged = f"\n\n`{folder}` is the base with this adapter merged into its {base} weights, in {dtype}."
+    merged = f"\n\n{_merged_model(facts.merged, facts.adapter)}" if facts.merged else ""
     return f"""```python
 from pathlib import Path
 
@@ -131,6 +128,15 @@ prompt = tokenizer.apply_chat_template([{{"role": "user", "content": turn}}], re
 output = model.generate(**prompt.to(model.device), max_new_tokens=256, do_sample=False)
 print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```{merged}"""
+
+
+def _merged_model(merged: Mapping[str, Any], adapter: Path) -> str:
+    folder, into, dtype, check = adapter.parent / "final_model", merged["into"], merged["dtype"], merged["check"]
+    text = f"`{folder}` is the base with this adapter merged into its {into} weights, in {dtype}."
+    if check:
+        equal = check["rows"] - len(check["different"])
+        text += f" It chose the same tool as base + adapter on {equal} of {check['rows']} rows of {check['file']}."
+    return text
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

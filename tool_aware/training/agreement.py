@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MEASURED_ROWS = 64  # of val.json, at most, on which ways to merge are compared
+MEASURED_ROWS = 32  # of val.json, at most, on which ways to merge are compared: some 2,500 tokens of answers
 ROWS_AT_ONCE = 8  # examples of a pack: 8 of the tool task are some 1,100 tokens
 MOST_TOKENS = 65_536  # that pass a layer before the next one is loaded; at 4,096 numbers each they take 0.5 GiB
 _CHUNK_LABELS = 512  # twice 512 x 32,000 float32 log-probabilities are 125 MiB

@@ -351,7 +351,7 @@ class PackedTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         with self.throughput.paused():
-            self.check_replicas()
+            self.processes.check_replicas(self._trainable(), self.optimizer)
             random_states = self.processes.gather(files_written_by(self._save_rng_state))
             self.processes.first(lambda: self._write_checkpoint(random_states))
 
@@ -367,10 +367,6 @@ class PackedTrainer(Trainer):
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         remove_old(output_dir, self.config.training.save_total_limit)
 
-    def check_replicas(self) -> None:
-        """Raise UserError unless every process has the same adapter and optimizer state, to the bit."""
-        self.processes.check_replicas(self._trainable(), self.optimizer)
-
 
 class _Bookkeeping(TrainerCallback):
     """Tell the micro-batches which epoch it is, when to score val.json, and when a signal asks to stop."""
@@ -379,8 +375,9 @@ class _Bookkeeping(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer.check_replicas()
-        self._trainer.throughput.start(self._trainer.state.global_step)
+        trainer = self._trainer
+        trainer.processes.check_replicas(trainer._trainable(), trainer.optimizer)
+        trainer.throughput.start(trainer.state.global_step)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.micro_batches.epoch = int(state.epoch or 0)

@@ -14,7 +14,7 @@ RANKS_MULTIPLE = 8  # tool_aware.training.projections.RANKS_MULTIPLE
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj",), ("up_proj",), ("down_proj",))  # one matrix each
 PACK_BYTES = 4 * 8  # per token: ids, positions, groups and examples as int64
 FLASH_ROUNDING = 128  # FlashAttention's backward pass rounds each segment's queries up to this
-INPUTS_ON_THE_WAY = 3  # with offload: the one in use, the next one, and one that is still being fetched or released
+INPUTS_ON_THE_WAY = 2  # with offload: the one in use and the next one to come
 
 
 def moments(spec: TrainingSpec) -> Iterator[Moment]:

@@ -310,6 +310,7 @@ class PackedDecoder:
             x = self._inputs.pop()
             activations = kept.pop() if kept else layer.activations(x, on)
             gradient = layer.backward(gradient, x, activations, on, is_first=number == 0)
+            del x, activations  # before those of the next layer are there
         return loss
 
     @torch.no_grad()

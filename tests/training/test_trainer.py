@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_processes_share_an_effective_batch_between_them():
     shared = [MicroBatches(10, 2, seed=1, rank=rank, processes=2) for rank in range(2)]
     for index in range(len(alone)):
         assert sorted(shared[0][index] + shared[1][index]) == sorted(alone[index])
+
+
+def test_processes_get_packs_of_nearly_equal_length():
+    generator = random.Random(0)
+    lengths = [generator.randrange(30, 300) for _ in range(640)]
+    shares = [MicroBatches(640, 32, seed=1, rank=rank, processes=2, lengths=lengths) for rank in range(2)]
+    for index in range(10):
+        first, second = (sum(lengths[row] for row in share[index]) for share in shares)
+        assert abs(first - second) < 0.02 * first
 
 
 def test_no_row_is_taken_twice_where_there_are_fewer_rows_than_processes():

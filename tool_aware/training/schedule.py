@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tool_aware.config import Config
@@ -33,10 +34,21 @@ class MicroBatches:
 
     The order depends on (seed, epoch) alone, so a resumed run continues where it was. An effective batch is the same
     rows on any number of processes; at the end of an epoch there may be fewer rows than processes, and some have none.
+    With `lengths` of the examples, in tokens, processes get nearly equal work, as a step lasts as long as its slowest.
     """
 
-    def __init__(self, examples: int, size: int, seed: int, *, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        examples: int,
+        size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         self.examples, self.size, self.seed, self.rank, self.processes = examples, size, seed, rank, processes
+        self._lengths = lengths or [0] * examples
         self.epoch = 0
         self._order: tuple[int | None, list[int]] = (None, [])  # an epoch and its order
         self._latest = -1
@@ -54,7 +66,14 @@ class MicroBatches:
 
     def _rows(self, index: int) -> list[int]:
         start = index * self.size * self.processes
-        return self._epoch_order()[start : start + self.size * self.processes][self.rank :: self.processes]
+        rows = self._epoch_order()[start : start + self.size * self.processes]
+        return rows if self.processes == 1 else self._share(rows)
+
+    def _share(self, rows: list[int]) -> list[int]:
+        """Deal rows to the processes there and back, the longest first; returns those of this one."""
+        dealt = [*range(self.processes), *reversed(range(self.processes))]
+        longest_first = sorted(rows, key=lambda row: -self._lengths[row])
+        return [row for place, row in enumerate(longest_first) if dealt[place % len(dealt)] == self.rank]
 
     def _epoch_order(self) -> list[int]:
         if self._order[0] != self.epoch:

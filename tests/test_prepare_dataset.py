@@ -188,7 +188,7 @@ def test_data_of_someone_else_is_not_replaced_without_being_asked(tmp_path: Path
         (("--set", "dataset.synthetic_per_tol=3"), "did you mean synthetic_per_tool"),
         (("--logs", "/nowhere/log.csv"), "/nowhere/log.csv: not found"),
         (("--generator", "openai"), "OPENAI_BASE_URL"),
-        (("--set", "dataset.synthetic_per_tool=0", "--set", "dataset.ambiguous=0"), "no rows"),
+        (("--set", "dataset.synthetic_per_tool=0", "--set", "dataset.ambiguous=0"), "leave none for"),
         (("--check", "/nowhere"), "/nowhere: not found"),
     ],
 )

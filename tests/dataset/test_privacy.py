@@ -175,7 +175,7 @@ def test_clean_texts_stay_as_they_are(config: Config) -> None:
         "version 1.2.3.4567 of the driver", "order 4111111111111112 was late", "from 2019-01-01 to 2024-12-31",
         "what is 123456789 * 987654321", "password policy", "how do I reset my password", "the secret of good bread",
         "token counts of llama 3", "0.1234567 rounded to 3 digits", "room 12:30-13:45", "12, 15, 9, 22, 17, 30",
-        "api key rotation guide", "sk-learn pipeline", "time is 10:20:30",
+        "api key rotation guide", "sk-learn pipeline", "time is 10:20:30", "born on 01.07.1999",
     ],
 )  # fmt: skip
 def test_lookalikes_are_left_alone(text: str) -> None:

@@ -72,7 +72,12 @@ def _ip(text: str) -> str | None:
     return text
 
 
+_DATE = re.compile(r"(?:0[1-9]|[12]\d|3[01])([./-])(?:0[1-9]|1[0-2])\1(?:19|20)\d\d")  # 04.06.2018
+
+
 def _phone(text: str) -> str | None:
+    if _DATE.fullmatch(text):
+        return None
     digits = re.sub(r"\D", "", text)
     return text if 7 <= len(digits) <= 15 and len(set(digits)) > 2 else None
 

@@ -21,7 +21,7 @@ from tool_aware.gpu.architectures import (
     find_architecture,
     scaled_mistral,
 )
-from tool_aware.gpu.calibration import compare
+from tool_aware.gpu.calibration import compare, mean_and_worst, spec_of
 from tool_aware.gpu.estimate import CALIBRATION, estimate_training
 from tool_aware.gpu.generation import GenerationSpec, estimate_generation
 from tool_aware.gpu.readings import GIB
@@ -118,11 +118,27 @@ def test_a_downloaded_model_is_read_from_the_cache(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
-def test_the_stated_error_holds_for_every_measured_run(path):
+def test_the_stated_errors_hold_for_every_measured_run(path):
     comparisons = compare(path)
     assert comparisons
-    for comparison in comparisons:
-        assert abs(comparison.allocated_error) <= CALIBRATION.error_percent / 100, comparison.spec
+    for one in comparisons:
+        assert abs(one.allocated_error) <= CALIBRATION.allocated_error_percent / 100, one.spec
+        assert one.total_error is None or abs(one.total_error) <= CALIBRATION.error_percent / 100, one.spec
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_the_mean_error_is_far_below_the_worst(path):
+    comparisons = compare(path)
+    for errors in ([one.allocated_error for one in comparisons], [one.total_error for one in comparisons]):
+        assert mean_and_worst(errors)[0] <= 0.015
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_runs_that_ran_out_of_memory_were_estimated_above_their_cap(path):
+    rows = [row for row in json.loads(path.read_text())["rows"] if row["oom"]]
+    assert rows
+    for row in rows:
+        assert estimate_training(spec_of(row)).total_bytes > row["cap_gib"] * GIB, row
 
 
 def test_there_is_something_measured_to_hold_the_formula_to():

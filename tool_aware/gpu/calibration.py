@@ -27,7 +27,12 @@ class Comparison:
 def compare(path: Path, calibration: Calibration = CALIBRATION) -> list[Comparison]:
     """Estimate each run of a file that did not run out of memory."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [compare_row(row, calibration) for row in rows if not row["oom"] and not row.get("excluded")]
+    return [compare_row(row, calibration) for row in rows if is_comparable(row)]
+
+
+def is_comparable(row: Mapping[str, Any]) -> bool:
+    """Whether a run was measured to its end, and nothing is known that distorts it."""
+    return not row["oom"] and not row.get("excluded") and row["allocated_gib"] is not None
 
 
 def compare_row(row: Mapping[str, Any], calibration: Calibration = CALIBRATION) -> Comparison:

@@ -50,7 +50,7 @@ def estimate_generation(spec: GenerationSpec) -> MemoryEstimate:
     logits = LOGIT_BYTES * architecture.vocabulary * spec.batch_size
     width = BYTES_PER_WEIGHT[model.quantization, model.double_quantization]
     working = max(layer, repeated) + dequantized
-    slack = CALIBRATION.slack * (whole + working + logits)
+    slack = CALIBRATION.slack[0] * (working + logits) + CALIBRATION.slack[1] * whole
     terms = (
         Term("base weights", architecture.linear_parameters * width),
         Term("16-bit weights", architecture.other_parameters * BYTES_16BIT, "embeddings, output layer, norms"),
@@ -59,8 +59,11 @@ def estimate_generation(spec: GenerationSpec) -> MemoryEstimate:
         Term("keys and values", whole, f"{spec.batch_size} x {spec.prompt_tokens + spec.new_tokens} tokens"),
         Term("one layer's working set", working),
         Term("logits", logits),
+        Term("cuBLAS workspaces", CALIBRATION.workspace_bytes),
         Term("allocator slack", slack),
         Term("CUDA context", CALIBRATION.context_bytes, "and libraries"),
     )
-    calibration = replace(CALIBRATION, source="nothing measured: counted from shapes", error_percent=10.0)
+    calibration = replace(
+        CALIBRATION, source="nothing measured: counted from shapes", allocated_error_percent=10.0, error_percent=10.0
+    )
     return MemoryEstimate(model, "the last new token", terms, calibration)

@@ -88,11 +88,12 @@ def estimate_table(estimate: MemoryEstimate) -> str:
 
 def basis_text(estimate: MemoryEstimate) -> str:
     """Where the peak is, and what the estimate rests on."""
-    error = f"{estimate.calibration.error_percent:g} %"
+    calibration = estimate.calibration
     lines = [
-        f"peaks in {estimate.peaks_in}; torch allocates {gib(estimate.allocated_bytes, 2)} (error up to {error}) "
-        f"and reserves {gib(estimate.reserved_bytes, 2)} GiB",
-        f"calibrated on {estimate.calibration.source}; slack and context differ by some 0.1 GiB between cards",
+        f"peaks in {estimate.peaks_in}; torch allocates {gib(estimate.allocated_bytes, 2)} "
+        f"(error up to {calibration.allocated_error_percent:g} %) and reserves {gib(estimate.reserved_bytes, 2)} GiB; "
+        f"in all the error is up to {calibration.error_percent:g} %",
+        f"calibrated on {calibration.source}; the CUDA context of smaller cards is smaller",
     ]
     if unmeasured := unmeasured_features(estimate.spec):
         lines.append(f"not among those runs, counted from shapes: {', '.join(unmeasured)}")

@@ -1,0 +1,98 @@
+"""Fit the constants of the memory estimate to measured runs, and say how far they carry.
+
+    python benchmarks/memory_calibration.py
+    python benchmarks/memory_calibration.py benchmarks/results/train_memory_nvidia_l4.json
+
+The formula counts tensors from shapes; what libraries and the allocator add can only be measured: cuBLAS' workspace,
+what the allocator reserves beyond what is in use, and the CUDA context. Each is fitted to all runs, and for the error
+that a new configuration may expect once more for every run to all runs but that one.
+
+Reads   benchmarks/results/train_memory_*.json, or the files given
+Writes  nothing; the constants live in tool_aware/gpu/estimate.py
+Exit    0 done; 2 something to fix
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tool_aware.console import run, table
+from tool_aware.gpu.calibration import compare_row, is_comparable, mean_and_worst, spec_of
+from tool_aware.gpu.estimate import CALIBRATION, Calibration, estimate_training, peak_of, slack_parts
+from tool_aware.gpu.readings import GIB
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MIB = 2**20
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit, compare with the constants in use, and print the errors of both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="*", type=Path, help="files of train_memory.py")
+    files = parser.parse_args(argv).results or sorted(RESULTS.glob("train_memory_*.json"))
+    rows = [row for file in files for row in json.loads(file.read_text())["rows"] if is_comparable(row)]
+    fitted = fit(rows)
+    print(
+        table(
+            ("constant", "in use", "fitted"), list(zip(NAMES, constants(CALIBRATION), constants(fitted), strict=True))
+        )
+    )
+    for name, calibrations in (
+        ("in use", [CALIBRATION] * len(rows)),
+        ("fitted", [fitted] * len(rows)),
+        ("fitted without the run", [fit([*rows[:i], *rows[i + 1 :]]) for i in range(len(rows))]),
+    ):
+        compared = [compare_row(row, calibration) for row, calibration in zip(rows, calibrations, strict=True)]
+        for what, errors in (
+            ("allocated", [one.allocated_error for one in compared]),
+            ("in all", [one.total_error for one in compared]),
+        ):
+            mean, worst = mean_and_worst(errors)
+            known = sum(error is not None for error in errors)
+            print(f"{name + ':':<24} {what:<10} mean {mean:.2%}, worst {worst:.2%} of {known} runs")
+    return 0
+
+
+NAMES = ("workspace MiB", "slack of the working set", "slack of what is kept", "slack of the optimizer", "context GiB")
+
+
+def constants(calibration: Calibration) -> tuple[float, ...]:
+    """The constants in the order of NAMES."""
+    shares = (round(share, 3) for share in calibration.slack)
+    return round(calibration.workspace_bytes / MIB, 1), *shares, round(calibration.context_bytes / GIB, 3)
+
+
+def fit(rows: Sequence[Row]) -> Calibration:
+    """Fit all constants: workspace and context are medians, the slack comes from least squares without negatives."""
+    from scipy.optimize import nnls
+
+    estimates = [estimate_training(spec_of(row), CALIBRATION) for row in rows]
+    workspaces = [
+        (row["allocated_gib"] * GIB - estimate.tensor_bytes) / (1 if estimate.spec.has_own_decoder else 2)
+        for row, estimate in zip(rows, estimates, strict=True)
+    ]
+    as_users_train = [row for row in rows if row["nvml_gib"] is not None]
+    parts = [slack_parts(spec_of(row), peak_of(spec_of(row))) for row in as_users_train]
+    slack = [(row["reserved_gib"] - row["allocated_gib"]) * GIB for row in as_users_train]
+    shares, _ = nnls(parts, slack)
+    contexts = [row["nvml_gib"] - row["reserved_gib"] for row in as_users_train]
+    return replace(
+        CALIBRATION,
+        workspace_bytes=statistics.median(workspaces),
+        slack=tuple(map(float, shares)),
+        context_bytes=statistics.median(contexts) * GIB,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -127,9 +127,9 @@ def _transformers_forward_pass() -> Iterator[Case]:
 
 def _sixteen_and_eight_bits() -> Iterator[Case]:
     # 16-bit weights move into matrices of the decoder's own, which cannot be undone without gaps: a process for each.
-    wide = replace(ROW, quantization="none", is_alone=True)
+    wide = replace(ROW, quantization="none", is_alone=True, allocator="expandable")
     yield wide
-    yield replace(PACK, quantization="none", batch_size=16, checkpointing=False, is_alone=True)
+    yield replace(PACK, quantization="none", batch_size=16, checkpointing=False, is_alone=True, allocator="expandable")
     eight = replace(ROW, quantization="8bit")
     yield from (replace(eight, seq_length=length) for length in (512, 2048))
     yield replace(PACK, quantization="8bit")
@@ -147,7 +147,7 @@ def _one_billion() -> Iterator[Case]:
     yield replace(SMALL, targets=ATTENTION_ONLY)
     yield replace(PACK, preset="1b", batch_size=32)
     yield replace(PACK, preset="1b", batch_size=16, checkpointing=False)
-    yield replace(SMALL, quantization="none", is_alone=True)
+    yield replace(SMALL, quantization="none", is_alone=True, allocator="expandable")
 
 
 def planned(case: Case, gib: float) -> Case:

@@ -239,6 +239,7 @@ def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: i
     shared = common_prefix([example.prompt for example in examples])
     spec = TrainingSpec.from_config(
         config,
+        processes=processes,
         longest_tokens=max(map(len, examples)),
         prefix_tokens=shared if config.training.packing == "prefix" else 0,
         answer_tokens=max(len(example.completion) for example in examples),

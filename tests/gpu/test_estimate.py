@@ -220,6 +220,17 @@ def test_a_spec_follows_the_config(config):
     assert TrainingSpec.from_config(config).seq_length == config.model.max_seq_length
 
 
+def test_weights_spread_over_gpus_leave_each_its_part_the_scales_and_two_gathered_layers(config):
+    sharded = config.model_copy(update={"optimization": config.optimization.model_copy(update={"shard_base": True})})
+    alone, spread = (TrainingSpec.from_config(c, architecture=MISTRAL, processes=4) for c in (config, sharded))
+    whole, part = (estimate_training(spec).terms[0].used_bytes for spec in (alone, spread))
+    packed, scales = MISTRAL.linear_parameters * 0.5, MISTRAL.linear_parameters * 0.127 / 8
+    assert part == pytest.approx(packed / 4 + scales + 2 * packed / MISTRAL.layers, rel=1e-3)
+    assert whole == pytest.approx(packed + scales, rel=1e-3)
+    assert alone.has_own_decoder
+    assert not spread.has_own_decoder
+
+
 def test_estimating_imports_nothing_heavy():
     program = (
         "import sys, monitor_gpu; code = monitor_gpu.main(sys.argv[1:]); "

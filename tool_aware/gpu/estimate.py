@@ -30,6 +30,12 @@ BYTES_PER_WEIGHT = {
     ("none", True): 2.0,
     ("none", False): 2.0,
 }
+BYTES_SHARDED = {
+    "4bit": 0.5,
+    "8bit": 1.0,
+    "none": 2.0,
+}  # of them what optimization.shard_base spreads: all but the scales
+GATHERED_LAYERS = 2  # whole at a time: the one that computes and the next
 
 
 @dataclass(frozen=True)
@@ -157,10 +163,16 @@ def _static_terms(spec: TrainingSpec) -> list[Term]:
 
 
 def base_bytes(spec: TrainingSpec) -> float:
-    """Bytes of the linear layers' weights."""
+    """Bytes of the linear layers' weights on one GPU."""
     if spec.quantization == "none" and spec.has_own_decoder:  # with room for the updates beside them
         return spec.architecture.layers * own_step.layer_matrices_bytes(spec)
-    return spec.architecture.linear_parameters * BYTES_PER_WEIGHT[spec.quantization, spec.double_quantization]
+    parameters = spec.architecture.linear_parameters
+    whole = parameters * BYTES_PER_WEIGHT[spec.quantization, spec.double_quantization]
+    if spec.shards == 1:
+        return whole
+    scales = whole - parameters * BYTES_SHARDED[spec.quantization]  # stay with every GPU
+    gathered = GATHERED_LAYERS * (whole - scales) / spec.architecture.layers
+    return scales + (whole - scales) / spec.shards + gathered
 
 
 def cached_layer_bytes(spec: TrainingSpec) -> float:

@@ -54,6 +54,7 @@ class TrainingSpec:
     optimizer: str = "adamw_torch_fused"
     attention: Literal["sdpa", "eager"] = "sdpa"  # of transformers' forward pass
     decoder: Literal["own", "transformers"] = "own"  # as config.yaml wishes; `has_own_decoder` is what becomes of it
+    shards: int = 1  # GPUs over which the linear layers' weights are spread
 
     @property
     def tokens(self) -> int:
@@ -89,7 +90,7 @@ class TrainingSpec:
     def has_own_decoder(self) -> bool:
         """Whether the toolkit's own forward and backward pass runs (tool_aware.training.decoder), or transformers'."""
         is_covered = self.quantization != "8bit" and not self.architecture.has_qkv_bias
-        return self.decoder == "own" and self.packing != "none" and is_covered
+        return self.decoder == "own" and self.packing != "none" and is_covered and self.shards == 1
 
     @property
     def layers_kept(self) -> int:
@@ -118,6 +119,7 @@ class TrainingSpec:
         prefix_tokens: int = 0,
         answer_tokens: int | None = None,
         architecture: Architecture | None = None,
+        processes: int = 1,
     ) -> TrainingSpec:
         """Read a spec out of config.yaml; without `longest_tokens` every example is taken as max_seq_length long.
 
@@ -145,6 +147,7 @@ class TrainingSpec:
             optimizer=optimization.optim,
             attention="eager" if config.model.attn_implementation == "eager" else "sdpa",
             decoder="transformers" if wants_transformers else "own",
+            shards=processes if optimization.shard_base else 1,
         )
 
 

@@ -35,6 +35,9 @@ def load_sharded_base(
 
     Raises UserError if its files do not name the weights as its modules do, as a few architectures' do not.
     """
+    if quantization.load_in_8bit:
+        fix = "--set quantization.load_in_4bit=true --set quantization.load_in_8bit=false"
+        raise UserError("weights of 8 bits cannot be spread over GPUs", where="optimization.shard_base", fix=fix)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -33,35 +33,33 @@ def marker(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def run_with_checkpoints(make_trainer):
-    """A run of two steps with a checkpoint after each, and how to start it anew."""
-    settings = {"training__max_steps": 2, "training__save_steps": 1}
+def test_planted_pickles_put_their_checkpoints_aside_unread(make_trainer, marker):
+    settings = {"training__max_steps": 4, "training__save_steps": 1, "training__save_total_limit": 4}
     trainer = make_trainer(**settings)
     train(trainer, None)
-    return Path(trainer.args.output_dir), lambda: make_trainer(**{**settings, "training__max_steps": 3})
-
-
-@pytest.mark.parametrize("name", READ_AT_RESUME)
-def test_a_planted_pickle_puts_its_checkpoint_aside_unread(run_with_checkpoints, marker, name):
-    output_dir, new_trainer = run_with_checkpoints
-    (output_dir / "checkpoint-2" / name).write_bytes(pickle.dumps(Touch(marker)))
-    checkpoint, (reason,) = newest_valid(output_dir)
+    output_dir = Path(trainer.args.output_dir)
+    for step, name in enumerate(READ_AT_RESUME, start=2):
+        (output_dir / f"checkpoint-{step}" / name).write_bytes(pickle.dumps(Touch(marker)))
+    checkpoint, reasons = newest_valid(output_dir)
     assert checkpoint.name == "checkpoint-1"
-    assert f"{name} has changed since it was written" in reason
-    train(new_trainer(), checkpoint)
+    for name, reason in zip(READ_AT_RESUME, reversed(reasons), strict=True):
+        assert f"{name} has changed since it was written" in reason
+    train(make_trainer(**settings), checkpoint)
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", READ_AT_RESUME)
-def test_who_also_rewrites_the_hashes_still_cannot_run_a_program(run_with_checkpoints, marker, name):
-    output_dir, new_trainer = run_with_checkpoints
-    checkpoint = output_dir / "checkpoint-2"
-    (checkpoint / name).write_bytes(pickle.dumps(Touch(marker)))
+def test_who_also_rewrites_the_hashes_still_cannot_run_a_program(make_trainer, marker):
+    settings = {"training__max_steps": 3, "training__save_steps": 1, "training__save_total_limit": 3}
+    trainer = make_trainer(**settings)
+    train(trainer, None)
+    checkpoint = Path(trainer.args.output_dir) / "checkpoint-1"
     manifest = read_json(checkpoint / CHECKPOINT_MANIFEST)
-    manifest["sha256"][name] = sha256_of(checkpoint / name)
-    write_json(checkpoint / CHECKPOINT_MANIFEST, manifest)
-    assert newest_valid(output_dir) == (checkpoint, [])
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        train(new_trainer(), checkpoint)
+    for name in READ_AT_RESUME:
+        original = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(pickle.dumps(Touch(marker)))
+        forged = {**manifest, "sha256": {**manifest["sha256"], name: sha256_of(checkpoint / name)}}
+        write_json(checkpoint / CHECKPOINT_MANIFEST, forged)
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            train(make_trainer(**settings), checkpoint)
+        (checkpoint / name).write_bytes(original)
     assert not marker.exists()

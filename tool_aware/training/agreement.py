@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MEASURED_ROWS = 32  # of val.json, at most, on which ways to merge are compared: some 2,500 tokens of answers
 ROWS_AT_ONCE = 8  # examples of a pack: 8 of the tool task are some 1,100 tokens
 MOST_TOKENS = 65_536  # that pass a layer before the next one is loaded; at 4,096 numbers each they take 0.5 GiB
+_HEAD_ROWS = 4096  # of the output head that are widened to float32 at once
 _CHUNK_LABELS = 512  # twice 512 x 32,000 float32 log-probabilities are 125 MiB
 
 
@@ -158,8 +159,17 @@ def _divergence(reference: AsTrained, hidden: torch.Tensor, head: torch.Tensor) 
     total = 0.0
     for start in range(0, len(hidden), _CHUNK_LABELS):
         part = slice(start, start + _CHUNK_LABELS)
-        wanted = (reference.hidden[part] @ reference.head.T).float().log_softmax(-1)
-        found = (hidden[part] @ head.T).float().log_softmax(-1)
+        wanted = _log_probabilities(reference.hidden[part], reference.head)
+        found = _log_probabilities(hidden[part], head)
         total += (wanted.exp() * (wanted - found)).sum().item()
     mean = total / len(hidden)
     return max(mean, 0.0) if math.isfinite(mean) else math.inf  # rounding can take it a hair below zero
+
+
+def _log_probabilities(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Of the next tokens, (L, V), in float32: 16-bit logits would round away what is to be measured."""
+    import torch
+
+    wide = hidden.float()
+    logits = [wide @ part.float().T for part in head.split(_HEAD_ROWS)]  # by parts: all of a 7B's would be 0.5 GiB
+    return torch.cat(logits, dim=-1).log_softmax(-1)

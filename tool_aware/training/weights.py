@@ -39,7 +39,8 @@ def weight_files(folder: Path) -> list[Path]:
     names = sorted(set(index["weight_map"].values())) if index else [_WEIGHTS]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"lacks {', '.join(missing)}", where=str(folder), fix="use a model with safetensors weights")
+        fix = "use a model with safetensors weights, or go without a merged one: --resume --skip-final-model"
+        raise UserError(f"lacks {', '.join(missing)}", where=str(folder), fix=fix)
     return [folder / name for name in names]
 
 
@@ -89,7 +90,7 @@ def shard_header(shard: Path, dtype: torch.dtype | None = None) -> dict[str, Any
                 raise UserError(
                     f"{name} is of type {tensor.get_dtype()}: these weights are quantised already",
                     where=str(shard),
-                    fix="train on the 16-bit model, or go without a merged one: --skip-final-model",
+                    fix="train on the 16-bit model, or go without a merged one: --resume --skip-final-model",
                 )
             stored = dtype or getattr(torch, _TORCH_NAMES[tensor.get_dtype()])
             size = math.prod(tensor.get_shape()) * stored.itemsize

@@ -21,7 +21,8 @@ from tool_aware.console import UserError, run
 from tool_aware.records import sha256_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LOSS_TOLERANCE = 1e-5  # relative: float32 sums in another order
+# Relative: float32 sums are taken in another order. A norm is less well conditioned than a loss.
+TOLERANCES = {"loss": 1e-5, "val_loss": 1e-5, "val_tool_accuracy": 0, "grad_norm": 1e-3}
 SETTINGS = {
     "training.num_train_epochs": 2,
     "training.per_device_train_batch_size": 3,  # 6 rows a step; the last step of an epoch has 2, one for each process
@@ -124,8 +125,8 @@ def test_two_processes_learn_what_one_does(launched, arguments, tmp_path):
     alone = tmp_path / "alone"
     batch = {"training__per_device_train_batch_size": 6}
     assert train_tool_aware.main(arguments(alone, **batch)) == 0
-    for name in ("loss", "grad_norm", "val_loss", "val_tool_accuracy"):
-        assert figures(launched[0], name) == pytest.approx(figures(alone, name), rel=LOSS_TOLERANCE), name
+    for name, tolerance in TOLERANCES.items():
+        assert figures(launched[0], name) == pytest.approx(figures(alone, name), rel=tolerance), name
     assert figures(launched[0], "examples") == figures(alone, "examples") == [6, 6, 6, 6, 6, 2] * 2
     assert figures(alone, "loss")[-1] < figures(alone, "loss")[0] - 0.05
 
@@ -177,8 +178,8 @@ def test_a_base_model_spread_over_the_processes_gives_the_same_losses(launched, 
     sharded = arguments(tmp_path / "sharded", "--config", str(REPOSITORY / "config.fsdp.yaml"))
     pair = Pair(sharded, tmp_path)
     assert pair.exit_codes() == [0, 0], pair.messages()
-    for name in ("loss", "grad_norm", "val_loss"):
-        assert figures(tmp_path / "sharded", name) == pytest.approx(figures(launched[0], name), rel=LOSS_TOLERANCE)
+    for name, tolerance in TOLERANCES.items():
+        assert figures(tmp_path / "sharded", name) == pytest.approx(figures(launched[0], name), rel=tolerance), name
 
 
 @pytest.mark.parametrize("name", ["two_gpus.yaml", "two_machines.yaml"])

@@ -50,23 +50,20 @@ def split_rows(rows: Sequence[Row], fractions: Sequence[float], seed: int) -> Sp
     close = {leak.query for leak in checked if leak.similarity >= NEAR_DUPLICATE}
     kept = {name: [row for row in part if name == "train" or row.query not in close] for name, part in assigned.items()}
     dropped = sum(map(len, assigned.values())) - sum(map(len, kept.values()))
-    if dropped:
-        checked, is_exhaustive = _check(kept)
-    return Split(kept, checked, dropped, is_exhaustive)
+    # Train stays as it was, and with it the nearest training row of every held-out row that is kept.
+    remaining = [leak for leak in checked if leak.query not in close]
+    return Split(kept, remaining, dropped, is_exhaustive)
 
 
 def _check(parts: Mapping[str, Sequence[Row]]) -> tuple[list[Leak], bool]:
     """Measure the similarity of every held-out row to its nearest training row."""
     train = [row.query for row in parts["train"]]
-    leaks, is_exhaustive = [], True
-    for name in SPLITS[1:]:
-        queries = [row.query for row in parts[name]]
-        values, indices, was_exact = nearest(queries, train)
-        is_exhaustive &= was_exact
-        leaks += [
-            Leak(name, query, train[index] if index >= 0 else "", round(float(value), 4))
-            for query, value, index in zip(queries, values, indices, strict=True)
-        ]
+    held_out = [(name, row.query) for name in SPLITS[1:] for row in parts[name]]
+    values, indices, is_exhaustive = nearest([query for _, query in held_out], train)
+    leaks = [
+        Leak(name, query, train[index] if index >= 0 else "", round(float(value), 4))
+        for (name, query), value, index in zip(held_out, values, indices, strict=True)
+    ]
     return leaks, is_exhaustive
 
 

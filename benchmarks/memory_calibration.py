@@ -63,35 +63,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-NAMES = ("workspace MiB", "slack of the working set", "slack of what is kept", "slack of the optimizer", "context GiB")
+NAMES = (
+    "workspace MiB",
+    *(f"slack, expandable: {part}" for part in ("GiB", "of the widest activation")),
+    *(f"slack, default: {part}" for part in ("of the widest activation", "of what is kept", "of the update")),
+    "bare context GiB",
+    "libraries GiB",
+)
 
 
 def constants(calibration: Calibration) -> tuple[float, ...]:
     """The constants in the order of NAMES."""
-    shares = (round(share, 3) for share in calibration.slack)
-    return round(calibration.workspace_bytes / MIB, 1), *shares, round(calibration.context_bytes / GIB, 3)
+    shares = (round(share, 3) for share in (*calibration.slack[:2], *calibration.slack_default[1:]))
+    contexts = (calibration.bare_context_bytes, calibration.libraries_bytes)
+    return round(calibration.workspace_bytes / MIB, 1), *shares, *(round(size / GIB, 3) for size in contexts)
 
 
 def fit(rows: Sequence[Row]) -> Calibration:
-    """Fit all constants: workspace and context are medians, the slack comes from least squares without negatives."""
-    from scipy.optimize import nnls
-
-    estimates = [estimate_training(spec_of(row), CALIBRATION) for row in rows]
+    """Fit all constants: workspace and contexts are medians, the slack comes from least squares without negatives."""
+    specs = [spec_of(row) for row in rows]
     workspaces = [
-        (row["allocated_gib"] * GIB - estimate.tensor_bytes) / (1 if estimate.spec.has_own_decoder else 2)
-        for row, estimate in zip(rows, estimates, strict=True)
+        (row["allocated_gib"] * GIB - estimate_training(spec).tensor_bytes) / (1 if spec.has_own_decoder else 2)
+        for row, spec in zip(rows, specs, strict=True)
     ]
-    as_users_train = [row for row in rows if row["nvml_gib"] is not None]
-    parts = [slack_parts(spec_of(row), peak_of(spec_of(row))) for row in as_users_train]
-    slack = [(row["reserved_gib"] - row["allocated_gib"]) * GIB for row in as_users_train]
-    shares, _ = nnls(parts, slack)
-    contexts = [row["nvml_gib"] - row["reserved_gib"] for row in as_users_train]
+    bare = statistics.median(row["bare_context_gib"] for row in rows if row.get("bare_context_gib"))
+    own = [
+        row["nvml_gib"] - row["reserved_gib"]
+        for row, spec in zip(rows, specs, strict=True)
+        if spec.has_own_decoder and not spec.is_offloading and row["nvml_gib"]
+    ]
     return replace(
         CALIBRATION,
         workspace_bytes=statistics.median(workspaces),
-        slack=tuple(map(float, shares)),
-        context_bytes=statistics.median(contexts) * GIB,
+        slack=(*_slack([row for row in rows if row["allocator"] == "expandable"], [0, 1]), 0.0, 0.0),
+        slack_default=(0.0, *_slack([row for row in rows if row["allocator"] == "default"], [1, 2, 3])),
+        bare_context_bytes=bare * GIB,
+        libraries_bytes=(statistics.median(own) - bare) * GIB,
     )
+
+
+def _slack(rows: Sequence[Row], parts: Sequence[int]) -> list[float]:
+    from scipy.optimize import nnls
+
+    known = [row for row in rows if row["reserved_gib"] is not None]
+    features = [[slack_parts(spec_of(row), peak_of(spec_of(row)))[part] for part in parts] for row in known]
+    shares, _ = nnls(features, [(row["reserved_gib"] - row["allocated_gib"]) * GIB for row in known])
+    return list(map(float, shares))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_enough_free_memory_is_ok_and_barely_enough_is_a_warning():
 
 def test_too_little_memory_names_who_holds_the_rest_and_what_would_fit():
     pinned = load_config(REPOSITORY / "config.yaml", ["optimization.offload=false", "optimization.micro_batch=fixed"])
-    busy = gpu(5.8, processes=(Process(4711, "vllm", 5 * GIB),))
+    busy = gpu(NEEDED_GIB - 0.05, processes=(Process(4711, "vllm", 5 * GIB),))
     line = checks.check_memory(busy, ESTIMATE, checks.memory_remedies(SPEC, busy, pinned))
     assert line.status == "problem"
     assert "close vllm (4711)" in line.remedy

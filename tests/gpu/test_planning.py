@@ -70,13 +70,15 @@ def test_more_memory_never_makes_a_slower_plan(gib, more):
 
 
 def test_memory_goes_first_to_what_saves_most():
-    specs = {gib: make_plan(PACK, budget(gib), ALL).spec for gib in (5.3, 6.0, 8.0, 16.0, 80.0)}
-    assert specs[5.3].offload
-    assert specs[5.3].batch_size < 8
-    assert specs[6.0].batch_size == 8
-    assert specs[6.0].kept_layers < specs[8.0].kept_layers
-    assert not specs[16.0].checkpointing
-    assert specs[16.0].cached_layers < specs[80.0].cached_layers == 32
+    least, whole = (needed_bytes(spec) / GIB for spec in (leanest(PACK, ALL), replace(PACK, offload=True)))
+    tight, enough, more, wide, vast = (
+        make_plan(PACK, budget(gib), ALL).spec for gib in (least + 0.02, whole + 0.02, whole + 2, 16, 80)
+    )
+    assert tight.offload
+    assert tight.batch_size < enough.batch_size == 8
+    assert enough.kept_layers < more.kept_layers
+    assert not wide.checkpointing
+    assert wide.cached_layers < vast.cached_layers == 32
 
 
 def test_long_rows_are_not_packed_where_that_would_only_make_a_dense_mask_wider():
@@ -111,7 +113,8 @@ def test_without_a_budget_everything_stays_as_it_is():
 
 
 def test_each_choice_is_told_with_its_reason():
-    tight, middle, wide = (make_plan(PACK, budget(gib), ALL).text() for gib in (5.3, 8, 80))
+    least = needed_bytes(leanest(PACK, ALL)) / GIB
+    tight, middle, wide = (make_plan(PACK, budget(gib), ALL).text() for gib in (least + 0.02, 8, 80))
     assert "at once would need" in tight
     assert "GiB would be needed" in tight
     assert "not computed again" in middle

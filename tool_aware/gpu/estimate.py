@@ -43,10 +43,12 @@ class Calibration:
     """What had to be measured (benchmarks/memory_calibration.py). All else is counted from shapes and dtypes."""
 
     workspace_bytes: float = 37 * 2**20  # that cuBLAS keeps for each thread that multiplies matrices (32 MiB on Hopper)
-    # Reserved by the allocator and not used, as shares of the parts of the peak: see `slack_parts`.
-    slack: tuple[float, float, float] = (0.404, 0.066, 0.861)
-    context_bytes: float = 1.274 * GIB  # CUDA context and libraries: what NVML shows beyond torch's reserve
-    source: str = "the runs of one H200 (torch 2.11, CUDA 13) in benchmarks/results/train_memory_h200.json"
+    # Reserved by the allocator and not used: GiB, and shares of the parts of the peak that `slack_parts` names.
+    slack: tuple[float, float, float, float] = (0.128, 0.943, 0.0, 0.0)  # expandable segments, as in training
+    slack_default: tuple[float, float, float, float] = (0.0, 2.62, 0.054, 0.841)  # the allocator's usual blocks
+    bare_context_bytes: float = 1.205 * GIB  # what a process takes of the card before it has computed anything
+    libraries_bytes: float = 0.067 * GIB  # their kernels; as much again with offload's streams or autograd's thread
+    source: str = "59 runs on one H200 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
     allocated_error_percent: float = 2.0  # above the worst error over those runs
     error_percent: float = 4.0  # likewise, of all that is needed
 
@@ -107,12 +109,19 @@ class MemoryEstimate:
 def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION) -> MemoryEstimate:
     """Estimate the peak memory of a training step: the largest of the moments named above."""
     peak = peak_of(spec)
-    slack = sum(share * part for share, part in zip(calibration.slack, slack_parts(spec, peak), strict=True))
+    shares = calibration.slack if spec.allocator == "expandable" else calibration.slack_default
+    slack = sum(share * part for share, part in zip(shares, slack_parts(spec, peak), strict=True))
     threads = 1 if spec.has_own_decoder else 2  # autograd's backward pass has a thread of its own
     workspaces = Term("cuBLAS workspaces", threads * calibration.workspace_bytes)
-    context = Term("CUDA context", calibration.context_bytes, "and libraries")
+    context = Term("CUDA context", context_bytes(spec, calibration), "and libraries")
     rest = (workspaces, Term("allocator slack", slack), context)
     return MemoryEstimate(spec, peak.name, (*_static_terms(spec), *peak.terms, *rest), calibration)
+
+
+def context_bytes(spec: TrainingSpec, calibration: Calibration = CALIBRATION) -> float:
+    """The CUDA context and the libraries' kernels: what NVML shows beyond torch's reserve."""
+    has_more = spec.is_offloading or not spec.has_own_decoder
+    return calibration.bare_context_bytes + calibration.libraries_bytes * (2 if has_more else 1)
 
 
 def moments(spec: TrainingSpec) -> list[Moment]:
@@ -126,15 +135,11 @@ def peak_of(spec: TrainingSpec) -> Moment:
     return max(moments(spec), key=lambda moment: moment.used_bytes)
 
 
-WORKING_TERMS = ("one layer's working set", "backward temporaries", "logits")
-KEPT_TERMS = ("layer inputs", "kept activations")
-
-
-def slack_parts(spec: TrainingSpec, peak: Moment) -> tuple[float, float, float]:
-    """The parts that the allocator's slack grows with: what comes and goes in a layer; what layers keep; the update."""
-    of = {term.name: term.used_bytes for term in peak.terms}
-    working, kept = (sum(of.get(name, 0.0) for name in names) for names in (WORKING_TERMS, KEPT_TERMS))
-    return working, kept, optimizer_moment(spec).used_bytes
+def slack_parts(spec: TrainingSpec, peak: Moment) -> tuple[float, float, float, float]:
+    """What the allocator's slack grows with: a GiB; the widest activation; what layers keep; the optimizer's update."""
+    widest = float(BYTES_16BIT * spec.architecture.intermediate * spec.tokens)
+    kept = sum(term.used_bytes for term in peak.terms if term.name in ("layer inputs", "kept activations"))
+    return GIB, widest, kept, optimizer_moment(spec).used_bytes
 
 
 def unmeasured_features(spec: TrainingSpec) -> list[str]:

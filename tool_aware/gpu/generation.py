@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tool_aware.config import Config
-from tool_aware.gpu.estimate import BYTES_PER_WEIGHT, CALIBRATION, MemoryEstimate
+from tool_aware.gpu.estimate import BYTES_PER_WEIGHT, CALIBRATION, MemoryEstimate, context_bytes
 from tool_aware.gpu.spec import BYTES_16BIT, LOGIT_BYTES, Term, TrainingSpec
 from tool_aware.gpu.workload import Workload
+
+ALLOCATOR_SLACK = 0.3  # of what comes and goes; not measured for generation
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def estimate_generation(spec: GenerationSpec) -> MemoryEstimate:
     logits = LOGIT_BYTES * architecture.vocabulary * spec.batch_size
     width = BYTES_PER_WEIGHT[model.quantization, model.double_quantization]
     working = max(layer, repeated) + dequantized
-    slack = CALIBRATION.slack[0] * (working + logits) + CALIBRATION.slack[1] * whole
+    slack = ALLOCATOR_SLACK * (whole + working + logits)
     terms = (
         Term("base weights", architecture.linear_parameters * width),
         Term("16-bit weights", architecture.other_parameters * BYTES_16BIT, "embeddings, output layer, norms"),
@@ -61,7 +63,7 @@ def estimate_generation(spec: GenerationSpec) -> MemoryEstimate:
         Term("logits", logits),
         Term("cuBLAS workspaces", CALIBRATION.workspace_bytes),
         Term("allocator slack", slack),
-        Term("CUDA context", CALIBRATION.context_bytes, "and libraries"),
+        Term("CUDA context", context_bytes(model), "and libraries"),
     )
     calibration = replace(
         CALIBRATION, source="nothing measured: counted from shapes", allocated_error_percent=10.0, error_percent=10.0

@@ -95,13 +95,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # packs of all lengths share what is reserved
     with joined() as processes:
         job = processes.first(lambda: prepare(arguments, processes)) or prepare(arguments, processes)
-        processes.check_equal("settings or data", job.identity)
+        processes.check_equal("settings or data", job.identity, fix="give all machines the same config.yaml and data/")
         job = replace(job, memory=processes.from_first(job.memory))
         if processes.is_first:
             print(plan(job))
         if arguments.dry_run:
             return 0
         resume_from, fallbacks = processes.from_first(processes.first(lambda: starting_point(job, arguments)))
+        if resume_from and not resume_from.is_dir():
+            raise UserError("not found on this machine", where=str(resume_from), fix="let all machines share output/")
         heading("Loading the base model")
         model = load_trainable(job)
         heading("Training")

@@ -145,8 +145,9 @@ def test_an_interrupted_first_process_takes_the_others_along_with_its_exit_code(
 
 
 def test_differing_values_name_the_odd_processes():
-    first, _, third = together(lambda p: p.check_equal("settings", p.rank == 2, where="here"), count=3)
-    assert first.message == "here: settings differ between the processes: 2 from 0"
+    settings = ({"lora.r": 8, "train.json": "a"}, {"lora.r": 8, "train.json": "b"})
+    first, _, third = together(lambda p: p.check_equal("settings", settings[p.rank == 2]), count=3)
+    assert first.message == "settings differ between the processes: 2 from 0\n  train.json"
     assert third == Raised("SaidElsewhere", None, 2)
 
 

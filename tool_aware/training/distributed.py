@@ -97,14 +97,15 @@ class Processes:
         """Return what to raise where all processes raise the same error: it is told once."""
         return error if self.is_first else SaidElsewhere(error.exit_code)
 
-    def check_equal(self, what: str, value: object, *, where: str | None = None, fix: str | None = None) -> None:
-        """Raise UserError, on all processes, if `value` is not the same on each."""
-        values = self.gather(value)
-        others = [rank for rank, other in enumerate(values) if other != values[0]]
-        if others:
-            odd = ", ".join(map(str, others))
-            error = UserError(f"{what} differ between the processes: {odd} from 0", where=where, fix=fix)
-            raise self.stop_together(error)
+    def check_equal(self, what: str, value: object, *, fix: str | None = None) -> None:
+        """Raise UserError, on all processes, if `value` is not the same on each; of a dict it names the keys."""
+        first, *others = self.gather(value)
+        odd = {rank: other for rank, other in enumerate(others, start=1) if other != first}
+        if odd:
+            lines = [f"{what} differ between the processes: {', '.join(map(str, odd))} from 0"]
+            if isinstance(first, dict):
+                lines += [f"  {key}" for key in first if any(other.get(key) != first[key] for other in odd.values())]
+            raise self.stop_together(UserError("\n".join(lines), fix=fix))
 
     def check_replicas(self, parameters: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Raise UserError, on all processes, unless each has the same weights and optimizer state, to the bit."""

@@ -129,8 +129,8 @@ class DatasetSection(Section):
     use_query_log: bool = True
     max_per_session: PositiveInt = 20
     slices: Literal["all"] | list[str] = "all"
-    synthetic_per_tool: Annotated[int, Field(ge=0)] = 1500
-    ambiguous: Annotated[int, Field(ge=0)] = 400
+    synthetic_per_tool: Annotated[int, Field(ge=0)] = 3000
+    ambiguous: Annotated[int, Field(ge=0)] = 800
     paraphrases: Annotated[int, Field(ge=0)] = 200
     splits: list[OpenFraction] = [0.8, 0.1, 0.1]
 

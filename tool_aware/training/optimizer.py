@@ -48,6 +48,8 @@ class FlatAdamW(torch.optim.AdamW):
             elif parameter.grad.data_ptr() != view.data_ptr():
                 view.copy_(parameter.grad)
             parameter.grad = view
+        if not self._has_master:
+            self._master.grad = self.gradient  # where a gradient scaler (float16) looks for it
         return self.gradient
 
     @torch.no_grad()

@@ -233,7 +233,7 @@ def plan(job: Job) -> str:
 
 def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: int) -> Plan:
     """Plan how each process uses its GPU, from what is free and the largest micro-batches there can be."""
-    from tool_aware.base_model import device
+    from tool_aware.base_model import start_gpu
     from tool_aware.gpu.planning import plan_of, visible_gpus
     from tool_aware.gpu.spec import TrainingSpec
     from tool_aware.training.packing import common_prefix
@@ -246,7 +246,8 @@ def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: i
         prefix_tokens=shared if config.training.packing == "prefix" else 0,
         answer_tokens=max(len(example.completion) for example in examples),
     )
-    return plan_of(config, spec, visible_gpus()[:processes] if device().type == "cuda" else [])
+    uuids = start_gpu()
+    return plan_of(config, spec, visible_gpus(uuids)[:processes] if uuids else [], has_context=True)
 
 
 def length_percentiles(examples: Sequence[EncodedExample]) -> tuple[str, str, str]:

@@ -38,6 +38,19 @@ def device() -> torch.device:
     )
 
 
+def start_gpu() -> list[str]:
+    """Take `device()` into use, after which its CUDA context has its memory; returns the UUIDs of all GPUs in sight.
+
+    Returns nothing on a CPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    torch.zeros(1, device=device())
+    return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in range(torch.cuda.device_count())]
+
+
 def compute_dtype(setting: str = "auto") -> torch.dtype:
     """Resolve `quantization.bnb_4bit_compute_dtype`: bfloat16 where the GPU has it, else float16; float32 on a CPU."""
     import torch

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tool_aware.config import load_config
 from tool_aware.gpu.architectures import PRESETS
+from tool_aware.gpu.estimate import CALIBRATION
 from tool_aware.gpu.fit import needed_bytes
 from tool_aware.gpu.planning import CHOICES as ALL
 from tool_aware.gpu.planning import (
@@ -175,4 +176,22 @@ def test_only_cards_that_cuda_may_see_count():
 
 def test_without_a_driver_there_are_no_cards(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
+    assert visible_gpus([]) == []
+
+
+def test_beside_its_own_context_a_process_has_as_much_as_before_it():
+    """Whatever the context takes on this card: it is neither guessed nor counted twice."""
+    context = CALIBRATION.bare_context_bytes
+    for used_gib, own_context in ((1.0, context), (1.0, 0.3 * context)):
+        before = replace(CARD, used_bytes=int(used_gib * GIB))
+        after = replace(before, used_bytes=int(used_gib * GIB + own_context))
+        beside = budget_of(config_with(), [after], has_context=True)
+        assert beside.limit_bytes == pytest.approx(11 * GIB - own_context - MARGIN_BYTES, rel=1e-6)
+        assert beside.needed(PACK) < needed_bytes(PACK) - context
+    assert beside.allows(make_plan(PACK, beside, ALL).spec)
+
+
+def test_other_processes_cards_still_have_their_contexts_to_come():
+    free = replace(CARD, used_bytes=0)
+    alone, two = (budget_of(config_with(), [free] * count, has_context=True).limit_bytes for count in (1, 2))
+    assert alone - two == pytest.approx(CALIBRATION.bare_context_bytes)

@@ -15,7 +15,7 @@ from typing import Any
 from tool_aware.config import Config
 from tool_aware.console import UserError
 from tool_aware.gpu.autograd_step import attention_pairs
-from tool_aware.gpu.estimate import cached_layer_bytes, estimate_training
+from tool_aware.gpu.estimate import CALIBRATION, cached_layer_bytes, estimate_training
 from tool_aware.gpu.nvml import open_driver
 from tool_aware.gpu.own_step import activation_bytes
 from tool_aware.gpu.readings import GIB, GpuReading
@@ -35,10 +35,25 @@ OFFLOAD_SHARE = 0.05  # of a pass: copies run beside the arithmetic, but not all
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of a card that a run may take, None if no limit is looked at, and where the number comes from."""
+    """Bytes of a card that a run may take, None if no limit is looked at, and where the number comes from.
+
+    With `has_context` the process has its CUDA context already and the limit is what is left beside it; how much that
+    is differs from card to card.
+    """
 
     limit_bytes: float | None
     source: str
+    has_context: bool = False
+
+    def needed(self, spec: TrainingSpec) -> float:
+        """What `spec` takes of this budget, the estimate's error included."""
+        estimate = estimate_training(spec)
+        paid = estimate.calibration.bare_context_bytes if self.has_context else 0.0
+        return (estimate.total_bytes - paid) * (1 + estimate.calibration.error_percent / 100)
+
+    def allows(self, spec: TrainingSpec, share: float = 1.0) -> bool:
+        """Whether `spec` fits this share of the budget."""
+        return self.limit_bytes is None or self.needed(spec) <= share * self.limit_bytes
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the estimate, its error included, is within the budget."""
-        return self.budget.limit_bytes is None or needed_bytes(self.spec) <= self.budget.limit_bytes
+        return self.budget.allows(self.spec)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -95,22 +110,24 @@ class Plan:
         return {
             "budget_gib": None if limit is None else round(limit / GIB, 2),
             "budget_from": self.budget.source,
-            "estimated_gib": round(needed_bytes(self.spec) / GIB, 2),
+            "estimated_gib": round(self.budget.needed(self.spec) / GIB, 2),
             "settings": self.settings,
         }
 
 
 def needed_bytes(spec: TrainingSpec) -> float:
-    """What the card has to have free: the estimate and its error."""
-    estimate = estimate_training(spec)
-    return estimate.total_bytes * (1 + estimate.calibration.error_percent / 100)
+    """What the card has to have free before a process starts: the estimate and its error."""
+    return Budget(None, "").needed(spec)
 
 
 # ---- the budget ------------------------------------------------------------------------------------------
 
 
-def budget_of(config: Config, gpus: Sequence[GpuReading]) -> Budget:
-    """Work out what `training.memory_budget_gib` means on these GPUs: with several, on the fullest."""
+def budget_of(config: Config, gpus: Sequence[GpuReading], *, has_context: bool = False) -> Budget:
+    """Work out what `training.memory_budget_gib` means on these GPUs: with several, on the fullest.
+
+    With `has_context` this process has a CUDA context on the first of them.
+    """
     setting = config.training.memory_budget_gib
     if setting is None:
         return Budget(None, "training.memory_budget_gib: null")
@@ -120,8 +137,11 @@ def budget_of(config: Config, gpus: Sequence[GpuReading]) -> Budget:
         return Budget(None, "no GPU")
     if any(_free_bytes(gpu) is None for gpu in gpus):
         return Budget(None, "the driver does not tell what is free")
-    fullest = min(gpus, key=_free_bytes)
-    return with_margin(_free_bytes(fullest), f"free on {fullest.name}")
+    context = CALIBRATION.bare_context_bytes if has_context else 0.0
+    left = [_free_bytes(gpu) - (context if number else 0.0) for number, gpu in enumerate(gpus)]
+    least = min(left)
+    beside = " beside the CUDA context" if has_context else ""
+    return replace(with_margin(least, f"free on {gpus[left.index(least)].name}{beside}"), has_context=has_context)
 
 
 def with_margin(size_bytes: float, what: str) -> Budget:
@@ -134,15 +154,16 @@ def _free_bytes(gpu: GpuReading) -> int | None:
     return gpu.instances[0].free_bytes if gpu.is_mig and gpu.instances else gpu.free_bytes
 
 
-def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[GpuReading]:
-    """Read the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; none without a driver."""
+def visible_gpus(uuids: Sequence[str], environ: Mapping[str, str] = os.environ) -> list[GpuReading]:
+    """Read the GPUs of these UUIDs, in order, else those that CUDA_VISIBLE_DEVICES leaves; none without a driver."""
     try:
         driver = open_driver()
     except UserError:
         return []
     gpus = [gpu for gpu in driver.read() if not gpu.problem]
     driver.close()
-    return chosen_gpus(gpus, environ)
+    named = chosen_gpus(gpus, {"CUDA_VISIBLE_DEVICES": ",".join(uuids)})
+    return named or chosen_gpus(gpus, environ)
 
 
 def chosen_gpus(gpus: Sequence[GpuReading], environ: Mapping[str, str]) -> list[GpuReading]:
@@ -179,9 +200,9 @@ def open_choices(config: Config) -> frozenset[str]:
     return frozenset(name for name, value in settings.items() if value == "auto")
 
 
-def plan_of(config: Config, spec: TrainingSpec, gpus: Sequence[GpuReading]) -> Plan:
+def plan_of(config: Config, spec: TrainingSpec, gpus: Sequence[GpuReading], *, has_context: bool = False) -> Plan:
     """Plan a run of `config`, whose largest micro-batch is `spec`, on these GPUs, one for each process."""
-    return make_plan(spec, budget_of(config, gpus), open_choices(config))
+    return make_plan(spec, budget_of(config, gpus, has_context=has_context), open_choices(config))
 
 
 def make_plan(spec: TrainingSpec, budget: Budget, is_open: frozenset[str]) -> Plan:
@@ -191,17 +212,16 @@ def make_plan(spec: TrainingSpec, budget: Budget, is_open: frozenset[str]) -> Pl
     """
     if budget.limit_bytes is None:
         return Plan(spec, budget, ())
-    limit = budget.limit_bytes
     candidates = [
-        _with_cache(_with_kept_layers(candidate, limit, is_open), limit, is_open)
+        _with_cache(_with_kept_layers(candidate, budget, is_open), budget, is_open)
         for candidate in _candidates(spec, is_open)
     ]
-    fitting = [candidate for candidate in candidates if needed_bytes(candidate) <= limit]
+    fitting = [candidate for candidate in candidates if budget.allows(candidate)]
     if fitting:
         chosen = min(fitting, key=lambda candidate: (step_cost(candidate), needed_bytes(candidate)))
     else:
         chosen = leanest(spec, is_open)
-    return Plan(chosen, budget, tuple(_explained(chosen, limit, is_open)))
+    return Plan(chosen, budget, tuple(_explained(chosen, budget, is_open)))
 
 
 def leanest(spec: TrainingSpec, is_open: frozenset[str]) -> TrainingSpec:
@@ -227,24 +247,20 @@ def _candidates(spec: TrainingSpec, is_open: frozenset[str]) -> Iterator[Trainin
         )  # fmt: skip
 
 
-def _with_kept_layers(spec: TrainingSpec, limit_bytes: float, is_open: frozenset[str]) -> TrainingSpec:
+def _with_kept_layers(spec: TrainingSpec, budget: Budget, is_open: frozenset[str]) -> TrainingSpec:
     """Let as many layers keep their activations as there is room for; a cached layer gains less for its bytes."""
     if KEEP not in is_open or not spec.checkpointing or not spec.has_own_decoder:
         return spec
-    counts = range(spec.architecture.layers, 0, -1)
-    kept = (replace(spec, kept_layers=count) for count in counts)
-    return next((candidate for candidate in kept if needed_bytes(candidate) <= limit_bytes), spec)
+    kept = (replace(spec, kept_layers=count) for count in range(spec.architecture.layers, 0, -1))
+    return next(filter(budget.allows, kept), spec)
 
 
-def _with_cache(spec: TrainingSpec, limit_bytes: float, is_open: frozenset[str]) -> TrainingSpec:
+def _with_cache(spec: TrainingSpec, budget: Budget, is_open: frozenset[str]) -> TrainingSpec:
     """Keep as many layers dequantised as there is room for."""
     if CACHE not in is_open:
         return spec
-    counts = range(spec.architecture.layers, 0, -1)
-    cached = (replace(spec, cached_layers=count) for count in counts)
-    room = CACHE_SHARE * limit_bytes
-    fitting = (candidate for candidate in cached if candidate.layers_cached and needed_bytes(candidate) <= room)
-    return next(fitting, spec)
+    cached = (replace(spec, cached_layers=count) for count in range(spec.architecture.layers, 0, -1))
+    return next((one for one in cached if one.layers_cached and budget.allows(one, CACHE_SHARE)), spec)
 
 
 def step_cost(spec: TrainingSpec) -> float:
@@ -267,13 +283,13 @@ def _computed_pairs(spec: TrainingSpec) -> float:
 # ---- why -------------------------------------------------------------------------------------------------
 
 
-def _explained(chosen: TrainingSpec, limit_bytes: float, is_open: frozenset[str]) -> Iterator[Choice]:
+def _explained(chosen: TrainingSpec, budget: Budget, is_open: frozenset[str]) -> Iterator[Choice]:
     reasons = {
         MICRO_BATCH: _why_micro_batch, CHECKPOINTING: _why_checkpointing, KEEP: _why_keep, OFFLOAD: _why_offload,
         CACHE: _why_cache,
     }  # fmt: skip
     for name, value in _values(chosen).items():
-        yield Choice(_SETTINGS[name], value, reasons[name](chosen, limit_bytes) if name in is_open else _PINNED)
+        yield Choice(_SETTINGS[name], value, reasons[name](chosen, budget) if name in is_open else _PINNED)
 
 
 _PINNED = "as config.yaml says"
@@ -296,12 +312,12 @@ def _values(spec: TrainingSpec) -> dict[str, str]:
     }
 
 
-def _why_micro_batch(spec: TrainingSpec, limit_bytes: float) -> str:
+def _why_micro_batch(spec: TrainingSpec, budget: Budget) -> str:
     if spec.accumulation == 1:
         return "the whole effective batch at once"
     larger = _next_larger(spec)
-    if needed_bytes(larger) > limit_bytes:
-        return f"{larger.batch_size} at once would need {_gib(larger)}"
+    if not budget.allows(larger):
+        return f"{larger.batch_size} at once would need {_gib(larger, budget)}"
     return f"{larger.batch_size} at once would fit and be no faster"
 
 
@@ -311,16 +327,16 @@ def _next_larger(spec: TrainingSpec) -> TrainingSpec:
     return replace(spec, batch_size=size, accumulation=effective // size)
 
 
-def _why_checkpointing(spec: TrainingSpec, limit_bytes: float) -> str:
+def _why_checkpointing(spec: TrainingSpec, budget: Budget) -> str:
     if not spec.checkpointing:
         return "all activations fit: nothing is computed twice"
     without = replace(spec, checkpointing=False, cached_layers=0)
-    if needed_bytes(without) > limit_bytes:
-        return f"without it {_gib(without)} would be needed"
+    if not budget.allows(without):
+        return f"without it {_gib(without, budget)} would be needed"
     return "without it micro-batches would have to be smaller, which is slower"
 
 
-def _why_keep(spec: TrainingSpec, limit_bytes: float) -> str:
+def _why_keep(spec: TrainingSpec, budget: Budget) -> str:
     if not spec.has_own_decoder:
         return "only the toolkit's own decoder can"
     if not spec.checkpointing:
@@ -331,7 +347,7 @@ def _why_keep(spec: TrainingSpec, limit_bytes: float) -> str:
     return f"{each:.2f} GiB a layer, which is not computed again"
 
 
-def _why_offload(spec: TrainingSpec, limit_bytes: float) -> str:
+def _why_offload(spec: TrainingSpec, budget: Budget) -> str:
     if not spec.has_own_decoder:
         return "only the toolkit's own decoder can"
     if not spec.checkpointing:
@@ -339,12 +355,12 @@ def _why_offload(spec: TrainingSpec, limit_bytes: float) -> str:
     if not spec.offload:
         return "layer inputs fit on the card"
     here = replace(spec, offload=False, kept_layers=0, cached_layers=0)
-    if needed_bytes(here) > limit_bytes:
-        return f"without it {_gib(here)} would be needed"
+    if not budget.allows(here):
+        return f"without it {_gib(here, budget)} would be needed"
     return "makes room for what saves more time"
 
 
-def _why_cache(spec: TrainingSpec, limit_bytes: float) -> str:
+def _why_cache(spec: TrainingSpec, budget: Budget) -> str:
     if spec.quantization != "4bit" or not spec.has_own_decoder:
         return "only the toolkit's own decoder can, with 4-bit weights"
     each = cached_layer_bytes(spec) / GIB
@@ -353,14 +369,14 @@ def _why_cache(spec: TrainingSpec, limit_bytes: float) -> str:
     return f"{each:.2f} GiB a layer, whose weights are not dequantised again and again"
 
 
-def _gib(spec: TrainingSpec) -> str:
-    return f"{needed_bytes(spec) / GIB:.2f} GiB"
+def _gib(spec: TrainingSpec, budget: Budget) -> str:
+    return f"{budget.needed(spec) / GIB:.2f} GiB"
 
 
 def _lines(plan: Plan) -> Iterator[str]:
     spec, limit = plan.spec, plan.budget.limit_bytes
     examples = "1 example" if spec.batch_size == 1 else f"{spec.batch_size} examples"
-    needed = f"{_gib(spec)} for {examples} of the longest at once, the estimate's error included"
+    needed = f"{_gib(spec, plan.budget)} for {examples} of the longest at once, the estimate's error included"
     if limit is None:
         yield f"{needed}; nothing to plan: {plan.budget.source}"
         return

@@ -48,7 +48,7 @@ class Calibration:
     slack_default: tuple[float, float, float, float] = (0.0, 2.62, 0.054, 0.841)  # the allocator's usual blocks
     bare_context_bytes: float = 1.205 * GIB  # what a process takes of the card before it has computed anything
     libraries_bytes: float = 0.067 * GIB  # their kernels; as much again with offload's streams or autograd's thread
-    source: str = "59 runs on one H200 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
+    source: str = "64 runs on one H200 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
     allocated_error_percent: float = 2.0  # above the worst error over those runs
     error_percent: float = 4.0  # likewise, of all that is needed
 
@@ -146,6 +146,7 @@ def unmeasured_features(spec: TrainingSpec) -> list[str]:
     """Name what a spec has that no run of the calibration had: there the formula is counted, not measured."""
     measured_shapes = [PRESETS[name].linear_shapes for name in MEASURED_PRESETS]
     features = {
+        "8-bit weights": spec.quantization == "8bit",
         "biases": spec.architecture.has_qkv_bias,
         "tied embeddings": spec.architecture.ties_embeddings,
         "another shape": spec.architecture.linear_shapes not in measured_shapes,

@@ -299,6 +299,7 @@ class Summary:
     peak_gib: float | None  # allocated by torch; None without a GPU
     exported: Exported
     references: References | None  # what a merged model is measured by; None if none is wanted
+    fallback: str | None  # what was computed in a slower way than wished, and why
 
 
 def fit(job: Job, model: PeftModel, resume_from: Path | None, *, merges: bool) -> Summary:
@@ -337,8 +338,9 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None, *, merges: bool) -
     model.eval()
     exported = choose_adapter(model, trainer.validations, steps, keep_best=job.config.training.keep_best)
     say(f"exporting the adapter of step {exported.step}: {exported.why}")
-    measured_by = references(trainer.answer_states, job.config, job.tokenizer, job.tool_names) if merges else None
-    return Summary(steps, seconds, peak_gib, exported, measured_by)
+    states = trainer.micro_step.answer_states
+    measured_by = references(states, job.config, job.tokenizer, job.tool_names) if merges else None
+    return Summary(steps, seconds, peak_gib, exported, measured_by, trainer.fallback)
 
 
 # ---- after it -------------------------------------------------------------------------------------------
@@ -388,7 +390,7 @@ def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[st
         inputs=[job.config.dataset.dir / f"{split}.json" for split in job.data],
         outputs=pinned,
         counts={split: len(examples) for split, examples in job.examples.items()},
-        fallbacks=fallbacks,
+        fallbacks=[*fallbacks, *([summary.fallback] if summary.fallback else [])],
         steps=summary.steps,
         training_seconds=round(summary.seconds, 1),
         peak_gib=summary.peak_gib,

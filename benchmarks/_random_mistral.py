@@ -108,8 +108,8 @@ def train_timed(
     return TimedSteps(
         seconds,
         losses,
-        was_split=trainer.micro_batch_limit < config.training.per_device_train_batch_size,
-        decoder="own" if trainer._decoder else "transformers",
+        was_split=trainer.micro_step.limit < config.training.per_device_train_batch_size,
+        decoder="own" if trainer.micro_step.decoder else "transformers",
     )
 
 

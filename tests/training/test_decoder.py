@@ -17,7 +17,7 @@ from tool_aware.demo.base_model import new_model
 from tool_aware.prompt import EncodedExample
 from tool_aware.training.adapter import new_adapter, prepare_for_training
 from tool_aware.training.attention import attention_mask
-from tool_aware.training.decoder import PackedDecoder, unsupported
+from tool_aware.training.decoder import PackedDecoder, broken_kernels, unsupported
 from tool_aware.training.loss import label_losses, without_head
 from tool_aware.training.packing import pack
 
@@ -145,15 +145,23 @@ def test_cached_weights_follow_the_adapter(tiny_model_dir):
     torch.testing.assert_close(cached.hidden(packed), PackedDecoder(adapted).hidden(packed))
 
 
-def test_what_it_does_not_cover_is_named_and_left_to_the_library(tiny_model_dir, capsys):
+def test_what_it_does_not_cover_is_named_and_left_to_the_library(tiny_model_dir):
     settings = load_config(CONFIG, [f"model.name={tiny_model_dir}", "lora.dropout=0.1"])
     adapted = new_adapter(load_base_model(settings.model, settings.quantization), settings)
     prepare_for_training(adapted, settings.settled())
     assert unsupported(adapted) == "dropout"
-    assert PackedDecoder.of(adapted, settings) is None
-    assert "does not cover dropout" in capsys.readouterr().err
+    decoder, reason = PackedDecoder.of(adapted, settings)
+    assert decoder is None
+    assert "does not cover dropout" in reason
+
+
+def test_kernels_that_cannot_run_are_found_before_training():
+    if torch.cuda.is_available():
+        pytest.skip("they can run here")
+    assert broken_kernels(torch.device("cpu")) is None
+    assert "as Triton does not work" in broken_kernels(torch.device("cuda"))
 
 
 def test_the_library_takes_over_on_request(model):
     config = load_config(CONFIG, ["optimization.decoder=transformers"])
-    assert PackedDecoder.of(SimpleNamespace(), config) is None
+    assert PackedDecoder.of(SimpleNamespace(), config) == (None, None)

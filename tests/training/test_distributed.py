@@ -226,18 +226,18 @@ def test_running_out_of_memory_in_one_process_holds_up_no_other_and_changes_noth
     """The allocator's failure is the one thing a CPU cannot produce, so it is raised where it would be."""
 
     def scarce(trainer: PackedTrainer) -> None:
-        forward_backward = trainer._forward_backward
+        in_parts = trainer.micro_step._in_parts
 
-        def fail_at_first(*arguments: Any) -> torch.Tensor:
-            if trainer.processes.rank == 1 and trainer.micro_batch_limit == 4:
+        def fail_at_first(*arguments: Any) -> Any:
+            if trainer.processes.rank == 1 and trainer.micro_step.limit == 4:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return forward_backward(*arguments)
+            return in_parts(*arguments)
 
-        trainer._forward_backward = fail_at_first
+        trainer.micro_step._in_parts = fail_at_first
 
     settings = {"training__max_steps": 3, "optimization__optim": "adamw_bnb_8bit"}
     plain = train_together(adapter_of, **settings)
-    split = train_together(lambda t: (t.micro_batch_limit, adapter_of(t)), spoil=scarce, **settings)
+    split = train_together(lambda t: (t.micro_step.limit, adapter_of(t)), spoil=scarce, **settings)
     assert [limit for limit, _ in split] == [4, 2]
     assert split[0][1] == split[1][1]
     assert split[0][1] == pytest.approx(plain[0], rel=1e-3, abs=1e-4)

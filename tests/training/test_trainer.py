@@ -10,6 +10,7 @@ import torch
 
 from tool_aware.config import Config
 from tool_aware.training.decoder import PackedDecoder
+from tool_aware.training.micro_step import MicroStep
 from tool_aware.training.optimizer import FlatAdamW, clip_
 from tool_aware.training.schedule import Schedule
 from tool_aware.training.trainer import MicroBatches, NotFiniteError, PackedTrainer, train
@@ -160,25 +161,25 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(mak
 
     monkeypatch.setattr(PackedDecoder, "add_gradient", scarce)
     train(trainer, None)
-    assert trainer.micro_batch_limit == 2
+    assert trainer.micro_step.limit == 2
     assert "micro-batches are split into 2 examples" in capsys.readouterr().err
     torch.testing.assert_close(adapter_of(trainer), adapter_of(expected), rtol=1e-3, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finite_state(make_trainer, monkeypatch):
     trainer = make_trainer(training__max_steps=3)
-    losses, add_gradient = PackedTrainer._losses, PackedDecoder.add_gradient
+    losses, add_gradient = MicroStep.losses, PackedDecoder.add_gradient
     poisoned = trainer.examples[5].completion
     states = []
 
-    def poison_loss(self: PackedTrainer, model: object, packed: object) -> torch.Tensor:
-        return losses(self, model, packed) * (float("nan") if _holds(packed, poisoned) else 1)
+    def poison_loss(self: MicroStep, packed: object) -> torch.Tensor:
+        return losses(self, packed) * (float("nan") if _holds(packed, poisoned) else 1)
 
     def poison_gradient(self: PackedDecoder, packed: object, weight: torch.Tensor) -> torch.Tensor:
         states.append(adapter_of(trainer).clone())
         return add_gradient(self, packed, weight * (float("nan") if _holds(packed, poisoned) else 1))
 
-    monkeypatch.setattr(PackedTrainer, "_losses", poison_loss)
+    monkeypatch.setattr(MicroStep, "losses", poison_loss)
     monkeypatch.setattr(PackedDecoder, "add_gradient", poison_gradient)
     with pytest.raises(NotFiniteError, match=r"Rows of train.json \(counted from 1\): 6") as caught:
         train(trainer, None)

@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from tool_aware.config import Config
-from tool_aware.console import say
 from tool_aware.training import pointwise
 from tool_aware.training.layer_inputs import InputsOnDevice, InputsOnHost, LayerInputs
 from tool_aware.training.loss import losses_and_gradient
@@ -264,23 +263,25 @@ class PackedDecoder:
                 embedding.data = embedding.data.cpu()
 
     @classmethod
-    def of(cls, model: PeftModel, config: Config, backend: Backend | None = None) -> PackedDecoder | None:
-        """Make one as config.yaml wishes; None, with a word about it, where transformers' forward pass is to run."""
+    def of(
+        cls, model: PeftModel, config: Config, backend: Backend | None = None
+    ) -> tuple[PackedDecoder | None, str | None]:
+        """Make one as config.yaml wishes; else None, for transformers' forward pass, and the reason if not wished."""
         optimization = config.settled().optimization
         if optimization.decoder == "transformers" or config.training.packing == "none":
-            return None
-        reason = unsupported(model)
+            return None, None
+        reason = unsupported(model) or (None if backend else broken_kernels(model.get_base_model().device))
         if reason:
-            say(f"the toolkit's own decoder does not cover {reason}; transformers' is used, which takes longer")
-            return None
+            return None, f"the toolkit's own decoder does not cover {reason}; transformers' is used, which takes longer"
         layers = model.get_base_model().config.num_hidden_layers
-        return cls(
+        decoder = cls(
             model,
             kept_layers=optimization.kept_layers if optimization.gradient_checkpointing else layers,
             cached_layers=optimization.cached_layers,
             offload=optimization.offload,
             backend=backend,
         )
+        return decoder, None
 
     @torch.no_grad()
     def hidden(self, pack: Pack) -> torch.Tensor:
@@ -377,4 +378,18 @@ def unsupported(model: PeftModel) -> str | None:
     device = base.device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "GPUs without bfloat16"
+    return None
+
+
+def broken_kernels(device: torch.device) -> str | None:
+    """Say why Triton kernels cannot run on `device`, which takes a C compiler and Python's headers; None if they do."""
+    if device.type != "cuda":
+        return None
+    try:
+        operations, x = Backend.of(device).operations, torch.ones(1, 16, device=device)
+        operations.rms_norm(x, x[0], 1e-6, x)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # no Triton, no compiler, no headers, a GPU that Triton does not know: each its own type
+        first_line = (str(error).splitlines() or [""])[0]
+        return f"this machine, as Triton does not work ({type(error).__name__}: {first_line})"
     return None

@@ -1,7 +1,6 @@
 """The training step for a model without data, so that its memory can be traced before anything is downloaded.
 
-It is the trainer's own micro-step; what a run sets up around it (devices, folders, callbacks) is left out, and what
-GPU kernels do inside is replaced by the memory they take.
+It is the trainer's own micro-step; what GPU kernels do inside is replaced by the memory they take.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class DryStep:
         from tool_aware.training.optimizer import build_optimizer
 
         attention = _AttentionBuffers(shape)
-        self._decoder = PackedDecoder.of(model, self._config, Backend(_IN_PLACE, lambda _: attention))
+        self._decoder, _ = PackedDecoder.of(model, self._config, Backend(_IN_PLACE, lambda _: attention))
         self._optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], self._config)
         return self._optimizer
 
@@ -71,22 +70,20 @@ class DryStep:
         """Run the micro-steps of one optimizer step over examples of the shape's lengths."""
         import torch
 
-        from tool_aware.training.distributed import ALONE
-        from tool_aware.training.trainer import PackedTrainer
+        from tool_aware.training.micro_step import MicroStep
 
-        # Trainer's own set-up opens devices and folders; a micro-step needs these attributes only.
-        trainer = PackedTrainer.__new__(PackedTrainer)
-        trainer.model, trainer.config, trainer.examples = model, self._config, examples_of(shape)
-        trainer.micro_batch_limit = shape.batch_size
-        trainer.optimizer = self._optimizer
-        trainer._decoder, trainer._is_sharded, trainer._packed_ahead = self._decoder, False, None
-        trainer.micro_batches = SimpleNamespace(upcoming=list)
-        trainer.args, trainer.processes = SimpleNamespace(device=torch.device("cpu")), ALONE
-        trainer.accelerator = SimpleNamespace(backward=torch.Tensor.backward)
-        trainer.throughput = SimpleNamespace(add=lambda *_: None)
+        step = MicroStep(
+            model,
+            examples_of(shape),
+            packing=shape.packing,
+            limit=shape.batch_size,
+            device=torch.device("cpu"),
+            decoder=self._decoder,
+        )
+        step.flat_gradient = getattr(self._optimizer, "gradient", None)
         labels = torch.tensor(shape.label_tokens * shape.accumulation)
         for _ in range(shape.accumulation):
-            trainer.training_step(model, list(range(shape.batch_size)), labels)
+            step.add_gradient(list(range(shape.batch_size)), labels)
 
 
 def config_of(shape: StepShape, base: Config) -> Config:

@@ -24,14 +24,12 @@ from tool_aware.config import Config
 from tool_aware.console import Interrupted, UserError, say, warn
 from tool_aware.prompt import EncodedExample
 from tool_aware.training.arguments import training_arguments
-from tool_aware.training.attention import attention_mask
 from tool_aware.training.checkpoints import files_written_by, new_checkpoint, remove_old
 from tool_aware.training.choice import ToolNames, label_count
 from tool_aware.training.decoder import PackedDecoder
 from tool_aware.training.distributed import ALONE, Processes, gradients_of
-from tool_aware.training.loss import label_losses, without_head
+from tool_aware.training.micro_step import MicroStep
 from tool_aware.training.optimizer import FlatAdamW, build_optimizer, clip_
-from tool_aware.training.packing import Pack, pack
 from tool_aware.training.schedule import MicroBatches, Schedule
 from tool_aware.training.tracking import Throughput, Tracker, step_line, together, validation_line
 from tool_aware.training.validation import Validation, Validations, score
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _ROWS_NAMED = 5  # of a step that went wrong
-_LENGTHS_MULTIPLE = 32  # packs are padded to it on a GPU, which looks for the best kernels anew for every length
 
 
 class NotFiniteError(UserError):
@@ -79,20 +76,30 @@ class PackedTrainer(Trainer):
             processes=processes.count,
             lengths=[len(example) for example in train],
         )
-        self.micro_batch_limit = config.training.per_device_train_batch_size
         self.signal_received: int | None = None
         self.stop_signal: int | None = None  # what all processes have agreed on
         self.validations = Validations()
         self._rows_of_step: list[int] = []
         # Processes that share the base model's weights fetch them together: all run the same forward passes.
         self._is_sharded = config.optimization.shard_base and processes.count > 1
-        self._decoder = None if self._is_sharded else PackedDecoder.of(model, config)
-        self._packed_ahead: tuple[list[int], Pack] | None = None
+        decoder, self.fallback = (None, None) if self._is_sharded else PackedDecoder.of(model, config)
+        if self.fallback:
+            warn(self.fallback)
+        self.micro_step = MicroStep(
+            model,
+            train,
+            packing=config.training.packing,
+            limit=config.training.per_device_train_batch_size,
+            device=arguments.device,
+            decoder=decoder,
+            is_sharded=self._is_sharded,
+        )
         self.throughput = Throughput()
         super().__init__(
             model, arguments, train_dataset=self.micro_batches, eval_dataset=list(val), callbacks=[_Bookkeeping(self)]
         )
         self.remove_callback(PrinterCallback)
+        self.micro_step.backward = self.accelerator.backward
 
     # -- data --
 
@@ -122,95 +129,10 @@ class PackedTrainer(Trainer):
         """Forward and backward over one micro-batch of rows; returns its share of the step's loss."""
         if not model.training:  # setting it takes 15 ms on a 7B
             model.train()
-        before = self._copy_of_gradients()
-        while True:
-            try:
-                return self._forward_backward(model, inputs, num_items_in_batch)
-            except torch.OutOfMemoryError:
-                if self.micro_batch_limit == 1 or self._is_sharded:
-                    raise
-            # Outside the except block, so that the failed attempt's tensors are released before the next one.
-            self._restore_gradients(before)
-            torch.cuda.empty_cache()
-            self.micro_batch_limit = -(-min(self.micro_batch_limit, len(inputs)) // 2)
-            warn(
-                f"out of GPU memory: micro-batches are split into {self.micro_batch_limit} examples from here on "
-                "(the effective batch stays the same)",
-                from_any_process=True,
-            )
-
-    def _copy_of_gradients(self) -> list[torch.Tensor | None]:
-        flat = self._flat_optimizer()
-        gradients = [flat.gradient] if flat else [parameter.grad for parameter in self._trainable()]
-        return [None if gradient is None else gradient.clone() for gradient in gradients]
-
-    def _restore_gradients(self, before: list[torch.Tensor | None]) -> None:
-        flat = self._flat_optimizer()
-        if flat:
-            flat.gradient.copy_(before[0])
-            return
-        for parameter, gradient in zip(self._trainable(), before, strict=True):
-            parameter.grad = gradient
-
-    def _forward_backward(self, model: nn.Module, rows: list[int], labels_in_step: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros((), device=self.args.device)
-        parts = [rows[i : i + self.micro_batch_limit] for i in range(0, len(rows), self.micro_batch_limit)]
-        for part in parts:
-            packed = self._pack(part)
-            if self._decoder:
-                total += self._decoder.add_gradient(packed, 1 / labels_in_step)
-            else:
-                loss = self._losses(model, packed).sum() / labels_in_step
-                self.accelerator.backward(loss)
-                total += loss.detach()
-            self.throughput.add(packed.examples, packed.input_ids.numel())
-        if self._is_sharded and not rows:
-            (self._losses(model, self._pack([0])).sum() * 0).backward()
-        self._pack_ahead()
-        return total * self.processes.count  # Trainer logs the mean over processes, and the sum is what counts
-
-    def _pack(self, rows: list[int]) -> Pack:
-        if self._packed_ahead and self._packed_ahead[0] == rows:
-            return self._packed_ahead[1]
-        return self._lay_out([self.examples[row] for row in rows])
-
-    def _lay_out(self, examples: Sequence[EncodedExample]) -> Pack:
-        multiple = _LENGTHS_MULTIPLE if self.args.device.type == "cuda" else 1
-        return pack(examples, self.config.training.packing, multiple_of=multiple)
-
-    def _pack_ahead(self) -> None:
-        """Lay out the next micro-batch while the GPU computes this one."""
-        self._packed_ahead = None
-        rows = self.micro_batches.upcoming()[: self.micro_batch_limit]
-        if rows:
-            self._packed_ahead = (rows, self._pack(rows))
-            if self._decoder:
-                self._decoder.prepare(self._packed_ahead[1])
-
-    def _losses(self, model: nn.Module, packed: Pack) -> torch.Tensor:
-        """Return the loss of each label of a pack: (L,) float32."""
-        hidden, head_weight = self._states(model, packed)
-        return label_losses(hidden, head_weight, packed.labels.to(hidden.device))
-
-    def _states(self, model: nn.Module, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the states that predict the labels, (L, H), and the output head, (V, H)."""
-        if self._decoder and not torch.is_grad_enabled():
-            return self._decoder.hidden(packed), self._base().get_output_embeddings().weight
-        with without_head(self._base()) as head_weight:
-            return self._hidden_at_labels(model, packed), head_weight
-
-    def _hidden_at_labels(self, model: nn.Module, packed: Pack) -> torch.Tensor:
-        """Run the model and return the states that predict the labels: (L, H)."""
-        packed = packed.to(self.args.device)
-        inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
-        mask = attention_mask(packed, self._base().config._attn_implementation, self._base().dtype)
-        if packed.input_ids.shape[0] == 1:
-            states = model(**inputs, attention_mask=mask, logits_to_keep=packed.label_columns).logits
-            return states[0]
-        return model(**inputs, attention_mask=mask).logits[packed.label_rows, packed.label_columns]
-
-    def _base(self) -> nn.Module:
-        return self.model.get_base_model()
+        done = self.micro_step.add_gradient(inputs, num_items_in_batch)
+        self.throughput.add(done.examples, done.tokens)
+        self.micro_step.pack_ahead(self.micro_batches.upcoming())
+        return done.loss * self.processes.count  # Trainer logs the mean over processes, and the sum is what counts
 
     def _trainable(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -224,6 +146,7 @@ class PackedTrainer(Trainer):
             self.optimizer = build_optimizer(self._trainable(), self.config)
             if isinstance(self.optimizer, FlatAdamW):
                 self.model.zero_grad = self.optimizer.zero_grad  # Trainer calls the model's
+                self.micro_step.flat_gradient = self.optimizer.gradient
         return self.optimizer
 
     def _flat_optimizer(self) -> FlatAdamW | None:
@@ -249,7 +172,8 @@ class PackedTrainer(Trainer):
     def _stop_at_not_finite(self) -> None:
         self.model.zero_grad()
         self._save_checkpoint(self.model, None)
-        found = self.processes.gather((self._rows_with_infinite_loss(), self._rows_of_step))
+        infinite = [] if self._is_sharded else self.micro_step.rows_with_infinite_loss(self._rows_of_step)
+        found = self.processes.gather((infinite, self._rows_of_step))
         rows = [row for infinite, _ in found for row in infinite] or [row for _, taken in found for row in taken]
         shown = ", ".join(str(row + 1) for row in rows[:_ROWS_NAMED]) + (", ..." if len(rows) > _ROWS_NAMED else "")
         error = NotFiniteError(
@@ -259,14 +183,6 @@ class PackedTrainer(Trainer):
             fix="look at these rows, or lower training.learning_rate; then start anew with --overwrite",
         )
         raise self.processes.stop_together(error)
-
-    @torch.no_grad()
-    def _rows_with_infinite_loss(self) -> list[int]:
-        if self._is_sharded:
-            return []
-        return [
-            row for row in self._rows_of_step if not torch.isfinite(self._losses(self.model, self._pack([row]))).all()
-        ]
 
     # -- validation --
 
@@ -281,18 +197,13 @@ class PackedTrainer(Trainer):
         found = score(
             self.val_examples,
             size,
-            self.answer_states,
+            self.micro_step.answer_states,
             self.tool_names,
             step=self.state.global_step,
             processes=self.processes,
         )
         self.model.train()
         return found
-
-    def answer_states(self, examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
-        """Return the pack of `examples`, the states that predict its labels (L, H), and the output head (V, H)."""
-        packed = self._lay_out(examples)
-        return packed.to(self.args.device), *self._states(self.model, packed)
 
     # -- logging and saving --
 

@@ -151,14 +151,17 @@ def test_differing_values_name_the_odd_processes():
     assert third == Raised("SaidElsewhere", None, 2)
 
 
-def test_a_lost_process_is_an_error_and_not_a_hang():
+@pytest.mark.parametrize(
+    "talk", [lambda p: p.gather(None), lambda p: p.sum_([torch.ones(1)]), lambda p: p.copy_from_first_([torch.ones(1)])]
+)
+def test_a_lost_process_is_an_error_and_not_a_hang(talk):
     def action(processes: Processes) -> None:
         processes.gather("all are here")
-        if processes.rank == 1:
+        if processes.rank == 0:
             os._exit(9)
-        processes.gather(None)
+        talk(processes)
 
-    survivor, lost = together(action)
+    lost, survivor = together(action)
     assert survivor.kind == "PeerLost"
     assert "another process of this run has ended" in survivor.message
     assert lost is None

@@ -65,10 +65,8 @@ class Processes:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.count
-        try:
+        with _watching_for_losses():
             dist.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise PeerLost from error
         return values
 
     def first(self, action: Callable[[], T]) -> T | None:
@@ -121,7 +119,8 @@ class Processes:
         import torch.distributed as dist
 
         whole = tensors[0] if len(tensors) == 1 else torch._utils._flatten_dense_tensors(tensors)
-        dist.all_reduce(whole)
+        with _watching_for_losses():
+            dist.all_reduce(whole)
         if len(tensors) > 1:
             torch._foreach_copy_(list(tensors), list(torch._utils._unflatten_dense_tensors(whole, tensors)))
 
@@ -131,11 +130,23 @@ class Processes:
             return
         import torch.distributed as dist
 
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
+        with _watching_for_losses():
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
 
 
 ALONE = Processes()
+
+
+@contextlib.contextmanager
+def _watching_for_losses() -> Iterator[None]:
+    """Turn gloo's error about a broken connection into PeerLost. NCCL has none: there torchrun ends who is left."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise PeerLost from error
 
 
 @contextlib.contextmanager

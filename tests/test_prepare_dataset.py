@@ -250,7 +250,7 @@ def test_the_training_time_is_scaled_from_measured_rows_by_published_rates(confi
     assert set(validation.H200_EXAMPLES_PER_S) <= measured
     assert BF16_TFLOPS["RTX 4070 Ti"] == validation.RTX_4070_TI_TFLOPS
     assert BF16_TFLOPS["H200"] == validation.H200_TFLOPS
-    assert "3 passes over 1000 rows: 6 min 08 s to 13 min 05 s" in validation.training_time(1000, config)
+    assert "3 passes over 1000 rows: 5 min 21 s to 10 min 38 s" in validation.training_time(1000, config)
 
 
 def test_check_shows_every_bad_row(tmp_path: Path) -> None:

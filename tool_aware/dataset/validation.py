@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # An estimate for an RTX 4070 Ti, on which nobody measured: examples/s of an H200 times the ratio of the dense bf16
 # tensor rates that NVIDIA publishes. Two rows of docs/BENCHMARKS.md that fit 12 GB make it a range: in the first the
 # GPU waits for Python, which on a slower GPU takes no longer, so the result is too low; in the second it does not wait.
-H200_EXAMPLES_PER_S = (47.1, 100.5)  # packs of 32, nothing compiled; packs of 48, compiled as a CUDA graph
+H200_EXAMPLES_PER_S = (58.0, 115.1)  # packs of 8, as shipped; packs of 64
 RTX_4070_TI_TFLOPS = 80.2  # 240 tensor cores x 2.61 GHz x 128 FLOP with fp32 accumulation
 H200_TFLOPS = 989.0  # data sheet: 1,979 with sparsity
 CHARACTERS_PER_TOKEN = 3.6  # measured on our prompts with Mistral's v0.2 vocabulary; used where there is no tokenizer

@@ -20,7 +20,6 @@ PACK = {"seq_length": 364, "batch_size": 16, "packing": "prefix", "prefix_tokens
 PADDED = {"decoder": "transformers", "packing": "none"}
 GRID = {
     "one long row": TrainingSpec(MISTRAL),
-    "a short row": TrainingSpec(MISTRAL, seq_length=256),
     "a pack that accumulates": TrainingSpec(MISTRAL, **PACK, accumulation=2),
     "a wide pack of short examples": TrainingSpec(TINY, **{**PACK, "batch_size": 64}),
     "layers that keep activations": TrainingSpec(MISTRAL, **PACK, kept_layers=1),
@@ -32,9 +31,7 @@ GRID = {
     "16-bit weights": TrainingSpec(MISTRAL, quantization="none"),
     "many labels": TrainingSpec(PRESETS["llama-3-8b"], answer_tokens=2000),
     "padded rows": TrainingSpec(MISTRAL, batch_size=4, seq_length=4096, **PADDED),
-    "autograd without checkpointing": TrainingSpec(TINY, seq_length=512, checkpointing=False, **PADDED),
     "8-bit weights": TrainingSpec(MISTRAL, quantization="8bit", seq_length=1024),
-    "biases": TrainingSpec(PRESETS["qwen-2.5-7b"], quantization="none"),
     "eager attention": TrainingSpec(TINY, attention="eager", **PADDED),
 }
 

@@ -196,11 +196,11 @@ def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large()
 
 def test_the_constants_are_those_that_training_uses():
     from tool_aware.training.loss import CHUNK_LABELS
+    from tool_aware.training.micro_step import LENGTHS_MULTIPLE as MULTIPLE
     from tool_aware.training.projections import RANKS_MULTIPLE
-    from tool_aware.training.trainer import _LENGTHS_MULTIPLE
 
     ours = (LOSS_CHUNK, own_step.RANKS_MULTIPLE, LENGTHS_MULTIPLE)
-    assert ours == (CHUNK_LABELS, RANKS_MULTIPLE, _LENGTHS_MULTIPLE)
+    assert ours == (CHUNK_LABELS, RANKS_MULTIPLE, MULTIPLE)
 
 
 def test_every_optimizer_of_the_config_has_a_cost():

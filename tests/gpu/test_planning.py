@@ -45,7 +45,7 @@ def config_with(*overrides: str):
     return load_config(REPOSITORY / "config.yaml", overrides)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(
         [PACK, LONG_ROWS, replace(PACK, batch_size=1, accumulation=24), replace(PACK, quantization="8bit")]
@@ -62,7 +62,7 @@ def test_a_plan_keeps_the_effective_batch_and_what_is_pinned_and_fits_if_anythin
     assert replace(plan.spec, **how) == replace(spec, **how)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.floats(5, 60), st.floats(0, 20))
 def test_more_memory_never_makes_a_slower_plan(gib, more):
     slower, faster = (make_plan(PACK, budget(size), ALL) for size in (gib, gib + more))

@@ -9,7 +9,7 @@ from tool_aware.config import Config
 from tool_aware.gpu.architectures import Architecture, find_architecture
 
 BYTES_16BIT = 2
-LENGTHS_MULTIPLE = 32  # tokens that packs are padded to; tool_aware.training.trainer._LENGTHS_MULTIPLE
+LENGTHS_MULTIPLE = 32  # tokens that packs are padded to; tool_aware.training.micro_step.LENGTHS_MULTIPLE
 LOSS_CHUNK = 1024  # labels whose logits exist at once; tool_aware.training.loss.CHUNK_LABELS
 LOGIT_BYTES = 8  # fp32 logits, and the copy that torch.logsumexp makes of them
 

@@ -72,6 +72,13 @@ def test_unknown_target_modules_are_named(tiny_config):
     assert "q_projj" in str(caught.value)
 
 
+def test_an_update_of_the_output_head_is_refused(tiny_config):
+    lora = tiny_config.lora.model_copy(update={"target_modules": ["q_proj", "lm_head"]})
+    base = load_base_model(tiny_config.model, tiny_config.quantization)
+    with pytest.raises(UserError, match="cannot be adapted: lm_head"):
+        new_adapter(base, tiny_config.model_copy(update={"lora": lora}))
+
+
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         locate_model(str(tmp_path))

@@ -17,7 +17,8 @@ from tool_aware.demo.base_model import new_model
 from tool_aware.prompt import EncodedExample
 from tool_aware.training.adapter import new_adapter, prepare_for_training
 from tool_aware.training.attention import attention_mask
-from tool_aware.training.decoder import PackedDecoder, broken_kernels, unsupported
+from tool_aware.training.coverage import broken_kernels, unsupported
+from tool_aware.training.decoder import PackedDecoder
 from tool_aware.training.loss import label_losses, without_head
 from tool_aware.training.packing import pack
 
@@ -145,14 +146,34 @@ def test_cached_weights_follow_the_adapter(tiny_model_dir):
     torch.testing.assert_close(cached.hidden(packed), PackedDecoder(adapted).hidden(packed))
 
 
-def test_what_it_does_not_cover_is_named_and_left_to_the_library(tiny_model_dir):
-    settings = load_config(CONFIG, [f"model.name={tiny_model_dir}", "lora.dropout=0.1"])
-    adapted = new_adapter(load_base_model(settings.model, settings.quantization), settings)
-    prepare_for_training(adapted, settings.settled())
-    assert unsupported(adapted) == "dropout"
-    decoder, reason = PackedDecoder.of(adapted, settings)
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda shape, _: setattr(shape, "model_type", "gemma"), "models of type gemma"),
+        (lambda shape, _: setattr(shape, "hidden_act", "gelu"), "gelu as activation"),
+        (lambda shape, _: setattr(shape, "sliding_window", 99), "a sliding window of 99 tokens"),
+        (lambda _, lora: setattr(lora, "lora_dropout", 0.1), "dropout"),
+        (lambda _, lora: setattr(lora, "use_dora", True), "variants of LoRA"),
+    ],
+)
+def test_what_it_does_not_cover_is_named_and_left_to_the_library(change, reason):
+    adapted = model_with_adapter()
+    assert unsupported(adapted, longest=100) is None
+    change(adapted.get_base_model().config, adapted.peft_config["default"])
+    decoder, why = PackedDecoder.of(adapted, load_config(CONFIG, ["model.max_seq_length=100"]))
     assert decoder is None
-    assert "does not cover dropout" in reason
+    assert f"does not cover {reason}" in why
+
+
+def test_precisions_that_differ_and_biases_are_not_covered():
+    adapted = model_with_adapter()
+    first = next(parameter for parameter in adapted.parameters() if parameter.requires_grad)
+    first.data = first.data.float()
+    assert unsupported(adapted, 100) == "an adapter in another precision than its base"
+    adapted = model_with_adapter()
+    down = adapted.get_base_model().model.layers[0].mlp.down_proj.base_layer
+    down.bias = torch.nn.Parameter(torch.zeros(down.out_features), requires_grad=False)
+    assert unsupported(adapted, 100) == "biases"
 
 
 def test_kernels_that_cannot_run_are_found_before_training():

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_LAYERS = ".layers."  # part of the name of everything in a decoder layer
+
+
 def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
     """Put a fresh adapter on `base`, in place. Its update is zero until it is trained (B starts at 0)."""
     import torch
@@ -38,6 +41,13 @@ def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
             where=f"lora.target_modules: {config.lora.target_modules}",
             fix="all-linear, or names such as q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
         ) from error
+    outside = [name for name, parameter in model.named_parameters() if parameter.requires_grad and _LAYERS not in name]
+    if outside:
+        raise UserError(
+            f"cannot be adapted: {outside[0].split('.lora_')[0].removeprefix('base_model.model.')}",
+            where=f"lora.target_modules: {config.lora.target_modules}",
+            fix="name linear layers of the decoder only, or all-linear",
+        )
     # A name that peft cannot resolve offline would be looked up on the hub whenever a checkpoint is saved.
     model.peft_config["default"].base_model_name_or_path = config.model.name
     model.peft_config["default"].revision = config.model.revision

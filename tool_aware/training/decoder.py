@@ -3,7 +3,7 @@
 Autograd over a library's modules keeps what it might need and launches what each module asks for. Here everything is
 in view: of a layer only its input is kept and the rest computed again, but for the down projection, whose output no
 gradient needs; LoRA updates ride along in the layers' own products (projections.py); weights are dequantised where they
-are used; activations are overwritten by their gradients. `supports` says which models it covers; all others take
+are used; activations are overwritten by their gradients. coverage.py says what it does not cover; that takes
 transformers' own forward pass.
 
 T tokens of the pack, H hidden size, L labels.
@@ -22,6 +22,7 @@ from torch import nn
 
 from tool_aware.config import Config
 from tool_aware.training import pointwise
+from tool_aware.training.coverage import broken_kernels, unsupported
 from tool_aware.training.layer_inputs import InputsOnDevice, InputsOnHost, LayerInputs
 from tool_aware.training.loss import losses_and_gradient
 from tool_aware.training.packed_attention import DenseAttention, FlashAttention, PackedAttention
@@ -30,9 +31,6 @@ from tool_aware.training.projections import Projections
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-_ARCHITECTURES = ("mistral", "llama")
-_LINEAR_KINDS = ("Linear", "Linear4bit")  # plain and 4-bit, of torch, peft and bitsandbytes
 
 
 @dataclass
@@ -270,7 +268,9 @@ class PackedDecoder:
         optimization = config.settled().optimization
         if optimization.decoder == "transformers" or config.training.packing == "none":
             return None, None
-        reason = unsupported(model) or (None if backend else broken_kernels(model.get_base_model().device))
+        reason = unsupported(model, config.model.max_seq_length)
+        if not (reason or backend):
+            reason = broken_kernels(model.get_base_model().device)
         if reason:
             return None, f"the toolkit's own decoder does not cover {reason}; transformers' is used, which takes longer"
         layers = model.get_base_model().config.num_hidden_layers
@@ -356,40 +356,3 @@ class PackedDecoder:
         out = torch.empty_like(states)
         self._operations.rms_norm(states, self._model.norm.weight, self._model.norm.variance_epsilon, out)
         return out
-
-
-def unsupported(model: PeftModel) -> str | None:
-    """Say why `model` cannot be run by PackedDecoder; None if it can."""
-    base = model.get_base_model()
-    settings = model.peft_config["default"]
-    if base.config.model_type not in _ARCHITECTURES:
-        return f"models of type {base.config.model_type}"
-    if settings.lora_dropout:
-        return "dropout"
-    if settings.use_dora or settings.use_rslora or settings.rank_pattern or settings.alpha_pattern:
-        return "variants of LoRA"
-    linear = [m for name, m in base.model.layers.named_modules() if name.endswith("_proj")]
-    if any(type(getattr(module, "base_layer", module)).__name__ not in _LINEAR_KINDS for module in linear):
-        return "8-bit weights"
-    if any(getattr(module, "bias", None) is not None for module in linear):
-        return "biases"
-    if any(parameter.dtype != base.dtype for parameter in model.parameters() if parameter.requires_grad):
-        return "an adapter in another precision than its base"
-    device = base.device
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "GPUs without bfloat16"
-    return None
-
-
-def broken_kernels(device: torch.device) -> str | None:
-    """Say why Triton kernels cannot run on `device`, which takes a C compiler and Python's headers; None if they do."""
-    if device.type != "cuda":
-        return None
-    try:
-        operations, x = Backend.of(device).operations, torch.ones(1, 16, device=device)
-        operations.rms_norm(x, x[0], 1e-6, x)
-        torch.cuda.synchronize(device)
-    except Exception as error:  # no Triton, no compiler, no headers, a GPU that Triton does not know: each its own type
-        first_line = (str(error).splitlines() or [""])[0]
-        return f"this machine, as Triton does not work ({type(error).__name__}: {first_line})"
-    return None

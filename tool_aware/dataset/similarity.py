@@ -86,7 +86,7 @@ class GramIndex:
                 yield Pair(int(a), int(b), float(value))
 
     def _banded_pairs(self, threshold: float, codes: np.ndarray) -> Iterator[Pair]:
-        candidates = np.unique(np.concatenate([self._bucket_pairs(band, codes) for band in range(BANDS)]))
+        candidates = _distinct(np.concatenate([self._bucket_pairs(band, codes) for band in range(BANDS)]))
         for start in range(0, len(candidates), 200_000):
             first, second = np.divmod(candidates[start : start + 200_000], self.size)
             estimate = (self._signatures[:, first] == self._signatures[:, second]).mean(axis=0)  # of Jaccard
@@ -149,8 +149,16 @@ def _grams(padded: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     ends = np.cumsum(lengths)[:-1]
     within[ends - 1] = within[ends - 2] = False  # windows that would straddle two texts
     mixed = _mixed((windows ^ (windows >> np.uint64(29))).astype(np.uint32))
-    coded = np.unique((rows[within].astype(np.uint64) << np.uint64(32)) | mixed[within])
+    coded = _distinct((rows[within].astype(np.uint64) << np.uint64(32)) | mixed[within])
     return (coded >> np.uint64(32)).astype(np.int64), coded.astype(np.uint32)
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """The distinct values in order; on millions of integers several times as fast as np.unique since NumPy 2.3."""
+    ordered = np.sort(values)
+    is_new = np.ones(len(ordered), bool)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    return ordered[is_new]
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -29,7 +29,6 @@ CACHE_SHARE = 0.9  # of the budget that cached layers may fill; they gain too li
 # dequantising is bound by memory and the rest by arithmetic, whose ratio is much the same on other cards.
 LAUNCH_TOKENS = 250.0
 DEQUANTIZE_TOKENS = 280.0
-DOWN_SHARE = 0.27  # of a layer's weights: the down projection, which the toolkit's decoder does not compute again
 OFFLOAD_SHARE = 0.05  # of a pass: copies run beside the arithmetic, but not all of them all the time
 
 
@@ -266,13 +265,11 @@ def _with_cache(spec: TrainingSpec, budget: Budget, is_open: frozenset[str]) -> 
 def step_cost(spec: TrainingSpec) -> float:
     """How long an optimizer step takes, in tokens of one pass over the model; fit for comparing plans only."""
     architecture = spec.architecture
-    recomputed = (1 - spec.layers_kept / architecture.layers) * (1.0 - DOWN_SHARE * spec.has_own_decoder)
-    passes = 2 + recomputed  # forward, gradients of the inputs, and what is computed again
     flops_per_pair = 4 * architecture.query_width * architecture.layers
     attention = flops_per_pair * _computed_pairs(spec) / (2 * architecture.linear_parameters)
     quantized = 1 - spec.layers_cached / architecture.layers if spec.quantization != "none" else 0.0
     arithmetic = (spec.tokens + attention) * (1 + OFFLOAD_SHARE * spec.is_offloading)
-    return spec.accumulation * passes * (arithmetic + LAUNCH_TOKENS + DEQUANTIZE_TOKENS * quantized)
+    return spec.accumulation * spec.passes * (arithmetic + LAUNCH_TOKENS + DEQUANTIZE_TOKENS * quantized)
 
 
 def _computed_pairs(spec: TrainingSpec) -> float:

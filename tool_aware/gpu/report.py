@@ -152,9 +152,9 @@ def speed_text(spec: TrainingSpec, card: str | None) -> str | None:
         return None
     examples = f"{spec.batch_size} example{'s' * (spec.batch_size > 1)}"
     return (
-        f"time on {card}: {speed.limit_s:.1f} to {speed.expected_s:.1f} s a micro-step of {examples}, "
+        f"time on {card}: {speed.limit_s:.2f} to {speed.expected_s:.2f} s a micro-step of {examples}, "
         f"{spec.tokens / speed.expected_s:,.0f} to {spec.tokens / speed.limit_s:,.0f} tokens/s\n"
-        "  a guess from published rates: all of them, or the quarter of them that runs on one H200 reached"
+        f"  a guess from published rates: all of them, or the {speed.share:.0%} that such steps reached on one H200"
     )
 
 

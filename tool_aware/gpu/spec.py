@@ -101,6 +101,25 @@ class TrainingSpec:
         return min(self.kept_layers, self.architecture.layers) if self.has_own_decoder else 0
 
     @property
+    def passes(self) -> float:
+        """Passes over the linear layers in a micro-step: forward, gradients of the inputs, and what is computed again.
+
+        The backward pass of frozen weights computes input gradients only. The toolkit's decoder does not compute the
+        down projection again, whose output no gradient needs.
+        """
+        shapes = self.architecture.linear_shapes
+        down = shapes["down_proj"][0] * shapes["down_proj"][1] * self.architecture.layers
+        of_a_layer = 1 - down / self.architecture.linear_parameters if self.has_own_decoder else 1.0
+        return 2 + of_a_layer * (1 - self.layers_kept / self.architecture.layers)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of a micro-step: 2 for each weight and token, 4 x width for each attended pair."""
+        pairs = self.tokens * self.row_tokens / 2  # causal; a pack's examples see their prefix and themselves
+        attention = 4 * self.architecture.query_width * self.architecture.layers * pairs
+        return self.passes * (2 * self.architecture.linear_parameters * self.tokens + attention)
+
+    @property
     def layers_cached(self) -> int:
         """Layers whose weights are there in 16 bit beside the quantised ones."""
         is_possible = self.has_own_decoder and self.quantization == "4bit"

@@ -15,30 +15,31 @@ BF16_TFLOPS = {
     "A100": 312.0, "A10": 125.0, "A6000": 154.8, "L4": 121.0, "L40S": 362.0, "T4": 65.0, "V100": 125.0,
     "H100": 989.0, "H200": 989.0,
 }  # fmt: skip
-REACHED_SHARE = 0.25  # of the published rate: packs of 1,924 to 6,916 tokens on one H200 (five runs, within 16 %)
-LEAST_SECONDS = 0.55  # of one micro-step however small, on that machine: it launches thousands of kernels one by one
+# Of the published rate, and seconds of one micro-step however small, on one H200 (benchmarks/results/
+# train_throughput_h200.json, train_memory_h200.json): packs of 3,700 to 6,900 tokens reached 45 to 48 % of it, single
+# examples of 2,048 to 8,192 tokens 41 to 45 %; with transformers' forward pass 20 to 28 %. Small steps wait for Python.
+OWN_SHARE, OWN_LEAST_S = 0.45, 0.135
+TRANSFORMERS_SHARE, TRANSFORMERS_LEAST_S = 0.25, 0.40
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of one micro-step: what the published rate allows, and what five runs on a far faster card reached."""
+    """Seconds of one micro-step: what the published rate allows, and what such steps reached on a far faster card."""
 
     limit_s: float
     expected_s: float
+    share: float  # of the published rate, that the expectation rests on
 
 
 def estimate_speed(spec: TrainingSpec, card: str) -> Speed | None:
-    """Estimate the time of one micro-step on `card`; None if its rates are not in the table.
-
-    Forward, recompute and backward pass of frozen weights are 2 FLOP per weight and token each; without checkpointing
-    nothing is recomputed. The backward pass of frozen weights computes input gradients only.
-    """
+    """Estimate the time of one micro-step on `card`; None if its rates are not in the table."""
     tflops = published_tflops(card)
     if tflops is None:
         return None
-    passes = 3 - spec.layers_kept / spec.architecture.layers
-    limit_s = 2 * passes * spec.architecture.linear_parameters * spec.tokens / (tflops * 1e12)
-    return Speed(limit_s, max(LEAST_SECONDS, limit_s / REACHED_SHARE))
+    own = spec.has_own_decoder
+    share, least_s = (OWN_SHARE, OWN_LEAST_S) if own else (TRANSFORMERS_SHARE, TRANSFORMERS_LEAST_S)
+    limit_s = spec.flops / (tflops * 1e12)
+    return Speed(limit_s, max(least_s, limit_s / share), share)
 
 
 def published_tflops(card: str) -> float | None:

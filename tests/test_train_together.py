@@ -178,6 +178,7 @@ def test_a_base_model_spread_over_the_processes_gives_the_same_losses(launched, 
     sharded = arguments(tmp_path / "sharded", "--config", str(REPOSITORY / "config.fsdp.yaml"))
     pair = Pair(sharded, tmp_path)
     assert pair.exit_codes() == [0, 0], pair.messages()
+    assert "spread over 2 processes" in pair.messages()[0]
     for name, tolerance in TOLERANCES.items():
         assert figures(tmp_path / "sharded", name) == pytest.approx(figures(launched[0], name), rel=tolerance), name
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tool_aware.base_model import compute_dtype, device, freeze, quiet_libraries
 from tool_aware.config import ModelSection, QuantizationSection
-from tool_aware.console import UserError
+from tool_aware.console import UserError, say
 from tool_aware.training.distributed import Processes
 from tool_aware.training.weights import base_folder, weight_files
 
@@ -61,6 +61,7 @@ def load_sharded_base(
     fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not hasattr(p, "device_mesh")})
     base.is_loaded_in_4bit = quantization.load_in_4bit  # which peft asks for
     freeze(base)
+    say(f"the frozen weights are spread over {processes.count} processes; transformers' forward pass runs, which is slower")
     return base
 
 

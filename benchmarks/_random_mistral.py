@@ -21,6 +21,8 @@ from tool_aware.training.distributed import ALONE, Processes
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from tool_aware.training.trainer import PackedTrainer
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY = 32000
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
@@ -70,18 +72,29 @@ class TimedSteps:
     losses: list[float]
     was_split: bool  # memory did not suffice for the micro-batch as it was
     decoder: str  # "own" or "transformers": whose forward and backward pass ran
+    tokens: list[int]  # computed in every step, padding included
+    loss_before: float | None  # mean over the labels of the first examples, before any step
 
 
 def train_timed(
-    model: PeftModel, config: Config, examples: Sequence[EncodedExample], processes: Processes = ALONE
+    model: PeftModel,
+    config: Config,
+    examples: Sequence[EncodedExample],
+    processes: Processes = ALONE,
+    *,
+    compare: int = 0,
 ) -> TimedSteps:
-    """Train a prepared model as train_tool_aware.py does, without checkpoints, and time each optimizer step."""
+    """Train a prepared model as train_tool_aware.py does, without checkpoints, and time each optimizer step.
+
+    With `compare`, the loss of that many examples is taken first.
+    """
     from tool_aware.training.choice import ToolNames
     from tool_aware.training.tracking import Tracker
     from tool_aware.training.trainer import PackedTrainer, train
 
     seconds: list[float] = []
     losses: list[float] = []
+    tokens: list[int] = []
 
     class Timed(PackedTrainer):
         def training_step(self, *arguments: Any) -> Any:
@@ -93,6 +106,7 @@ def train_timed(
                 now_s = synchronised()
                 seconds.append(now_s - self.began_s)
                 losses.append(logs["loss"])
+                tokens.append(self.throughput.lap(self.state.global_step, self.state.max_steps)["tokens"])
                 self.began_s = now_s
 
     config = config.model_copy(
@@ -104,13 +118,27 @@ def train_timed(
             model, config, train=examples, val=[], tool_names=names, tracker=tracker, run={}, processes=processes
         )
         trainer._save_checkpoint = lambda *_: None
+        loss_before = mean_loss(trainer, examples[:compare]) if compare else None
         train(trainer, None)
     return TimedSteps(
         seconds,
         losses,
         was_split=trainer.micro_step.limit < config.training.per_device_train_batch_size,
         decoder="own" if trainer.micro_step.decoder else "transformers",
+        tokens=tokens,
+        loss_before=loss_before,
     )
+
+
+def mean_loss(trainer: PackedTrainer, examples: Sequence[EncodedExample]) -> float:
+    """Score `examples` as validation does: the mean loss over their labels."""
+    import torch
+
+    from tool_aware.training.loss import label_losses
+
+    with torch.no_grad():
+        pack, states, head = trainer.micro_step.answer_states(examples)
+        return label_losses(states, head, pack.labels).mean().item()
 
 
 def synchronised() -> float:

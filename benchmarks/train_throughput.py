@@ -1,17 +1,17 @@
 """How many examples a second does each way of training take through the model, and in how much memory?
 
     python benchmarks/train_throughput.py                                  # needs a GPU with 80 GB; about 8 minutes
-    python benchmarks/train_throughput.py --rows stock,ours-32             # some rows only
+    python benchmarks/train_throughput.py --rows stock,ours-33             # some rows only
     python benchmarks/train_throughput.py --preset tiny --steps 2          # a smoke test without a GPU
 
 Every row is a process of its own on the same random weights, token ids and labels: 260 tokens that all examples begin
-with, a query of 24, an answer of 80. The loss of the first batch is printed for each, as a stack that computes
-something else would win nothing. Figures are the median of the steps after the warm-up; `allocated` and `reserved`
+with, a query of 24, an answer of 80. The loss of the first rows is taken before any step and must be the same in all,
+as nobody is to win by computing something else. Figures are the median of the steps after the warm-up; `allocated` and `reserved`
 are torch's peaks, `NVML` is what nvidia-smi shows for the process.
 
 Reads   nothing
 Writes  benchmarks/results/train_throughput_<device>.json
-Exit    0 done; 2 something to fix
+Exit    0 done; 2 something to fix; 3 the losses differ
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -42,12 +42,13 @@ from _random_mistral import (
 )
 
 from tool_aware.config import Config, load_config
-from tool_aware.console import run, say, table
+from tool_aware.console import GateFailed, run, say, table
 from tool_aware.prompt import EncodedExample
 from tool_aware.records import write_json
 
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
 WARM_UP_STEPS = 4
+SAME_ROWS, SAME_LOSS = 8, 2e-3  # rows whose untrained loss must agree between the stacks; relative, for bf16
 SHORT_RUN_EXAMPLES, SHORT_RUN_EPOCHS = 96, 3  # of the rows "-short": a whole run, from its start to the saved adapter
 # name -> (stack, examples per optimizer step, overrides of config.yaml)
 KEEP = "optimization.kept_layers"
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(json.dumps(rows[-1]))
         write_json(output, {"preset": arguments.preset, **origin, "rows": rows})
     print(report(rows))
+    demand_equal_losses(rows)
     return 0
 
 
@@ -137,18 +139,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     settings["training.output_dir"] = tempfile.mkdtemp(prefix="throughput-")
     config = load_config(REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
     examples = make_examples(SHORT_RUN_EXAMPLES) * SHORT_RUN_EPOCHS if is_short_run else make_examples(batch * steps)
-    stacks: dict[str, Callable[..., Iterator[tuple[float, float]]]] = {"ours": ours, "stock": stock, "unsloth": unsloth}
-    timed = list(stacks[stack](config, examples, batch))
-    seconds = [step_s for step_s, _ in timed[WARM_UP_STEPS:]]
+    stacks: dict[str, Callable[..., Iterator[Any]]] = {"ours": ours, "stock": stock, "unsloth": unsloth}
+    loss_before, *timed = stacks[stack](config, examples, batch)
+    seconds = [step.seconds for step in timed[WARM_UP_STEPS:]]
     median_s = statistics.median(seconds)
     return {
         "examples_per_step": batch,
-        "first_loss": round(timed[0][1], 5),
+        "loss_before": round(loss_before, 5),
+        "first_loss": round(timed[0].loss, 5),
         "seconds_per_step": round(median_s, 4),
         "examples_per_s": round(batch / median_s, 2),
         "useful_tokens_per_s": round(batch * (QUERY_TOKENS + ANSWER_TOKENS) / median_s),
+        "computed_tokens_per_s": round(timed[-1].tokens / median_s),
         "spread_percent": round(100 * (max(seconds) - min(seconds)) / median_s, 1),
-        "warm_up_s": round(sum(step_s for step_s, _ in timed[:WARM_UP_STEPS]), 1),
+        "warm_up_s": round(sum(step.seconds for step in timed[:WARM_UP_STEPS]), 1),
         "whole_process_s": round(time.time() - arguments.started, 1),
         **peaks(),
     }
@@ -159,22 +163,31 @@ def make_examples(count: int) -> list[EncodedExample]:
     return random_examples(count, prefix=PREFIX_TOKENS, query=QUERY_TOKENS, answer=ANSWER_TOKENS)
 
 
-# ---- the stacks: each yields (seconds, loss) of every optimizer step -------------------------------------
+# ---- the stacks: each yields the untrained loss of the first rows, then a Step for every optimizer step --
 
 
-def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:
+class Step(NamedTuple):
+    """An optimizer step."""
+
+    seconds: float
+    loss: float
+    tokens: int  # computed, padding and what rows share included as often as it was
+
+
+def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[Any]:
     """The trainer of this toolkit, as train_tool_aware.py uses it."""
     from tool_aware.base_model import load_base_model
     from tool_aware.training.adapter import new_adapter, prepare_for_training
 
     model = new_adapter(load_base_model(config.model, config.quantization), config)
     prepare_for_training(model, config)
-    timed = train_timed(model, config, examples)
+    timed = train_timed(model, config, examples, compare=SAME_ROWS)
     model.save_pretrained(config.training.output_dir)
-    yield from zip(timed.seconds, timed.losses, strict=True)
+    yield timed.loss_before
+    yield from map(Step, timed.seconds, timed.losses, timed.tokens)
 
 
-def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:
+def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[Any]:
     """The usual recipe: peft's float32 preparation, dropout, autocast, paged 8-bit AdamW, padded rows, all logits."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -189,7 +202,7 @@ def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterato
     model.save_pretrained(config.training.output_dir)
 
 
-def unsloth(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[tuple[float, float]]:
+def unsloth(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[Any]:
     """Unsloth's patched model and checkpointing in the same loop; needs the package."""
     from unsloth import FastLanguageModel
 
@@ -213,31 +226,35 @@ def paged_adamw(model: Any) -> Any:
 
 def plain_loop(
     model: Any, optimizer: Any, examples: list[EncodedExample], batch: int, micro_batch: int
-) -> Iterator[tuple[float, float]]:
-    """Train with padded rows, autocast and accumulation; the loss is the mean over the labels of the step."""
+) -> Iterator[Any]:
+    """Train with rows beside one another, autocast and accumulation; the loss is the mean over the step's labels."""
     import torch
 
     from tool_aware.base_model import device
 
+    def mean_loss(part: list[EncodedExample]) -> torch.Tensor:
+        ids = torch.tensor([example.input_ids for example in part], device=device())
+        labels = torch.tensor([example.labels for example in part], device=device())
+        with torch.autocast(device().type, dtype=torch.bfloat16):
+            return model(input_ids=ids, labels=labels, use_cache=False).loss
+
+    model.eval()
+    with torch.no_grad():
+        yield statistics.mean(mean_loss([example]).item() for example in examples[:SAME_ROWS])
     model.train()
     for start in range(0, len(examples), batch):
         began_s = synchronised()
         step = examples[start : start + batch]
-        labels_in_step = sum(len(example.completion) for example in step)
         total = 0.0
         for first in range(0, batch, micro_batch):
             part = step[first : first + micro_batch]
-            ids = torch.tensor([example.input_ids for example in part], device=device())
-            labels = torch.tensor([example.labels for example in part], device=device())
-            with torch.autocast(device().type, dtype=torch.bfloat16):
-                loss = model(input_ids=ids, labels=labels, use_cache=False).loss
-            loss = loss * sum(len(example.completion) for example in part) / labels_in_step
+            loss = mean_loss(part) * len(part) / batch  # all answers are of one length
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        yield synchronised() - began_s, total
+        yield Step(synchronised() - began_s, total, sum(map(len, step)))
 
 
 # ---- what comes out -------------------------------------------------------------------------------------
@@ -247,15 +264,22 @@ def report(rows: list[dict[str, Any]]) -> str:
     """Lay out the table of docs/BENCHMARKS.md."""
     keys = (
         "examples_per_step",
-        "first_loss",
+        "loss_before",
         "examples_per_s",
         "spread_percent",
         "allocated_gib",
         "reserved_gib",
         "nvml_gib",
     )
-    headers = ("row", "examples", "first loss", "examples/s", "spread %", "allocated", "reserved", "NVML GiB")
+    headers = ("row", "examples", "loss before", "examples/s", "spread %", "allocated", "reserved", "NVML GiB")
     return table(headers, [(row["row"], *(row.get(key, "failed") for key in keys)) for row in rows])
+
+
+def demand_equal_losses(rows: list[dict[str, Any]]) -> None:
+    """Raise GateFailed unless all rows begin at the same loss: nobody wins by computing something else."""
+    losses = {row["row"]: row["loss_before"] for row in rows if "loss_before" in row}
+    if losses and max(losses.values()) - min(losses.values()) > SAME_LOSS * min(losses.values()):
+        raise GateFailed(f"the stacks do not compute the same loss of the first {SAME_ROWS} rows: {losses}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def load_sharded_base(
     fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not hasattr(p, "device_mesh")})
     base.is_loaded_in_4bit = quantization.load_in_4bit  # which peft asks for
     freeze(base)
-    say(f"the frozen weights are spread over {processes.count} processes; transformers' forward pass runs, which is slower")
+    say(f"frozen weights are spread over {processes.count} processes; transformers' forward pass runs, which is slower")
     return base
 
 

@@ -28,7 +28,7 @@ class Touch:
 def marker(tmp_path: Path) -> Path:
     """What the planted program would create; that it would is tried first."""
     path = tmp_path / "was_here"
-    pickle.loads(pickle.dumps(Touch(path)))
+    pickle.loads(pickle.dumps(Touch(path), protocol=2))
     path.unlink()  # fails unless the pickle is as harmful as it has to be
     return path
 
@@ -39,7 +39,7 @@ def test_planted_pickles_put_their_checkpoints_aside_unread(make_trainer, marker
     train(trainer, None)
     output_dir = Path(trainer.args.output_dir)
     for step, name in enumerate(READ_AT_RESUME, start=2):
-        (output_dir / f"checkpoint-{step}" / name).write_bytes(pickle.dumps(Touch(marker)))
+        (output_dir / f"checkpoint-{step}" / name).write_bytes(pickle.dumps(Touch(marker), protocol=2))
     checkpoint, reasons = newest_valid(output_dir)
     assert checkpoint.name == "checkpoint-1"
     for name, reason in zip(READ_AT_RESUME, reversed(reasons), strict=True):
@@ -56,7 +56,7 @@ def test_who_also_rewrites_the_hashes_still_cannot_run_a_program(make_trainer, m
     manifest = read_json(checkpoint / CHECKPOINT_MANIFEST)
     for name in READ_AT_RESUME:
         original = (checkpoint / name).read_bytes()
-        (checkpoint / name).write_bytes(pickle.dumps(Touch(marker)))
+        (checkpoint / name).write_bytes(pickle.dumps(Touch(marker), protocol=2))
         forged = {**manifest, "sha256": {**manifest["sha256"], name: sha256_of(checkpoint / name)}}
         write_json(checkpoint / CHECKPOINT_MANIFEST, forged)
         with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):

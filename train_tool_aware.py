@@ -233,9 +233,10 @@ def plan(job: Job) -> str:
 
 def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: int) -> Plan:
     """Plan how each process uses its GPU, from what is free and the largest micro-batches there can be."""
-    from tool_aware.base_model import start_gpu
+    from tool_aware.base_model import device, start_gpu
     from tool_aware.gpu.planning import plan_of, visible_gpus
     from tool_aware.gpu.spec import TrainingSpec
+    from tool_aware.training.coverage import unsupported_gpu
     from tool_aware.training.packing import common_prefix
 
     shared = common_prefix([example.prompt for example in examples])
@@ -247,6 +248,8 @@ def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: i
         answer_tokens=max(len(example.completion) for example in examples),
     )
     uuids = start_gpu()
+    if unsupported_gpu(device()):
+        spec = replace(spec, decoder="transformers")
     return plan_of(config, spec, visible_gpus(uuids)[:processes] if uuids else [], has_context=True)
 
 

@@ -375,7 +375,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     examples = "1 example" if spec.batch_size == 1 else f"{spec.batch_size} examples"
     needed = f"{_gib(spec, plan.budget)} for {examples} of the longest at once, the estimate's error included"
     if limit is None:
-        yield f"{needed}; nothing to plan: {plan.budget.source}"
+        yield f"nothing to plan ({plan.budget.source}); on a GPU about {needed}"
         return
     yield f"{needed}, of {limit / GIB:.2f} GiB to use: {plan.budget.source}"
     yield from _aligned(plan.choices)

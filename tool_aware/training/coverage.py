@@ -60,6 +60,13 @@ def _unsupported_device(base: PreTrainedModel) -> str | None:
     return None
 
 
+def unsupported_gpu(device: torch.device) -> str | None:
+    """Say why PackedDecoder can run no model on this GPU, as far as that shows before there is one; None if it can."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "GPUs without bfloat16"
+    return broken_kernels(device)
+
+
 def broken_kernels(device: torch.device) -> str | None:
     """Say why Triton kernels cannot run on `device`, which takes a C compiler and Python's headers; None if they do."""
     if device.type != "cuda":

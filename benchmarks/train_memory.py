@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.model_dir = str(models)
     make_models(models, sorted({case.preset for case in cases}))
     result = earlier_result(arguments.go_on, cases) if arguments.go_on else Result()
-    done = {case_of(row, cases) for row in result.rows}
+    done = {case_of(row, cases) for row in result.rows if not (row.get("excluded") or row.get("stale"))}
     arguments.deadline = time.time() + 60 * arguments.minutes
     for indices in by_process(cases):
         run_process([index for index in indices if cases[index] not in done], cases, arguments, result)
@@ -129,12 +129,11 @@ def command() -> str:
 
 
 def earlier_result(results: Path, cases: Sequence[Case]) -> Result:
-    """Rows of an earlier run that are asked for, each with the commit it was measured at."""
+    """Rows of an earlier run, each with the commit it was measured at; they stay until they are measured anew."""
     document = read_json(results)
     if document is None:
         raise UserError("there are no earlier results", where=f"--continue {results}")
-    rows = [{"commit": document["commit"], **row} for row in document["rows"] if not row.get("excluded")]
-    return Result(device=document["device"], rows=[row for row in rows if case_of(row, cases)])
+    return Result(device=document["device"], rows=[{"commit": document["commit"], **row} for row in document["rows"]])
 
 
 def case_of(row: dict[str, Any], cases: Sequence[Case]) -> Case | None:
@@ -162,6 +161,14 @@ class Result:
     device: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, answer: dict[str, Any], cases: Sequence[Case]) -> None:
+        """Take up what a process says of a case; a new row replaces an earlier one."""
+        if "why" in answer:
+            self.skipped.append(answer)
+            return
+        case = case_of(answer, cases)
+        self.rows = [row for row in self.rows if case is None or case_of(row, cases) != case] + [answer]
 
     def context_gib(self, case: Case) -> float | None:
         """What NVML shows beyond torch's reserve in the rows most like `case`: the least, as processes gather more."""
@@ -215,7 +222,7 @@ def run_process(indices: list[int], cases: Sequence[Case], arguments: argparse.N
                 result.origin, result.device = answer, answer["device"]
                 continue
             answered += 1
-            (result.skipped if "why" in answer else result.rows).append({"commit": result.origin["commit"], **answer})
+            result.add({"commit": result.origin["commit"], **answer}, cases)
             say(short(answer))
         code = process.wait()
         if code not in (0, EXIT_NOT_CLEAN) and answered < len(left):  # it broke at this one: the others may not

@@ -270,6 +270,8 @@ def measure_all(cases: Sequence[Case], arguments: argparse.Namespace) -> int:
             print(json.dumps({**asdict(case), "why": "out of time"}), flush=True)
             continue
         print(json.dumps({**measure(case, base, arguments), "bare_context_gib": context_gib}), flush=True)
+        free_memory()
+        limit_memory(None, arguments)  # what was offloaded may not fit back under a cap
         saved.restore()
         free_memory()
         if abs(left_behind := allocated_bytes() - at_rest) > LEFT_BEHIND_BYTES:

@@ -177,7 +177,7 @@ def estimate(args: argparse.Namespace) -> int:
     else:
         say(report.spec_text(spec))
         parts = [report.estimate_table(result), report.basis_text(result)]
-        parts += [report.exact_text(exact, estimate_training(traceable(spec)))] if exact else []
+        parts += [report.exact_text(exact, estimate_training(traceable(spec)), spec)] if exact else []
         parts += [report.fit_text(answer)] if answer else []
         print("\n".join(filter(None, [*parts, report.speed_text(spec, card)])))
     if answer and args.write:

@@ -113,12 +113,20 @@ def estimate_record(estimate: MemoryEstimate, answer: Fit | None, exact: DryRun 
     return record
 
 
-def exact_text(exact: DryRun, estimate: MemoryEstimate) -> str:
-    """The traced step beside the formula."""
+def exact_text(exact: DryRun, estimate: MemoryEstimate, planned: TrainingSpec) -> str:
+    """The traced step beside the formula for the same step, and in what it is not the planned one."""
+    traced = estimate.spec
     difference = estimate.tensor_bytes / exact.peak_bytes - 1
+    left_out = {
+        "kept layers": traced.layers_kept != planned.layers_kept,
+        "cached layers": traced.layers_cached != planned.layers_cached,
+        "offload": traced.is_offloading != planned.is_offloading,
+        planned.optimizer: traced.optimizer != planned.optimizer,
+    }
+    without = ", ".join(name for name, is_missing in left_out.items() if is_missing)
     return (
-        f"traced step ({estimate.spec.optimizer}): {gib(exact.peak_bytes, 2)} GiB in tensors (model at rest "
-        f"{gib(exact.rest_bytes, 2)}); the formula says {gib(estimate.tensor_bytes, 2)} ({difference:+.1%})"
+        f"traced step{f' (without {without})' if without else ''}: {gib(exact.peak_bytes, 2)} GiB in tensors (model at "
+        f"rest {gib(exact.rest_bytes, 2)}); the formula says {gib(estimate.tensor_bytes, 2)} ({difference:+.1%})"
     )
 
 

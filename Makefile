@@ -18,7 +18,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 bench: $(INSTALLED)
-	for script in benchmarks/dataset_*.py benchmarks/monitor_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/dataset_*.py benchmarks/monitor_*.py benchmarks/memory_calibration.py; do $(BIN)/python $$script || exit 1; done
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'

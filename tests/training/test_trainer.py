@@ -166,6 +166,29 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(mak
     torch.testing.assert_close(adapter_of(trainer), adapter_of(expected), rtol=1e-3, atol=1e-5)
 
 
+def test_out_of_memory_the_decoder_first_gives_up_what_only_saves_time(make_trainer, monkeypatch, capsys):
+    expected = make_trainer(training__max_steps=2)
+    train(expected, None)
+    settings = {"gradient_checkpointing": "true", "kept_layers": 2, "cached_layers": 1, "offload": "false"}
+    trainer = make_trainer(training__max_steps=2, **{f"optimization__{key}": value for key, value in settings.items()})
+    add_gradient = PackedDecoder.add_gradient
+    failures = iter([True, True])
+
+    def scarce(self: PackedDecoder, packed: object, weight: torch.Tensor) -> torch.Tensor:
+        loss = add_gradient(self, packed, weight)
+        if next(failures, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    monkeypatch.setattr(PackedDecoder, "add_gradient", scarce)
+    train(trainer, None)
+    told = capsys.readouterr().err
+    assert "out of GPU memory: all activations are computed again from here on" in told
+    assert "out of GPU memory: no weights are kept dequantised from here on" in told
+    assert trainer.micro_step.limit == 8
+    torch.testing.assert_close(adapter_of(trainer), adapter_of(expected), rtol=1e-3, atol=1e-5)
+
+
 def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finite_state(make_trainer, monkeypatch):
     trainer = make_trainer(training__max_steps=3)
     losses, add_gradient = MicroStep.losses, PackedDecoder.add_gradient

@@ -104,6 +104,11 @@ class _Layer:
         gradient = self._through_mlp(gradient, kept)
         return self._through_attention(gradient, x, kept, on, is_first=is_first)
 
+    def drop_cached_weights(self) -> None:
+        """Dequantise weights where they are used from here on."""
+        for group in (self._query_key_value, self._attention_out, self._gate, self._up, self._down):
+            group.drop_cached()
+
     def gradient_buffer(self, tokens: int) -> torch.Tensor:
         """Make room for the gradient of the layer's output: (T, H + R)."""
         return self._down.output_buffer(tokens)
@@ -251,14 +256,11 @@ class PackedDecoder:
             for number, layer in enumerate(self._model.layers)
         ]
         self._first_kept = len(self._layers) - kept_layers
-        self._offloads = offload and self._device.type == "cuda"
+        self._cached_layers = cached_layers
         self._inputs: LayerInputs = InputsOnDevice()
         self._prepared: _Prepared | None = None
-        if self._offloads:
-            self._inputs = InputsOnHost(len(self._layers), self._device)
-            embedding = self._model.embed_tokens.weight
-            if embedding is not self._head.weight:
-                embedding.data = embedding.data.cpu()
+        if offload and self._device.type == "cuda":
+            self._move_to_host()
 
     @classmethod
     def of(
@@ -318,6 +320,28 @@ class PackedDecoder:
     def prepare(self, pack: Pack) -> None:
         """Do ahead what `add_gradient` of the same pack needs before its first layer, while the GPU is still busy."""
         self._prepared = self._prepare(pack)
+
+    def give_way(self) -> str | None:
+        """Take less memory from here on, at the price of time; say how, or None if there is nothing left to give."""
+        self._inputs.clear()  # of the step that was broken off
+        if self._first_kept < len(self._layers):
+            self._first_kept = len(self._layers)
+            return "all activations are computed again"
+        if self._cached_layers:
+            for layer in self._layers[: self._cached_layers]:
+                layer.drop_cached_weights()
+            self._cached_layers = 0
+            return "no weights are kept dequantised"
+        if self._device.type == "cuda" and isinstance(self._inputs, InputsOnDevice):
+            self._move_to_host()
+            return "the inputs of layers wait in host memory"
+        return None
+
+    def _move_to_host(self) -> None:
+        self._inputs = InputsOnHost(len(self._layers), self._device)
+        embedding = self._model.embed_tokens.weight
+        if embedding is not self._head.weight:
+            embedding.data = embedding.data.cpu()
 
     def _prepare(self, pack: Pack) -> _Prepared:
         attention, embedding = self._backend.attention(pack), self._model.embed_tokens

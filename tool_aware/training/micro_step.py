@@ -33,8 +33,9 @@ class Done(NamedTuple):
 class MicroStep:
     """Losses and gradients of micro-batches of `examples`, which are named by their row numbers.
 
-    `limit` examples at most are computed at once; it is halved when memory runs out. Without a `decoder`, the library's
-    forward pass and autograd are taken. `flat_gradient` is set where all of the adapter's gradients are views of it.
+    `limit` examples at most are computed at once. When memory runs out, the decoder gives up what only saves time, and
+    then the limit is halved. Without a `decoder`, the library's forward pass and autograd are taken. `flat_gradient` is
+    set where all of the adapter's gradients are views of it.
     """
 
     def __init__(
@@ -61,18 +62,26 @@ class MicroStep:
         while True:
             try:
                 return self._in_parts(rows, labels_in_step)
-            except torch.OutOfMemoryError:
-                if self.limit == 1 or self._is_sharded:
-                    raise
-            # Outside the except block, so that the failed attempt's tensors are released before the next one.
+            except torch.OutOfMemoryError as error:
+                out_of_memory = error.with_traceback(None)  # its frames hold the failed attempt's tensors
             self._restore_gradients(before)
+            self._packed_ahead = None
             torch.cuda.empty_cache()
-            self.limit = -(-min(self.limit, len(rows)) // 2)
-            warn(
-                f"out of GPU memory: micro-batches are split into {self.limit} examples from here on "
-                "(the effective batch stays the same)",
-                from_any_process=True,
-            )
+            if not self._give_way(len(rows)):
+                raise out_of_memory
+
+    def _give_way(self, rows: int) -> bool:
+        """Find a way to take less memory; the effective batch and the gradient stay the same."""
+        concession = self.decoder.give_way() if self.decoder else None
+        if concession is None and (self.limit == 1 or self._is_sharded):
+            return False
+        if concession is None:
+            self.limit = -(-min(self.limit, rows) // 2)
+            concession = f"micro-batches are split into {self.limit} examples"
+        warn(
+            f"out of GPU memory: {concession} from here on (the effective batch stays the same)", from_any_process=True
+        )
+        return True
 
     def pack_ahead(self, rows: list[int]) -> None:
         """Lay out the micro-batch of `rows`, which comes next, while the GPU computes the one before."""

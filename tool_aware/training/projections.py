@@ -73,6 +73,11 @@ class Projections:
         elif cached:
             self._matrix = self._new_matrix()
 
+    def drop_cached(self) -> None:
+        """Make the matrix anew where it is needed; unquantised weights stay, for they have no other place."""
+        if _is_quantised(self._layers[0].weight):
+            self._matrix = None
+
     # -- buffers --
 
     def input_buffer(self, tokens: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from tool_aware.config import DEFAULT_CONFIG, Config, add_config_arguments, load_config, read_environment
 from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style, warn
@@ -191,7 +192,10 @@ def estimate_evaluation(args: argparse.Namespace, config: Config) -> int:
     if args.exact or args.table or args.write:
         raise UserError("--exact, --table and --write are about training", where="--evaluation")
     workload = workload_of(config)
-    result = estimate_generation(GenerationSpec.from_config(config, workload))
+    spec = GenerationSpec.from_config(config, workload)
+    if args.seq_length is not None:
+        spec = replace(spec, prompt_tokens=args.seq_length, prefix_tokens=min(spec.prefix_tokens, args.seq_length))
+    result = estimate_generation(spec)
     if args.json:
         print(json.dumps(report.estimate_record(result, None, None), indent=2))
         return EXIT_DONE
@@ -202,12 +206,15 @@ def estimate_evaluation(args: argparse.Namespace, config: Config) -> int:
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
     """The flags are short forms of --set."""
-    pairs = {
-        "lora.r": args.lora_r,
-        "training.per_device_train_batch_size": args.batch_size,
-        "optimization.micro_batch": '"fixed"' if args.batch_size else None,
-        "model.max_seq_length": args.seq_length,
-    }
+    pairs: dict[str, Any] = {"lora.r": args.lora_r}
+    if args.evaluation:
+        pairs |= {"evaluation.batch_size": args.batch_size}
+    else:
+        pairs |= {
+            "training.per_device_train_batch_size": args.batch_size,
+            "optimization.micro_batch": '"fixed"' if args.batch_size else None,
+            "model.max_seq_length": args.seq_length,
+        }
     overrides = [f"{key}={value}" for key, value in pairs.items() if value is not None]
     if args.quantization:
         overrides += [
@@ -343,7 +350,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--quantization", choices=("4bit", "8bit", "none"))
     sub.add_argument("--lora-r", type=positive(int), metavar="R")
     sub.add_argument("--batch-size", type=positive(int), metavar="N", help="examples per forward pass")
-    sub.add_argument("--seq-length", type=positive(int), metavar="T", help="tokens per example")
+    sub.add_argument(
+        "--seq-length", type=positive(int), metavar="T", help="tokens per example; of a prompt with --evaluation"
+    )
     sub.add_argument("--vram", type=positive(float), metavar="GIB", help="does it fit this card? (default: yours)")
     sub.add_argument("--write", type=Path, metavar="FILE", help="write a config that fits, such as config.10gb.yaml")
     sub.add_argument("--exact", action="store_true", help="also trace the real step on tensors without data (10-30 s)")

@@ -268,6 +268,18 @@ def test_without_readable_data_typical_rows_are_taken_and_said_to_be(tmp_path, c
     assert workload.prefix_tokens < workload.longest_tokens
 
 
+def test_generation_is_estimated_as_well_as_it_says_against_the_one_measured_run():
+    measured = json.loads((MEASURED[0].parent / "evaluate_throughput_h200.json").read_text())
+    (run,) = measured["generate"]
+    # benchmarks/evaluate_throughput.py: a prefix of 260 tokens, up to 48 more
+    spec = GenerationSpec(
+        TrainingSpec(find_architecture("mistral-7b-v0.2")), run["batch_size"], 260 + 48, 260, measured["new_tokens"]
+    )
+    estimate = estimate_generation(spec)
+    difference = abs(run["peak_gib"] - estimate.tensor_bytes / GIB) / (estimate.tensor_bytes / GIB)
+    assert 100 * difference < estimate.calibration.allocated_error_percent
+
+
 def test_evaluation_takes_more_with_more_prompts_and_less_than_training_without_checkpointing(config):
     workload = workload_of(config)
     spec = GenerationSpec.from_config(config, workload)

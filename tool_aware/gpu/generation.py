@@ -10,6 +10,7 @@ from tool_aware.gpu.spec import BYTES_16BIT, LOGIT_BYTES, Term, TrainingSpec
 from tool_aware.gpu.workload import Workload
 
 ALLOCATOR_SLACK = 0.3  # of what comes and goes; not measured for generation
+ERROR_PERCENT = 12.0  # the one measured run allocated 11 % more: benchmarks/results/evaluate_throughput_h200.json
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ def estimate_generation(spec: GenerationSpec) -> MemoryEstimate:
         Term("CUDA context", context_bytes(model), "and libraries"),
     )
     calibration = replace(
-        CALIBRATION, source="nothing measured: counted from shapes", allocated_error_percent=10.0, error_percent=10.0
+        CALIBRATION,
+        source="one run on one H200, which took 11 % more than counted from shapes",
+        allocated_error_percent=ERROR_PERCENT,
+        error_percent=ERROR_PERCENT,
     )
     return MemoryEstimate(model, "the last new token", terms, calibration)

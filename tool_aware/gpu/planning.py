@@ -24,12 +24,12 @@ from tool_aware.gpu.spec import TrainingSpec
 MARGIN_BYTES = 0.3 * GIB  # left to other programs on the card: a desktop's windows come and go
 CACHE_SHARE = 0.9  # of the budget that cached layers may fill; they gain too little to run a card full
 
-# The time of one pass over a model, in tokens. 3,588 tokens take 1.6 times as long as 1,924 where layers are not
-# compiled, and 16-bit weights instead of dequantised ones save 8 % (facts measured on one H200, docs/BENCHMARKS.md);
-# dequantising is bound by memory and the rest by arithmetic, whose ratio is much the same on other cards.
-LAUNCH_TOKENS = 250.0
-DEQUANTIZE_TOKENS = 280.0
-OFFLOAD_SHARE = 0.05  # of a pass: copies run beside the arithmetic, but not all of them all the time
+# The time of one pass over a model, in tokens, from steps of 1,928 to 6,920 tokens on one H200 (docs/BENCHMARKS.md):
+# 74 us a token for all three passes, 16 ms for dequantising, 10 ms however little there is to do. Dequantising is bound
+# by memory and the rest by arithmetic, whose ratio is much the same on other cards.
+LAUNCH_TOKENS = 140.0
+DEQUANTIZE_TOKENS = 220.0
+OFFLOAD_SHARE = 0.01  # of a pass: copies run beside the arithmetic
 
 
 @dataclass(frozen=True)

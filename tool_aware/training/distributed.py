@@ -2,7 +2,7 @@
 
 `torchrun` and `accelerate launch` start them and tell each its place by environment variables. Each computes its share
 of an effective batch, and the gradients are summed once an optimizer step. DistributedDataParallel is not used: it
-reduces bucket by bucket in the backward pass, which cannot be replayed as a CUDA graph, and gains nothing where all
+reduces bucket by bucket through autograd, which the toolkit's decoder does without, and gains nothing where all
 gradients are one buffer of 40 MB.
 
 What one process says or decides goes through gloo on the CPU, gradients through NCCL where there are GPUs. Every
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Longer than any process waits for another: compiling, or the first one writing a checkpoint to a slow disk.
+# Longer than any process waits for another, as when the first one writes a checkpoint to a slow disk.
 PATIENCE = timedelta(minutes=30)
 
 

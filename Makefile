@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m tool_aware.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -205,10 +205,12 @@ def test_a_mistake_is_one_message(script, arguments, words):
 def test_the_live_view_is_redrawn_follows_a_resize_and_leaves_the_cursor(script):
     screen, terminal = pty.openpty()
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    # A size in the environment would win over the terminal's; pytest-xdist sets one.
+    of_the_terminal = {name: value for name, value in script.environment.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
         [sys.executable, "monitor_gpu.py", "monitor", "--interval", "0.2"],
         cwd=REPOSITORY, stdout=terminal, stderr=terminal, stdin=terminal, start_new_session=True,
-        env={**script.environment, "TERM": "xterm", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"},
+        env={**of_the_terminal, "TERM": "xterm", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     os.close(terminal)
 
@@ -228,7 +230,9 @@ def test_the_live_view_is_redrawn_follows_a_resize_and_leaves_the_cursor(script)
         before += shown(0.3)
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     os.kill(process.pid, signal.SIGWINCH)
-    after = shown(1.0)
+    after, deadline = "", time.monotonic() + 20
+    while time.monotonic() < deadline and max(map(len, after.split("\r\n"))) < 120:
+        after += shown(0.3)
     os.kill(process.pid, signal.SIGINT)
     end = shown(2.0)
     os.close(screen)

@@ -6,8 +6,8 @@
 
 Every row is a process of its own on the same random weights, token ids and labels: 260 tokens that all examples begin
 with, a query of 24, an answer of 80. The loss of the first rows is taken before any step and must be the same in all,
-as nobody is to win by computing something else. Figures are the median of the steps after the warm-up; `allocated` and `reserved`
-are torch's peaks, `NVML` is what nvidia-smi shows for the process.
+as nobody is to win by computing something else. Figures are the median of the steps after the warm-up; `allocated` and
+`reserved` are torch's peaks, `NVML` is what nvidia-smi shows for the process.
 
 Reads   nothing
 Writes  benchmarks/results/train_throughput_<device>.json

@@ -166,6 +166,22 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(mak
     torch.testing.assert_close(adapter_of(trainer), adapter_of(expected), rtol=1e-3, atol=1e-5)
 
 
+def test_every_micro_batch_is_laid_out_and_prepared_once_also_ahead_of_its_turn(make_trainer, monkeypatch):
+    trainer = make_trainer(
+        training__num_train_epochs=1,
+        training__per_device_train_batch_size=2,
+        training__gradient_accumulation_steps=4,
+        training__eval_steps=1000,
+    )
+    lay_out, prepare = MicroStep._lay_out, PackedDecoder._prepare
+    laid_out, prepared = [], []
+    monkeypatch.setattr(trainer, "scores_at", lambda step: False)
+    monkeypatch.setattr(MicroStep, "_lay_out", lambda self, rows: laid_out.append(rows) or lay_out(self, rows))
+    monkeypatch.setattr(PackedDecoder, "_prepare", lambda self, pack: prepared.append(pack) or prepare(self, pack))
+    train(trainer, None)
+    assert len(laid_out) == len(prepared) == 24 // 2
+
+
 def test_out_of_memory_the_decoder_first_gives_up_what_only_saves_time(make_trainer, monkeypatch, capsys):
     expected = make_trainer(training__max_steps=2)
     train(expected, None)

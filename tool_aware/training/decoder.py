@@ -351,8 +351,10 @@ class PackedDecoder:
 
     def _start(self, pack: Pack) -> tuple[torch.Tensor, Pack, _Pass]:
         """Embed the pack's tokens, (T, H), and prepare what all layers share."""
-        ready, self._prepared = self._prepared, None
-        if ready is None or ready.of is not pack:
+        ready = self._prepared
+        if ready and ready.of is pack:
+            self._prepared = None
+        else:  # what was prepared is for a later one
             ready = self._prepare(pack)
         pack = ready.pack
         if ready.embedded is None:

@@ -85,8 +85,10 @@ class MicroStep:
 
     def pack_ahead(self, rows: list[int]) -> None:
         """Lay out the micro-batch of `rows`, which comes next, while the GPU computes the one before."""
-        self._packed_ahead = None
         rows = rows[: self.limit]
+        if self._packed_ahead and self._packed_ahead[0] == rows:
+            return  # with gradient accumulation it comes after several others
+        self._packed_ahead = None
         if rows:
             self._packed_ahead = (rows, self._pack(rows))
             if self.decoder:

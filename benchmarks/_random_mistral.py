@@ -70,7 +70,7 @@ class TimedSteps:
 
     seconds: list[float]
     losses: list[float]
-    was_split: bool  # memory did not suffice for the micro-batch as it was
+    has_given_way: bool  # memory did not suffice for the step as it was configured
     decoder: str  # "own" or "transformers": whose forward and backward pass ran
     tokens: list[int]  # computed in every step, padding included
     loss_before: float | None  # mean over the labels of the first examples, before any step
@@ -123,7 +123,7 @@ def train_timed(
     return TimedSteps(
         seconds,
         losses,
-        was_split=trainer.micro_step.limit < config.training.per_device_train_batch_size,
+        has_given_way=trainer.micro_step.has_given_way,
         decoder="own" if trainer.micro_step.decoder else "transformers",
         tokens=tokens,
         loss_before=loss_before,

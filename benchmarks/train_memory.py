@@ -313,7 +313,7 @@ def measure(case: Case, base: PreTrainedModel, arguments: argparse.Namespace) ->
         **asdict(case),
         "preset": ARCHITECTURES[case.preset],
         "decoder": timed.decoder if timed else case.decoder,
-        "oom": timed is None or timed.was_split,
+        "oom": timed is None or timed.has_given_way,
         **peaks(),
         "seconds_per_step": round(timed.seconds[-1], 4) if timed else None,
     }

@@ -96,6 +96,18 @@ def test_checkpointing_layers_does_not_change_what_is_learnt(make_trainer):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("is_on", "passes"), [("true", 2), ("false", 1)])
+def test_with_checkpointing_the_librarys_layers_run_twice(make_trainer, is_on, passes):
+    settings = {"optimization__decoder": "transformers", "optimization__gradient_checkpointing": is_on}
+    trainer = make_trainer(training__max_steps=3, **settings)
+    trainer.scores_at = lambda step: False  # afterwards, the model is set to train anyway
+    calls = []
+    first_layer = trainer.model.get_base_model().model.layers[0]
+    first_layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    train(trainer, None)
+    assert len(calls) == 3 * passes
+
+
 def test_the_loss_of_rows_not_trained_on_falls(make_trainer):
     trainer = make_trainer(training__max_steps=12, training__eval_steps=4)
     before = trainer.evaluate()["eval_loss"]

@@ -52,6 +52,7 @@ class MicroStep:
         self._model, self._examples, self._packing = model, examples, packing
         self._device, self.decoder, self._is_sharded = device, decoder, is_sharded
         self.limit = limit
+        self.has_given_way = False  # memory ran out, and less is taken from then on than was planned
         self.backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
         self.flat_gradient: torch.Tensor | None = None
         self._packed_ahead: tuple[list[int], Pack] | None = None
@@ -75,6 +76,7 @@ class MicroStep:
         concession = self.decoder.give_way() if self.decoder else None
         if concession is None and (self.limit == 1 or self._is_sharded):
             return False
+        self.has_given_way = True
         if concession is None:
             self.limit = -(-min(self.limit, rows) // 2)
             concession = f"micro-batches are split into {self.limit} examples"

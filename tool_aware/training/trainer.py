@@ -127,8 +127,6 @@ class PackedTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: list[int], num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """Forward and backward over one micro-batch of rows; returns its share of the step's loss."""
-        if not model.training:  # setting it takes 15 ms on a 7B
-            model.train()
         done = self.micro_step.add_gradient(inputs, num_items_in_batch)
         self.throughput.add(done.examples, done.tokens)
         self.micro_step.pack_ahead(self.micro_batches.upcoming())
@@ -288,6 +286,7 @@ class _Bookkeeping(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         trainer = self._trainer
+        trainer.model.train()  # here and not at every step, as it takes 15 ms on a 7B
         trainer.processes.check_replicas(trainer._trainable(), trainer.optimizer)
         trainer.throughput.start(trainer.state.global_step)
 

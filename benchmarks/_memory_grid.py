@@ -36,17 +36,26 @@ class Case:
     optimizer: str = "adamw_torch_fused"
     attention: str = "sdpa"
     decoder: str = "auto"
-    allocator: str = "default"  # or "expandable": PYTORCH_ALLOC_CONF=expandable_segments:True
     cap_gib: float | None = None  # of weights, activations and context; out of memory beyond it
     goal_gib: float | None = None  # allocated, that one wants to stay below
     is_alone: bool = False  # in a process of its own, as a user's run is
 
     @property
     def process(self) -> str:
-        """Cases of one name are measured in one process, which loads the base model once."""
-        name = f"{self.preset}-{self.quantization}"
-        name += "-expandable" * (self.allocator == "expandable")
+        """Cases of one name are measured in one process, which loads the base model once.
+
+        What NVML shows beyond torch's reserve grows with the libraries that a process has used, so cases that use
+        others than most do not share theirs.
+        """
+        name = f"{self.preset}-{self.quantization}" + "-offload" * self.offload
+        name += "-transformers" * (self.running_decoder == "transformers") + "-bnb" * ("8bit" in self.optimizer)
         return name + (f"-alone-{self.seq_length}x{self.batch_size}-{self.cap_gib or ''}" if self.is_alone else "")
+
+    @property
+    def running_decoder(self) -> str:
+        """Whose pass runs: "own" unless the case wants the library's or needs it."""
+        is_covered = self.packing != "none" and self.quantization != "8bit"
+        return self.decoder if self.decoder != "auto" else "own" if is_covered else "transformers"
 
 
 ROW = Case()
@@ -61,8 +70,8 @@ def goals() -> Iterator[Case]:
     """What the training engine promises for small cards."""
     yield replace(ROW, offload=True, goal_gib=4.5)
     yield replace(ROW, seq_length=4096, offload=True, goal_gib=5.0)
-    yield replace(ROW, offload=True, cap_gib=6.0, is_alone=True, allocator="expandable")
-    yield replace(PACK, cap_gib=11.6, is_alone=True, allocator="expandable")
+    yield replace(ROW, offload=True, cap_gib=6.0, is_alone=True)
+    yield replace(PACK, cap_gib=11.6, is_alone=True)
 
 
 def grid() -> Iterator[Case]:
@@ -71,18 +80,6 @@ def grid() -> Iterator[Case]:
     yield from goals()
     yield from _one_billion()
     yield from _sixteen_and_eight_bits()
-    yield from (replace(case, allocator="expandable") for case in _as_users_train())
-
-
-def _as_users_train() -> Iterator[Case]:
-    """Cases for the allocator's slack; train_tool_aware.py asks for expandable segments."""
-    yield from (ROW, PACK, replace(PACK, batch_size=32), replace(PACK, batch_size=16, checkpointing=False))
-    yield from (
-        replace(ROW, seq_length=8192),
-        replace(ROW, seq_length=4096, offload=True),
-        replace(PACK, kept_layers=8),
-    )
-    yield SHORT_OF_MEMORY
 
 
 def _seven_billion_in_4_bit() -> Iterator[Case]:
@@ -127,9 +124,8 @@ def _transformers_forward_pass() -> Iterator[Case]:
 
 def _sixteen_and_eight_bits() -> Iterator[Case]:
     # 16-bit weights move into matrices of the decoder's own, which cannot be undone without gaps: a process for each.
-    wide = replace(ROW, quantization="none", is_alone=True, allocator="expandable")
-    yield wide
-    yield replace(PACK, quantization="none", batch_size=16, checkpointing=False, is_alone=True, allocator="expandable")
+    yield replace(ROW, quantization="none", is_alone=True)
+    yield replace(PACK, quantization="none", batch_size=16, checkpointing=False, is_alone=True)
     eight = replace(ROW, quantization="8bit")
     yield from (replace(eight, seq_length=length) for length in (512, 2048))
     yield replace(PACK, quantization="8bit")
@@ -147,7 +143,7 @@ def _one_billion() -> Iterator[Case]:
     yield replace(SMALL, targets=ATTENTION_ONLY)
     yield replace(PACK, preset="1b", batch_size=32)
     yield replace(PACK, preset="1b", batch_size=16, checkpointing=False)
-    yield replace(SMALL, quantization="none", is_alone=True, allocator="expandable")
+    yield replace(SMALL, quantization="none", is_alone=True)
 
 
 def planned(case: Case, gib: float) -> Case:
@@ -167,5 +163,5 @@ def tiny(case: Case) -> Case:
         case, preset="tiny", seq_length=min(case.seq_length, 96), prefix_tokens=min(case.prefix_tokens, 48),
         batch_size=min(case.batch_size, 4), answer_tokens=min(case.answer_tokens, 24),
         kept_layers=min(case.kept_layers, TINY_LAYERS), cached_layers=min(case.cached_layers, TINY_LAYERS),
-        allocator="default", cap_gib=None, goal_gib=None, is_alone=False,
+        cap_gib=None, goal_gib=None, is_alone=False,
     )  # fmt: skip

@@ -35,7 +35,6 @@ def described(row: dict[str, Any]) -> str:
         f"{row['answer_tokens']} labels": row["answer_tokens"] > 1000,
         "eager": row["attention"] == "eager",
         "transformers": row["decoder"] == "transformers",
-        "expandable": row["allocator"] == "expandable",
         f"cap {row['cap_gib']} GiB": row["cap_gib"],
         "own process": row["is_alone"],
     }

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tool_aware.console import run, table
 from tool_aware.gpu.calibration import compare_row, is_comparable, mean_and_worst, spec_of
-from tool_aware.gpu.estimate import CALIBRATION, Calibration, estimate_training, peak_of, slack_parts
+from tool_aware.gpu.estimate import CALIBRATION, Calibration, estimate_training, widest_activation_bytes
 from tool_aware.gpu.readings import GIB
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -63,20 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-NAMES = (
-    "workspace MiB",
-    *(f"slack, expandable: {part}" for part in ("GiB", "of the widest activation")),
-    *(f"slack, default: {part}" for part in ("of the widest activation", "of what is kept", "of the update")),
-    "bare context GiB",
-    "libraries GiB",
-)
+NAMES = ("workspace MiB", "slack GiB", "slack, of the widest activation", "bare context GiB", "libraries GiB")
 
 
 def constants(calibration: Calibration) -> tuple[float, ...]:
     """The constants in the order of NAMES."""
-    shares = (round(share, 3) for share in (*calibration.slack[:2], *calibration.slack_default[1:]))
-    contexts = (calibration.bare_context_bytes, calibration.libraries_bytes)
-    return round(calibration.workspace_bytes / MIB, 1), *shares, *(round(size / GIB, 3) for size in contexts)
+    gib = (calibration.slack_bytes, calibration.bare_context_bytes, calibration.libraries_bytes)
+    slack, *contexts = (round(size / GIB, 3) for size in gib)
+    return round(calibration.workspace_bytes / MIB, 1), slack, round(calibration.slack_share, 3), *contexts
 
 
 def fit(rows: Sequence[Row]) -> Calibration:
@@ -92,22 +86,23 @@ def fit(rows: Sequence[Row]) -> Calibration:
         for row, spec in zip(rows, specs, strict=True)
         if spec.has_own_decoder and not spec.is_offloading and row["nvml_gib"]
     ]
+    slack_gib, slack_share = _slack(rows)
     return replace(
         CALIBRATION,
         workspace_bytes=statistics.median(workspaces),
-        slack=(*_slack([row for row in rows if row["allocator"] == "expandable"], [0, 1]), 0.0, 0.0),
-        slack_default=(0.0, *_slack([row for row in rows if row["allocator"] == "default"], [1, 2, 3])),
+        slack_bytes=slack_gib * GIB,
+        slack_share=slack_share,
         bare_context_bytes=bare * GIB,
         libraries_bytes=(statistics.median(own) - bare) * GIB,
     )
 
 
-def _slack(rows: Sequence[Row], parts: Sequence[int]) -> list[float]:
+def _slack(rows: Sequence[Row]) -> list[float]:
     from scipy.optimize import nnls
 
     known = [row for row in rows if row["reserved_gib"] is not None]
-    features = [[slack_parts(spec_of(row), peak_of(spec_of(row)))[part] for part in parts] for row in known]
-    shares, _ = nnls(features, [(row["reserved_gib"] - row["allocated_gib"]) * GIB for row in known])
+    features = [[1.0, widest_activation_bytes(spec_of(row)) / GIB] for row in known]
+    shares, _ = nnls(features, [row["reserved_gib"] - row["allocated_gib"] for row in known])
     return list(map(float, shares))
 
 

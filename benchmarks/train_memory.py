@@ -144,10 +144,7 @@ def case_of(row: dict[str, Any], cases: Sequence[Case]) -> Case | None:
 
 def as_row(case: Case) -> dict[str, Any]:
     """A case as its row will have it: with the name of the architecture and the decoder that runs."""
-    preset = ARCHITECTURES[case.preset]
-    is_covered = case.packing != "none" and case.quantization != "8bit"
-    decoder = case.decoder if case.decoder != "auto" else "own" if is_covered else "transformers"
-    return {**asdict(case), "preset": preset, "decoder": decoder}
+    return {**asdict(case), "preset": ARCHITECTURES[case.preset], "decoder": case.running_decoder}
 
 
 # ---- processes ------------------------------------------------------------------------------------------
@@ -206,9 +203,8 @@ def run_process(indices: list[int], cases: Sequence[Case], arguments: argparse.N
             result.skipped += [{**asdict(cases[index]), "why": "out of time"} for index in left]
             return
         say(f"{cases[left[0]].process}: {len(left)} configurations")
-        environ = child_environment(cases[left[0]])
         process = subprocess.Popen(
-            child_command(left, cases, arguments, result), stdout=subprocess.PIPE, text=True, env=environ
+            child_command(left, cases, arguments, result), stdout=subprocess.PIPE, text=True, env=child_environment()
         )
         answered = 0
         for line in process.stdout:
@@ -245,10 +241,9 @@ def child_command(
     return [sys.executable, __file__, *options]
 
 
-def child_environment(case: Case) -> dict[str, str]:
-    """The environment of a child: how its memory is allocated is settled before torch is imported."""
-    segments = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if case.allocator == "expandable" else {}
-    return {**os.environ, "PYTHONWARNINGS": "ignore", **segments}
+def child_environment() -> dict[str, str]:
+    """The environment of a child, with the allocator that train_tool_aware.py asks for before it imports torch."""
+    return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 # ---- in a process: one base model, many adapters ---------------------------------------------------------

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RECORD = {
     "preset", "seq_length", "batch_size", "lora_r", "targets", "checkpointing", "offload", "packing", "quantization",
     "allocated_gib", "reserved_gib", "nvml_gib", "oom", "prefix_tokens", "answer_tokens", "accumulation", "optimizer",
-    "attention", "decoder", "kept_layers", "cached_layers", "allocator", "cap_gib", "seconds_per_step",
+    "attention", "decoder", "kept_layers", "cached_layers", "cap_gib", "seconds_per_step",
 }  # fmt: skip
 
 

@@ -43,9 +43,9 @@ class Calibration:
     """What had to be measured (benchmarks/memory_calibration.py). All else is counted from shapes and dtypes."""
 
     workspace_bytes: float = 37 * 2**20  # that cuBLAS keeps for each thread that multiplies matrices (32 MiB on Hopper)
-    # Reserved by the allocator and not used: GiB, and shares of the parts of the peak that `slack_parts` names.
-    slack: tuple[float, float, float, float] = (0.128, 0.943, 0.0, 0.0)  # expandable segments, as in training
-    slack_default: tuple[float, float, float, float] = (0.0, 2.62, 0.054, 0.841)  # the allocator's usual blocks
+    # Reserved by the allocator (expandable segments, as in training) and not used:
+    slack_bytes: float = 0.128 * GIB  # always,
+    slack_share: float = 0.943  # and this much of the widest activation
     bare_context_bytes: float = 1.205 * GIB  # what a process takes of the card before it has computed anything
     libraries_bytes: float = 0.067 * GIB  # their kernels; as much again with offload's streams or autograd's thread
     source: str = "63 runs on one H200 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
@@ -109,8 +109,7 @@ class MemoryEstimate:
 def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION) -> MemoryEstimate:
     """Estimate the peak memory of a training step: the largest of the moments named above."""
     peak = peak_of(spec)
-    shares = calibration.slack if spec.allocator == "expandable" else calibration.slack_default
-    slack = sum(share * part for share, part in zip(shares, slack_parts(spec, peak), strict=True))
+    slack = calibration.slack_bytes + calibration.slack_share * widest_activation_bytes(spec)
     threads = 1 if spec.has_own_decoder else 2  # autograd's backward pass has a thread of its own
     workspaces = Term("cuBLAS workspaces", threads * calibration.workspace_bytes)
     context = Term("CUDA context", context_bytes(spec, calibration), "and libraries")
@@ -135,11 +134,9 @@ def peak_of(spec: TrainingSpec) -> Moment:
     return max(moments(spec), key=lambda moment: moment.used_bytes)
 
 
-def slack_parts(spec: TrainingSpec, peak: Moment) -> tuple[float, float, float, float]:
-    """What the allocator's slack grows with: a GiB; the widest activation; what layers keep; the optimizer's update."""
-    widest = float(BYTES_16BIT * spec.architecture.intermediate * spec.tokens)
-    kept = sum(term.used_bytes for term in peak.terms if term.name in ("layer inputs", "kept activations"))
-    return GIB, widest, kept, optimizer_moment(spec).used_bytes
+def widest_activation_bytes(spec: TrainingSpec) -> float:
+    """The intermediate activation of one layer, with which the allocator's slack grows."""
+    return float(BYTES_16BIT * spec.architecture.intermediate * spec.tokens)
 
 
 def unmeasured_features(spec: TrainingSpec) -> list[str]:

@@ -54,7 +54,6 @@ class TrainingSpec:
     optimizer: str = "adamw_torch_fused"
     attention: Literal["sdpa", "eager"] = "sdpa"  # of transformers' forward pass
     decoder: Literal["own", "transformers"] = "own"  # as config.yaml wishes; `has_own_decoder` is what becomes of it
-    allocator: Literal["expandable", "default"] = "expandable"  # PYTORCH_ALLOC_CONF; what training asks for
     shards: int = 1  # GPUs over which the linear layers' weights are spread
 
     @property

@@ -137,6 +137,7 @@ def _quantised(linear: nn.Linear, weight: torch.Tensor, quantization: Quantizati
     options = {
         "compress_statistics": quantization.bnb_4bit_use_double_quant,
         "quant_type": quantization.bnb_4bit_quant_type,
+        "quant_storage": torch.bfloat16,  # the bytes as they are; torch before 2.13 shards no integers
     }
     with torch.device("meta"):
         module = Linear4bit(

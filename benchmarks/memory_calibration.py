@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tool_aware.console import run, table
 from tool_aware.gpu.calibration import compare_row, is_comparable, mean_and_worst, spec_of
-from tool_aware.gpu.estimate import CALIBRATION, Calibration, estimate_training, widest_activation_bytes
+from tool_aware.gpu.estimate import CALIBRATION, SLACK_PARTS, Calibration, estimate_training, library_sets, slack_parts
 from tool_aware.gpu.readings import GIB
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -63,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-NAMES = ("workspace MiB", "slack GiB", "slack, of the widest activation", "bare context GiB", "libraries GiB")
+NAMES = ("workspace MiB", *(f"slack, of {part}" for part in SLACK_PARTS), "bare context GiB", "libraries GiB")
 
 
 def constants(calibration: Calibration) -> tuple[float, ...]:
     """The constants in the order of NAMES."""
-    gib = (calibration.slack_bytes, calibration.bare_context_bytes, calibration.libraries_bytes)
-    slack, *contexts = (round(size / GIB, 3) for size in gib)
-    return round(calibration.workspace_bytes / MIB, 1), slack, round(calibration.slack_share, 3), *contexts
+    contexts = (round(size / GIB, 3) for size in (calibration.bare_context_bytes, calibration.libraries_bytes))
+    shares = (round(share, 3) for share in calibration.slack_shares)
+    return round(calibration.workspace_bytes / MIB, 1), *shares, *contexts
 
 
 def fit(rows: Sequence[Row]) -> Calibration:
@@ -82,27 +82,23 @@ def fit(rows: Sequence[Row]) -> Calibration:
     ]
     bare = statistics.median(row["bare_context_gib"] for row in rows if row.get("bare_context_gib"))
     own = [
-        row["nvml_gib"] - row["reserved_gib"]
-        for row, spec in zip(rows, specs, strict=True)
-        if spec.has_own_decoder and not spec.is_offloading and row["nvml_gib"]
+        row["nvml_gib"] - row["reserved_gib"] for row, spec in zip(rows, specs, strict=True) if library_sets(spec) == 1
     ]
-    slack_gib, slack_share = _slack(rows)
     return replace(
         CALIBRATION,
         workspace_bytes=statistics.median(workspaces),
-        slack_bytes=slack_gib * GIB,
-        slack_share=slack_share,
+        slack_shares=tuple(_slack_shares(rows)),
         bare_context_bytes=bare * GIB,
         libraries_bytes=(statistics.median(own) - bare) * GIB,
     )
 
 
-def _slack(rows: Sequence[Row]) -> list[float]:
+def _slack_shares(rows: Sequence[Row]) -> list[float]:
+    """Least squares without negatives, of errors relative to all that a run takes."""
     from scipy.optimize import nnls
 
-    known = [row for row in rows if row["reserved_gib"] is not None]
-    features = [[1.0, widest_activation_bytes(spec_of(row)) / GIB] for row in known]
-    shares, _ = nnls(features, [row["reserved_gib"] - row["allocated_gib"] for row in known])
+    parts = [[part / GIB / row["nvml_gib"] for part in slack_parts(spec_of(row))] for row in rows]
+    shares, _ = nnls(parts, [(row["reserved_gib"] - row["allocated_gib"]) / row["nvml_gib"] for row in rows])
     return list(map(float, shares))
 
 

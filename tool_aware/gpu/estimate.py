@@ -42,15 +42,14 @@ GATHERED_LAYERS = 2  # whole at a time: the one that computes and the next
 class Calibration:
     """What had to be measured (benchmarks/memory_calibration.py). All else is counted from shapes and dtypes."""
 
-    workspace_bytes: float = 37 * 2**20  # that cuBLAS keeps for each thread that multiplies matrices (32 MiB on Hopper)
-    # Reserved by the allocator (expandable segments, as in training) and not used:
-    slack_bytes: float = 0.128 * GIB  # always,
-    slack_share: float = 0.943  # and this much of the widest activation
+    workspace_bytes: float = 32.4 * 2**20  # that cuBLAS keeps for each thread that multiplies matrices, on Hopper
+    # Reserved by the allocator (expandable segments, as in training) and not used: shares of what `slack_parts` names.
+    slack_shares: tuple[float, ...] = (0.076, 0.384, 1.58, 0.313, 0.029)
     bare_context_bytes: float = 1.205 * GIB  # what a process takes of the card before it has computed anything
-    libraries_bytes: float = 0.067 * GIB  # their kernels; as much again with offload's streams or autograd's thread
-    source: str = "63 runs on one H200 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
-    allocated_error_percent: float = 2.0  # above the worst error over those runs
-    error_percent: float = 4.0  # likewise, of all that is needed
+    libraries_bytes: float = 0.067 * GIB  # their kernels, for each set that `library_sets` counts
+    source: str = "67 runs on one H200 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
+    allocated_error_percent: float = 1.0  # above the worst error over those runs
+    error_percent: float = 3.0  # likewise, of all that is needed
 
 
 CALIBRATION = Calibration()
@@ -109,7 +108,7 @@ class MemoryEstimate:
 def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION) -> MemoryEstimate:
     """Estimate the peak memory of a training step: the largest of the moments named above."""
     peak = peak_of(spec)
-    slack = calibration.slack_bytes + calibration.slack_share * widest_activation_bytes(spec)
+    slack = sum(share * part for share, part in zip(calibration.slack_shares, slack_parts(spec), strict=True))
     threads = 1 if spec.has_own_decoder else 2  # autograd's backward pass has a thread of its own
     workspaces = Term("cuBLAS workspaces", threads * calibration.workspace_bytes)
     context = Term("CUDA context", context_bytes(spec, calibration), "and libraries")
@@ -119,8 +118,12 @@ def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION
 
 def context_bytes(spec: TrainingSpec, calibration: Calibration = CALIBRATION) -> float:
     """The CUDA context and the libraries' kernels: what NVML shows beyond torch's reserve."""
-    has_more = spec.is_offloading or not spec.has_own_decoder
-    return calibration.bare_context_bytes + calibration.libraries_bytes * (2 if has_more else 1)
+    return calibration.bare_context_bytes + calibration.libraries_bytes * library_sets(spec)
+
+
+def library_sets(spec: TrainingSpec) -> int:
+    """Count what brings kernels and handles of its own: any step, offload's stream or autograd's thread, 8 bits."""
+    return 1 + (spec.is_offloading or not spec.has_own_decoder) + (spec.quantization == "8bit")
 
 
 def moments(spec: TrainingSpec) -> list[Moment]:
@@ -134,16 +137,21 @@ def peak_of(spec: TrainingSpec) -> Moment:
     return max(moments(spec), key=lambda moment: moment.used_bytes)
 
 
-def widest_activation_bytes(spec: TrainingSpec) -> float:
-    """The intermediate activation of one layer, with which the allocator's slack grows."""
-    return float(BYTES_16BIT * spec.architecture.intermediate * spec.tokens)
+def slack_parts(spec: TrainingSpec) -> tuple[float, ...]:
+    """What the allocator's slack grows with, in the order of SLACK_PARTS; bytes."""
+    widest = float(BYTES_16BIT * spec.architecture.intermediate * spec.tokens)
+    own = spec.has_own_decoder
+    rearranged = base_bytes(spec) if spec.quantization == "none" else 0.0
+    return GIB, widest * own, widest * (not own), optimizer_moment(spec).used_bytes, rearranged
+
+
+SLACK_PARTS = ("a GiB", "the widest activation", "it, with autograd", "the update", "16-bit weights")
 
 
 def unmeasured_features(spec: TrainingSpec) -> list[str]:
     """Name what a spec has that no run of the calibration had: there the formula is counted, not measured."""
     measured_shapes = [PRESETS[name].linear_shapes for name in MEASURED_PRESETS]
     features = {
-        "8-bit weights": spec.quantization == "8bit",
         "biases": spec.architecture.has_qkv_bias,
         "tied embeddings": spec.architecture.ties_embeddings,
         "another shape": spec.architecture.linear_shapes not in measured_shapes,

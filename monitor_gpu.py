@@ -32,7 +32,7 @@ from tool_aware.gpu.architectures import PRESETS, Architecture, find_architectur
 from tool_aware.gpu.dry_run import DryRun
 from tool_aware.gpu.estimate import estimate_training
 from tool_aware.gpu.fit import Fit, fit_card, fitting_config
-from tool_aware.gpu.generation import GenerationSpec, estimate_generation
+from tool_aware.gpu.generation import GenerationSpec, estimate_evaluation
 from tool_aware.gpu.nvml import open_driver
 from tool_aware.gpu.planning import make_plan, open_choices, with_margin
 from tool_aware.gpu.plot import draw, read_log
@@ -161,7 +161,7 @@ def estimate(args: argparse.Namespace) -> int:
     """Print the memory of a training step by term, whether it fits, and what would make it fit."""
     config = load_config(args.config, [*args.overrides, *overrides_of(args)])
     if args.evaluation:
-        return estimate_evaluation(args, config)
+        return evaluation(args, config)
     spec = training_spec(args, config)
     if args.table:
         print(report.fit_table(spec, open_choices(config)))
@@ -180,14 +180,14 @@ def estimate(args: argparse.Namespace) -> int:
         parts = [report.estimate_table(result), report.basis_text(result)]
         parts += [report.exact_text(exact, estimate_training(traceable(spec)), spec)] if exact else []
         parts += [report.fit_text(answer)] if answer else []
-        print("\n".join(filter(None, [*parts, report.speed_text(spec, card)])))
+        print("\n".join(filter(None, [*parts, report.speed_text(spec, card, examples_in_run(args, config))])))
     if answer and args.write:
         write_fitting_config(args.write, args.config, answer, overrides_of(args))
         return EXIT_DONE
     return EXIT_DONE if answer is None or answer.fits_as_it_is else EXIT_GATE
 
 
-def estimate_evaluation(args: argparse.Namespace, config: Config) -> int:
+def evaluation(args: argparse.Namespace, config: Config) -> int:
     """Print the memory of evaluate.py by term."""
     if args.exact or args.table or args.write:
         raise UserError("--exact, --table and --write are about training", where="--evaluation")
@@ -195,7 +195,7 @@ def estimate_evaluation(args: argparse.Namespace, config: Config) -> int:
     spec = GenerationSpec.from_config(config, workload)
     if args.seq_length is not None:
         spec = replace(spec, prompt_tokens=args.seq_length, prefix_tokens=min(spec.prefix_tokens, args.seq_length))
-    result = estimate_generation(spec)
+    result = estimate_evaluation(spec, len(config.toolbox.names))
     if args.json:
         print(json.dumps(report.estimate_record(result, None, None), indent=2))
         return EXIT_DONE
@@ -236,6 +236,16 @@ def training_spec(args: argparse.Namespace, config: Config) -> TrainingSpec:
     spec, source = spec_of_data(config, architecture)
     say(f"lengths: {source}")
     return spec
+
+
+def examples_in_run(args: argparse.Namespace, config: Config) -> float | None:
+    """Count the examples that a run of the config takes through the model; None without data."""
+    training, rows = config.training, workload_of(config).rows
+    if args.seq_length is not None or rows is None:
+        return None
+    if training.max_steps:
+        return training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return rows * training.num_train_epochs
 
 
 def spec_of_data(config: Config, architecture: Architecture | None = None) -> tuple[TrainingSpec, str]:

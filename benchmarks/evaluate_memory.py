@@ -16,6 +16,7 @@ Exit    0 done; 2 something to fix
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
@@ -34,6 +35,7 @@ from _reuse import allocated_bytes, free_memory
 
 from tool_aware.config import load_config
 from tool_aware.console import UserError, run, say, table
+from tool_aware.gpu.calibration import compare_evaluation, mean_and_worst
 from tool_aware.records import write_json
 
 if TYPE_CHECKING:
@@ -161,7 +163,8 @@ def measure(case: Case, model: PeftModel) -> dict[str, Any]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     work_off(case, model)
-    return {**asdict(case), "preset": ARCHITECTURES[case.preset], **peaks()}
+    fed = sum(NAMES.values()) - len(NAMES) if case.work == "choices" else 0
+    return {**asdict(case), "preset": ARCHITECTURES[case.preset], "name_tokens": fed, **peaks()}
 
 
 def work_off(case: Case, model: PeftModel) -> None:
@@ -203,8 +206,27 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out the table of docs/benchmarks/gpu.md."""
     keys = ("preset", "quantization", "work", "batch_size", "prompt_tokens", "prefix_tokens", "new_tokens")
     peak_keys = ("allocated_gib", "reserved_gib", "nvml_gib")
-    headers = ("model", "weights", "work", "rows", "prompt", "prefix", "new", "allocated", "reserved", "NVML GiB")
-    return table(headers, [[row[key] for key in keys] + [row[key] or "-" for key in peak_keys] for row in rows])
+    headers = (
+        "model",
+        "weights",
+        "work",
+        "rows",
+        "prompt",
+        "prefix",
+        "new",
+        "allocated",
+        "reserved",
+        "NVML",
+        "formula",
+    )
+    lines, compared = [], [compare_evaluation(row) for row in rows if row["allocated_gib"]]
+    for row, one in itertools.zip_longest(rows, compared):
+        error = f"{one.allocated_error:+.1%} / {one.total_error:+.1%}" if one else "-"
+        lines.append([row[key] for key in keys] + [row[key] or "-" for key in peak_keys] + [error])
+    errors = {"allocated": [one.allocated_error for one in compared], "in all": [one.total_error for one in compared]}
+    told = [f"formula, {name}: mean error {mean_and_worst(found)[0]:.2%}, worst {mean_and_worst(found)[1]:.2%}"
+            for name, found in errors.items() if found]  # fmt: skip
+    return "\n".join([table(headers, lines), *told])
 
 
 if __name__ == "__main__":

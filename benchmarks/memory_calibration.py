@@ -80,16 +80,18 @@ def fit(rows: Sequence[Row]) -> Calibration:
         (row["allocated_gib"] * GIB - estimate_training(spec).tensor_bytes) / (1 if spec.has_own_decoder else 2)
         for row, spec in zip(rows, specs, strict=True)
     ]
-    bare = statistics.median(row["bare_context_gib"] for row in rows if row.get("bare_context_gib"))
-    own = [
-        row["nvml_gib"] - row["reserved_gib"] for row, spec in zip(rows, specs, strict=True) if library_sets(spec) == 1
+    bare = max(row["bare_context_gib"] for row in rows)  # of a card that is not known, the most is expected
+    libraries = [
+        row["nvml_gib"] - row["reserved_gib"] - row["bare_context_gib"]
+        for row, spec in zip(rows, specs, strict=True)
+        if library_sets(spec) == 1
     ]
     return replace(
         CALIBRATION,
         workspace_bytes=statistics.median(workspaces),
         slack_shares=tuple(_slack_shares(rows)),
         bare_context_bytes=bare * GIB,
-        libraries_bytes=(statistics.median(own) - bare) * GIB,
+        libraries_bytes=statistics.median(libraries) * GIB,
     )
 
 

@@ -362,9 +362,9 @@ def test_evaluation_is_estimated_too(script_without_driver):
     assert result.returncode == 0
     assert "keys and values" in result.stdout
     record = json.loads(script_without_driver.run("estimate", "--evaluation", "--json", *EMPTY_DATA).stdout)
-    assert record["calibrated_on"].startswith("one run on one H200")
+    assert record["calibrated_on"].startswith("21 runs on one H200")
     arguments = ["--batch-size", "128", "--seq-length", "308", "--set", "evaluation.max_new_tokens=80"]
-    assert "128 x 388 tokens" in script_without_driver.run("estimate", "--evaluation", *arguments, *EMPTY_DATA).stdout
+    assert "128 x 448 tokens" in script_without_driver.run("estimate", "--evaluation", *arguments, *EMPTY_DATA).stdout
 
 
 @pytest.mark.parametrize(

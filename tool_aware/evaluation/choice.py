@@ -80,13 +80,12 @@ def score_names(
     for members in batches:
         batch = make_batch(prompts, members, rows, prefix, model.device)
         with torch.inference_mode():
-            logits = _forward(model, cache, batch, trie)  # (rows, 1 + nodes, vocabulary)
-            scores = _log_probabilities(logits, trie)
+            scores = _log_probabilities(_forward(model, cache, batch, trie), trie)
         yield [(row, dict(zip(trie.paths, values, strict=True))) for row, values in zip(members, scores, strict=False)]
 
 
 def _forward(model: PreTrainedModel, cache: PrefixCache, batch: Batch, trie: NameTrie) -> torch.Tensor:
-    """Run tails and trie together; returns the scores behind each tail and behind each node."""
+    """Run tails and trie together; returns the scores behind each tail and each node, (rows, 1 + nodes, vocabulary)."""
     import torch
 
     device, rows, nodes = batch.input_ids.device, len(batch.input_ids), len(trie.tokens)

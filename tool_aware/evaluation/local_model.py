@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-CHOICES_PER_ANSWER = 4  # rows scored in the memory of one answer: nothing is generated, so nothing is kept for it
-
-
 @dataclass(frozen=True)
 class LocalModel:
     """A model in memory with its tokenizer; one with a `peft` adapter can switch it off."""
@@ -73,7 +70,7 @@ class LocalModel:
         indices, label = list(prompts), tool_label_tokens(self.tokenizer)
         names = tool_name_tokens(self.tokenizer, task.tools.names)
         labelled = [prompt + label for prompt in prompts.values()]
-        for batch in score_names(model, labelled, names, batch_size=CHOICES_PER_ANSWER * self.batch_size):
+        for batch in score_names(model, labelled, names, batch_size=self.batch_size):
             yield [_choice(indices[position], scores, task.real_names) for position, scores in batch]
 
     def _grammar(self, tools: Toolbox) -> AnswerGrammar:

@@ -1,15 +1,20 @@
-"""Hold the formula against measured runs: the files benchmarks/results/train_memory*.json."""
+"""Hold the formula against measured runs: the files benchmarks/results/train_memory*.json.
+
+The CUDA context is the card's and its driver's, not the run's. Where a process measured it before it computed anything,
+as training does too, that figure takes the place of the constant.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tool_aware.gpu.architectures import PRESETS
-from tool_aware.gpu.estimate import CALIBRATION, Calibration, estimate_training
+from tool_aware.gpu.estimate import CALIBRATION, Calibration, MemoryEstimate, estimate_training
+from tool_aware.gpu.generation import EVALUATION, GenerationSpec, estimate_generation
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.spec import TrainingSpec
 
@@ -18,7 +23,7 @@ from tool_aware.gpu.spec import TrainingSpec
 class Comparison:
     """A measured run and the estimate for it; errors as shares of the measured value, None where not measured."""
 
-    spec: TrainingSpec
+    spec: TrainingSpec | GenerationSpec
     allocated_error: float
     reserved_error: float | None
     total_error: float | None
@@ -37,9 +42,21 @@ def is_comparable(row: Mapping[str, Any]) -> bool:
 
 def compare_row(row: Mapping[str, Any], calibration: Calibration = CALIBRATION) -> Comparison:
     """Estimate one measured run."""
-    estimate = estimate_training(spec_of(row), calibration)
+    if row.get("bare_context_gib"):
+        calibration = replace(calibration, bare_context_bytes=row["bare_context_gib"] * GIB)
+    spec = spec_of(row)
+    return _compared(spec, estimate_training(spec, calibration), row)
+
+
+def compare_evaluation(row: Mapping[str, Any], calibration: Calibration = EVALUATION) -> Comparison:
+    """Estimate one run of benchmarks/evaluate_memory.py."""
+    spec = generation_spec_of(row)
+    return _compared(spec, estimate_generation(spec, calibration), row)
+
+
+def _compared(spec: TrainingSpec | GenerationSpec, estimate: MemoryEstimate, row: Mapping[str, Any]) -> Comparison:
     return Comparison(
-        estimate.spec,
+        spec,
         estimate.allocated_bytes / GIB / row["allocated_gib"] - 1,
         _error(estimate.reserved_bytes, row["reserved_gib"]),
         _error(estimate.total_bytes, row["nvml_gib"]),
@@ -54,6 +71,13 @@ def mean_and_worst(errors: Sequence[float | None]) -> tuple[float, float] | None
 
 def _error(estimated_bytes: float, measured_gib: float | None) -> float | None:
     return None if measured_gib is None else estimated_bytes / GIB / measured_gib - 1
+
+
+def generation_spec_of(row: Mapping[str, Any]) -> GenerationSpec:
+    """Read the spec of a measured evaluation."""
+    model = TrainingSpec(PRESETS[row["preset"]], row["quantization"])
+    names = set(GenerationSpec.__dataclass_fields__) & row.keys()
+    return GenerationSpec(model, **{name: row[name] for name in names})
 
 
 def spec_of(row: Mapping[str, Any]) -> TrainingSpec:

@@ -47,9 +47,11 @@ class Calibration:
     slack_shares: tuple[float, ...] = (0.076, 0.384, 1.58, 0.313, 0.029)
     bare_context_bytes: float = 1.205 * GIB  # what a process takes of the card before it has computed anything
     libraries_bytes: float = 0.067 * GIB  # their kernels, for each set that `library_sets` counts
-    source: str = "67 runs on one H200 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
-    allocated_error_percent: float = 1.0  # above the worst error over those runs
-    error_percent: float = 3.0  # likewise, of all that is needed
+    source: str = (
+        "67 runs on one H200 and held to 32 on an H100 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
+    )
+    allocated_error_percent: float = 1.0  # above the worst error over all those runs
+    error_percent: float = 4.0  # likewise, of all that is needed
 
 
 CALIBRATION = Calibration()

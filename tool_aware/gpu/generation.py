@@ -1,31 +1,55 @@
-"""Estimate the GPU memory of evaluation: greedy generation for a batch of prompts."""
+"""Estimate the GPU memory of evaluation: answers to a batch of prompts, and scores of the tools' names.
+
+Keys and values of all rows are kept to the last new token, so a batch is mostly these. On top come, whichever is
+largest: one layer over all tokens that the rows do not share, the keys and values of one layer spread out to all query
+heads in a decoding step, or the scores over the vocabulary where tools are chosen without answering.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from tool_aware.config import Config
-from tool_aware.gpu.estimate import BYTES_PER_WEIGHT, CALIBRATION, MemoryEstimate, context_bytes
-from tool_aware.gpu.spec import BYTES_16BIT, LOGIT_BYTES, Term, TrainingSpec
+from tool_aware.gpu.estimate import BYTES_PER_WEIGHT, CALIBRATION, Calibration, MemoryEstimate
+from tool_aware.gpu.readings import GIB
+from tool_aware.gpu.spec import BYTES_16BIT, Term, TrainingSpec
 from tool_aware.gpu.workload import Workload
 
-ALLOCATOR_SLACK = 0.3  # of what comes and goes; not measured for generation
-ERROR_PERCENT = 12.0  # the one measured run allocated 11 % more: benchmarks/results/evaluate_throughput_h200.json
+COLUMNS_MULTIPLE = 64  # of evaluation/inference.py: what a row has room for is rounded up
+FED_NAME_TOKENS = 3  # of a tool's name, the last token is only predicted
+# 16-bit values per token in one layer with an adapter, while the update of the up projection is added: intermediates
+# (the gate, the product, the update and its scaled copy) and states; and beside a dequantised matrix.
+WIDE_VALUES, NARROW_VALUES = 4, 4
+NARROW_VALUES_IN_PRODUCT = 6
+SCORE_BYTES = BYTES_16BIT + 4 + 4  # the model's, in float32, and their logarithms
+WORKSPACES = 3  # cuBLAS': of the usual stream and of those that record a CUDA graph
+LIBRARY_SETS = 2
+
+# The allocator's usual blocks: reserved and not used, in GiB, of the working set, of keys and values.
+SLACK_SHARES = (0.157, 0.47, 0.055)
+EVALUATION = replace(
+    CALIBRATION,
+    slack_shares=SLACK_SHARES,
+    source="21 runs on one H200 (torch 2.11, CUDA 13), benchmarks/results/evaluate_memory_h200.json",
+    allocated_error_percent=3.0,
+    error_percent=9.0,
+)
 
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """What decides the memory of generation. Lengths in tokens."""
+    """What decides the memory of evaluation. Lengths in tokens."""
 
     model: TrainingSpec  # architecture, quantisation and adapter; its training fields are not used
     batch_size: int = 16
     prompt_tokens: int = 400
-    prefix_tokens: int = 0  # of the prompt, computed once and kept
+    prefix_tokens: int = 0  # with which all prompts begin
     new_tokens: int = 256
+    name_tokens: int = 0  # fed to score the tools' names; 0: answers are generated
 
     @classmethod
     def from_config(cls, config: Config, workload: Workload) -> GenerationSpec:
-        """Read a spec out of config.yaml and the lengths of the data."""
+        """Read the spec of the answers out of config.yaml and the lengths of the data."""
         return cls(
             model=TrainingSpec.from_config(config),
             batch_size=config.evaluation.batch_size,
@@ -34,42 +58,68 @@ class GenerationSpec:
             new_tokens=config.evaluation.max_new_tokens,
         )
 
+    def choices(self, tools: int) -> GenerationSpec:
+        """The spec of scoring `tools` names for the same prompts."""
+        return replace(self, new_tokens=0, name_tokens=FED_NAME_TOKENS * tools + 1)
 
-def estimate_generation(spec: GenerationSpec) -> MemoryEstimate:
-    """Estimate the peak: at the prefill (all prompts at once) or at the last new token, whichever is larger."""
+    @property
+    def columns(self) -> int:
+        """Tokens that a row has room for."""
+        whole = self.prompt_tokens + self.new_tokens + self.name_tokens
+        return whole if self.name_tokens else -(-whole // COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens of all rows that go through the model at once: those that they do not share."""
+        return self.batch_size * (max(1, self.prompt_tokens - self.prefix_tokens) + self.name_tokens)
+
+
+def estimate_evaluation(answers: GenerationSpec, tools: int) -> MemoryEstimate:
+    """Estimate what evaluate.py needs: the larger of answering and of scoring the names of `tools` tools."""
+    return max(
+        estimate_generation(answers),
+        estimate_generation(answers.choices(tools)),
+        key=lambda estimate: estimate.total_bytes,
+    )
+
+
+def estimate_generation(spec: GenerationSpec, calibration: Calibration = EVALUATION) -> MemoryEstimate:
+    """Estimate the peak of one kind of work."""
     architecture, model = spec.model.architecture, spec.model
-    adapter = architecture.adapter_parameters(model.lora_r, model.targets)
-    cached_per_token = 2 * BYTES_16BIT * architecture.kv_width * architecture.layers
-    fresh = spec.prompt_tokens - spec.prefix_tokens
-    # The prefix is copied for each prompt of a batch, and kept once more for the next batch.
-    kept_prefix = spec.prefix_tokens * cached_per_token
-    whole = spec.batch_size * (spec.prompt_tokens + spec.new_tokens) * cached_per_token
-    # Keys and values of one layer are repeated for the query heads that share them.
-    repeated = whole / architecture.layers * architecture.heads / architecture.kv_heads
-    prefill_tokens = spec.batch_size * max(1, fresh)
-    layer = prefill_tokens * (3 * BYTES_16BIT * architecture.intermediate + 4 * BYTES_16BIT * architecture.hidden)
-    largest_matrix = max(inputs * outputs for inputs, outputs in architecture.linear_shapes.values())
-    dequantized = largest_matrix * BYTES_16BIT * (model.quantization != "none")
-    logits = LOGIT_BYTES * architecture.vocabulary * spec.batch_size
     width = BYTES_PER_WEIGHT[model.quantization, model.double_quantization]
-    working = max(layer, repeated) + dequantized
-    slack = ALLOCATOR_SLACK * (whole + working + logits)
+    adapter = architecture.adapter_parameters(model.lora_r, model.targets)
+    kept = spec.batch_size * spec.columns * 2 * BYTES_16BIT * architecture.kv_width * architecture.layers
+    peaks_in, working = max(_working_sets(spec).items(), key=lambda item: item[1])
+    slack = sum(share * part for share, part in zip(calibration.slack_shares, (GIB, working, kept), strict=True))
     terms = (
         Term("base weights", architecture.linear_parameters * width),
         Term("16-bit weights", architecture.other_parameters * BYTES_16BIT, "embeddings, output layer, norms"),
         Term("adapter", adapter * BYTES_16BIT),
-        Term("kept prefix", kept_prefix, f"{spec.prefix_tokens} tokens, once"),
-        Term("keys and values", whole, f"{spec.batch_size} x {spec.prompt_tokens + spec.new_tokens} tokens"),
-        Term("one layer's working set", working),
-        Term("logits", logits),
-        Term("cuBLAS workspaces", CALIBRATION.workspace_bytes),
+        Term("keys and values", kept, f"{spec.batch_size} x {spec.columns} tokens"),
+        Term("working set", working),
+        Term("cuBLAS workspaces", WORKSPACES * calibration.workspace_bytes),
         Term("allocator slack", slack),
-        Term("CUDA context", context_bytes(model), "and libraries"),
+        Term(
+            "CUDA context",
+            calibration.bare_context_bytes + LIBRARY_SETS * calibration.libraries_bytes,
+            "and libraries",
+        ),
     )
-    calibration = replace(
-        CALIBRATION,
-        source="one run on one H200, which took 11 % more than counted from shapes",
-        allocated_error_percent=ERROR_PERCENT,
-        error_percent=ERROR_PERCENT,
-    )
-    return MemoryEstimate(model, "the last new token", terms, calibration)
+    return MemoryEstimate(model, peaks_in, terms, calibration)
+
+
+def _working_sets(spec: GenerationSpec) -> dict[str, float]:
+    """Bytes besides weights and kept keys and values, by the moment at which they can be the peak."""
+    architecture, tokens = spec.model.architecture, spec.own_tokens
+    wide, narrow = architecture.intermediate * BYTES_16BIT, architecture.hidden * BYTES_16BIT
+    mask = tokens * (spec.prompt_tokens + spec.name_tokens)  # a byte for every pair
+    largest_matrix = max(inputs * outputs for inputs, outputs in architecture.linear_shapes.values())
+    dequantised = largest_matrix * BYTES_16BIT * (spec.model.quantization != "none")
+    scored = spec.batch_size * (1 + spec.name_tokens)
+    layer = tokens * (WIDE_VALUES * wide + NARROW_VALUES * narrow)
+    product = tokens * NARROW_VALUES_IN_PRODUCT * narrow + dequantised
+    moments = {"the prompts of a batch": max(layer, product) + mask}
+    if spec.name_tokens:
+        return moments | {"the scores of the tools": scored * architecture.vocabulary * SCORE_BYTES}
+    spread_out = 2 * spec.batch_size * spec.columns * BYTES_16BIT * architecture.heads * architecture.head_dim
+    return moments | {"a new token": spread_out}

@@ -16,7 +16,7 @@ from tool_aware.gpu.fit import LARGEST_BATCH, Fit, as_yaml, fit_card, largest_ba
 from tool_aware.gpu.planning import needed_bytes
 from tool_aware.gpu.readings import GIB, GpuReading
 from tool_aware.gpu.spec import TrainingSpec
-from tool_aware.gpu.speed import estimate_speed
+from tool_aware.gpu.speed import MEAN_ERROR_PERCENT, MEASURED_ON, WORST_ERROR_PERCENT, estimate_speed
 
 SHOWN_FROM_GIB = 0.005  # smaller terms would be shown as 0.00
 COMMON_CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 80)
@@ -153,17 +153,21 @@ def fit_text(answer: Fit) -> str:
     return "\n".join(lines)
 
 
-def speed_text(spec: TrainingSpec, card: str | None) -> str | None:
-    """Time of a micro-step on a card, marked as the guess it is; None for a card whose rates are not known."""
+def speed_text(spec: TrainingSpec, card: str | None, examples_in_run: float | None = None) -> str | None:
+    """Time of a micro-step and of a run on a card, marked as an estimate; None if the card's rates are not known."""
     speed = estimate_speed(spec, card) if card else None
     if speed is None:
         return None
     examples = f"{spec.batch_size} example{'s' * (spec.batch_size > 1)}"
-    return (
-        f"time on {card}: {speed.limit_s:.2f} to {speed.expected_s:.2f} s a micro-step of {examples}, "
-        f"{spec.tokens / speed.expected_s:,.0f} to {spec.tokens / speed.limit_s:,.0f} tokens/s\n"
-        f"  a guess from published rates: all of them, or the {speed.share:.0%} that such steps reached on one H200"
-    )
+    lines = [
+        f"time on {card}: {speed.expected_s:.2f} s a micro-step of {examples}, "
+        f"{spec.tokens / speed.expected_s:,.0f} tokens/s; no faster than {speed.limit_s:.2f} s by its published rate"
+    ]
+    if examples_in_run:
+        minutes = examples_in_run / spec.batch_size * speed.expected_s / 60
+        lines.append(f"  some {minutes:,.0f} minutes for the run's {examples_in_run:,.0f} examples, without validation")
+    error = f"{MEAN_ERROR_PERCENT} % off on average, {WORST_ERROR_PERCENT} % at most, over {MEASURED_ON}"
+    return "\n".join([*lines, f"  an estimate: {error}; slower cards were not measured"])
 
 
 def fit_table(spec: TrainingSpec, is_open: frozenset[str]) -> str:

@@ -302,7 +302,7 @@ class Summary:
     peak_gib: float | None  # allocated by torch; None without a GPU
     exported: Exported
     references: References | None  # what a merged model is measured by; None if none is wanted
-    fallback: str | None  # what was computed in a slower way than wished, and why
+    fallbacks: list[str]  # what was computed in a slower way than wished or planned, and why
 
 
 def fit(job: Job, model: PeftModel, resume_from: Path | None, *, merges: bool) -> Summary:
@@ -343,7 +343,8 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None, *, merges: bool) -
     say(f"exporting the adapter of step {exported.step}: {exported.why}")
     states = trainer.micro_step.answer_states
     measured_by = references(states, job.config, job.tokenizer, job.tool_names) if merges else None
-    return Summary(steps, seconds, peak_gib, exported, measured_by, trainer.fallback)
+    fallbacks = [*([trainer.fallback] if trainer.fallback else []), *trainer.micro_step.concessions]
+    return Summary(steps, seconds, peak_gib, exported, measured_by, fallbacks)
 
 
 # ---- after it -------------------------------------------------------------------------------------------
@@ -378,6 +379,7 @@ def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[st
         validation=exported.validation.as_dict() if exported.validation else None,
         device=device_name(),
         license=license_of(job.config.model),
+        fallbacks=summary.fallbacks,
         merged=merged.as_dict() if merged else None,
     )
     write_run_card(job.output_dir, facts)
@@ -393,7 +395,7 @@ def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[st
         inputs=[job.config.dataset.dir / f"{split}.json" for split in job.data],
         outputs=pinned,
         counts={split: len(examples) for split, examples in job.examples.items()},
-        fallbacks=[*fallbacks, *([summary.fallback] if summary.fallback else [])],
+        fallbacks=[*fallbacks, *summary.fallbacks],
         steps=summary.steps,
         training_seconds=round(summary.seconds, 1),
         peak_gib=summary.peak_gib,

@@ -123,7 +123,7 @@ def train_timed(
     return TimedSteps(
         seconds,
         losses,
-        has_given_way=trainer.micro_step.has_given_way,
+        has_given_way=bool(trainer.micro_step.concessions),
         decoder="own" if trainer.micro_step.decoder else "transformers",
         tokens=tokens,
         loss_before=loss_before,

@@ -196,6 +196,7 @@ def test_a_final_model_that_chooses_otherwise_fails_the_gate_and_names_the_rows(
     assert len(checked.different) > 0
     with pytest.raises(GateFailed, match=rf"on {len(checked.different)} of 20 rows of val.json") as caught:
         Merged(Way("dequantized", "float32"), {}, checked, reference).demand_agreement(["a", "b", "c", "d"])
+    assert "export.merge_base=auto" in caught.value.fix
     first = checked.different[0]
     assert f"row {sample.numbers[first]}: " in str(caught.value)
     assert caught.value.exit_code == 3

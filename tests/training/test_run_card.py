@@ -86,6 +86,12 @@ def test_the_card_tells_how_the_merged_model_came_about(facts):
     assert "on 119 of 120 rows of test.json" in card
 
 
+def test_the_card_tells_what_did_not_go_as_planned(facts):
+    told = "out of GPU memory: micro-batches are split into 4 examples from here on"
+    assert f"| not as planned | {told} |" in render_card(replace(facts, fallbacks=[told]), [])
+    assert "not as planned" not in render_card(facts, [])
+
+
 def test_the_card_lies_beside_the_curves_and_in_the_adapters_folder(facts, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(step(1, 2.0)) + "\n")
     facts.adapter.mkdir()

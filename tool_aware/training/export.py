@@ -89,7 +89,8 @@ class Merged:
         raise GateFailed(
             f"the merged model chooses another tool than base + adapter on {len(lines)} of {self.checked.rows} rows of "
             f"{sample.file}:\n  " + "\n  ".join(lines[:PROBLEMS_SHOWN]),
-            fix="use the adapter on the quantised base, or --set export.merge_base=auto --set export.dtype=auto",
+            fix="use the adapter on the quantised base"
+            + ("" if self.measured else ", or --set export.merge_base=auto --set export.dtype=auto"),
         )
 
 

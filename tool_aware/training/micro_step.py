@@ -52,7 +52,7 @@ class MicroStep:
         self._model, self._examples, self._packing = model, examples, packing
         self._device, self.decoder, self._is_sharded = device, decoder, is_sharded
         self.limit = limit
-        self.has_given_way = False  # memory ran out, and less is taken from then on than was planned
+        self.concessions: list[str] = []  # to memory that ran out
         self.backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
         self.flat_gradient: torch.Tensor | None = None
         self._packed_ahead: tuple[list[int], Pack] | None = None
@@ -76,13 +76,11 @@ class MicroStep:
         concession = self.decoder.give_way() if self.decoder else None
         if concession is None and (self.limit == 1 or self._is_sharded):
             return False
-        self.has_given_way = True
         if concession is None:
             self.limit = -(-min(self.limit, rows) // 2)
             concession = f"micro-batches are split into {self.limit} examples"
-        warn(
-            f"out of GPU memory: {concession} from here on (the effective batch stays the same)", from_any_process=True
-        )
+        self.concessions.append(f"out of GPU memory: {concession} from here on")
+        warn(f"{self.concessions[-1]} (the effective batch stays the same)", from_any_process=True)
         return True
 
     def pack_ahead(self, rows: list[int]) -> None:

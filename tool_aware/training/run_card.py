@@ -34,6 +34,7 @@ class RunFacts:
     validation: Mapping[str, float] | None
     device: str
     license: str | None
+    fallbacks: Sequence[str] = ()  # what went another way than wished or planned
     merged: Mapping[str, Any] | None = None  # how the merged model agrees with base + adapter; None if there is none
 
 
@@ -92,6 +93,8 @@ def _figures(facts: RunFacts, logged: Sequence[Mapping[str, Any]]) -> Iterator[t
         yield "examples per second", f"{examples / seconds:.1f}"
         yield "last logged training loss", f"{logged[-1]['loss']:.4f}"
     yield "peak GPU memory", f"{max(peaks):.2f} GiB allocated" if peaks else "none used"
+    for fallback in facts.fallbacks:
+        yield "not as planned", fallback
     yield "device", facts.device
     versions = package_versions()
     yield "versions", ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,82 +52,22 @@ def lark(tools: Toolbox, *, begins_with: str = "") -> str:
     return "\n".join([f'start: ({calls}) "\\nReasoning: " REASONING', *rules, reasoning, ""])
 
 
-# ---- regex ------------------------------------------------------------------------------------------------
+# ---- regex and GBNF: one walk over the schemas, two notations ------------------------------------------------
 
 
 def regex(tools: Toolbox) -> str:
     """Write the grammar as one regular expression; it matches a whole answer."""
-    calls = "|".join(rf"{re.escape(tool.name)}\nParameters: {_object_regex(tool.parameters)}" for tool in tools)
+    notation = _Regex()
+    calls = "|".join(rf"{re.escape(tool.name)}\nParameters: {notation.object_of(tool.parameters)}" for tool in tools)
     return rf"Tool: (?:{calls})\nReasoning: [^ \n][^\n]{{0,{REASONING_CHARS - 1}}}"
-
-
-def _regex_of(schema: Mapping[str, Any], depth: int = FREE_DEPTH) -> str:
-    if "enum" in schema or "const" in schema:
-        return _any_of([re.escape(_json(value)) for value in schema.get("enum", [schema.get("const")])])
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    return _any_of([_typed_regex(kind, schema, depth) for kind in kinds]) if kinds else _free_regex(depth)
-
-
-def _typed_regex(kind: str, schema: Mapping[str, Any], depth: int) -> str:
-    if kind in ("integer", "number"):
-        pattern = _INTEGER if kind == "integer" else _NUMBER
-        return pattern.removeprefix("-?") if schema.get("minimum", -1) >= 0 else pattern
-    if kind == "array":
-        item = _regex_of(schema.get("items", {}), depth - 1) if schema.get("items") or depth > 0 else _scalar_regex()
-        return rf"\[(?:{item}(?:, {item})*)?\]"
-    if kind == "object":
-        return _object_regex(schema) if schema.get("properties") else _free_object_regex(depth)
-    return {"string": _STRING, "boolean": "(?:true|false)", "null": "null"}[kind]
-
-
-def _object_regex(schema: Mapping[str, Any]) -> str:
-    """Properties in the schema's order; the optional ones may be left out."""
-    properties = list(schema.get("properties", {}).items())
-    required = set(schema.get("required", ()))
-
-    def rest(index: int, is_first: bool) -> str:
-        if index == len(properties):
-            return ""
-        name, details = properties[index]
-        present = ("" if is_first else ", ") + re.escape(_json(name)) + ": " + _regex_of(details)
-        if name in required:
-            return present + rest(index + 1, False)
-        if not is_first:
-            return f"(?:{present})?" + rest(index + 1, False)
-        return _any_of([present + rest(index + 1, False), rest(index + 1, True)])
-
-    return r"\{" + rest(0, True) + r"\}"
-
-
-def _scalar_regex() -> str:
-    return f"(?:{_STRING}|{_NUMBER}|true|false|null)"
-
-
-def _free_regex(depth: int) -> str:
-    if depth <= 0:
-        return _scalar_regex()
-    item = _free_regex(depth - 1)
-    return rf"(?:{_scalar_regex()}|\[(?:{item}(?:, {item})*)?\]|{_free_object_regex(depth)})"
-
-
-def _free_object_regex(depth: int) -> str:
-    item = f"{_STRING}: {_free_regex(depth - 1)}"
-    return rf"\{{(?:{item}(?:, {item})*)?\}}"
-
-
-def _any_of(choices: Sequence[str]) -> str:
-    return choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})"
-
-
-# ---- GBNF -------------------------------------------------------------------------------------------------
 
 
 def gbnf(tools: Toolbox) -> str:
     """Write the grammar for llama.cpp."""
-    calls = " | ".join(f"{_literal(f'Tool: {tool.name}')} {_rule_name(tool)}" for tool in tools)
+    notation = _Gbnf()
+    calls = " | ".join(f"{notation.literal(f'Tool: {tool.name}')} {_rule_name(tool)}" for tool in tools)
     reasoning = rf"[^ \n] [^\n]{{0,{REASONING_CHARS - 1}}}"
-    rules = [f'{_rule_name(tool)} ::= "\\nParameters: " {_object_gbnf(tool.parameters)}' for tool in tools]
+    rules = [f'{_rule_name(tool)} ::= "\\nParameters: " {notation.object_of(tool.parameters)}' for tool in tools]
     return "\n".join([f'root ::= ({calls}) "\\nReasoning: " {reasoning}', *rules, _GBNF_BASE, ""])
 
 
@@ -134,47 +75,109 @@ def _rule_name(tool: Tool) -> str:
     return "call-" + re.sub(r"[^a-zA-Z0-9]+", "-", tool.name)  # GBNF allows letters, digits and dashes
 
 
-def _gbnf_of(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema or "const" in schema:
-        return _group([_literal(_json(value)) for value in schema.get("enum", [schema.get("const")])])
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    return _group([_typed_gbnf(kind, schema) for kind in kinds]) if kinds else "value"
+class _Notation(ABC):
+    """How a dialect writes values that fit a JSON schema; `depth` is how deep one without a schema may be nested."""
+
+    group: str  # opens one
+    bar: str  # between alternatives
+    space: str  # between what follows one another
+
+    @abstractmethod
+    def literal(self, text: str) -> str:
+        """Write `text` as it is."""
+
+    @abstractmethod
+    def typed(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:
+        """Write any value of a JSON type."""
+
+    @abstractmethod
+    def free(self, depth: int) -> str:
+        """Write any value."""
+
+    def value_of(self, schema: Mapping[str, Any], depth: int = FREE_DEPTH) -> str:
+        """Write the values that fit `schema`."""
+        if "enum" in schema or "const" in schema:
+            return self._any_of([self.literal(_json(value)) for value in schema.get("enum", [schema.get("const")])])
+        kinds = schema.get("type", [])
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        return self._any_of([self.typed(kind, schema, depth) for kind in kinds]) if kinds else self.free(depth)
+
+    def object_of(self, schema: Mapping[str, Any]) -> str:
+        """Write an object: properties in the schema's order; the optional ones may be left out."""
+        properties = list(schema.get("properties", {}).items())
+        required = set(schema.get("required", ()))
+
+        def rest(index: int, *, is_first: bool) -> str:
+            if index == len(properties):
+                return ""
+            name, details = properties[index]
+            key = ("" if is_first else ", ") + _json(name) + ": "
+            present, others = self._joined(self.literal(key), self.value_of(details)), rest(index + 1, is_first=False)
+            if name in required:
+                return self._joined(present, others)
+            if not is_first:
+                return self._joined(f"{self.group}{present})?", others)
+            without = rest(index + 1, is_first=True) or self.literal("")
+            return self._any_of([self._joined(present, others), without])
+
+        return self._joined(self.literal("{"), rest(0, is_first=True), self.literal("}"))
+
+    def _any_of(self, choices: Sequence[str]) -> str:
+        return choices[0] if len(choices) == 1 else f"{self.group}{self.bar.join(choices)})"
+
+    def _joined(self, *parts: str) -> str:
+        return self.space.join(filter(None, parts))
 
 
-def _typed_gbnf(kind: str, schema: Mapping[str, Any]) -> str:
-    if kind == "array" and schema.get("items"):
-        item = _gbnf_of(schema["items"])
-        return f'("[" ({item} (", " {item})*)? "]")'
-    if kind == "object" and schema.get("properties"):
-        return _object_gbnf(schema)
-    return kind
+class _Regex(_Notation):
+    group, bar, space = "(?:", "|", ""
+
+    def literal(self, text: str) -> str:
+        return re.escape(text).replace(r"\ ", " ")  # not every engine knows an escaped space
+
+    def typed(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:
+        if kind in ("integer", "number"):
+            pattern = _INTEGER if kind == "integer" else _NUMBER
+            return pattern.removeprefix("-?") if schema.get("minimum", -1) >= 0 else pattern
+        if kind == "array":
+            items = schema.get("items")
+            return self._array(self.value_of(items or {}, depth - 1) if items or depth > 0 else self._scalar())
+        if kind == "object":
+            return self.object_of(schema) if schema.get("properties") else self._free_object(depth)
+        return {"string": _STRING, "boolean": "(?:true|false)", "null": "null"}[kind]
+
+    def free(self, depth: int) -> str:
+        if depth <= 0:
+            return self._scalar()
+        return self._any_of([self._scalar(), self._array(self.free(depth - 1)), self._free_object(depth)])
+
+    def _scalar(self) -> str:
+        return self._any_of([_STRING, _NUMBER, "true", "false", "null"])
+
+    def _array(self, item: str) -> str:
+        return rf"\[(?:{item}(?:, {item})*)?\]"
+
+    def _free_object(self, depth: int) -> str:
+        item = f"{_STRING}: {self.free(depth - 1)}"
+        return rf"\{{(?:{item}(?:, {item})*)?\}}"
 
 
-def _object_gbnf(schema: Mapping[str, Any]) -> str:
-    properties = list(schema.get("properties", {}).items())
-    required = set(schema.get("required", ()))
+class _Gbnf(_Notation):
+    group, bar, space = "(", " | ", " "
 
-    def rest(index: int, is_first: bool) -> str:
-        if index == len(properties):
-            return ""
-        name, details = properties[index]
-        present = _literal(("" if is_first else ", ") + _json(name) + ": ") + " " + _gbnf_of(details)
-        if name in required:
-            return f"{present} {rest(index + 1, False)}"
-        if not is_first:
-            return f"({present})? {rest(index + 1, False)}"
-        return f"({present} {rest(index + 1, False)} | {rest(index + 1, True) or _literal('')})"
+    def literal(self, text: str) -> str:
+        return _json(text)
 
-    return f'"{{" {rest(0, True)} "}}"'
+    def typed(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:
+        if kind == "array" and schema.get("items"):
+            item = self.value_of(schema["items"])
+            return f'("[" ({item} (", " {item})*)? "]")'
+        if kind == "object" and schema.get("properties"):
+            return self.object_of(schema)
+        return kind
 
-
-def _group(choices: Sequence[str]) -> str:
-    return choices[0] if len(choices) == 1 else f"({' | '.join(choices)})"
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    def free(self, depth: int) -> str:
+        return "value"
 
 
 def _json(value: object) -> str:

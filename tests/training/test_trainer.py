@@ -87,6 +87,29 @@ def test_a_run_goes_on_with_another_split_of_its_effective_batch(make_trainer):
     assert difference < 1e-4
 
 
+@pytest.mark.parametrize("decoder", ["auto", "transformers"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_resumed_run_learns_what_an_uninterrupted_one_does(make_trainer, dtype, decoder):
+    """In 16 bits, as on a GPU, the adapter has to stay in 16 bits, and the decoder's and optimizer's own."""
+    settings = {"quantization__bnb_4bit_compute_dtype": dtype, "optimization__decoder": decoder}
+    whole = make_trainer(training__max_steps=4, training__save_steps=2, training__eval_steps=2, **settings)
+    train(whole, None)
+    resumed = make_trainer(training__max_steps=4, training__save_steps=2, training__eval_steps=2, **settings)
+    train(resumed, Path(whole.args.output_dir) / "checkpoint-2")
+    assert adapter_of(resumed).dtype == getattr(torch, dtype)
+    assert torch.equal(adapter_of(whole), adapter_of(resumed))
+    assert resumed.validations.history == whole.validations.history
+
+
+def test_a_decoder_that_works_on_other_parameters_than_the_models_is_refused(make_trainer):
+    trainer = make_trainer(training__max_steps=1)
+    for module in trainer.model.modules():
+        if hasattr(module, "lora_A"):
+            module.lora_A["default"].weight = torch.nn.Parameter(module.lora_A["default"].weight.detach().clone())
+    with pytest.raises(RuntimeError, match="was replaced"):
+        train(trainer, None)
+
+
 def test_checkpointing_layers_does_not_change_what_is_learnt(make_trainer):
     results = []
     for is_on in ("true", "false"):

@@ -250,7 +250,7 @@ class PackedDecoder:
         self._device = self._head.weight.device
         self._backend = backend or Backend.of(self._device)
         self._operations = self._backend.operations
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._layers = [
             _Layer(layer, self._operations, is_cached=number < cached_layers)
             for number, layer in enumerate(self._model.layers)
@@ -296,7 +296,7 @@ class PackedDecoder:
     @torch.no_grad()
     def add_gradient(self, pack: Pack, weight: torch.Tensor | float) -> torch.Tensor:
         """Add the gradient of `weight` times the sum of the labels' losses to the adapter; return that, a scalar."""
-        for parameter in self._trained:
+        for parameter in self.trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         x, pack, on = self._start(pack)  # x (T, H)

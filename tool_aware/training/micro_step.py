@@ -94,6 +94,12 @@ class MicroStep:
             if self.decoder:
                 self.decoder.prepare(self._packed_ahead[1])
 
+    def demand_own_parameters(self) -> None:
+        """Raise RuntimeError if gradients would be added to parameters that are no longer the model's."""
+        own = {id(parameter) for parameter in self._trained()}
+        if self.decoder and {id(parameter) for parameter in self.decoder.trained} != own:
+            raise RuntimeError("the model's adapter was replaced after the decoder had taken it up")
+
     @torch.no_grad()
     def rows_with_infinite_loss(self, rows: Sequence[int]) -> list[int]:
         """Find those of `rows` whose loss is not finite."""

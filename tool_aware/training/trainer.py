@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -259,6 +261,10 @@ class PackedTrainer(Trainer):
         if self.scores_at(self.state.global_step) and not is_scored:
             self._evaluate()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Trainer's would put new parameters, of 32 bits, in the place of those that decoder and optimizer work on.
+        set_peft_model_state_dict(self.model, load_file(Path(resume_from_checkpoint) / SAFETENSORS_WEIGHTS_NAME))
+
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         with self.throughput.paused():
             self.processes.check_replicas(self._trainable(), self.optimizer)
@@ -286,6 +292,7 @@ class _Bookkeeping(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         trainer = self._trainer
+        trainer.micro_step.demand_own_parameters()
         trainer.model.train()  # here and not at every step, as it takes 15 ms on a 7B
         trainer.processes.check_replicas(trainer._trainable(), trainer.optimizer)
         trainer.throughput.start(trainer.state.global_step)

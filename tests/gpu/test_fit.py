@@ -64,6 +64,15 @@ def test_a_card_that_cannot_hold_the_weights_has_no_answer():
     assert fit_card(PACKED, 3 * GIB, CHOICES).edits is None
 
 
+def test_no_edit_drops_every_example():
+    rows = replace(PACKED, batch_size=1, seq_length=1024, packing="none", decoder="transformers")
+    shorter = edits_that_fit(rows, 6.1 * GIB)[-1]
+    assert shorter.keys == {"model.max_seq_length": 512, "training.too_long": "drop"}
+    # 256 tokens would fit less memory, but the prefix alone has 260 tokens.
+    assert edits_that_fit(rows, 5.9 * GIB) is None
+    assert edits_that_fit(replace(rows, prefix_tokens=0), 5.9 * GIB)[-1].keys["model.max_seq_length"] == 256
+
+
 def test_other_programs_on_the_card_are_thought_of():
     least = needed_bytes(fit_card(PACKED, 12 * GIB, CHOICES).lean)
     assert fit_card(PACKED, least + MARGIN_BYTES, CHOICES).fits_as_it_is

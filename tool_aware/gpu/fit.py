@@ -171,12 +171,12 @@ def _halve_rank(spec: TrainingSpec) -> Edit | None:
 
 
 def _halve_sequence(spec: TrainingSpec) -> Edit | None:
-    if spec.seq_length <= SHORTEST_SEQUENCE:
-        return None
     length = max(SHORTEST_SEQUENCE, spec.seq_length // 2)
+    # Every example has the shared prefix and an answer: in less than that none would be left to train on.
+    if length >= spec.seq_length or length <= spec.prefix_tokens + spec.answer_tokens:
+        return None
     keys = {"model.max_seq_length": length, "training.too_long": "drop"}
-    shorter = replace(spec, seq_length=length, prefix_tokens=min(spec.prefix_tokens, length))
-    return Edit(keys, "drops the longer examples", shorter)
+    return Edit(keys, "drops the longer examples", replace(spec, seq_length=length))
 
 
 # ---- how far it could go ---------------------------------------------------------------------------------

@@ -142,7 +142,8 @@ def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     from tool_aware.training.output_folder import check_output_dir
 
     config, environment = load_config(arguments.config, arguments.overrides), read_environment()
-    check_output_dir(config.training.output_dir, resume=arguments.resume, overwrite=arguments.overwrite)
+    output_dir, resume, overwrite = config.training.output_dir, arguments.resume, arguments.overwrite
+    check_output_dir(output_dir, resume=resume, overwrite=overwrite, adapter=arguments.adapter)
     data = read_data(config)
     locate_model(config.model.name, revision=config.model.revision, hf_token=environment.hf_token)
     if arguments.adapter:

@@ -142,6 +142,18 @@ def test_a_second_stage_goes_on_from_an_adapter(train, tmp_path):
     )
 
 
+def test_overwriting_never_deletes_what_the_run_starts_from(train):
+    for name in ("lora_adapters", "checkpoint-5", "final_model"):
+        (train.output / name).mkdir(parents=True)
+    (train.output / "manifest.json").write_text("{}")
+    for adapter in (train.output / "lora_adapters", train.output / "checkpoint-5"):
+        message = refused(train("--overwrite", "--adapter", str(adapter)))
+        assert "--overwrite would delete the adapter" in message
+        assert "another --output_dir" in message
+    assert "delete what --resume goes on from" in refused(train("--overwrite", "--resume"))
+    assert len(list(train.output.iterdir())) == 4
+
+
 def test_a_read_only_file_system_is_named(train, tmp_path):
     target = tmp_path / "disk"
     target.mkdir()

@@ -17,12 +17,21 @@ from tool_aware.training.run_card import CARD_NAME
 from tool_aware.training.tracking import METRICS_NAME, TENSORBOARD_FOLDER
 
 
-def check_output_dir(output_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix a new run with an old one, and to start where nothing can be kept."""
+def check_output_dir(output_dir: Path, *, resume: bool, overwrite: bool, adapter: Path | None = None) -> None:
+    """Refuse to mix a new run with an old one, to start where nothing can be kept, and to delete what it starts from.
+
+    `adapter` is the earlier one to go on from. Raises UserError.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(output_dir, os.W_OK):
         raise UserError("cannot be written to", where=str(output_dir), fix="another --output_dir")
+    if overwrite and resume:
+        fix = "--resume to go on, --overwrite to start anew"
+        raise UserError("--overwrite would delete what --resume goes on from", where=str(output_dir), fix=fix)
     if overwrite:
+        if adapter and any(adapter.resolve().is_relative_to(path.resolve()) for path in _left_by_a_run(output_dir)):
+            what = f"--overwrite would delete the adapter to go on from, {adapter}"
+            raise UserError(what, where=str(output_dir), fix="another --output_dir, which leaves that run as it is")
         return
     if read_manifest(output_dir):
         fix = "use another --output_dir, or --overwrite to replace it; --adapter goes on from an adapter"
@@ -34,13 +43,17 @@ def check_output_dir(output_dir: Path, *, resume: bool, overwrite: bool) -> None
 
 def clear(output_dir: Path) -> None:
     """Delete what an earlier run of this stage left, and nothing else that may lie there."""
-    files = [MANIFEST_NAME, METRICS_NAME, CURVES_NAME, CARD_NAME]
-    ours = [*files, ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, TENSORBOARD_FOLDER]
-    for path in [*(output_dir / name for name in ours), *output_dir.glob("checkpoint-*"), *output_dir.glob(".*.part")]:
+    for path in _left_by_a_run(output_dir):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _left_by_a_run(output_dir: Path) -> list[Path]:
+    files = [MANIFEST_NAME, METRICS_NAME, CURVES_NAME, CARD_NAME]
+    ours = [*files, ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, TENSORBOARD_FOLDER]
+    return [*(output_dir / name for name in ours), *output_dir.glob("checkpoint-*"), *output_dir.glob(".*.part")]
 
 
 def find_checkpoint(output_dir: Path, run: Mapping[str, Any]) -> tuple[Path | None, list[str]]:

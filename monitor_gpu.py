@@ -7,7 +7,7 @@
 Reads   config.yaml (or --config), the NVIDIA driver through NVML, output/metrics.jsonl of a run that goes on
 Writes  the file given to --output or --write, nothing else
 Exit    0 done; 2 something to fix (no driver, no GPU, not ready to train); 3 an alert fired, or the estimate does not
-        fit the card; 130/143 the monitor was stopped (its log is complete); of a wrapped command its own
+        fit the card; 129/130/143 the monitor was stopped (its log is complete); of a wrapped command its own
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tool_aware.gpu.alerts import Alerts, parse_condition
 from tool_aware.gpu.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
 from tool_aware.gpu.dry_run import DryRun
 from tool_aware.gpu.estimate import estimate_training
-from tool_aware.gpu.fit import Fit, fit_card, fitting_config
+from tool_aware.gpu.fit import fit_card, write_fitting_config
 from tool_aware.gpu.generation import GenerationSpec, estimate_evaluation
 from tool_aware.gpu.nvml import open_driver
 from tool_aware.gpu.planning import make_plan, open_choices, with_margin
@@ -43,7 +43,6 @@ from tool_aware.gpu.sampling import Statistics
 from tool_aware.gpu.spec import TrainingSpec
 from tool_aware.gpu.watching import Alarming, Consumer, Pace, Summing, open_view, watch
 from tool_aware.gpu.workload import workload_of
-from tool_aware.records import write_text
 
 LARGEST_DATA_BYTES = 2**24  # train.json that the monitor reads: it has to stay small itself
 STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -90,15 +89,19 @@ def monitor(args: argparse.Namespace) -> int:
     driver = open_driver(args.gpu)
     statistics = Statistics()
     consumers: list[Consumer] = [Summing(statistics), Alarming(alerts)]
-    if args.output:
-        consumers.append(open_recorder(args.output, args.interval, driver.read(), statistics))
+    pace = Pace(args.interval, args.count, args.duration, args.until_exit)
     if args.prometheus is not None:
         consumers.append(Exporter(args.prometheus))
         say(f"http://{LOOPBACK}:{consumers[-1].port}/metrics")
+    if args.wrapped and shutil.which(args.wrapped[0]) is None:
+        raise UserError("no such command", where=f"-- {args.wrapped[0]}", fix="see `which`, or give its whole path")
+    if args.output:  # after all that may fail: a start that fails leaves an earlier log where it is
+        consumers.append(open_recorder(args.output, args.interval, driver.read(), statistics))
     wrapped = subprocess.Popen(args.wrapped) if args.wrapped else None
-    if wrapped is None:  # else the terminal belongs to the command
+    if wrapped:
+        pace = replace(pace, process_id=wrapped.pid)
+    else:  # else the terminal belongs to the command
         consumers.append(open_view(estimate_mark(config, driver.read()[0].total_bytes)))
-    pace = Pace(args.interval, args.count, args.duration, wrapped.pid if wrapped else args.until_exit)
     try:
         for _ in watch(driver, pace, consumers, config.training.output_dir if config else None):
             pass
@@ -136,7 +139,7 @@ def estimate_mark(config: Config | None, vram_bytes: float | None) -> float | No
 
 
 def end_of(wrapped: subprocess.Popen[bytes]) -> int:
-    """Wait for the wrapped command, which got the same Ctrl-C, and return its exit code; pass a SIGTERM on."""
+    """Wait for the wrapped command, which got the same Ctrl-C, and return its exit code; pass SIGTERM and SIGHUP on."""
     if isinstance(sys.exc_info()[1], Interrupted):
         wrapped.terminate()
     code = wrapped.wait()
@@ -162,6 +165,8 @@ def estimate(args: argparse.Namespace) -> int:
     config = load_config(args.config, [*args.overrides, *overrides_of(args)])
     if args.evaluation:
         return evaluation(args, config)
+    if args.write:
+        refuse_what_no_config_says(args, config)
     spec = training_spec(args, config)
     if args.table:
         print(report.fit_table(spec, open_choices(config)))
@@ -182,7 +187,8 @@ def estimate(args: argparse.Namespace) -> int:
         parts += [report.fit_text(answer)] if answer else []
         print("\n".join(filter(None, [*parts, report.speed_text(spec, card, examples_in_run(args, config))])))
     if answer and args.write:
-        write_fitting_config(args.write, args.config, answer, overrides_of(args))
+        write_fitting_config(args.write, args.config, answer, [*args.overrides, *overrides_of(args)])
+        say(f"wrote {args.write}: use it with --config {args.write}")
         return EXIT_DONE
     return EXIT_DONE if answer is None or answer.fits_as_it_is else EXIT_GATE
 
@@ -204,9 +210,28 @@ def evaluation(args: argparse.Namespace, config: Config) -> int:
     return EXIT_DONE
 
 
+def refuse_what_no_config_says(args: argparse.Namespace, config: Config) -> None:
+    """Refuse --write for what the file could not say: it has to make the run that was estimated."""
+    if args.table:
+        raise UserError("--table is about many cards", where="--write", fix="name one: --vram 10")
+    if args.model_size is not None:
+        raise UserError("a model scaled to a size exists nowhere", where="--model-size", fix="name one with --model")
+    is_preset = args.model is not None and not is_model_name(args.model)
+    if is_preset and find_architecture(args.model) != find_architecture(config.model.name):
+        fix = "name its folder or its Hugging Face id"
+        raise UserError("is not the model of the config, and a preset cannot be trained", where=args.model, fix=fix)
+
+
+def is_model_name(model: str) -> bool:
+    """Whether config.yaml can name this model: a folder or a Hugging Face id, not a preset's shapes."""
+    return "/" in model or Path(model).is_dir()
+
+
 def overrides_of(args: argparse.Namespace) -> list[str]:
     """The flags are short forms of --set."""
     pairs: dict[str, Any] = {"lora.r": args.lora_r}
+    if args.model is not None and is_model_name(args.model):
+        pairs["model.name"] = json.dumps(args.model)
     if args.evaluation:
         pairs |= {"evaluation.batch_size": args.batch_size}
     else:
@@ -272,20 +297,6 @@ def card_of(args: argparse.Namespace) -> tuple[str | None, float | None]:
     gpu = driver.read()[0]
     driver.close()
     return args.card or gpu.name, gpu.total_bytes
-
-
-def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequence[str]) -> None:
-    """Write a config file that extends `base` by the flags given and by the edits that make it fit.
-
-    Raises UserError if no edit suffices, or if the file is there already.
-    """
-    if answer.edits is None:
-        raise UserError("no edit makes it fit", where=f"--vram {answer.vram_bytes / GIB:g}", fix="a smaller model")
-    if path.exists():
-        raise UserError("is there already", where=str(path), fix="delete it, or name another file")
-    flags = {key: json.loads(value) for key, _, value in (override.partition("=") for override in overrides)}
-    write_text(path, fitting_config(os.path.relpath(base, path.parent), answer, flags))
-    say(f"wrote {path}: use it with --config {path}")
 
 
 # ---- the exact estimate: the real step on tensors without data --------------------------------------------

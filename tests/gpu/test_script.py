@@ -9,6 +9,7 @@ import pty
 import resource
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import yaml
 
 from tests.gpu.conftest import REPOSITORY, Script
+from tool_aware.config import load_config
 from tool_aware.gpu.plot import read_log
 
 EMPTY_DATA = ("--set", "dataset.dir=/nonexistent")  # the estimate then does not depend on what data/ holds
@@ -65,7 +67,7 @@ def test_the_briefs_command_watches_and_ends_with_a_summary(script, tmp_path):
     assert len(json.loads(log.read_text())["samples"]) == 3
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_with_summary_and_whole_log(script, tmp_path, signum, code):
     log = tmp_path / "log.json"
     process = script.start("monitor", "--interval", "0.1", "--output", str(log))
@@ -150,13 +152,30 @@ def test_a_wrapped_command_that_does_not_exist_is_the_users_mistake(script):
     assert "Traceback" not in result.stderr
 
 
-def test_ending_the_monitor_ends_the_wrapped_command(script, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_ending_the_monitor_ends_the_wrapped_command(script, tmp_path, signum):
     log = tmp_path / "log.json"
     process = script.start("monitor", "--interval", "0.1", "--output", str(log), "--", "sleep", "60")
     wait_for(process, log, 1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    assert process.returncode == 143
+    process.send_signal(signum)
+    process.communicate(timeout=20)  # its end is the end of the command too, which holds the same pipes
+    assert process.returncode == 128 + signum
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--prometheus", "BUSY"], ["--until-exit", "4194303"], ["--", "no-such-command"]]
+)
+def test_a_start_that_fails_leaves_the_earlier_log_where_it_is(script, tmp_path, arguments):
+    log = tmp_path / "log.json"
+    log.write_text("precious")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        busy = str(other.getsockname()[1])
+        arguments = [busy if word == "BUSY" else word for word in arguments]
+        assert script.run("monitor", "--output", str(log), *arguments).returncode == 2
+    assert log.read_text() == "precious"
+    assert not list(tmp_path.glob("log.*.json"))
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
@@ -335,6 +354,44 @@ def test_an_estimate_that_does_not_fit_exits_with_3_and_writes_a_config_that_doe
     refused = script_without_driver.run(*arguments, "--write", str(wanted))
     assert refused.returncode == 2
     assert "is there already" in refused.stderr
+
+
+def test_the_config_that_is_written_is_the_one_that_was_estimated(script_without_driver, tmp_path):
+    wanted = tmp_path / "config.9gb.yaml"
+    changes = ["lora.r=64", "lora.target_modules=[q_proj, v_proj]", "tools.0.description=Other words", "lora.alpha=2e1"]
+    arguments = ["estimate", *EMPTY_DATA, "--model", "mistralai/Mistral-7B-v0.3", "--quantization", "8bit"]
+    arguments += [word for change in changes for word in ("--set", change)]
+    assert script_without_driver.run(*arguments, "--vram", "9.5", "--write", str(wanted)).returncode == 0
+    edits = json.loads(script_without_driver.run(*arguments, "--vram", "9.5", "--json").stdout)["edits"]
+    assert edits
+    overrides = [change for change in arguments[2::2] if "=" in change]
+    expected = load_config(
+        REPOSITORY / "config.yaml",
+        ["dataset.dir=/nonexistent", *overrides, "model.name=mistralai/Mistral-7B-v0.3"]
+        + [f"{key}={json.dumps(value)}" for key, value in {"quantization.load_in_4bit": False, **edits}.items()],
+    )
+    assert load_config(wanted) == expected
+    assert yaml.safe_load(wanted.read_text())["lora"] == {
+        "r": 64,
+        "alpha": 20.0,
+        "target_modules": ["q_proj", "v_proj"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model-size", "3"], "--model-size"),
+        (["--model", "tinyllama-1.1b"], "name its folder or its Hugging Face id"),
+        (["--table"], "name one: --vram 10"),
+    ],
+)
+def test_what_no_config_says_is_not_written(script_without_driver, tmp_path, arguments, words):
+    wanted = tmp_path / "config.yaml"
+    result = script_without_driver.run("estimate", *EMPTY_DATA, "--vram", "9.5", "--write", str(wanted), *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert not wanted.exists()
 
 
 def test_without_vram_the_card_that_is_there_is_fitted(script):

@@ -5,13 +5,21 @@ What config.yaml leaves to the memory plan is no edit: the plan is made anew aft
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from tool_aware import yaml_file
+from tool_aware.console import UserError
 from tool_aware.gpu.planning import Plan, leanest, make_plan, needed_bytes, with_margin
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.spec import TrainingSpec
+from tool_aware.records import write_text
 
 SMALLEST_RANK = 4
 SHORTEST_SEQUENCE = 256
@@ -219,7 +227,33 @@ def as_yaml(keys: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def fitting_config(base: str, answer: Fit, flags: Mapping[str, Any]) -> str:
-    """Write a config that extends the file `base` by `flags` (dotted keys) and the edits that make it fit."""
-    head = f"# Fits {answer.vram_bytes / GIB:g} GiB: python monitor_gpu.py estimate --vram {answer.vram_bytes / GIB:g}"
-    return "\n".join([head, f"extends: {base}", as_yaml({**flags, **answer.keys})]).rstrip() + "\n"
+def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequence[str]) -> None:
+    """Write a config file that extends `base` by `overrides` (`section.key=value`) and the edits that make it fit.
+
+    Raises UserError if no edit suffices, or if the file is there already.
+    """
+    size = f"{answer.vram_bytes / GIB:g}"
+    if answer.edits is None:
+        raise UserError("no edit makes it fit", where=f"--vram {size}", fix="a smaller model")
+    if path.exists():
+        raise UserError("is there already", where=str(path), fix="delete it, or name another file")
+    before, after = (yaml_file.read_file(base) for _ in range(2))
+    for override in (*overrides, *(f"{key}={json.dumps(value)}" for key, value in answer.keys.items())):
+        yaml_file.apply_override(after, override)
+    values = {"extends": os.path.relpath(base, path.parent), **_changed(before, after)}
+    head = f"# Fits {size} GiB: python monitor_gpu.py estimate --vram {size}\n"
+    write_text(path, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `after` has to be laid over `before`: sections by key, and lists whole, as `extends` replaces them."""
+    changed = {}
+    for key, value in after.items():
+        if isinstance(value, dict) and isinstance(before.get(key), dict):
+            value = _changed(before[key], value)
+            if not value:
+                continue
+        elif key in before and before[key] == value:
+            continue
+        changed[key] = value
+    return changed

@@ -64,7 +64,7 @@ def by_autograd(model, packed, weight):
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     base = model.get_base_model()
     with without_head(base) as head:
-        mask = attention_mask(packed, "sdpa", base.dtype)
+        mask = attention_mask(packed, base.config, base.dtype)
         states = model(input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=mask).logits
         loss = label_losses(states[0, packed.label_columns], head, packed.labels).sum() * weight
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from tool_aware.demo.base_model import new_model
 from tool_aware.prompt import EncodedExample
+from tool_aware.training.attention import attention_mask
 from tool_aware.training.loss import label_losses, without_head
 from tool_aware.training.packing import PREFIX, pack, packed_tokens
 
@@ -152,6 +153,29 @@ def test_padding_sees_and_is_seen_by_no_example():
     assert not visible[:33, 33:].any()
     assert not visible[33:, :33].any()
     assert visible.diagonal().all(), "a row of the mask without a single True gives NaN"
+
+
+@pytest.mark.parametrize("packing", ["prefix", "block", "none"])
+def test_with_a_sliding_window_examples_are_read_as_the_model_alone_reads_them(packing):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=24, attn_implementation="sdpa",
+    )  # fmt: skip
+    windowed = MistralForCausalLM(config).double().eval()
+    shared = list(range(3, 43))
+    examples = [EncodedExample([*shared, 50 + n, 51 + n], [44, 45 + n, 2]) for n in range(3)]
+    packed = pack(examples, packing)
+    mask = attention_mask(packed, config, torch.float64)
+    with torch.no_grad():
+        states = windowed.model(packed.input_ids, attention_mask=mask, position_ids=packed.position_ids)
+        alone = [
+            windowed.model(torch.tensor([examples[n].input_ids])).last_hidden_state[0, 41:-1] for n in packed.order
+        ]
+    labelled = states.last_hidden_state[packed.label_rows, packed.label_columns]
+    torch.testing.assert_close(labelled, torch.cat(alone), rtol=1e-9, atol=1e-10)
 
 
 def test_examples_never_see_each_other():

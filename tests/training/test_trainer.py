@@ -101,6 +101,27 @@ def test_a_resumed_run_learns_what_an_uninterrupted_one_does(make_trainer, dtype
     assert resumed.validations.history == whole.validations.history
 
 
+def test_a_resumed_run_saves_as_often_as_it_is_told_to_now(make_trainer):
+    whole = make_trainer(training__max_steps=6, training__save_steps=4)
+    train(whole, None)
+    folder = Path(whole.args.output_dir)
+    resumed = make_trainer(training__max_steps=6, training__save_steps=1, training__output_dir=folder)
+    train(resumed, folder / "checkpoint-4")
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
+
+
+def test_a_run_of_one_step_learns(make_trainer):
+    trainer = make_trainer(training__max_steps=1)
+    before = adapter_of(trainer).clone()
+    train(trainer, None)
+    assert not torch.equal(before, adapter_of(trainer))
+
+
+def test_a_launchers_mixed_precision_is_not_heeded(make_trainer, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert make_trainer().accelerator.mixed_precision == "no"
+
+
 def test_a_decoder_that_works_on_other_parameters_than_the_models_is_refused(make_trainer):
     trainer = make_trainer(training__max_steps=1)
     for module in trainer.model.modules():
@@ -201,6 +222,25 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(mak
     told = [f"out of GPU memory: micro-batches are split into {examples} examples from here on" for examples in (4, 2)]
     assert trainer.micro_step.concessions == told
     torch.testing.assert_close(adapter_of(trainer), adapter_of(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_running_out_of_memory_while_scoring_takes_fewer_rows_at_once_and_finds_the_same(
+    make_trainer, monkeypatch, capsys
+):
+    trainer = make_trainer()
+    expected = trainer._score()
+    answer_states = MicroStep.answer_states
+
+    def scarce(self: MicroStep, examples: list) -> tuple:
+        if len(examples) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer_states(self, examples)
+
+    monkeypatch.setattr(MicroStep, "answer_states", scarce)
+    found = trainer._score()
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.tool_accuracy == expected.tool_accuracy
+    assert "scored in batches of 2" in capsys.readouterr().err
 
 
 def test_every_micro_batch_is_laid_out_and_prepared_once_also_ahead_of_its_turn(make_trainer, monkeypatch):

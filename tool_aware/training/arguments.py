@@ -8,8 +8,12 @@ from transformers import TrainingArguments
 from tool_aware.config import Config
 
 
-def training_arguments(config: Config) -> TrainingArguments:
-    """Translate config.yaml into transformers' terms; reporting and mixed precision stay off, they are ours."""
+def training_arguments(config: Config, steps: int) -> TrainingArguments:
+    """Translate config.yaml into transformers' terms for a run of `steps` optimizer steps.
+
+    Reporting stays off, as it is ours, and so does mixed precision but for cards without bfloat16, whatever a launcher
+    was configured to.
+    """
     training = config.training
     arguments = TrainingArguments(
         output_dir=str(training.output_dir),
@@ -19,7 +23,9 @@ def training_arguments(config: Config) -> TrainingArguments:
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=training.warmup_ratio,
+        warmup_steps=int(
+            training.warmup_ratio * steps
+        ),  # Trainer rounds up: one step would learn nothing
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         logging_steps=config.logging.logging_steps,
@@ -37,6 +43,7 @@ def training_arguments(config: Config) -> TrainingArguments:
         dataloader_pin_memory=False,
         label_names=["labels"],
     )
+    arguments.mixed_precision = "fp16" if arguments.fp16 else "no"  # else ACCELERATE_MIXED_PRECISION
     # Without a launcher this process trains on one GPU; Trainer would copy the model to all, by DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -150,7 +150,7 @@ class MicroStep:
 
     def _hidden_at_labels(self, base: nn.Module, packed: Pack) -> torch.Tensor:
         inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
-        mask = attention_mask(packed, base.config._attn_implementation, base.dtype)
+        mask = attention_mask(packed, base.config, base.dtype)
         if packed.input_ids.shape[0] == 1:
             return self._model(**inputs, attention_mask=mask, logits_to_keep=packed.label_columns).logits[0]
         return self._model(**inputs, attention_mask=mask).logits[packed.label_rows, packed.label_columns]

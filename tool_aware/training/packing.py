@@ -62,8 +62,11 @@ class Pack:
         tokens = (self.input_ids[only], self.position_ids[only], self.group_ids[only], self.example_ids[only])
         return Pack(*tokens, *(labels[:0] for labels in (self.label_rows, self.label_columns, self.labels)), order=())
 
-    def visible(self) -> torch.Tensor:
-        """Say which token (dim 2) sees which (dim 3): shape (B, 1, T, T) bool, the mask SDPA takes."""
+    def visible(self, window: int | None = None) -> torch.Tensor:
+        """Say which token (dim 2) sees which (dim 3): shape (B, 1, T, T) bool, the mask SDPA takes.
+
+        With a sliding `window` (Mistral v0.1) a token sees that many of its own example, itself included.
+        """
         import torch
 
         group, example = self.group_ids, self.example_ids
@@ -72,7 +75,10 @@ class Pack:
         same_group = group[:, :, None] == group[:, None, :]
         same_example = example[:, :, None] == example[:, None, :]
         shared = (example == PREFIX)[:, None, :]
-        return (is_causal & same_group & (same_example | shared))[:, None]
+        sees = is_causal & same_group & (same_example | shared)
+        if window is not None:
+            sees &= self.position_ids[:, :, None] - self.position_ids[:, None, :] < window
+        return sees[:, None]
 
 
 @dataclass(frozen=True)

@@ -85,14 +85,14 @@ class StreamedModel:
 
     def _streamed(self, layer: nn.Module, prefix: str) -> Callable[..., torch.Tensor]:
         """Wrap a layer's forward: load it, send the rows through one by one, drop it."""
-        forward = layer.forward
+        forward, window = layer.forward, getattr(self._model.config, "sliding_window", None)
 
         def run(hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
             self._load(layer, prefix)
             rows = len(hidden_states)
             for row in range(rows):
                 own = {name: _row_of(value, row, rows) for name, value in inputs.items()}
-                own["attention_mask"] = self._pack.row(row).visible()
+                own["attention_mask"] = self._pack.row(row).visible(window)
                 hidden_states[row : row + 1] = forward(hidden_states[row : row + 1], **own)
             layer.to_empty(device="meta")
             return hidden_states

@@ -66,10 +66,10 @@ class PackedTrainer(Trainer):
         run: dict[str, Any],
         processes: Processes = ALONE,
     ) -> None:
-        arguments = training_arguments(config)
+        self.schedule = Schedule.of(config, len(train), processes.count)
+        arguments = training_arguments(config, self.schedule.steps)
         self.config, self.examples, self.val_examples, self.tool_names = config, train, val, tool_names
         self.tracker, self.run_identity, self.processes = tracker, run, processes
-        self.schedule = Schedule.of(config, len(train), processes.count)
         self.micro_batches = MicroBatches(
             len(train),
             config.training.per_device_train_batch_size,
@@ -201,6 +201,7 @@ class PackedTrainer(Trainer):
             self.tool_names,
             step=self.state.global_step,
             processes=self.processes,
+            may_split=not self._is_sharded,
         )
         self.model.train()
         return found
@@ -290,8 +291,9 @@ class _Bookkeeping(TrainerCallback):
     def __init__(self, trainer: PackedTrainer) -> None:
         self._trainer = trainer
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self._trainer
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps  # not those of a resumed checkpoint
         trainer.micro_step.demand_own_parameters()
         trainer.model.train()  # here and not at every step, as it takes 15 ms on a 7B
         trainer.processes.check_replicas(trainer._trainable(), trainer.optimizer)

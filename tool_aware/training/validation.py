@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tool_aware.console import warn
 from tool_aware.prompt import EncodedExample
 from tool_aware.records import read_json, write_json
 from tool_aware.training.choice import AnswerStates, ToolNames, right_choices
@@ -129,8 +130,9 @@ def score(
     *,
     step: int,
     processes: Processes = ALONE,
+    may_split: bool = True,
 ) -> Validation:
-    """Score `examples` after `step` steps, `batch_size` of them in a forward pass.
+    """Score `examples` after `step` steps, `batch_size` of them in a forward pass; fewer if memory runs out.
 
     Processes share the batches between them, and each takes as many: who is left without one takes the last again. Sums
     are taken in the order of the batches, so that the number of processes changes nothing.
@@ -138,11 +140,38 @@ def score(
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     rounds = -(-len(batches) // processes.count)
     mine = (batches[min(turn * processes.count + processes.rank, len(batches) - 1)] for turn in range(rounds))
-    share = [_score_batch(batch, answer_states, names) for batch in mine]
+    scorer = _Scorer(answer_states, names, batch_size, may_split=may_split)
+    share = [scorer.score(batch) for batch in mine]
     shares = processes.gather(share)
     scored = [shares[index % processes.count][index // processes.count] for index in range(len(batches))]
     loss, labels, right = (sum(column) for column in zip(*scored, strict=True))
     return Validation(step, loss / labels, right / len(examples), len(examples))
+
+
+class _Scorer:
+    """Scores batches, in parts of at most `limit` examples; the limit is halved when memory runs out."""
+
+    def __init__(self, answer_states: AnswerStates, names: ToolNames, limit: int, *, may_split: bool) -> None:
+        self._answer_states, self._names, self._limit, self._may_split = answer_states, names, limit, may_split
+
+    def score(self, batch: Sequence[EncodedExample]) -> tuple[float, int, int]:
+        """Return the summed loss, the labels and the right choices of a batch."""
+        import torch
+
+        parts = [batch[start : start + self._limit] for start in range(0, len(batch), self._limit)]
+        try:
+            scored = [_score_batch(part, self._answer_states, self._names) for part in parts]
+        except torch.OutOfMemoryError as error:
+            out_of_memory = error.with_traceback(None)  # its frames hold the failed attempt's tensors
+        else:
+            loss, labels, right = (sum(column) for column in zip(*scored, strict=True))
+            return loss, labels, right
+        if self._limit == 1 or not self._may_split:
+            raise out_of_memory
+        self._limit = -(-min(self._limit, len(batch)) // 2)
+        torch.cuda.empty_cache()
+        warn(f"out of GPU memory: val.json is scored in batches of {self._limit}", from_any_process=True)
+        return self.score(batch)
 
 
 def _score_batch(

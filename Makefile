@@ -1,4 +1,4 @@
-# demo   the four stages on the embedded default (tiny model, embedded PostgreSQL, CPU)
+# demo   the four stages on the embedded default (tiny model, embedded PostgreSQL, CPU); all of it in .demo/
 # test   all tests          check  lint and format          bench  the measurements of docs/BENCHMARKS.md that need no GPU
 PYTHON ?= python3
 VENV := .venv

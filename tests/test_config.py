@@ -84,6 +84,7 @@ def test_every_key_of_the_shipped_config_has_a_comment():
 def test_the_demo_config_extends_the_shipped_one(config):
     demo = load_config(REPOSITORY / "config.demo.yaml")
     assert demo.model.name == ".demo/base_model"
+    assert (demo.dataset.dir, demo.training.output_dir) == (Path(".demo/data"), Path(".demo/output"))
     assert demo.tools == config.tools
 
 

@@ -10,17 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from tool_aware.console import UserError
+from tool_aware.demo.__main__ import main
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHRINK = (
     "--logged-queries=800", "--pretraining-steps=40", "--set=training.max_steps=30",
     "--set=dataset.synthetic_per_tool=40", "--set=evaluation.max_new_tokens=48",
 )  # fmt: skip
+REAL_FILES = ("data/train.json", "output/checkpoint-100/optimizer.pt", "evaluation_results/comparison.json")
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The demo, shrunk, in an empty folder; returns the folder and the finished process."""
+    """The demo, shrunk, beside real data and an unfinished run; returns the demo's folder and the finished process."""
     folder = tmp_path_factory.mktemp("demo")
+    for name in REAL_FILES:
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("real")
     command = [sys.executable, "-m", "tool_aware.demo", "--config", str(REPOSITORY / "config.demo.yaml"), *SHRINK]
     environment = {
         **os.environ,
@@ -32,7 +39,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=400
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return folder, result
+    return folder / ".demo", result
 
 
 def test_every_file_of_the_projects_structure_is_there(demo):
@@ -49,6 +56,25 @@ def test_every_file_of_the_projects_structure_is_there(demo):
     assert list(folder.glob("output/checkpoint-*"))
     assert list(folder.glob("output/runs/events.*"))
     assert list(folder.glob("evaluation_results/*.png"))
+
+
+def test_real_data_runs_and_results_are_left_alone(demo):
+    folder, result = demo
+    real = {str(path.relative_to(folder.parent)) for path in folder.parent.rglob("*") if path.is_file()}
+    assert {name for name in real if not name.startswith(".demo/")} == set(REAL_FILES)
+    assert all((folder.parent / name).read_text() == "real" for name in REAL_FILES)
+    assert ".demo/evaluation_results/" in result.stdout  # where the last screen says to look
+
+
+@pytest.mark.parametrize(
+    "setting", ["training.output_dir=output", "dataset.dir=.demo/../data", "evaluation.results_dir=.demo"]
+)
+def test_the_demo_refuses_to_write_elsewhere(setting, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"writes below \.demo/ only") as refusal:
+        main(["--config", str(REPOSITORY / "config.demo.yaml"), "--set", setting])
+    assert setting in str(refusal.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_last_screen_is_the_comparison_with_its_interval(demo):

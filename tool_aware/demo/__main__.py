@@ -3,7 +3,7 @@
     python -m tool_aware.demo
 
 Reads   config.demo.yaml
-Writes  data/, output/, evaluation_results/ as the stages do, and the tiny base model in .demo/
+Writes  .demo/data/, output/ and evaluation_results/ as the stages do, and base_model/, the tiny model; nothing else
 Exit    0 done; otherwise the exit code of the stage that failed
 """
 
@@ -23,9 +23,10 @@ from tool_aware.console import EXIT_DONE, EXIT_USER, UserError, duration, headin
 from tool_aware.demo.base_model import PRETRAINING_STEPS, build_base_model, save_tokenizer
 from tool_aware.demo.database import embedded_postgres
 from tool_aware.demo.query_log import fill_query_log
-from tool_aware.records import load_rows, read_manifest
+from tool_aware.records import load_rows
 
 DEMO_CONFIG = Path("config.demo.yaml")
+DEMO_FOLDER = Path(".demo")
 LOGGED_QUERIES = 8000  # of which a third survives: the rest are repeats, failures, or hold control characters
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _NOTE = (
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages one after the other; the last screen is the comparison of base and tuned model."""
     arguments = parse_arguments(argv)
     config = load_config(arguments.config, arguments.overrides)
-    refuse_to_replace_real_results(config)
+    refuse_folders_elsewhere(config)
     started_s = time.perf_counter()
     stages = Stages(["--config", str(arguments.config), *(f"--set={override}" for override in arguments.overrides)])
 
@@ -130,15 +131,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def refuse_to_replace_real_results(config: Config) -> None:
-    """Raise UserError if the output folder holds a run of another model than the demo's."""
-    output_dir = config.training.output_dir
-    manifest = read_manifest(output_dir)
-    if manifest and manifest["config"]["model"]["name"] != config.model.name:
+def refuse_folders_elsewhere(config: Config) -> None:
+    """Raise UserError if a stage would write outside the demo's folder, where real data and runs may lie."""
+    folders = {
+        "model.name": Path(config.model.name),
+        "dataset.dir": config.dataset.dir,
+        "training.output_dir": config.training.output_dir,
+        "evaluation.results_dir": config.evaluation.results_dir,
+    }
+    home = DEMO_FOLDER.resolve()
+    elsewhere = [f"{key}={folder}" for key, folder in folders.items() if home not in folder.resolve().parents]
+    if elsewhere:
         raise UserError(
-            f"holds a run of {manifest['config']['model']['name']}, which the demo would replace",
-            where=str(output_dir),
-            fix="move it away, or run the demo in another clone",
+            f"the demo replaces what it finds, so it writes below {DEMO_FOLDER}/ only",
+            where=", ".join(elsewhere),
+            fix=f"leave these as {DEMO_CONFIG} has them, or run the stages one by one",
         )
 
 

@@ -28,6 +28,7 @@ def run_program(body: str) -> subprocess.CompletedProcess[str]:
         ("open('/nowhere/at/all')", 2, "/nowhere/at/all: No such file"),
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "stopped by SIGINT"),
         ("os.kill(os.getpid(), signal.SIGTERM)", 143, "stopped by SIGTERM"),
+        ("os.kill(os.getpid(), signal.SIGHUP)", 129, "stopped by SIGHUP"),
     ],
 )
 def test_the_exit_code_follows_the_outcome(body, code, said):
@@ -35,6 +36,12 @@ def test_the_exit_code_follows_the_outcome(body, code, said):
     assert result.returncode == code
     assert said in result.stderr
     assert ("Traceback" in result.stderr) == (code == 1)
+
+
+def test_a_terminal_that_closes_ends_no_run_under_nohup():
+    code = "from tool_aware.console import run; import os; run(lambda: os.kill(os.getpid(), 1) or 0)"
+    result = subprocess.run(["nohup", sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=False)
+    assert result.returncode == 0
 
 
 def test_a_reader_that_leaves_early_is_no_error():

@@ -18,6 +18,7 @@ EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_GATE = 3
+EXIT_SIGHUP = 128 + signal.SIGHUP
 EXIT_SIGINT = 128 + signal.SIGINT
 EXIT_SIGTERM = 128 + signal.SIGTERM
 
@@ -58,6 +59,8 @@ class Interrupted(BaseException):
 def run(main: Callable[[], int]) -> NoReturn:
     """Call `main` and leave the process with the exit code its outcome deserves."""
     signal.signal(signal.SIGTERM, _raise_interrupted)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has the run outlive its terminal
+        signal.signal(signal.SIGHUP, _raise_interrupted)
     try:
         code = main()
         sys.stdout.flush()
@@ -94,6 +97,8 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def _raise_interrupted(signum: int, _frame: object) -> NoReturn:
+    if signum == signal.SIGHUP:  # the kernel and the shell both send it; the second must not disturb the clearing up
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise Interrupted(signum)
 
 

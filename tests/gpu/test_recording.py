@@ -132,6 +132,24 @@ def test_an_earlier_log_is_kept_under_another_name(tmp_path, suffix):
     assert kept[0].suffix == suffix
 
 
+def test_no_earlier_log_is_lost_to_runs_within_one_second(tmp_path):
+    path = tmp_path / "gpu_logs.json"
+    for number in range(4):
+        path.write_text(str(number))
+        os.utime(path, (1e9, 1e9))
+        recording.keep_previous(path)
+    kept = sorted(tmp_path.iterdir(), key=lambda one: one.read_text())
+    assert [one.read_text() for one in kept] == ["0", "1", "2", "3"]
+    assert [one.stem[-2:] for one in kept[1:]] == ["-1", "-2", "-3"]
+
+
+def test_a_folder_is_no_log(tmp_path):
+    (tmp_path / "logs.json").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        open_recorder(tmp_path / "logs.json", 1.0, [GPU], Statistics())
+    assert [one.name for one in tmp_path.iterdir()] == ["logs.json"]
+
+
 def test_a_torn_last_line_is_skipped(tmp_path):
     path = tmp_path / "log.jsonl"
     record(path, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 
@@ -106,4 +107,17 @@ def test_ticks_end_with_the_process_they_wait_for():
 
 def test_waiting_for_a_process_that_is_not_there_is_the_users_mistake():
     with pytest.raises(UserError, match="no such process"):
-        list(ticks(Pace(1, process_id=2**22 - 1)))
+        Pace(1, process_id=2**22 - 1)
+    with pytest.raises(UserError, match="no such process"):
+        Pace(1, process_id=99999999999)
+
+
+def test_waiting_for_a_thread_is_the_users_mistake():
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="is a thread"):
+            Pace(1, process_id=thread.native_id)
+    finally:
+        stop.set()

@@ -424,11 +424,41 @@ def test_evaluation_is_estimated_too(script_without_driver):
     assert "128 x 448 tokens" in script_without_driver.run("estimate", "--evaluation", *arguments, *EMPTY_DATA).stdout
 
 
+def test_evaluation_is_held_to_a_card(script_without_driver):
+    arguments = ["estimate", "--evaluation", *EMPTY_DATA, "--vram", "12"]
+    fitting = script_without_driver.run(*arguments)
+    assert fitting.returncode == 0
+    assert "fits 12 GiB" in fitting.stdout
+    record = json.loads(script_without_driver.run(*arguments, "--json").stdout)
+    most = record["largest_batch_size"]
+    assert record["fits"]
+    assert 0 < record["left_gib"] < 12
+    assert script_without_driver.run(*arguments, "--batch-size", str(most)).returncode == 0
+    one_more = script_without_driver.run(*arguments, "--batch-size", str(most + 1))
+    assert one_more.returncode == 3
+    assert f"room for: evaluation.batch_size: {most}" in one_more.stdout
+    assert "GiB too much" in one_more.stdout
+    none = script_without_driver.run(*arguments, "--vram", "3")
+    assert none.returncode == 3
+    assert "no evaluation.batch_size fits" in none.stdout
+
+
+def test_evaluation_is_estimated_for_the_model_that_is_named(script_without_driver):
+    arguments = ["estimate", "--evaluation", "--json", *EMPTY_DATA]
+    models = ([], ["--model", "mistral-nemo"], ["--model-size", "3"])
+    small, large, scaled = (
+        json.loads(script_without_driver.run(*arguments, *model).stdout)["spec"]["architecture"]["name"]
+        for model in models
+    )
+    assert (small, large, scaled) == ("Mistral-7B v0.2", "Mistral-Nemo-12B", "Mistral-7B scaled to 3B")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--write", "config.10gb.yaml"], "there is no GPU here to fit"),
         (["--evaluation", "--exact"], "are about training"),
+        (["--evaluation", "--card", "RTX 4070 Ti"], "are about training"),
         (["--model", "someone/unheard-of"], "no built-in preset"),
         (["--lora-r", "1000"], "lora.r"),
         (["--model-size", "-7"], "not above 0"),

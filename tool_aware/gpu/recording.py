@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,24 +46,29 @@ class Recorder(Protocol):
 def open_recorder(path: Path, interval_s: float, gpus: Sequence[GpuReading], statistics: Statistics) -> Recorder:
     """Choose a format by extension. A file that is already there is kept under a name with its date.
 
-    Raises UserError for any other extension.
+    Raises UserError for any other extension, for a folder, and for a place that cannot be written.
     """
-    kinds: Mapping[str, Callable[..., Recorder]] = {".json": JsonLog, ".jsonl": JsonLinesLog, ".csv": CsvLog}
+    kinds: Mapping[str, type[Recorder]] = {".json": JsonLog, ".jsonl": JsonLinesLog, ".csv": CsvLog}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"cannot write {path.suffix or 'a file without extension'}", where=f"--output {path}",
                         fix=f"end it in {', '.join(kinds)}")  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    keep_previous(path)
-    return kind(path, interval_s, gpus, statistics)
+    if path.is_dir():
+        raise UserError("is a folder", where=f"--output {path}", fix=f"name a file, such as {path / 'gpu_logs.json'}")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep_previous(path)
+        return kind(path, interval_s, gpus, statistics)
 
 
 def keep_previous(path: Path) -> Path | None:
-    """Move an earlier log out of the way, to a name that carries the time it was last written."""
+    """Move an earlier log out of the way, to a name that carries the time it was last written and is not taken."""
     if not path.exists():
         return None
     written_at = datetime.fromtimestamp(path.stat().st_mtime)
-    kept = path.with_name(f"{path.stem}.{written_at:%Y%m%d-%H%M%S}{path.suffix}")
+    name = f"{path.stem}.{written_at:%Y%m%d-%H%M%S}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(1)))
+    kept = next(free for each in names if not (free := path.with_name(each + path.suffix)).exists())
     os.replace(path, kept)
     return kept
 
@@ -72,7 +79,9 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(path), fix="free some space") from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free some space" if is_full else "name a file in a place that can be written with --output"
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path), fix=fix) from error
 
 
 class JsonLog:

@@ -37,12 +37,19 @@ class Consumer(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """How often and how long. `process_id` ends the watch when that process does."""
+    """How often and how long. `process_id` ends the watch when that process does.
+
+    Raises UserError if there is no such process.
+    """
 
     interval_s: float
     count: int | None = None
     duration_s: float | None = None
     process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.process_id is not None:
+            os.close(open_process(self.process_id))
 
 
 def watch(driver: Driver, pace: Pace, consumers: Sequence[Consumer], output_dir: Path | None) -> Iterator[Sample]:
@@ -81,11 +88,21 @@ def _waiter(process_id: int | None) -> Callable[[float], bool]:
     """Make a function that sleeps; it returns early, and then True, if the process ends."""
     if process_id is None:
         return lambda seconds: bool(time.sleep(seconds))
-    try:
-        handle = os.pidfd_open(process_id)
-    except ProcessLookupError:
-        raise UserError("no such process", where=f"--until-exit {process_id}") from None
+    handle = open_process(process_id)
     return lambda seconds: bool(select.select([handle], [], [], seconds)[0])
+
+
+def open_process(process_id: int) -> int:
+    """Open a file descriptor that can be read once the process has ended. Raises UserError if there is none."""
+    where = f"--until-exit {process_id}"
+    try:
+        return os.pidfd_open(process_id)
+    except (ProcessLookupError, OverflowError):
+        raise UserError("no such process", where=where) from None
+    except OSError as error:
+        is_thread = Path(f"/proc/{process_id}").exists()
+        what = "is a thread, not a process" if is_thread else f"cannot be waited for: {error.strerror}"
+        raise UserError(what, where=where, fix="name the process: see `ps -e`") from error
 
 
 class TrainingSearch:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from tool_aware.gpu.architectures import PRESETS, Architecture, find_architectur
 from tool_aware.gpu.dry_run import DryRun
 from tool_aware.gpu.estimate import estimate_training
 from tool_aware.gpu.fit import fit_card, write_fitting_config
-from tool_aware.gpu.generation import GenerationSpec, estimate_evaluation
+from tool_aware.gpu.generation import GenerationSpec, estimate_evaluation, fit_evaluation
 from tool_aware.gpu.nvml import open_driver
 from tool_aware.gpu.planning import make_plan, open_choices, with_margin
 from tool_aware.gpu.plot import draw, read_log
@@ -195,19 +194,22 @@ def estimate(args: argparse.Namespace) -> int:
 
 def evaluation(args: argparse.Namespace, config: Config) -> int:
     """Print the memory of evaluate.py by term."""
-    if args.exact or args.table or args.write:
-        raise UserError("--exact, --table and --write are about training", where="--evaluation")
+    if args.exact or args.table or args.write or args.card:
+        raise UserError("--exact, --table, --write and --card are about training", where="--evaluation")
     workload = workload_of(config)
-    spec = GenerationSpec.from_config(config, workload)
+    spec = GenerationSpec.from_config(config, workload, architecture_of(args, config))
     if args.seq_length is not None:
         spec = replace(spec, prompt_tokens=args.seq_length, prefix_tokens=min(spec.prefix_tokens, args.seq_length))
-    result = estimate_evaluation(spec, len(config.toolbox.names))
+    tools, vram_bytes = len(config.toolbox.names), card_of(args)[1]
+    result = estimate_evaluation(spec, tools)
+    answer = fit_evaluation(spec, tools, vram_bytes) if vram_bytes else None
     if args.json:
-        print(json.dumps(report.estimate_record(result, None, None), indent=2))
-        return EXIT_DONE
-    say(f"lengths: {workload.source}")
-    print(f"{report.estimate_table(result)}\n{report.basis_text(result)}")
-    return EXIT_DONE
+        print(json.dumps(report.estimate_record(result) | (answer.as_dict() if answer else {}), indent=2))
+    else:
+        say(f"lengths: {workload.source}")
+        parts = [report.estimate_table(result), report.basis_text(result)]
+        print("\n".join([*parts, *([report.evaluation_fit_text(answer)] if answer else [])]))
+    return EXIT_DONE if answer is None or answer.fits else EXIT_GATE
 
 
 def refuse_what_no_config_says(args: argparse.Namespace, config: Config) -> None:
@@ -217,7 +219,8 @@ def refuse_what_no_config_says(args: argparse.Namespace, config: Config) -> None
     if args.model_size is not None:
         raise UserError("a model scaled to a size exists nowhere", where="--model-size", fix="name one with --model")
     is_preset = args.model is not None and not is_model_name(args.model)
-    if is_preset and find_architecture(args.model) != find_architecture(config.model.name):
+    wanted, configured = find_architecture(args.model or config.model.name), find_architecture(config.model.name)
+    if is_preset and wanted != replace(configured, name=wanted.name):
         fix = "name its folder or its Hugging Face id"
         raise UserError("is not the model of the config, and a preset cannot be trained", where=args.model, fix=fix)
 
@@ -248,12 +251,16 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
     return overrides
 
 
+def architecture_of(args: argparse.Namespace, config: Config) -> Architecture:
+    """The shapes that --model-size or --model names, else those of the config's model."""
+    if args.model_size is not None:
+        return scaled_mistral(args.model_size)
+    return find_architecture(args.model or config.model.name)
+
+
 def training_spec(args: argparse.Namespace, config: Config) -> TrainingSpec:
     """Take lengths from --seq-length or from the data, and the shapes from --model-size, --model or the config."""
-    if args.model_size is not None:
-        architecture = scaled_mistral(args.model_size)
-    else:
-        architecture = find_architecture(args.model or config.model.name)
+    architecture = architecture_of(args, config)
     if args.seq_length is not None:
         spec = TrainingSpec.from_config(config, architecture=architecture, longest_tokens=args.seq_length)
         say(f"every example is taken as {args.seq_length:,} tokens long")

@@ -193,17 +193,17 @@ def _halve_sequence(spec: TrainingSpec) -> Edit | None:
 def longest_sequence(spec: TrainingSpec, limit_bytes: float) -> int:
     """Tokens of the longest single example that fits, in steps of 64; 0 if none does."""
     alone = replace(spec, batch_size=1, prefix_tokens=0)
-    return 64 * _largest(
+    return 64 * largest(
         lambda blocks: needed_bytes(replace(alone, seq_length=64 * blocks)) <= limit_bytes, LONGEST_SEQUENCE // 64
     )
 
 
 def largest_batch(spec: TrainingSpec, limit_bytes: float) -> int:
     """Examples of the spec's length that fit one micro-batch; 0 if not even one does."""
-    return _largest(lambda size: needed_bytes(replace(spec, batch_size=size)) <= limit_bytes, LARGEST_BATCH)
+    return largest(lambda size: needed_bytes(replace(spec, batch_size=size)) <= limit_bytes, LARGEST_BATCH)
 
 
-def _largest(is_possible: Callable[[int], bool], limit: int) -> int:
+def largest(is_possible: Callable[[int], bool], limit: int) -> int:
     """The largest number from 0 to `limit` that is possible, given that all smaller ones are."""
     low, high = 0, limit
     while low < high:
@@ -249,11 +249,8 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
     """What of `after` has to be laid over `before`: sections by key, and lists whole, as `extends` replaces them."""
     changed = {}
     for key, value in after.items():
-        if isinstance(value, dict) and isinstance(before.get(key), dict):
-            value = _changed(before[key], value)
-            if not value:
-                continue
-        elif key in before and before[key] == value:
+        if key in before and before[key] == value:
             continue
-        changed[key] = value
+        both_are_sections = isinstance(value, dict) and isinstance(before.get(key), dict)
+        changed[key] = _changed(before[key], value) if both_are_sections else value
     return changed

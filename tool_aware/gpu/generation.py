@@ -8,9 +8,13 @@ heads in a decoding step, or the scores over the vocabulary where tools are chos
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tool_aware.config import Config
+from tool_aware.gpu.architectures import Architecture
 from tool_aware.gpu.estimate import BYTES_PER_WEIGHT, CALIBRATION, Calibration, MemoryEstimate
+from tool_aware.gpu.fit import LARGEST_BATCH, largest
+from tool_aware.gpu.planning import with_margin
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.spec import BYTES_16BIT, Term, TrainingSpec
 from tool_aware.gpu.workload import Workload
@@ -48,10 +52,12 @@ class GenerationSpec:
     name_tokens: int = 0  # fed to score the tools' names; 0: answers are generated
 
     @classmethod
-    def from_config(cls, config: Config, workload: Workload) -> GenerationSpec:
-        """Read the spec of the answers out of config.yaml and the lengths of the data."""
+    def from_config(
+        cls, config: Config, workload: Workload, architecture: Architecture | None = None
+    ) -> GenerationSpec:
+        """Read the spec of the answers out of config.yaml and the lengths of the data; the shapes may be others."""
         return cls(
-            model=TrainingSpec.from_config(config),
+            model=TrainingSpec.from_config(config, architecture=architecture),
             batch_size=config.evaluation.batch_size,
             prompt_tokens=workload.longest_tokens - workload.answer_tokens,
             prefix_tokens=workload.prefix_tokens,
@@ -81,6 +87,42 @@ def estimate_evaluation(answers: GenerationSpec, tools: int) -> MemoryEstimate:
         estimate_generation(answers.choices(tools)),
         key=lambda estimate: estimate.total_bytes,
     )
+
+
+@dataclass(frozen=True)
+class EvaluationFit:
+    """Whether evaluation fits a card of `vram_bytes`, of which `source` says what may be used."""
+
+    vram_bytes: float
+    left_bytes: float  # less than 0: so much is missing
+    largest_batch: int  # evaluation.batch_size that fits; 0 if not even 1 does
+    source: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits with the batch size it has, the estimate's error included."""
+        return self.left_bytes >= 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for --json, sizes in GiB."""
+        return {
+            "vram_gib": round(self.vram_bytes / GIB, 2),
+            "fits": self.fits,
+            "left_gib": round(self.left_bytes / GIB, 2),
+            "largest_batch_size": self.largest_batch,
+        }
+
+
+def fit_evaluation(answers: GenerationSpec, tools: int, vram_bytes: float) -> EvaluationFit:
+    """Find out how evaluation fits a card, whose other programs need the same margin as in training."""
+    budget = with_margin(vram_bytes, "on the card")
+
+    def left_bytes(batch_size: int) -> float:
+        estimate = estimate_evaluation(replace(answers, batch_size=batch_size), tools)
+        return budget.limit_bytes - estimate.total_bytes * (1 + estimate.calibration.error_percent / 100)
+
+    most = largest(lambda size: left_bytes(size) >= 0, LARGEST_BATCH)
+    return EvaluationFit(vram_bytes, left_bytes(answers.batch_size), most, budget.source)
 
 
 def estimate_generation(spec: GenerationSpec, calibration: Calibration = EVALUATION) -> MemoryEstimate:

@@ -13,6 +13,7 @@ from tool_aware.gpu.display import gib, power, process_text, with_unit
 from tool_aware.gpu.dry_run import DryRun
 from tool_aware.gpu.estimate import MemoryEstimate, unmeasured_features
 from tool_aware.gpu.fit import LARGEST_BATCH, Fit, as_yaml, fit_card, largest_batch, longest_sequence
+from tool_aware.gpu.generation import EvaluationFit
 from tool_aware.gpu.planning import needed_bytes
 from tool_aware.gpu.readings import GIB, GpuReading
 from tool_aware.gpu.spec import TrainingSpec
@@ -100,7 +101,7 @@ def basis_text(estimate: MemoryEstimate) -> str:
     return "\n".join(lines)
 
 
-def estimate_record(estimate: MemoryEstimate, answer: Fit | None, exact: DryRun | None) -> dict[str, Any]:
+def estimate_record(estimate: MemoryEstimate, answer: Fit | None = None, exact: DryRun | None = None) -> dict[str, Any]:
     """Plain values for --json."""
     record = estimate.as_dict()
     if exact:
@@ -150,6 +151,23 @@ def fit_text(answer: Fit) -> str:
         f"room for: one example of {longest_sequence(answer.lean, limit):,} tokens, "
         f"or micro-batches of {examples}{'+' if examples == LARGEST_BATCH else ''} x {spec.seq_length:,} tokens"
     )
+    return "\n".join(lines)
+
+
+def evaluation_fit_text(answer: EvaluationFit) -> str:
+    """Whether evaluation fits the card, by how much, and with how large batches it would."""
+    size, left_gib = f"{answer.vram_bytes / GIB:.3g} GiB", answer.left_bytes / GIB
+    verdict = (
+        f"fits {size}: {left_gib:.1f} GiB to spare"
+        if answer.fits
+        else f"does not fit {size}: {-left_gib:.1f} GiB too much"
+    )
+    lines = [f"{verdict}, the estimate's error included; to use: {answer.source}"]
+    if answer.largest_batch:
+        more = "+" if answer.largest_batch == LARGEST_BATCH else ""
+        lines.append(f"room for: evaluation.batch_size: {answer.largest_batch}{more}")
+    else:
+        lines.append("no evaluation.batch_size fits: a smaller model is needed")
     return "\n".join(lines)
 
 

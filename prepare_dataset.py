@@ -22,11 +22,15 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tool_aware.config import Config, Environment, add_config_arguments, load_config, read_environment
 from tool_aware.console import GateFailed, Progress, UserError, duration, heading, run, say, table, warn
 from tool_aware.records import SPLITS, Row, write_manifest
+
+if TYPE_CHECKING:
+    from tool_aware.dataset.earlier_splits import EarlierSplits
+    from tool_aware.dataset.splitting import Split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,15 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         return 0
 
+    from tool_aware.dataset.earlier_splits import read_earlier_splits
     from tool_aware.dataset.outputs import Result, refuse_foreign_files, render, write
     from tool_aware.dataset.splitting import split_rows
 
     fallbacks: list[str] = []
     refuse_foreign_files(config.dataset.dir, overwrite=arguments.overwrite)
+    earlier = read_earlier_splits(config.dataset.splits_from) if config.dataset.splits_from else None
     rows, found = (import_rows if arguments.import_path else make_rows)(config, environment, arguments, fallbacks)
 
     heading("Splitting")
-    split = split_rows(rows, config.dataset.splits, config.dataset.seed)
+    split = split_rows(rows, config.dataset.splits, config.dataset.seed, earlier)
+    if earlier:
+        kept, dropped = sum(split.kept_in_place.values()), split.dropped_as_taught
+        say(f"{kept} rows stay in their split of {earlier.folder}; {dropped} dropped that its train.json has")
     check_split(split, config, fallbacks, source=arguments.import_path)
 
     heading("Writing")
@@ -59,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_manifest(
         config.dataset.dir, stage="prepare_dataset", config=config.as_dict(), seed=config.dataset.seed,
         started_s=started_s, inputs=[path for path in (arguments.logs, arguments.import_path) if path], outputs=paths,
-        counts=result.counts(), fallbacks=fallbacks,
+        counts=result.counts(), fallbacks=fallbacks, earlier_splits=splits_kept(split, earlier),
     )  # fmt: skip
     print(summary(split.rows))
     say(
@@ -116,6 +125,8 @@ def plan(config: Config, environment: Environment, arguments: argparse.Namespace
         ("splits", shares),
         ("output", f"{dataset.dir}/  (seed {dataset.seed})"),
     ]
+    if dataset.splits_from:
+        rows.insert(-1, ("splits kept", f"those of {dataset.splits_from}/"))
     return table(("plan", ""), rows, "<<")
 
 
@@ -266,7 +277,7 @@ def import_rows(
 # ---- checks ---------------------------------------------------------------------------------------------
 
 
-def check_split(split: Any, config: Config, fallbacks: list[str], *, source: Path | None = None) -> None:
+def check_split(split: Split, config: Config, fallbacks: list[str], *, source: Path | None = None) -> None:
     """Raise GateFailed if a held-out row is too close to a training row, UserError if a split is empty.
 
     `source` is the file that the rows were imported from, if they were.
@@ -295,6 +306,18 @@ def check_split(split: Any, config: Config, fallbacks: list[str], *, source: Pat
         absent = [name for name in SPLITS if not any(row.tool == tool for row in split.rows[name])]
         if absent:
             note(f"{tool} has no row in {', '.join(absent)}; more examples or rows would change that", fallbacks)
+
+
+def splits_kept(split: Split, earlier: EarlierSplits | None) -> dict[str, Any] | None:
+    """For the manifest: whose splits were kept, and with how many rows; None without dataset.splits_from."""
+    if earlier is None:
+        return None
+    return {
+        "folder": str(earlier.folder),
+        "sha256": dict(earlier.sha256),
+        "rows": dict(split.kept_in_place),
+        "dropped": split.dropped_as_taught,
+    }
 
 
 def check_files(path: Path, config: Config, environment: Environment) -> int:

@@ -144,6 +144,22 @@ def test_an_export_is_read_instead_of_the_database(tmp_path: Path) -> None:
     assert str(log) in read_manifest(tmp_path / "data")["inputs"]
 
 
+def test_logged_rows_added_for_a_second_stage_keep_the_splits_of_the_first(prepared: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    rows = [{"query_text": f"where is our {word} folder", "tool_used": "rag_retrieval"} for word in ("tax", "rent")]
+    log.write_text("\n".join(map(json.dumps, rows)))
+    data = tmp_path / "data"
+    result = prepare(*SMALL, "--logs", str(log), "--set", f"dataset.splits_from={prepared}", folder=data)
+    assert result.returncode == 0, result.stderr
+    for name in SPLITS:
+        first, second = ({r["instruction"] for r in json.loads((d / f"{name}.json").read_text())}
+                         for d in (prepared, data))  # fmt: skip
+        assert first <= second
+    kept = read_manifest(data)["earlier_splits"]
+    assert kept["rows"] == read_manifest(prepared)["counts"]["rows"]
+    assert kept["sha256"]["train.json"] == sha256_of(prepared / "train.json")
+
+
 # ---- tools ----------------------------------------------------------------------------------------------
 
 
@@ -190,6 +206,7 @@ def test_data_of_someone_else_is_not_replaced_without_being_asked(tmp_path: Path
         (("--generator", "openai"), "OPENAI_BASE_URL"),
         (("--set", "dataset.synthetic_per_tool=0", "--set", "dataset.ambiguous=0"), "leave none for"),
         (("--check", "/nowhere"), "/nowhere: not found"),
+        (("--set", "dataset.splits_from=/nowhere"), "no train.json in /nowhere"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

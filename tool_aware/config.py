@@ -133,6 +133,7 @@ class DatasetSection(Section):
     ambiguous: Annotated[int, Field(ge=0)] = 800
     paraphrases: Annotated[int, Field(ge=0)] = 200
     splits: list[OpenFraction] = [0.8, 0.1, 0.1]
+    splits_from: FolderPath | None = None
 
     @field_validator("splits")
     @classmethod

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tool_aware.config import Config
+from tool_aware.console import UserError
 from tool_aware.dataset import similarity
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE, deduplicate
+from tool_aware.dataset.earlier_splits import EarlierSplits, read_earlier_splits
 from tool_aware.dataset.similarity import GramIndex, nearest
 from tool_aware.dataset.splitting import split_rows
 from tool_aware.dataset.synthesis.content import load_content
 from tool_aware.dataset.synthesis.generator import Generator
 from tool_aware.dataset.text import normalised
 from tool_aware.prompt import render_instruction, render_response
-from tool_aware.records import SPLITS, Row
+from tool_aware.records import SPLITS, Row, write_rows
 from tool_aware.tools import ToolCall
 
 FRACTIONS = [0.8, 0.1, 0.1]
@@ -157,3 +160,80 @@ def test_the_same_seed_gives_the_same_split_and_another_seed_another(config: Con
     first, again, other = (split_rows(rows, FRACTIONS, seed) for seed in (1, 1, 2))
     assert first.rows == again.rows
     assert first.rows["test"] != other.rows["test"]
+
+
+# ---- the splits of an earlier data set ------------------------------------------------------------------
+
+
+def written(folder: Path, split: dict[str, list[Row]]) -> EarlierSplits:
+    for name, rows in split.items():
+        write_rows(folder / f"{name}.json", rows)
+    return read_earlier_splits(folder)
+
+
+def queries(rows: list[Row]) -> set[str]:
+    return {" ".join(item.query.casefold().split()) for item in rows}
+
+
+def shared(earlier: dict[str, list[Row]], later: dict[str, list[Row]]) -> tuple[int, int]:
+    """Queries of the earlier train that are held out later, and the other way round."""
+
+    def held_out(parts: dict[str, list[Row]]) -> set[str]:
+        return queries([*parts["val"], *parts["test"]])
+
+    return len(queries(earlier["train"]) & held_out(later)), len(held_out(earlier) & queries(later["train"]))
+
+
+def test_added_rows_leave_earlier_ones_in_their_split_if_it_is_named(config: Config, tmp_path: Path) -> None:
+    random_ = random.Random(8)
+    rows = [row(config, sentence(random_), group=f"g{number // 3}") for number in range(600)]
+    first = split_rows(rows, FRACTIONS, seed=1).rows
+    again = [row(config, f" {item.query.upper()}", group=item.metadata["group"]) for item in rows]
+    more = [*(row(config, sentence(random_), session=f"s{number // 5}") for number in range(80)), *again]
+    assert min(shared(first, split_rows(more, FRACTIONS, seed=1).rows)) > 50
+    split = split_rows(more, FRACTIONS, 1, written(tmp_path, first))
+    assert shared(first, split.rows) == (0, 0)
+    assert sum(split.kept_in_place.values()) == 600
+    assert split.dropped_as_taught == 0
+    for name, fraction in zip(SPLITS, FRACTIONS, strict=True):
+        assert len(split.rows[name]) / 680 == pytest.approx(fraction, abs=0.02)
+
+
+def test_a_group_that_was_on_both_sides_is_held_out_without_what_was_taught(config: Config, tmp_path: Path) -> None:
+    random_ = random.Random(9)
+    rows = [row(config, sentence(random_)) for _ in range(90)]
+    earlier = {"train": rows[:40], "val": rows[40:50], "test": [*rows[50:60], rows[0]]}
+    sessions = [row(config, item.query, session=f"s{number % 10}") for number, item in enumerate(rows[:60])]
+    split = split_rows([*sessions, *rows[60:]], FRACTIONS, 1, written(tmp_path, earlier))
+    assert shared(earlier, split.rows) == (0, 0)
+    assert split.dropped_as_taught == 40
+    assert queries(rows[50:60]) <= queries(split.rows["test"])
+
+
+def test_a_held_out_row_that_nearly_says_what_was_taught_earlier_is_dropped(config: Config, tmp_path: Path) -> None:
+    random_ = random.Random(10)
+    taught, rows = [[row(config, sentence(random_)) for _ in range(200)] for _ in range(2)]
+    nearly = [row(config, item.query + "s") for item in taught]
+    split = split_rows([*rows, *nearly], FRACTIONS, 1, written(tmp_path, {"train": taught}))
+    assert split.dropped_after_check > 20
+    assert not queries(nearly) & queries([*split.rows["val"], *split.rows["test"]])
+
+
+def test_a_template_stays_on_its_side_when_it_says_other_things(config: Config, tmp_path: Path) -> None:
+    random_ = random.Random(11)
+    before, after = ([row(config, sentence(random_), group=f"g{n // 4}") for n in range(200)] for _ in range(2))
+    first = split_rows(before, FRACTIONS, seed=1).rows
+    later = split_rows(after, FRACTIONS, 5, written(tmp_path, first)).rows
+    for name in SPLITS:
+        groups = ({item.metadata["group"] for item in parts[name]} for parts in (first, later))
+        assert next(groups) == next(groups)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "no train.json"), ('{"a": 1}', "does not hold rows"), ("[3]", "does not hold rows")]
+)
+def test_a_folder_without_earlier_rows_is_named(text: str | None, message: str, tmp_path: Path) -> None:
+    if text:
+        (tmp_path / "train.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_earlier_splits(tmp_path)

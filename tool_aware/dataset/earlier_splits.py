@@ -1,0 +1,78 @@
+"""The splits of an earlier data set, which a later one can keep: what a model was taught stays out of val and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tool_aware.console import UserError
+from tool_aware.dataset.text import normalised
+from tool_aware.prompt import query_of, unwrap_instruction
+from tool_aware.records import SPLITS, Row, read_json, sha256_of
+
+
+@dataclass(frozen=True)
+class EarlierSplits:
+    """Queries, as `normalised()` spells them, and groups of the earlier rows by split."""
+
+    folder: Path
+    sha256: Mapping[str, str]  # by file name
+    queries: Mapping[str, frozenset[str]]  # by split
+    groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def split_of(self, rows: Iterable[Row]) -> str | None:
+        """Where rows that must stay together belong: test before val before train; None if none of them is known.
+
+        Queries decide. Only a group without any known query follows its name, as with another seed a template says
+        other things.
+        """
+        rows = list(rows)
+        queries = {normalised(row.query) for row in rows}
+        names = {name for row in rows if (name := name_of_group(row.metadata))}
+        for known, found in ((self.queries, queries), (self.groups, names)):
+            for split in reversed(SPLITS):
+                if not found.isdisjoint(known.get(split, ())):
+                    return split
+        return None
+
+    def has_taught(self, row: Row) -> bool:
+        """Whether the query stands in the earlier train.json."""
+        return normalised(row.query) in self.queries.get("train", ())
+
+
+def read_earlier_splits(folder: Path) -> EarlierSplits:
+    """Read the split files in `folder`; the tools of their rows may be others than today's.
+
+    Raises UserError if there is no train.json, or a file does not hold rows.
+    """
+    paths = {name: folder / f"{name}.json" for name in SPLITS if (folder / f"{name}.json").is_file()}
+    if "train" not in paths:
+        raise UserError(
+            f"no train.json in {folder}", where="dataset.splits_from", fix="name the folder of an earlier data set"
+        )
+    items = {name: _items(path) for name, path in paths.items()}
+    queries = {name: frozenset(normalised(_query(item)) for item in part) for name, part in items.items()}
+    groups = {
+        name: frozenset(group for item in part if (group := name_of_group(item.get("metadata") or {})))
+        for name, part in items.items()
+    }
+    return EarlierSplits(folder, {path.name: sha256_of(path) for path in paths.values()}, queries, groups)
+
+
+def name_of_group(metadata: Mapping[str, object]) -> str | None:
+    """The name of a row's group; None for a row that stands alone."""
+    name = metadata.get("group") or metadata.get("session")
+    return str(name) if name else None
+
+
+def _items(path: Path) -> list[dict]:
+    items = read_json(path)
+    is_row = [isinstance(item, dict) and isinstance(item.get("instruction"), str) for item in items or ()]
+    if not isinstance(items, list) or not all(is_row):
+        raise UserError("does not hold rows", where=str(path), fix="see docs/FORMATS.md")
+    return items
+
+
+def _query(item: Mapping[str, str]) -> str:
+    return query_of(unwrap_instruction(item["instruction"])[0])

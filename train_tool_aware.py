@@ -58,6 +58,7 @@ class Job:
     start_from: Path | None  # an earlier adapter
     processes: Processes  # this one, unless a launcher has started several
     memory: Plan  # of the GPU's memory; all processes follow that of the first
+    lineage: list[dict[str, Any]]  # the runs that the earlier adapter comes from
 
     @property
     def output_dir(self) -> Path:
@@ -139,6 +140,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     """Check settings, output directory, data and model, and tokenise the rows."""
     from tool_aware.base_model import adapter_base, locate_model
+    from tool_aware.training.lineage import lineage_of
     from tool_aware.training.output_folder import check_output_dir
 
     config, environment = load_config(arguments.config, arguments.overrides), read_environment()
@@ -148,10 +150,11 @@ def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     locate_model(config.model.name, revision=config.model.revision, hf_token=environment.hf_token)
     if arguments.adapter:
         adapter_base(arguments.adapter)
+    lineage = lineage_of(arguments.adapter, data, config)
     tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
     examples = encode(data, tokenizer, config)
     memory = plan_memory(config, examples["train"], processes.count)
-    return Job(config, environment, tokenizer, data, examples, arguments.adapter, processes, memory)
+    return Job(config, environment, tokenizer, data, examples, arguments.adapter, processes, memory, lineage)
 
 
 def read_data(config: Config) -> dict[str, LoadedRows]:
@@ -173,6 +176,11 @@ def read_data(config: Config) -> dict[str, LoadedRows]:
     unwrapped = sum(rows.unwrapped for rows in data.values())
     if unwrapped:
         say(f"{unwrapped} instructions carried <s>[INST] ... [/INST]; it was taken off, as it is added at tokenisation")
+    respelled = sum(rows.respelled for rows in data.values())
+    if respelled:
+        say(
+            f"{respelled} responses have other spacing or JSON than docs/FORMATS.md shows; they are trained on as there"
+        )
     return data
 
 
@@ -401,6 +409,7 @@ def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[st
         training_seconds=round(summary.seconds, 1),
         peak_gib=summary.peak_gib,
         memory_plan=job.memory.as_dict(),
+        lineage=job.lineage,
         exported={"step": exported.step, "why": exported.why},
         merged=facts.merged,
         validation=facts.validation,

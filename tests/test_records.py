@@ -51,6 +51,22 @@ def test_a_wrapped_instruction_is_unwrapped_once_and_counted(tmp_path, config):
     assert loaded.rows[1].instruction == "hello"
 
 
+SPELLINGS = {
+    "two spaces": 'Tool:  web_search\nParameters: {"query": "x"}\nReasoning: r',
+    "no space": 'Tool:web_search\nParameters:{"query":"x"}\nReasoning:r',
+    "a line in front": '\nTool: web_search\nParameters: {"query": "x"}\nReasoning: r',
+    "a space behind the name": 'Tool: web_search \nParameters: {"query": "x"}\nReasoning: r\n',
+    "JSON over several lines": 'Tool: web_search\nParameters: {\n  "query": "\\u0078"\n}\nReasoning: r',
+}
+
+
+@pytest.mark.parametrize("response", SPELLINGS.values(), ids=SPELLINGS.keys())
+def test_a_response_is_loaded_in_the_one_spelling_that_is_trained(tmp_path, config, response):
+    loaded = load(tmp_path, [GOOD, {**GOOD, "response": response}], config.toolbox)
+    assert [row.response for row in loaded.rows] == [GOOD["response"]] * 2
+    assert loaded.respelled == 1
+
+
 def test_every_malformed_row_is_named_with_file_row_and_field(tmp_path, config):
     rows = [
         GOOD,

@@ -101,6 +101,20 @@ def test_malformed_rows_are_all_named(train, toy_data_dir, tmp_path):
     assert "row 5: response: unknown tool 'send_mail'" in message
 
 
+def test_responses_in_other_spellings_are_trained_scored_and_checked_like_the_rest(train, toy_data_dir, tmp_path):
+    shutil.copytree(toy_data_dir, tmp_path / "spelt")
+    for file in (tmp_path / "spelt").glob("*.json"):
+        rows = json.loads(file.read_text())
+        rows[0]["response"] = rows[0]["response"].replace("Tool: ", "Tool:  ")
+        rows[1]["response"] = "\n" + rows[1]["response"].replace("Tool: ", "Tool:")
+        rows[2]["response"] = rows[2]["response"].replace("\n", " \n")
+        file.write_text(json.dumps(rows))
+    result = train("--set", "training.max_steps=1", data=tmp_path / "spelt")
+    assert result.returncode == 0, result.stderr
+    assert "6 responses have other spacing or JSON" in result.stderr
+    assert "on 8 of 8 rows of" in result.stderr
+
+
 def test_examples_that_are_too_long_are_an_error_or_dropped_but_never_cut(train):
     message = refused(train("--set", "model.max_seq_length=287"))
     assert "--set training.too_long=drop" in message

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
-from tool_aware.prompt import ParsedAnswer, parse_response, query_of, unwrap_instruction
+from tool_aware.prompt import ParsedAnswer, parse_response, query_of, render_response, unwrap_instruction
 from tool_aware.tools import Toolbox
 
 SPLITS = ("train", "val", "test")
@@ -74,15 +74,18 @@ class Row:
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """The rows of one file, its sha256, and how many instructions carried a Mistral wrapper that was taken off."""
+    """The rows of one file, its sha256, and in how many of them something was brought into the form that is trained."""
 
     rows: list[Row]
     sha256: str
-    unwrapped: int = 0
+    unwrapped: int = 0  # instructions that carried a Mistral wrapper
+    respelled: int = 0  # responses with other spacing or other JSON than `render_response` writes
 
 
 def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
-    """Read a JSON array of rows and check every one of them.
+    """Read a JSON array of rows, check every one of them, and write its response as `render_response` does.
+
+    A model must not learn two spellings of one answer, and the place of the tool's name in it is relied on.
 
     Raises UserError with all malformed rows (the first 20 shown), or naming the command that makes the file.
     """
@@ -95,7 +98,7 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
         raise UserError(f"is not JSON: {error}", where=str(path), fix="python prepare_dataset.py") from error
     if not isinstance(items, list) or not items:
         raise UserError("must be a non-empty JSON array of rows", where=str(path), fix="see docs/FORMATS.md")
-    rows, problems, unwrapped = [], [], 0
+    rows, problems, unwrapped, respelled = [], [], 0, 0
     for number, item in enumerate(items, start=1):
         row_problems = list(_row_problems(item, tools))
         if row_problems:
@@ -103,11 +106,14 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
             continue
         instruction, was_wrapped = unwrap_instruction(item["instruction"])
         unwrapped += was_wrapped
-        details = {"source": "custom", "tool": parse_response(item["response"]).tool, **item.get("metadata", {})}
-        rows.append(Row(instruction, item["response"], details))
+        call = parse_response(item["response"]).call
+        response = render_response(call)
+        respelled += response != item["response"]
+        details = {"source": "custom", "tool": call.tool, **item.get("metadata", {})}
+        rows.append(Row(instruction, response, details))
     if problems:
         raise UserError(listing(problems, "problem"), fix="correct these rows (docs/FORMATS.md shows a good one)")
-    return LoadedRows(rows, hashlib.sha256(content).hexdigest(), unwrapped)
+    return LoadedRows(rows, hashlib.sha256(content).hexdigest(), unwrapped, respelled)
 
 
 def _row_problems(item: object, tools: Toolbox) -> Iterator[str]:

@@ -16,7 +16,7 @@ from tool_aware.console import GateFailed
 from tool_aware.prompt import encode_example
 from tool_aware.training.adapter import new_adapter
 from tool_aware.training.agreement import Agreement, AsTrained, References, Sample, agreement, as_trained
-from tool_aware.training.choice import ToolNames, chosen_tools, right_choices
+from tool_aware.training.choice import ToolNames, chosen_tools, right_choices, right_tool
 from tool_aware.training.export import Merged, Merger, Way, merge
 from tool_aware.training.loss import without_head
 from tool_aware.training.packing import pack, pack_rows
@@ -126,6 +126,11 @@ def test_a_choice_is_the_tool_that_greedy_decoding_ends_at(tokenizer, config, to
         chosen = chosen_tools(examples, torch.ones(labels, 1), head, names)
         assert chosen == [(number,)] * 4
         assert right_choices(examples, torch.ones(labels, 1), head, names) == 1  # each of the four rows is of another
+
+
+def test_an_answer_that_names_no_tool_is_an_error_that_says_so(names):
+    with pytest.raises(ValueError, match="no tool's name"):
+        right_tool(replace_completion([5, 6, 7]), names)
 
 
 def test_names_that_begin_alike_are_told_apart_only_on_the_right_path():

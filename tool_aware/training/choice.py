@@ -74,9 +74,15 @@ def right_choices(
 
 
 def right_tool(example: EncodedExample, names: ToolNames) -> int:
-    """The number of the tool that an example's completion names."""
+    """The number of the tool that an example's completion names.
+
+    Raises ValueError if it names none where `render_response` writes the name; `load_rows` lets no such row through.
+    """
     answer = example.completion[names.offset :]
-    return next(number for number, ids in enumerate(names.ids) if ids == answer[: len(ids)])
+    for number, ids in enumerate(names.ids):
+        if ids == answer[: len(ids)]:
+            return number
+    raise ValueError(f"no tool's name stands {names.offset} tokens into the answer {example.completion[:16]}")
 
 
 def _best_branch(branches: list[int], state: torch.Tensor, head_weight: torch.Tensor) -> int:

@@ -72,6 +72,7 @@ def prepare_for_training(model: PeftModel, config: Config) -> tuple[int, int]:
     if config.optimization.gradient_checkpointing:  # for transformers' forward pass; decoder.py has its own
         # transformers 5.2x renamed it; the first argument stayed the same.
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False, "preserve_rng_state": config.lora.dropout > 0})
+        dropout = model.peft_config["default"].lora_dropout  # an earlier adapter's own may differ from config.yaml's
+        enable({"use_reentrant": False, "preserve_rng_state": dropout > 0})
     trained, total = model.get_nb_trainable_parameters()
     return trained, total

@@ -1,0 +1,59 @@
+"""An earlier adapter is trained further as what it is, whatever config.yaml says of new ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tool_aware.base_model import attach_adapter, load_base_model
+from tool_aware.config import Config, load_config
+from tool_aware.training.adapter import prepare_for_training
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def make_adapter(tiny_model_dir, tmp_path):
+    """Save an adapter on the tiny model; keyword arguments go into its LoraConfig."""
+
+    def make(**settings: object) -> Path:
+        wanted = {"r": 4, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"], **settings}
+        torch.manual_seed(0)
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **wanted))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data = torch.randn_like(parameter) * 0.2
+        model.peft_config["default"].base_model_name_or_path = str(tiny_model_dir)
+        model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+        return tmp_path / "adapter"
+
+    return make
+
+
+@pytest.fixture
+def make_config(tiny_model_dir):
+    def make(**overrides: object) -> Config:
+        settings = {"model.name": tiny_model_dir, **{key.replace("__", "."): value for key, value in overrides.items()}}
+        return load_config(REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
+
+    return make
+
+
+def test_an_adapter_with_dropout_has_the_same_gradient_with_and_without_checkpointing(make_adapter, make_config):
+    adapter, gradients = make_adapter(lora_dropout=0.5), []
+    for checkpointing in (True, False):
+        config = make_config(optimization__gradient_checkpointing=checkpointing, quantization__load_in_4bit=False)
+        base = load_base_model(config.model, config.quantization)
+        model = attach_adapter(base, adapter, base_name=config.model.name, is_trainable=True).train()
+        prepare_for_training(model, config)
+        torch.manual_seed(1)
+        ids = torch.arange(5, 25)[None]
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name])

@@ -25,9 +25,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tool_aware.base_model import adapter_base, attach_adapter, load_base_model, locate_model, same_model
+from tool_aware.base_model import attach_adapter, load_base_model, locate_model
 from tool_aware.config import Config, Environment, add_config_arguments, load_config, read_environment
-from tool_aware.console import GateFailed, UserError, duration, heading, run, say, warn
+from tool_aware.console import GateFailed, duration, heading, run, say, warn
 from tool_aware.evaluation.baselines import rival_predictions
 from tool_aware.evaluation.code_equality import same_output, same_syntax
 from tool_aware.evaluation.endpoint import PROBE_NAME, Endpoint, run_probe
@@ -36,12 +36,13 @@ from tool_aware.evaluation.judgement import Prediction
 from tool_aware.evaluation.local_model import LocalModel
 from tool_aware.evaluation.output import print_results, update_adapter, write_results
 from tool_aware.evaluation.predictions import PredictionLog, read_answers
+from tool_aware.evaluation.preflight import changed_tools, check_adapter, check_merged_model, refuse_other_results
 from tool_aware.evaluation.results import Results, assemble
 from tool_aware.evaluation.robustness import make_variants
 from tool_aware.evaluation.tasks import Plan, Task, origin_of, plan_tasks
 from tool_aware.evaluation.test_rows import TestSet, load_test_set
 from tool_aware.prompt import load_tokenizer
-from tool_aware.records import read_json, read_manifest, sha256_of
+from tool_aware.records import read_json, sha256_of
 
 ADAPTER_FOLDER = "lora_adapters"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -155,8 +156,8 @@ def prepare(args: argparse.Namespace) -> Job:
     gates = parse_gates(args.min, args.max_drop, args.require_significant, config.toolbox.names)
     adapter = None if args.model else args.adapter or config.training.output_dir / ADAPTER_FOLDER
     if args.model:
-        check_merged_model(args.model)
-    if args.endpoint or args.predictions:
+        check_merged_model(config, args.model)
+    elif args.endpoint or args.predictions:
         adapter = adapter if adapter.is_dir() else None  # only its probe is of use
     else:
         check_adapter(config, adapter)
@@ -175,47 +176,6 @@ def prepare(args: argparse.Namespace) -> Job:
         for task in filter(job.computes, tasks):
             job.log(task).path.unlink(missing_ok=True)
     return job
-
-
-def check_adapter(config: Config, adapter: Path | None) -> None:
-    """Refuse an adapter that is missing, belongs to another base model, or was trained with other tools."""
-    if adapter is None:
-        return
-    trained_on = adapter_base(adapter)
-    if not same_model(trained_on, config.model.name):
-        raise UserError(
-            f"was trained on {trained_on}, but model.name is {config.model.name}",
-            where=str(adapter),
-            fix=f"--set model.name={trained_on}, or train an adapter for {config.model.name}",
-        )
-    trained_with = (read_manifest(adapter.parent) or {}).get("config", {}).get("tools", [])
-    names = sorted(tool["name"] for tool in trained_with)
-    if names and names != sorted(config.toolbox.names):
-        raise UserError(
-            f"was trained with the tools {', '.join(names)}; the config lists {', '.join(config.toolbox.names)}",
-            where=str(adapter),
-            fix="python prepare_dataset.py && python train_tool_aware.py, or use the config it was trained with",
-        )
-
-
-def check_merged_model(folder: Path) -> None:
-    """Refuse a folder that is not there, or that holds an adapter only."""
-    if not folder.is_dir():
-        raise UserError("no such folder", where=f"--model {folder}", fix="name the folder of the merged model")
-    if (folder / "adapter_config.json").is_file():
-        raise UserError("holds an adapter, not a merged model", where=f"--model {folder}", fix=f"--adapter {folder}")
-
-
-def refuse_other_results(config: Config, test: TestSet, *, overwrite: bool) -> None:
-    """Refuse a results folder that holds a finished evaluation of another test file."""
-    folder = config.evaluation.results_dir
-    earlier = (read_manifest(folder) or {}).get("dataset_sha256")
-    if earlier not in (None, test.sha256) and not overwrite:
-        raise UserError(
-            f"holds the results of another test file (sha256 {earlier[:12]}, now {test.sha256[:12]})",
-            where=str(folder),
-            fix="--overwrite, or keep both with --set evaluation.results_dir=evaluation_results_2",
-        )
 
 
 def print_plan(job: Job) -> None:
@@ -239,6 +199,9 @@ def doubts(job: Job) -> list[str]:
     missing = [name for name in job.config.toolbox.names if all(row.tool != name for row in job.test.rows.values())]
     if missing:
         found.append(f"no test rows for {', '.join(missing)}: their figures are n/a")
+    change = changed_tools(job.test.path.parent, job.config, stage="prepare_dataset")
+    if change:
+        found.append(f"{job.test.path.parent} was made with {change}: what its prompts offer may not be what is judged")
     if job.args.model and job.config.quantization.kind != "none":
         found.append(
             f"the merged model is quantised to {job.config.quantization.kind} again, which can undo what tuning did; "

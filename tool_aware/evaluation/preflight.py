@@ -1,0 +1,78 @@
+"""What has to fit before anything slow begins: the model under test, its tools, and the results already there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tool_aware.base_model import adapter_base, same_model
+from tool_aware.config import Config
+from tool_aware.console import UserError
+from tool_aware.evaluation.test_rows import TestSet
+from tool_aware.records import read_manifest
+
+
+def check_adapter(config: Config, adapter: Path) -> None:
+    """Refuse an adapter that is missing, belongs to another base model, or was trained with other tools."""
+    trained_on = adapter_base(adapter)
+    if not same_model(trained_on, config.model.name):
+        raise UserError(
+            f"was trained on {trained_on}, but model.name is {config.model.name}",
+            where=str(adapter),
+            fix=f"--set model.name={trained_on}, or train an adapter for {config.model.name}",
+        )
+    _refuse_other_tools(config, adapter)
+
+
+def check_merged_model(config: Config, folder: Path) -> None:
+    """Refuse a folder that is not there, holds an adapter only, or a model that was trained with other tools."""
+    if not folder.is_dir():
+        raise UserError("no such folder", where=f"--model {folder}", fix="name the folder of the merged model")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError("holds an adapter, not a merged model", where=f"--model {folder}", fix=f"--adapter {folder}")
+    _refuse_other_tools(config, folder)
+
+
+def _refuse_other_tools(config: Config, trained: Path) -> None:
+    change = changed_tools(trained.resolve().parent, config, stage="train")
+    if change:
+        raise UserError(
+            f"was trained with {change}",
+            where=str(trained),
+            fix="python prepare_dataset.py && python train_tool_aware.py, or use the config it was trained with",
+        )
+
+
+def changed_tools(folder: Path, config: Config, *, stage: str) -> str | None:
+    """Say how the tools that `stage` left its folder with differ from the config's; None if they do not.
+
+    All that a prompt shows and an answer is judged by counts, the order included; example queries do not.
+    """
+    manifest = read_manifest(folder) or {}
+    if manifest.get("stage") != stage:
+        return None
+    earlier = _definitions(manifest["config"]["tools"])
+    now = _definitions(config.as_dict()["tools"])
+    if list(earlier) != list(now):
+        return f"the tools {', '.join(earlier)}; the config lists {', '.join(now)}"
+    changed = [name for name in now if earlier[name] != now[name]]
+    return f"another definition of {', '.join(changed)} than the config has" if changed else None
+
+
+def _definitions(tools: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Name to description and schema as text, because prompts show parameters in the schema's own order."""
+    return {tool["name"]: json.dumps([tool.get("description"), tool.get("parameters")]) for tool in tools}
+
+
+def refuse_other_results(config: Config, test: TestSet, *, overwrite: bool) -> None:
+    """Refuse a results folder that holds a finished evaluation of another test file."""
+    folder = config.evaluation.results_dir
+    earlier = (read_manifest(folder) or {}).get("dataset_sha256")
+    if earlier not in (None, test.sha256) and not overwrite:
+        raise UserError(
+            f"holds the results of another test file (sha256 {earlier[:12]}, now {test.sha256[:12]})",
+            where=str(folder),
+            fix="--overwrite, or keep both with --set evaluation.results_dir=evaluation_results_2",
+        )

@@ -55,8 +55,10 @@ def test_closing_programs_is_no_advice_on_a_card_that_is_too_small():
 def test_in_mig_mode_the_largest_slice_counts():
     slices = (MigInstance("MIG-a", 0, 5 * GIB), MigInstance("MIG-b", GIB, 20 * GIB), MigInstance(None, None, GIB))
     sliced = gpu(70, 80, is_mig=True, instances=slices)
-    assert "19.0 GiB are free on the largest MIG slice" in checks.check_memory(sliced, ESTIMATE).finding
-    assert [line.status for line in checks.check_mig(sliced)] == ["warning"]
+    largest = checks.gpu_for_training([sliced], {})
+    assert "19.0 GiB are free on slice MIG-b of GPU 0" in checks.check_memory(largest, ESTIMATE).finding
+    (line,) = checks.check_mig(sliced)
+    assert (line.status, "export CUDA_VISIBLE_DEVICES=MIG-b" in line.remedy) == ("warning", True)
     assert [line.status for line in checks.check_mig(gpu(70, 80, is_mig=True))] == ["problem"]
     assert list(checks.check_mig(gpu(9))) == []
 
@@ -145,11 +147,30 @@ def test_no_database_is_asked_for_where_none_is_used():
     assert list(checks.check_database(config, Environment())) == []
 
 
-@pytest.mark.parametrize(("visible", "index"), [("", 0), ("1", 1), ("1,0", 1), ("GPU-b", 1), ("7", 0)])
+@pytest.mark.parametrize(("visible", "index"), [(None, 0), ("1", 1), ("1,0", 1), ("GPU-b", 1)])
 def test_the_gpu_for_training_is_the_one_torch_will_take(visible, index):
     gpus = [GpuReading(0, uuid="GPU-a"), GpuReading(1, uuid="GPU-b")]
-    assert checks.gpu_for_training(gpus, {"CUDA_VISIBLE_DEVICES": visible}).index == index
-    assert checks.gpu_for_training([], {}) is None
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert checks.gpu_for_training(gpus, environ).index == index
+    assert list(checks.check_visible(gpus, environ)) == []
+    assert checks.gpu_for_training([], environ) is None
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "7", "MIG-x"])
+def test_where_torch_will_see_no_gpu_none_is_judged(visible):
+    gpus, environ = [GpuReading(0, uuid="GPU-a")], {"CUDA_VISIBLE_DEVICES": visible}
+    assert checks.gpu_for_training(gpus, environ) is None
+    (line,) = checks.check_visible(gpus, environ)
+    assert line.status == "problem"
+    assert f"CUDA_VISIBLE_DEVICES={visible} names no GPU; torch will see none" in line.finding
+
+
+def test_the_slice_that_is_named_is_the_one_that_is_judged():
+    slices = (MigInstance("MIG-a", 0, 20 * GIB), MigInstance("MIG-b", 0, 5 * GIB))
+    sliced, environ = gpu(70, 80, is_mig=True, instances=slices), {"CUDA_VISIBLE_DEVICES": "MIG-b"}
+    chosen = checks.gpu_for_training([gpu(9), sliced], environ)
+    assert "5.0 GiB are free on slice MIG-b" in checks.check_memory(chosen, ESTIMATE).finding
+    assert [line.status for line in checks.check_mig(checks.visible_gpu([sliced], environ))] == ["ok"]
 
 
 def test_text_is_wrapped_at_the_width_and_keeps_its_columns():

@@ -20,8 +20,8 @@ from tool_aware.gpu.architectures import Architecture, cached_snapshot, hub_cach
 from tool_aware.gpu.estimate import MemoryEstimate, estimate_training
 from tool_aware.gpu.fit import fit_card
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver
-from tool_aware.gpu.planning import open_choices, plan_of
-from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading
+from tool_aware.gpu.planning import chosen_gpus, open_choices, plan_of
+from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance
 from tool_aware.gpu.spec import TrainingSpec
 
 Status = Literal["ok", "warning", "problem"]
@@ -64,9 +64,10 @@ def check_machine(
         lines = [check_driver(info)]
     lines += [check_torch(info), check_bitsandbytes()]
     lines += [CheckLine("problem", f"GPU {gpu.index}", gpu.problem, "see `nvidia-smi`") for gpu in gpus if gpu.problem]
-    chosen = gpu_for_training([gpu for gpu in gpus if not gpu.problem])
+    lines += check_visible(gpus)
+    chosen = gpu_for_training(gpus)
     if chosen is not None:
-        lines += [check_precision(chosen), *check_mig(chosen)]
+        lines += [check_precision(chosen), *check_mig(visible_gpu(gpus))]
         if spec:
             plan = plan_of(config, spec, [chosen])
             lines.append(check_memory(chosen, estimate_training(plan.spec), memory_remedies(spec, chosen, config)))
@@ -77,11 +78,27 @@ def check_machine(
     return gpus, [*lines, check_token(config, environment), *check_database(config, environment)]
 
 
+def visible_gpu(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.environ) -> GpuReading | None:
+    """The first GPU that CUDA_VISIBLE_DEVICES leaves and that answers; None if torch will see none."""
+    return next((gpu for gpu in chosen_gpus(gpus, environ) if not gpu.problem), None)
+
+
 def gpu_for_training(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.environ) -> GpuReading | None:
-    """The GPU that torch will call cuda:0: the first that CUDA_VISIBLE_DEVICES names, else the first of all."""
-    first = environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
-    named = (gpu for gpu in gpus if first and (str(gpu.index) == first or (gpu.uuid or "").startswith(first)))
-    return next(named, gpus[0] if gpus else None)
+    """The GPU that torch will call cuda:0; of a sliced card of which no slice is named, the one that should be."""
+    gpu = visible_gpu(gpus, environ)
+    return gpu.of_slice(roomiest(gpu.instances)) if gpu and gpu.instances else gpu
+
+
+def roomiest(slices: Sequence[MigInstance]) -> MigInstance:
+    """The slice with most free memory."""
+    return max(slices, key=lambda part: -1 if part.free_bytes is None else part.free_bytes)
+
+
+def check_visible(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.environ) -> Iterator[CheckLine]:
+    """Tell if CUDA_VISIBLE_DEVICES hides all GPUs."""
+    if gpus and not chosen_gpus(gpus, environ):
+        finding = f"CUDA_VISIBLE_DEVICES={environ['CUDA_VISIBLE_DEVICES']} names no GPU; torch will see none"
+        yield CheckLine("problem", "GPU", finding, f"export CUDA_VISIBLE_DEVICES={gpus[0].index}, or unset it")
 
 
 def memory_remedies(spec: TrainingSpec, gpu: GpuReading, config: Config) -> list[str]:
@@ -185,18 +202,17 @@ def check_precision(gpu: GpuReading) -> CheckLine:
 def check_memory(gpu: GpuReading, estimate: MemoryEstimate, remedies: Sequence[str] = ()) -> CheckLine:
     """Hold the estimate against the free memory; name what holds the rest, then `remedies` (edits that would fit)."""
     needed_gib = estimate.total_bytes / GIB
-    slices = [instance.free_bytes for instance in gpu.instances if instance.free_bytes is not None]
-    free_bytes = max(slices) if slices else None if gpu.instances else gpu.free_bytes
+    free_bytes = gpu.free_bytes
     if free_bytes is None:
         return CheckLine("warning", "memory", f"training takes about {needed_gib:.1f} GiB; free memory is not known")
-    where = "the largest MIG slice" if slices else f"GPU {gpu.index}"
+    where = f"slice {gpu.uuid} of GPU {gpu.index}" if gpu.instances else f"GPU {gpu.index}"
     finding = f"training would take about {needed_gib:.1f} GiB, {free_bytes / GIB:.1f} GiB are free on {where}"
     if estimate.total_bytes * (1 + estimate.calibration.error_percent / 100) <= free_bytes:
         return CheckLine("ok", "memory", finding)
     if estimate.total_bytes <= free_bytes:
         return CheckLine("warning", "memory", f"{finding}: within the estimate's error", _first(remedies))
     holders = [f"{process.command or 'process'} ({process.pid})" for process in gpu.processes[:3]]
-    would_fit = gpu.total_bytes is not None and not slices and estimate.total_bytes <= gpu.total_bytes
+    would_fit = gpu.total_bytes is not None and estimate.total_bytes <= gpu.total_bytes
     close = f"close {', '.join(holders)}" if holders and would_fit else None
     return CheckLine("problem", "memory", finding, " or ".join(filter(None, (close, _first(remedies)))) or None)
 
@@ -206,15 +222,19 @@ def _first(remedies: Sequence[str]) -> str | None:
 
 
 def check_mig(gpu: GpuReading) -> Iterator[CheckLine]:
-    """A card in MIG mode can be used one slice at a time only."""
+    """A card in MIG mode can be used one slice at a time only: the one that is named, if it has more than one."""
     if not gpu.is_mig:
         return
     if not gpu.instances:
         remedy = "sudo nvidia-smi mig -cgi 0 -C, or switch MIG off: sudo nvidia-smi -mig 0"
         yield CheckLine("problem", "MIG", f"GPU {gpu.index} is in MIG mode and has no instance", remedy)
         return
-    uuids = ", ".join(slice.uuid or "?" for slice in gpu.instances)
-    remedy = f"export CUDA_VISIBLE_DEVICES={gpu.instances[0].uuid}"
+    uuids = ", ".join(part.uuid or "?" for part in gpu.instances)
+    if len(gpu.instances) == 1:
+        yield CheckLine("ok", "MIG", f"GPU {gpu.index} is sliced; a run uses {uuids}")
+        return
+    best = roomiest(gpu.instances)
+    remedy = f"export CUDA_VISIBLE_DEVICES={best.uuid}, which has most free memory" if best.uuid else None
     yield CheckLine("warning", "MIG", f"GPU {gpu.index} is sliced; a run uses one of {uuids}", remedy)
 
 

@@ -161,21 +161,30 @@ def visible_gpus(uuids: Sequence[str], environ: Mapping[str, str] = os.environ) 
         return []
     gpus = [gpu for gpu in driver.read() if not gpu.problem]
     driver.close()
-    named = chosen_gpus(gpus, {"CUDA_VISIBLE_DEVICES": ",".join(uuids)})
-    return named or chosen_gpus(gpus, environ)
+    visible = chosen_gpus(gpus, environ)
+    return chosen_gpus(visible or gpus, {"CUDA_VISIBLE_DEVICES": ",".join(uuids)}) or visible
 
 
 def chosen_gpus(gpus: Sequence[GpuReading], environ: Mapping[str, str]) -> list[GpuReading]:
-    """Those of `gpus` that CUDA_VISIBLE_DEVICES names, by number or by how their UUID begins; all if it is unset."""
+    """Those of `gpus` that CUDA_VISIBLE_DEVICES names, by number or by how their UUID begins; all if it is unset.
+
+    A MIG slice is named by its UUID; its card is returned with the slice's memory and without other slices. As in CUDA
+    the first name that fits nothing ends the list.
+    """
     if "CUDA_VISIBLE_DEVICES" not in environ:
         return list(gpus)
-    names = [name.strip() for name in environ["CUDA_VISIBLE_DEVICES"].split(",")]
-    return [gpu for name in names for gpu in gpus if name and _is_called(gpu, name)]
+    found = (_called(gpus, name.strip()) for name in environ["CUDA_VISIBLE_DEVICES"].split(","))
+    return list(itertools.takewhile(lambda gpu: gpu is not None, found))
 
 
-def _is_called(gpu: GpuReading, name: str) -> bool:
-    uuids = [gpu.uuid, *(instance.uuid for instance in gpu.instances)]
-    return name == str(gpu.index) or any(uuid is not None and uuid.startswith(name) for uuid in uuids)
+def _called(gpus: Sequence[GpuReading], name: str) -> GpuReading | None:
+    for gpu in gpus if name else ():
+        if name == str(gpu.index) or (gpu.uuid or "").startswith(name):
+            return gpu
+        for part in gpu.instances:  # torch calls a slice GPU-..., the driver MIG-...
+            if part.uuid and part.uuid.startswith((name, name.replace("GPU-", "MIG-", 1))):
+                return gpu.of_slice(part)
+    return None
 
 
 # ---- the plan --------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 GIB = 2**30
@@ -60,6 +60,11 @@ class GpuReading:
     def free_bytes(self) -> int | None:
         """What a program can still have; None where that is unknown."""
         return _free_bytes(self)
+
+    def of_slice(self, part: MigInstance) -> GpuReading:
+        """The card as a program in one of its slices has it; whose processes are in which slice is not known."""
+        memory = {name: getattr(part, name) for name in ("uuid", "total_bytes", "used_bytes", "reserved_bytes")}
+        return replace(self, **memory, processes=(), instances=(part,))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from tool_aware.gpu.readings import GIB, GpuReading
 from tool_aware.gpu.recording import open_recorder
 from tool_aware.gpu.sampling import Statistics
 from tool_aware.gpu.spec import TrainingSpec
-from tool_aware.gpu.watching import Alarming, Consumer, Pace, Summing, open_view, watch
+from tool_aware.gpu.watching import Alarming, Audience, Pace, Summing, open_view, watch
 from tool_aware.gpu.workload import workload_of
 
 LARGEST_DATA_BYTES = 2**24  # train.json that the monitor reads: it has to stay small itself
@@ -87,41 +87,33 @@ def monitor(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides) if args.config != DEFAULT_CONFIG or args.config.exists() else None
     driver = open_driver(args.gpu)
     statistics = Statistics()
-    consumers: list[Consumer] = [Summing(statistics), Alarming(alerts)]
+    audience = Audience(Summing(statistics), Alarming(alerts))
     pace = Pace(args.interval, args.count, args.duration, args.until_exit)
     if args.prometheus is not None:
-        consumers.append(Exporter(args.prometheus))
-        say(f"http://{LOOPBACK}:{consumers[-1].port}/metrics")
+        exporter = Exporter(args.prometheus)
+        audience.add(exporter)
+        say(f"http://{LOOPBACK}:{exporter.port}/metrics")
     if args.wrapped and shutil.which(args.wrapped[0]) is None:
         raise UserError("no such command", where=f"-- {args.wrapped[0]}", fix="see `which`, or give its whole path")
     if args.output:  # after all that may fail: a start that fails leaves an earlier log where it is
-        consumers.append(open_recorder(args.output, args.interval, driver.read(), statistics))
+        audience.add(open_recorder(args.output, args.interval, driver.read(), statistics))
     wrapped = subprocess.Popen(args.wrapped) if args.wrapped else None
     if wrapped:
         pace = replace(pace, process_id=wrapped.pid)
     else:  # else the terminal belongs to the command
-        consumers.append(open_view(estimate_mark(config, driver.read()[0].total_bytes)))
+        audience.add(open_view(estimate_mark(config, driver.read()[0].total_bytes)))
     try:
-        for _ in watch(driver, pace, consumers, config.training.output_dir if config else None):
+        for _ in watch(driver, pace, audience, config.training.output_dir if config else None):
             pass
     finally:
-        for consumer in consumers:
-            close(consumer)
+        audience.close()
         driver.close()
         code = end_of(wrapped) if wrapped else EXIT_DONE
         if statistics.samples:
             print(f"\n{display.summary(statistics)}")
             if args.output:
                 say(f"samples are in {args.output}")
-    return code or (EXIT_GATE if alerts.fired else EXIT_DONE)
-
-
-def close(consumer: Consumer) -> None:
-    """Close a consumer; if its disk is full the others still end well, and the summary is still printed."""
-    try:
-        consumer.close()
-    except UserError as error:
-        warn(str(error))
+    return code or (EXIT_USER if audience.has_lost else EXIT_GATE if alerts.fired else EXIT_DONE)
 
 
 def estimate_mark(config: Config | None, vram_bytes: float | None) -> float | None:

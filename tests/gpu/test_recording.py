@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -198,3 +199,12 @@ def test_thinning_keeps_every_peak_that_is_wider_than_a_pixel(monkeypatch):
     thinned = plot.thinned(points)
     assert len(thinned) <= 100
     assert (5555.0, 9.0) in thinned
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"), [(errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"), (errno.EROFS, "a place")]
+)
+def test_the_remedy_fits_the_failure(tmp_path, number, fix):
+    with pytest.raises(UserError) as caught, recording._writing(tmp_path / "log.json"):
+        raise OSError(number, os.strerror(number))
+    assert fix in caught.value.fix

@@ -179,15 +179,29 @@ def test_a_start_that_fails_leaves_the_earlier_log_where_it_is(script, tmp_path,
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
-def test_a_full_disk_is_one_message_and_leaves_what_was_written(script, tmp_path, suffix):
+def test_a_full_disk_is_one_message_and_leaves_what_was_written_while_the_watch_goes_on(script, tmp_path, suffix):
     log = tmp_path / f"log{suffix}"
-    process = script.start("monitor", "--interval", "0.05", "--output", str(log), preexec_fn=allow_small_files_only)
+    arguments = ["--interval", "0.02", "--count", "60", "--output", str(log), "--alert", "memory>40%"]
+    process = script.start("monitor", *arguments, preexec_fn=allow_small_files_only)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert f"{log}: cannot be written: File too large" in err
+    assert err.count(f"{log}: cannot be written: File too large") == 1
+    assert "free some space" not in err
+    assert "alert:" in err
     assert "Traceback" not in err
-    assert "peak GiB" in out
+    assert "60 samples" in out
     assert len(read_log(log).series[0]) >= 2
+
+
+@pytest.mark.parametrize(("own_code", "code"), [(0, 2), (7, 7)])
+def test_a_full_disk_neither_ends_a_wrapped_command_nor_hides_its_exit_code(script, tmp_path, own_code, code):
+    arguments = ["--interval", "0.01", "--output", str(tmp_path / "log.jsonl"), "--"]
+    command = ["sh", "-c", f"sleep 1; echo has ended; exit {own_code}"]
+    process = script.start("monitor", *arguments, *command, preexec_fn=allow_small_files_only)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "cannot be written" in err
+    assert "has ended" in out
 
 
 def test_an_alert_is_a_line_and_an_exit_code(script):

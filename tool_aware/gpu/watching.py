@@ -7,13 +7,13 @@ import select
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from tool_aware.console import UserError, say, style
+from tool_aware.console import UserError, say, style, warn
 from tool_aware.gpu import display
 from tool_aware.gpu.alerts import Alerts
 from tool_aware.gpu.nvml import Driver
@@ -52,16 +52,47 @@ class Pace:
             os.close(open_process(self.process_id))
 
 
-def watch(driver: Driver, pace: Pace, consumers: Sequence[Consumer], output_dir: Path | None) -> Iterator[Sample]:
-    """Yield samples, each after all consumers have it, until the pace says that it is over."""
+class Audience:
+    """All consumers as one. One that fails, as on a full disk, is told of and left out; the others go on."""
+
+    def __init__(self, *consumers: Consumer) -> None:
+        self._consumers = list(consumers)
+        self.has_lost = False
+
+    def add(self, consumer: Consumer) -> None:
+        """Let one more have the samples."""
+        self._consumers.append(consumer)
+
+    def take(self, sample: Sample) -> None:
+        """Hand a sample to each."""
+        for consumer in list(self._consumers):
+            if not self._survives(lambda consumer=consumer: consumer.take(sample)):
+                self._consumers.remove(consumer)
+
+    def close(self) -> None:
+        """Tell each that there are no more."""
+        for consumer in self._consumers:
+            self._survives(consumer.close)
+
+    def _survives(self, call: Callable[[], None]) -> bool:
+        try:
+            call()
+        except UserError as error:
+            warn(str(error))
+            self.has_lost = True
+            return False
+        return True
+
+
+def watch(driver: Driver, pace: Pace, consumer: Consumer, output_dir: Path | None) -> Iterator[Sample]:
+    """Yield samples, each after the consumer has it, until the pace says that it is over."""
     search = TrainingSearch(output_dir) if output_dir else None
     for seconds in ticks(pace):
         gpus = driver.read(LONGEST_READ_S)
         sample = Sample(seconds, datetime.now().astimezone(), gpus)
         if search:
             sample = replace(sample, training=search.progress())
-        for consumer in consumers:
-            consumer.take(sample)
+        consumer.take(sample)
         yield sample
 
 

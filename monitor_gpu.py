@@ -33,7 +33,7 @@ from tool_aware.gpu.estimate import estimate_training
 from tool_aware.gpu.fit import fit_card, write_fitting_config
 from tool_aware.gpu.generation import GenerationSpec, estimate_evaluation, fit_evaluation
 from tool_aware.gpu.nvml import open_driver
-from tool_aware.gpu.planning import make_plan, open_choices, with_margin
+from tool_aware.gpu.planning import allowed_by, budget_on_card, make_plan, open_choices
 from tool_aware.gpu.plot import draw, read_log
 from tool_aware.gpu.prometheus import LOOPBACK, Exporter
 from tool_aware.gpu.readings import GIB, GpuReading
@@ -124,7 +124,7 @@ def estimate_mark(config: Config | None, vram_bytes: float | None) -> float | No
     if rows.is_file() and rows.stat().st_size > LARGEST_DATA_BYTES:
         return None
     with contextlib.suppress(UserError):
-        plan = make_plan(spec_of_data(config)[0], with_margin(vram_bytes, "on the card"), open_choices(config))
+        plan = make_plan(spec_of_data(config)[0], budget_on_card(vram_bytes, allowed_by(config)), open_choices(config))
         return estimate_training(plan.spec).total_bytes
     return None
 
@@ -160,12 +160,12 @@ def estimate(args: argparse.Namespace) -> int:
         refuse_what_no_config_says(args, config)
     spec = training_spec(args, config)
     if args.table:
-        print(report.fit_table(spec, open_choices(config)))
+        print(report.fit_table(spec, open_choices(config), allowed_by(config)))
         return EXIT_DONE
     card, vram_bytes = card_of(args)
     if args.write and vram_bytes is None:
         raise UserError("there is no GPU here to fit", where="--write", fix="name a size, for example --vram 10")
-    answer = fit_card(spec, vram_bytes, open_choices(config)) if vram_bytes else None
+    answer = fit_card(spec, vram_bytes, open_choices(config), allowed_by(config)) if vram_bytes else None
     spec = answer.plan.spec if answer else spec
     result = estimate_training(spec)
     exact = trace(traceable(spec), config) if args.exact else None
@@ -286,16 +286,21 @@ def spec_of_data(config: Config, architecture: Architecture | None = None) -> tu
 
 
 def card_of(args: argparse.Namespace) -> tuple[str | None, float | None]:
-    """Name and memory of the card to fit: --vram, else the first GPU of this machine, if there is one."""
+    """Name and memory of the card to fit: --vram, else the GPU or slice that a run here would take, if there is one."""
     if args.vram is not None:
         return args.card, args.vram * GIB
     try:
-        driver = open_driver([0])
+        driver = open_driver()
     except UserError:
         return args.card, None
-    gpu = driver.read()[0]
+    gpus = driver.read()
     driver.close()
-    return args.card or gpu.name, gpu.total_bytes
+    for line in checks.check_visible(gpus):
+        warn(line.finding)
+    gpu = checks.gpu_for_training(gpus)
+    if gpu is None:
+        return args.card, None
+    return args.card or (None if gpu.is_mig else gpu.name), gpu.total_bytes  # a slice is slower than its card
 
 
 # ---- the exact estimate: the real step on tensors without data --------------------------------------------

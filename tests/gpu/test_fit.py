@@ -12,6 +12,7 @@ from tool_aware.gpu.architectures import PRESETS
 from tool_aware.gpu.fit import as_yaml, edits_that_fit, fit_card, largest_batch, longest_sequence
 from tool_aware.gpu.planning import CHOICES, MARGIN_BYTES, needed_bytes
 from tool_aware.gpu.readings import GIB
+from tool_aware.gpu.report import fit_text
 from tool_aware.gpu.spec import TrainingSpec
 
 PACKED = TrainingSpec(
@@ -58,6 +59,13 @@ def test_what_the_plan_may_choose_is_no_edit():
     pinned = fit_card(PACKED, tight, PINNED)
     assert "optimization.offload" in pinned.keys
     assert pinned.final_plan.fits
+
+
+def test_less_than_the_card_has_may_be_allowed():
+    limited, free = (fit_card(PACKED, 24 * GIB, CHOICES, allowed) for allowed in (8.0, None))
+    assert needed_bytes(limited.final_plan.spec) <= 8 * GIB < needed_bytes(free.final_plan.spec)
+    assert (limited.is_limited, free.is_limited) == (True, False)
+    assert fit_text(limited).startswith("fits the 8 GiB that training.memory_budget_gib allows of 24 GiB")
 
 
 def test_a_card_that_cannot_hold_the_weights_has_no_answer():

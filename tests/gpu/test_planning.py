@@ -17,7 +17,9 @@ from tool_aware.gpu.planning import CHOICES as ALL
 from tool_aware.gpu.planning import (
     MARGIN_BYTES,
     Budget,
+    allowed_by,
     budget_of,
+    budget_on_card,
     chosen_gpus,
     leanest,
     make_plan,
@@ -134,6 +136,18 @@ def test_the_config_leaves_all_choices_open_and_any_of_them_can_be_pinned(config
     }
     for override, name in pinned.items():
         assert open_choices(config_with(override)) == ALL - {name}
+
+
+def test_where_no_plan_is_wanted_nothing_is_left_to_it():
+    assert open_choices(config_with("training.memory_budget_gib=null")) == frozenset()
+
+
+@pytest.mark.parametrize(("override", "gib"), [("null", 11.7), ("auto", 11.7), ("7.5", 7.5), ("20", 11.7)])
+def test_on_a_card_that_is_not_there_the_config_still_limits_the_budget(override, gib):
+    allowed = allowed_by(config_with(f"training.memory_budget_gib={override}"))
+    found = budget_on_card(12 * GIB, allowed)
+    assert found.limit_bytes == pytest.approx(gib * GIB)
+    assert ("training.memory_budget_gib" in found.source) == (override == "7.5")
 
 
 def test_a_plan_makes_every_setting_concrete(config):

@@ -414,6 +414,35 @@ def test_without_vram_the_card_that_is_there_is_fitted(script):
     assert "time on NVIDIA GeForce RTX 4070 Ti" in result.stdout
 
 
+def test_check_and_estimate_judge_the_slice_that_is_named(script, stub):
+    slices = {1001: ("MIG-aaaa", 20000), 1002: ("MIG-bbbb", 9856)}
+    stub.add("mig 1 1", *(f"uuid {i} {name}\ntotal {i} {mib}\nused {i} 0" for i, (name, mib) in slices.items()))
+    script.environment = {**script.environment, "CUDA_VISIBLE_DEVICES": "MIG-bbbb"}
+    assert "GiB are free on slice MIG-bbbb" in script.run("check", *EMPTY_DATA).stdout
+    assert "fits 9.62 GiB" in script.run("estimate", *EMPTY_DATA).stdout
+
+
+def test_no_gpu_is_fitted_where_cuda_may_see_none(script):
+    script.environment = {**script.environment, "CUDA_VISIBLE_DEVICES": "7"}
+    assert "CUDA_VISIBLE_DEVICES=7 names no GPU" in script.run("check", *EMPTY_DATA).stdout
+    result = script.run("estimate", *EMPTY_DATA)
+    assert "CUDA_VISIBLE_DEVICES=7 names no GPU" in result.stderr
+    assert "fits" not in result.stdout
+
+
+def test_the_estimate_obeys_the_memory_budget_of_the_config(script_without_driver):
+    arguments = ["estimate", *EMPTY_DATA, "--vram", "24", "--json", "--set"]
+    limited = json.loads(script_without_driver.run(*arguments, "training.memory_budget_gib=8").stdout)
+    assert limited["plan"]["budget_from"] == "training.memory_budget_gib: 8"
+    assert limited["total_gib"] <= 8
+    planned, as_it_is = (
+        json.loads(script_without_driver.run(*arguments, f"training.memory_budget_gib={setting}").stdout)["spec"]
+        for setting in ("auto", "null")
+    )
+    assert (as_it_is["checkpointing"], as_it_is["kept_layers"], as_it_is["cached_layers"]) == (True, 0, 0)
+    assert planned["cached_layers"] > 0
+
+
 def test_the_table_for_the_readme_has_all_card_sizes(script_without_driver):
     result = script_without_driver.run("estimate", "--table", *EMPTY_DATA)
     assert [line.split()[1] for line in result.stdout.splitlines()[2:]] == [

@@ -20,7 +20,7 @@ from tool_aware.gpu.architectures import Architecture, cached_snapshot, hub_cach
 from tool_aware.gpu.estimate import MemoryEstimate, estimate_training
 from tool_aware.gpu.fit import fit_card
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver
-from tool_aware.gpu.planning import chosen_gpus, open_choices, plan_of
+from tool_aware.gpu.planning import allowed_by, chosen_gpus, open_choices, plan_of
 from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance
 from tool_aware.gpu.spec import TrainingSpec
 
@@ -103,8 +103,10 @@ def check_visible(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.en
 
 def memory_remedies(spec: TrainingSpec, gpu: GpuReading, config: Config) -> list[str]:
     """The edits of config.yaml with which training would fit the memory that is free now."""
-    answer = fit_card(spec, gpu.free_bytes, open_choices(config)) if gpu.free_bytes is not None else None
-    return [f"{key}: {json.dumps(value).strip(chr(34))}" for key, value in answer.keys.items()] if answer else []
+    if gpu.free_bytes is None:
+        return []
+    answer = fit_card(spec, gpu.free_bytes, open_choices(config), allowed_by(config))
+    return [f"{key}: {json.dumps(value).strip(chr(34))}" for key, value in answer.keys.items()]
 
 
 def check_computing() -> CheckLine:

@@ -16,7 +16,7 @@ import yaml
 
 from tool_aware import yaml_file
 from tool_aware.console import UserError
-from tool_aware.gpu.planning import Plan, leanest, make_plan, needed_bytes, with_margin
+from tool_aware.gpu.planning import Plan, budget_on_card, leanest, make_plan, needed_bytes
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.spec import TrainingSpec
 from tool_aware.records import write_text
@@ -55,14 +55,22 @@ class Fit:
         return self.edits == ()
 
     @property
+    def is_limited(self) -> bool:
+        """Whether config.yaml allows less than the card has."""
+        return self.plan.budget != budget_on_card(self.vram_bytes)
+
+    @property
     def keys(self) -> dict[str, Any]:
         """All edits together: dotted key -> value."""
         return {key: value for edit in self.edits or () for key, value in edit.keys.items()}
 
 
-def fit_card(spec: TrainingSpec, vram_bytes: float, is_open: frozenset[str]) -> Fit:
-    """Find out how `spec` fits a card, whose other programs need a margin; `is_open` are the plan's choices."""
-    budget = with_margin(vram_bytes, "on the card")
+def fit_card(spec: TrainingSpec, vram_bytes: float, is_open: frozenset[str], allowed_gib: float | None = None) -> Fit:
+    """Find out how `spec` fits a card, whose other programs need a margin; `is_open` are the plan's choices.
+
+    `allowed_gib` is what config.yaml allows of it.
+    """
+    budget = budget_on_card(vram_bytes, allowed_gib)
     limit = budget.limit_bytes
     edits = edits_that_fit(leanest(spec, is_open), limit)
     lean = edits[-1].spec if edits else leanest(spec, is_open)

@@ -14,7 +14,7 @@ from tool_aware.config import Config
 from tool_aware.gpu.architectures import Architecture
 from tool_aware.gpu.estimate import BYTES_PER_WEIGHT, CALIBRATION, Calibration, MemoryEstimate
 from tool_aware.gpu.fit import LARGEST_BATCH, largest
-from tool_aware.gpu.planning import with_margin
+from tool_aware.gpu.planning import budget_on_card
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.spec import BYTES_16BIT, Term, TrainingSpec
 from tool_aware.gpu.workload import Workload
@@ -115,7 +115,7 @@ class EvaluationFit:
 
 def fit_evaluation(answers: GenerationSpec, tools: int, vram_bytes: float) -> EvaluationFit:
     """Find out how evaluation fits a card, whose other programs need the same margin as in training."""
-    budget = with_margin(vram_bytes, "on the card")
+    budget = budget_on_card(vram_bytes)
 
     def left_bytes(batch_size: int) -> float:
         estimate = estimate_evaluation(replace(answers, batch_size=batch_size), tools)

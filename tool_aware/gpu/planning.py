@@ -149,6 +149,20 @@ def with_margin(size_bytes: float, what: str) -> Budget:
     return Budget(max(0.0, size_bytes - MARGIN_BYTES), source)
 
 
+def budget_on_card(card_bytes: float, allowed_gib: float | None = None) -> Budget:
+    """The budget on a card that nothing else is on: a margin is left, `allowed_gib` (see `allowed_by`) is heeded."""
+    card = with_margin(card_bytes, "on the card")
+    if allowed_gib is None or card.limit_bytes <= allowed_gib * GIB:
+        return card
+    return Budget(allowed_gib * GIB, f"training.memory_budget_gib: {allowed_gib:g}")
+
+
+def allowed_by(config: Config) -> float | None:
+    """GiB that config.yaml allows a run; None where the card alone limits it."""
+    setting = config.training.memory_budget_gib
+    return None if setting == "auto" else setting
+
+
 def _free_bytes(gpu: GpuReading) -> int | None:
     return gpu.instances[0].free_bytes if gpu.is_mig and gpu.instances else gpu.free_bytes
 
@@ -196,7 +210,9 @@ CHOICES = frozenset({MICRO_BATCH, CHECKPOINTING, KEEP, OFFLOAD, CACHE})
 
 
 def open_choices(config: Config) -> frozenset[str]:
-    """Names of the fields of a spec that config.yaml leaves to the plan."""
+    """Names of the fields of a spec that config.yaml leaves to the plan; none if it wants no plan."""
+    if config.training.memory_budget_gib is None:
+        return frozenset()
     optimization = config.optimization
     settings = {
         MICRO_BATCH: optimization.micro_batch,

@@ -133,7 +133,10 @@ def exact_text(exact: DryRun, estimate: MemoryEstimate, planned: TrainingSpec) -
 
 def fit_text(answer: Fit) -> str:
     """Whether it fits the card and how the run would use it, what would make it fit, and how far it could go."""
+    limit, spec = answer.final_plan.budget.limit_bytes, answer.final_plan.spec
     size = f"{answer.vram_bytes / GIB:.3g} GiB"
+    if answer.is_limited:
+        size = f"the {limit / GIB:.3g} GiB that training.memory_budget_gib allows of {size}"
     if answer.edits is None:
         return f"does not fit {size}, and no edit of config.yaml makes it: a smaller model is needed"
     if answer.fits_as_it_is:
@@ -145,7 +148,6 @@ def fit_text(answer: Fit) -> str:
         lines += [f"  {keys}: {cost}" for keys, cost in costs.items()]
         lines.append("and the run would then use it so:")
     lines += textwrap.indent(answer.final_plan.text(), "  ").splitlines()
-    limit, spec = answer.final_plan.budget.limit_bytes, answer.final_plan.spec
     examples = largest_batch(answer.lean, limit)
     lines.append(
         f"room for: one example of {longest_sequence(answer.lean, limit):,} tokens, "
@@ -188,14 +190,14 @@ def speed_text(spec: TrainingSpec, card: str | None, examples_in_run: float | No
     return "\n".join([*lines, f"  an estimate: {error}; slower cards were not measured"])
 
 
-def fit_table(spec: TrainingSpec, is_open: frozenset[str]) -> str:
+def fit_table(spec: TrainingSpec, is_open: frozenset[str], allowed_gib: float | None = None) -> str:
     """How common card sizes are used, what they need changed, and how far they go; as Markdown for the README."""
     lines = [
         "| card | how the plan uses it | needed | edits of config.yaml | longest example | largest micro-batch |",
         "|---|---|---|---|---|---|",
     ]
     for size in COMMON_CARDS_GB:
-        answer = fit_card(spec, size * GIB, is_open)
+        answer = fit_card(spec, size * GIB, is_open, allowed_gib)
         if answer.edits is None:
             lines.append(f"| {size} GB | - | - | a smaller model is needed | - | - |")
             continue

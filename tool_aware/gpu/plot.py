@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _PANELS = (
     ("power_w", "power, W", 1.0),
     ("temperature_c", "temperature, °C", 1.0),
 )
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
 
 
 @dataclass(frozen=True)
@@ -32,35 +34,39 @@ class Log:
 
     series: Mapping[int, list[tuple[float, Mapping[str, Any]]]]
     names: Mapping[int, str]
-    totals_mib: Mapping[int, int]
+    totals_mib: Mapping[int, float]
 
 
 def read_log(path: Path) -> Log:
     """Read .json, .jsonl or .csv; a torn last line, as a kill leaves it, is skipped.
 
-    Raises UserError if the file is missing, is no such log, or has no samples.
+    Raises UserError if the file is missing, is no such log, or has no samples in which anything is known.
     """
     readers = {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError("is not a log of the monitor", where=str(path), fix=f"name a {', '.join(readers)} file")
+    series: dict[int, list[tuple[float, Mapping[str, Any]]]] = defaultdict(list)
     try:
         heads, samples = reader(path)
+        for seconds, gpu in samples:
+            series[int(gpu["index"])].append((_number(seconds), _checked(gpu)))
+        names = {head["index"]: str(head.get("name") or "") for head in heads}
+        totals_mib = {head["index"]: head.get("memory_total_mib") for head in heads}
+        totals_mib = {index: _number(total) for index, total in totals_mib.items() if total}
     except FileNotFoundError:
         fix = f"python monitor_gpu.py monitor --output {path}"
         raise UserError("not found", where=str(path), fix=fix) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise UserError(f"is not a log of the monitor: it lacks {error}", where=str(path)) from error
+    except (ValueError, TypeError, AttributeError, OverflowError, csv.Error) as error:
         raise UserError(f"is not a log of the monitor: {error}", where=str(path)) from error
-    series: dict[int, list[tuple[float, Mapping[str, Any]]]] = defaultdict(list)
-    for seconds, gpu in samples:
-        series[gpu["index"]].append((seconds, gpu))
     if not series:
         raise UserError("holds no samples", where=str(path))
-    return Log(
-        dict(series),
-        {head["index"]: head["name"] for head in heads},
-        {head["index"]: head["memory_total_mib"] for head in heads if head["memory_total_mib"]},
-    )
+    log = Log(dict(series), names, totals_mib)
+    if not any(values(log, index, field) for index in series for field, *_ in _PANELS):
+        raise UserError("holds no values: no GPU has told any", where=str(path))
+    return log
 
 
 _Read = tuple[list[Mapping[str, Any]], Iterator[tuple[float, Mapping[str, Any]]]]
@@ -90,24 +96,34 @@ def _flat(samples: Any) -> Iterator[tuple[float, Mapping[str, Any]]]:
 def _read_csv(path: Path) -> _Read:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return [], ((float(row["seconds"]), _numbers(row)) for row in rows if row.get("problem") is not None)
+    whole = [row for row in rows if row.get("problem") is not None]
+    return [], ((row["seconds"], {name: text or None for name, text in row.items()}) for row in whole)
 
 
-def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
-    """The record of a CSV line: empty cells are unknown, the rest are numbers where they look like one."""
-    record: dict[str, Any] = {}
-    for name, text in row.items():
-        record[name] = None if text == "" else text
-        with contextlib.suppress(ValueError):
-            record[name] = float(text)
-    return record | {"index": int(row["index"])}
+def _checked(gpu: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record whose drawn values are numbers or None. Raises ValueError or TypeError for any other."""
+    known = {field: gpu.get(field) for field, *_ in _PANELS}
+    return {**gpu, **{field: None if value is None else _number(value) for field, value in known.items()}}
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is no number")
+    return number
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------
 
 
 def draw(log: Log, path: Path, *, title: str) -> None:
-    """Draw memory, use, power and temperature over time, one line per GPU, into a PNG."""
+    """Draw memory, use, power and temperature over time, one line per GPU, into a picture.
+
+    Raises UserError for an extension that is none of PICTURES.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"cannot draw {path.suffix or 'a file without extension'}", where=f"--output {path}",
+                        fix=f"end it in {', '.join(PICTURES)}")  # fmt: skip
     import matplotlib
 
     matplotlib.use("Agg")
@@ -126,7 +142,7 @@ def draw(log: Log, path: Path, *, title: str) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].legend(loc="best", fontsize="small")
     axes[-1, 0].set_xlabel(f"time, {unit}")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(title, fontsize="medium", parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -137,7 +153,7 @@ def _draw_panel(axis: Axes, log: Log, field: str, scale: float, seconds_per_unit
         points = thinned(values(log, index, field))
         if not points:
             continue
-        name = f"GPU {index} {log.names.get(index, '')}".strip()
+        name = f"GPU {index} {log.names.get(index, '')}".strip().replace("$", r"\$")  # else it begins a formula
         line = axis.plot([s / seconds_per_unit for s, _ in points], [v * scale for _, v in points], lw=1.2, label=name)
         if field == "memory_used_mib" and index in log.totals_mib:
             axis.axhline(log.totals_mib[index] * scale, color=line[0].get_color(), ls=":", lw=1)

@@ -2,7 +2,7 @@
 """Stage 3: answer the test rows with the base and the fine-tuned model and say whether, and at what, tuning helped.
 
     python evaluate.py                          # base against output/lora_adapters, on data/test.json
-    python evaluate.py --choice-only --limit 40 # a quick look: one forward pass per row, 40 rows spread over the file
+    python evaluate.py --choice-only --limit 40 # a first quick look: one forward pass per row, 40 rows of the file
     python evaluate.py --min accuracy=0.8 --max-drop direct_chat=0.02 --require-significant   # in CI
 
 Other engines: --model DIR (a merged model), --endpoint URL --served-model NAME (vLLM, llama.cpp, Ollama),
@@ -66,6 +66,12 @@ class Job:
         """Identifies the adapter's weights."""
         return sha256_of(self.adapter / ADAPTER_WEIGHTS) if self.adapter else None
 
+    @cached_property
+    def partial(self) -> list[str]:
+        """The options that make this a part of an evaluation; none for a whole one."""
+        limit = [f"--limit {self.args.limit}"] if len(self.test.rows) < self.test.total else []
+        return [*(["--choice-only"] if self.args.choice_only else []), *limit]
+
     def computes(self, task: Task) -> bool:
         """Whether this run's engine does `task`; answers to the others can only come from an earlier run."""
         if self.args.predictions:
@@ -95,11 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_plan(job)
     if job.args.dry_run:
         return 0
+    if job.args.overwrite:
+        for task in filter(job.computes, job.tasks):
+            job.log(task).path.unlink(missing_ok=True)
     answers = collect_answers(job)
     results = work_out(job, answers)
     folder = job.config.evaluation.results_dir
-    outputs = write_results(folder, results, job.config, job.test, started_s=started_s)
-    if job.adapter and not (job.args.predictions or job.args.endpoint or job.args.limit):
+    outputs = write_results(folder, results, job.config, job.test, partial=job.partial, started_s=started_s)
+    if job.adapter and not job.args.predictions and not job.args.endpoint and len(job.test.rows) == job.test.total:
         update_adapter(job.adapter, results, job.config, job.test)
     print_results(results)
     say(f"\n{len(outputs)} files in {folder}/ after {duration(time.time() - started_s)}; open {folder}/report.html")
@@ -130,7 +139,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--min", action="append", default=[], metavar="FIGURE=X", help="fail below it: accuracy=0.8, f1.web_search=0.7")
     add("--max-drop", action="append", default=[], metavar="TOOL=X", help="fail if a tool's F1 falls further")
     add("--require-significant", action="store_true", help="fail unless the fine-tuned model is significantly better")
-    add("--overwrite", action="store_true", help="answer anew, and replace results of another test file")
+    add("--overwrite", action="store_true", help="answer anew, and replace earlier results, whatever they are of")
     add("--dry-run", action="store_true", help="print the plan and stop")
     args = parser.parse_args(argv)
     if bool(args.endpoint) != bool(args.served_model):
@@ -161,7 +170,6 @@ def prepare(args: argparse.Namespace) -> Job:
         adapter = adapter if adapter.is_dir() else None  # only its probe is of use
     else:
         check_adapter(config, adapter)
-    refuse_other_results(config, test, overwrite=args.overwrite)
     variants = [] if args.no_robustness else make_variants(test.rows, config.toolbox, seed=config.evaluation.seed)
     is_local = not (args.endpoint or args.predictions)
     plan = Plan(
@@ -172,9 +180,8 @@ def prepare(args: argparse.Namespace) -> Job:
     )
     tasks = plan_tasks(plan, test.rows, test.val if is_local else {}, config.toolbox, variants)
     job = Job(args, config, environment, test, adapter, gates, tasks)
-    if args.overwrite:
-        for task in filter(job.computes, tasks):
-            job.log(task).path.unlink(missing_ok=True)
+    if not args.overwrite:
+        refuse_other_results(config.evaluation.results_dir, test, job.partial)
     return job
 
 
@@ -189,7 +196,8 @@ def print_plan(job: Job) -> None:
     for doubt in doubts(job):
         warn(doubt)
     for task in job.tasks:
-        known = len(task.rows.keys() & job.log(task).done.keys())
+        is_redone = job.args.overwrite and job.computes(task)
+        known = 0 if is_redone else len(task.rows.keys() & job.log(task).done.keys())
         say(f"  {task.name:<45} {len(task.rows):>6,} rows{f', {known:,} known' if known else ''}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tool_aware.records import write_rows
+from tool_aware.records import write_manifest, write_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BRIEFS_FILES = {
@@ -175,6 +175,14 @@ def test_choice_only_needs_no_answers(evaluate, tmp_path):
     assert all(row["chosen"] and len(row["scores"]) == 4 for row in rows)
 
 
+def test_choosing_only_leaves_the_figures_of_whole_calls_in_the_model_card(finished, evaluate, adapter, tmp_path):
+    before = (adapter / "README.md").read_text()
+    assert "whole_call_accuracy" in before
+    result = evaluate(tmp_path, "--choice-only", "--no-robustness")
+    assert result.returncode == 0, result.stderr
+    assert (adapter / "README.md").read_text() == before
+
+
 def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(
     tiny_model_dir, adapter, toy_data_dir, tmp_path, finished
 ):
@@ -289,6 +297,17 @@ def test_test_rows_found_in_train_are_refused_with_their_numbers(evaluate, toy_d
     refused(evaluate(tmp_path / "r", data_dir=data), "must not have been trained on", "row 2 is row 5 of train.json")
 
 
+def test_test_rows_that_the_adapter_was_taught_elsewhere_are_refused(evaluate, adapter, toy_data_dir, config, tmp_path):
+    shutil.copytree(adapter, tmp_path / "output/lora_adapters")
+    shutil.copytree(toy_data_dir, tmp_path / "elsewhere")
+    shutil.copy(toy_data_dir / "test.json", tmp_path / "elsewhere/train.json")
+    inputs = [tmp_path / "elsewhere/train.json"]
+    settings = config.as_dict()
+    write_manifest(tmp_path / "output", stage="train", config=settings, seed=1, started_s=0.0, inputs=inputs)
+    result = evaluate(tmp_path / "r", "--dry-run", "--adapter", tmp_path / "output/lora_adapters")
+    refused(result, "16 of 16 rows stand in", "elsewhere/train.json")
+
+
 def test_a_test_file_whose_tools_are_not_in_the_config_is_refused(evaluate, toy_data_dir, tmp_path):
     def rename(rows):
         return [
@@ -306,6 +325,30 @@ def test_results_of_another_test_file_are_not_overwritten(finished, evaluate, to
     data = copy_of(toy_data_dir, tmp_path, test=lambda rows: rows[:5])
     refused(evaluate(folder, data_dir=data), "results of another test file", "--overwrite")
     assert (folder / "comparison.json").read_bytes() == before
+
+
+def test_a_part_of_an_evaluation_does_not_replace_a_whole_one(evaluate, gold_answers, tmp_path):
+    gold = ("--predictions", gold_answers)
+    for options in (["--limit", 5], ["--limit", 3], [], []):  # parts in any order, then whole ones
+        result = evaluate(tmp_path / "r", *gold, *options)
+        assert result.returncode == 0, result.stderr
+    before = (tmp_path / "r" / "comparison.json").read_bytes()
+    for option, words in ((["--choice-only"], "--choice-only"), (["--limit", 5], "--limit 5")):
+        result = evaluate(tmp_path / "r", *gold, *option)
+        refused(result, f"a whole evaluation, which {words} would replace", "--set evaluation.results_dir=")
+    assert (tmp_path / "r" / "comparison.json").read_bytes() == before
+    assert evaluate(tmp_path / "r", *gold, "--limit", 16).returncode == 0  # all rows there are
+    assert evaluate(tmp_path / "r", *gold, "--limit", 5, "--overwrite").returncode == 0
+    assert json.loads((tmp_path / "r" / "manifest.json").read_text())["partial"] == ["--limit 5"]
+
+
+def test_a_plan_with_overwrite_deletes_no_answers(finished, evaluate):
+    folder, _ = finished
+    before = {path: path.read_bytes() for path in (folder / "predictions").iterdir()}
+    plan = evaluate(folder, "--overwrite", "--dry-run")
+    assert plan.returncode == 0
+    assert "known" not in plan.stderr
+    assert {path: path.read_bytes() for path in (folder / "predictions").iterdir()} == before
 
 
 def test_a_missing_adapter_names_the_stage_to_run(evaluate, tmp_path):

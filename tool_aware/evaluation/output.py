@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +27,14 @@ _FILES = {"base": "base_model", "base_choice": "base_model", "finetuned": "finet
           "finetuned_choice": "finetuned_model"}  # fmt: skip
 
 
-def write_results(folder: Path, results: Results, config: Config, test: TestSet, *, started_s: float) -> list[Path]:
-    """Write metrics, per-row results, comparison, figures, reports, grammars and last the manifest."""
-    outputs = []
+def write_results(
+    folder: Path, results: Results, config: Config, test: TestSet, *, partial: Sequence[str] = (), started_s: float
+) -> list[Path]:
+    """Write metrics, per-row results, comparison, figures, reports, grammars and last the manifest.
+
+    `partial` names the options that made this a part of an evaluation.
+    """
+    outputs: list[Path] = []
 
     def put(name: str, writer: Any, *content: Any) -> None:
         writer(folder / name, *content)
@@ -48,7 +54,7 @@ def write_results(folder: Path, results: Results, config: Config, test: TestSet,
     write_manifest(
         folder, stage="evaluate", config=config.as_dict(), seed=config.evaluation.seed, started_s=started_s,
         inputs=[test.path], outputs=outputs, counts={"rows": len(test.rows)}, fallbacks=results.notes,
-        dataset_sha256=test.sha256,
+        dataset_sha256=test.sha256, partial=list(partial),
     )  # fmt: skip
     return outputs
 
@@ -98,7 +104,8 @@ def update_adapter(adapter: Path, results: Results, config: Config, test: TestSe
         if results.main == ("base", "finetuned"):
             base, tuned = (results.predictions[name] for name in results.main)
             write_json(adapter / PROBE_NAME, make_probe(results.rows, base, tuned))
-        _update_model_card(adapter / "README.md", results, test)
+        if results.tuned == "finetuned":  # what only chooses has no whole calls, whose share the card shows
+            _update_model_card(adapter / "README.md", results, test)
     except OSError as error:
         warn(f"{adapter} cannot be written ({error.strerror}): no thresholds, probe or figures left there")
 

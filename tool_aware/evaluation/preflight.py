@@ -66,13 +66,22 @@ def _definitions(tools: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {tool["name"]: json.dumps([tool.get("description"), tool.get("parameters")]) for tool in tools}
 
 
-def refuse_other_results(config: Config, test: TestSet, *, overwrite: bool) -> None:
-    """Refuse a results folder that holds a finished evaluation of another test file."""
-    folder = config.evaluation.results_dir
-    earlier = (read_manifest(folder) or {}).get("dataset_sha256")
-    if earlier not in (None, test.sha256) and not overwrite:
+def refuse_other_results(folder: Path, test: TestSet, partial: Sequence[str]) -> None:
+    """Refuse a results folder of another test file, or, for a part of an evaluation, one that holds a whole one.
+
+    `partial` names the options that make this run a part of an evaluation.
+    """
+    earlier = read_manifest(folder) or {}
+    sha256 = earlier.get("dataset_sha256")
+    if sha256 not in (None, test.sha256):
         raise UserError(
-            f"holds the results of another test file (sha256 {earlier[:12]}, now {test.sha256[:12]})",
+            f"holds the results of another test file (sha256 {sha256[:12]}, now {test.sha256[:12]})",
             where=str(folder),
             fix="--overwrite, or keep both with --set evaluation.results_dir=evaluation_results_2",
+        )
+    if partial and sha256 and not earlier.get("partial"):
+        raise UserError(
+            f"holds a whole evaluation, which {' '.join(partial)} would replace by a part of one",
+            where=str(folder),
+            fix="--set evaluation.results_dir=evaluation_results_part, or --overwrite",
         )

@@ -342,6 +342,17 @@ def test_a_part_of_an_evaluation_does_not_replace_a_whole_one(evaluate, gold_ans
     assert json.loads((tmp_path / "r" / "manifest.json").read_text())["partial"] == ["--limit 5"]
 
 
+def test_figures_of_a_base_that_this_run_does_not_know_do_not_stay(finished, evaluate, gold_answers, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "r", ignore=shutil.ignore_patterns("predictions"))
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    result = evaluate(tmp_path / "r", "--predictions", gold_answers)
+    assert result.returncode == 0, result.stderr
+    left = {path.name for path in (tmp_path / "r").iterdir()}
+    outputs = json.loads((tmp_path / "r" / "manifest.json").read_text())["outputs"]
+    assert left == {*outputs, "manifest.json", "notes.txt"}
+    assert not any(name.startswith("base_model") for name in left)
+
+
 def test_a_plan_with_overwrite_deletes_no_answers(finished, evaluate):
     folder, _ = finished
     before = {path: path.read_bytes() for path in (folder / "predictions").iterdir()}

@@ -20,7 +20,7 @@ from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.tables import comparison_table, confusion_table, errors_table, per_tool_table, systems_table
 from tool_aware.evaluation.test_rows import TestSet
 from tool_aware.evaluation.trust import routing_thresholds
-from tool_aware.records import write_json, write_manifest, write_text
+from tool_aware.records import read_manifest, write_json, write_manifest, write_text
 
 THRESHOLDS_NAME = "routing_thresholds.json"
 _FILES = {"base": "base_model", "base_choice": "base_model", "finetuned": "finetuned_model",
@@ -51,12 +51,21 @@ def write_results(
     put("report.html", write_text, render_html(results, sections, facts=_facts(config, test)))
     put("answer.gbnf", write_text, grammar.gbnf(config.toolbox))
     put("answer.regex", write_text, grammar.regex(config.toolbox) + "\n")
+    _delete_what_else_an_earlier_run_wrote(folder, outputs)
     write_manifest(
         folder, stage="evaluate", config=config.as_dict(), seed=config.evaluation.seed, started_s=started_s,
         inputs=[test.path], outputs=outputs, counts={"rows": len(test.rows)}, fallbacks=results.notes,
         dataset_sha256=test.sha256, partial=list(partial),
     )  # fmt: skip
     return outputs
+
+
+def _delete_what_else_an_earlier_run_wrote(folder: Path, outputs: Sequence[Path]) -> None:
+    """Delete the outputs of the folder's manifest that this run did not write: figures of other answers than these."""
+    earlier = read_manifest(folder) or {}
+    if earlier.get("stage") == "evaluate":
+        for name in earlier["outputs"].keys() - {path.name for path in outputs}:
+            (folder / Path(name).name).unlink(missing_ok=True)
 
 
 def result_rows(results: Results, system: str) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ from tool_aware.evaluation.preflight import changed_tools, check_adapter, check_
 from tool_aware.evaluation.results import Results, assemble
 from tool_aware.evaluation.robustness import make_variants
 from tool_aware.evaluation.tasks import Plan, Task, origin_of, plan_tasks
-from tool_aware.evaluation.test_rows import TestSet, load_test_set
+from tool_aware.evaluation.test_rows import TestSet, load_test_set, refuse_rows_taught_before
 from tool_aware.prompt import load_tokenizer
 from tool_aware.records import read_json, sha256_of
 
@@ -166,10 +166,12 @@ def prepare(args: argparse.Namespace) -> Job:
     adapter = None if args.model else args.adapter or config.training.output_dir / ADAPTER_FOLDER
     if args.model:
         check_merged_model(config, args.model)
+        refuse_rows_taught_before(test, args.model)
     elif args.endpoint or args.predictions:
         adapter = adapter if adapter.is_dir() else None  # only its probe is of use
     else:
         check_adapter(config, adapter)
+        refuse_rows_taught_before(test, adapter)
     variants = [] if args.no_robustness else make_variants(test.rows, config.toolbox, seed=config.evaluation.seed)
     is_local = not (args.endpoint or args.predictions)
     plan = Plan(

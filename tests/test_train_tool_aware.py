@@ -154,6 +154,21 @@ def test_a_second_stage_goes_on_from_an_adapter(train, tmp_path):
     assert sha256_of(first / "adapter_model.safetensors") != sha256_of(
         tmp_path / "output2" / "lora_adapters" / "adapter_model.safetensors"
     )
+    assert "LoRA r=4 alpha=16" in result.stdout
+    assert "LoRA r=4, alpha=16" in (tmp_path / "output2" / "README.md").read_text()
+    assert json.loads((tmp_path / "output2" / "manifest.json").read_text())["config"]["lora"]["r"] == 4
+
+
+def test_a_second_stage_is_not_measured_on_what_the_first_was_taught(train, toy_data_dir, tmp_path):
+    assert train("--set", "training.max_steps=1", "--skip-final-model").returncode == 0
+    start = ("--adapter", str(train.output / "lora_adapters"), "--output_dir", str(tmp_path / "output2"))
+    assert "lineage" in json.loads((train.output / "manifest.json").read_text())
+    shutil.copytree(toy_data_dir, tmp_path / "other")
+    for before, after in (("train", "test"), ("test", "val"), ("val", "train")):
+        shutil.copy(toy_data_dir / f"{before}.json", tmp_path / "other" / f"{after}.json")
+    message = refused(train(*start, data=tmp_path / "other"))
+    assert "32 of the 32 rows of test.json" in message
+    assert "dataset.splits_from" in message
 
 
 def test_overwriting_never_deletes_what_the_run_starts_from(train):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tool_aware.console import UserError
-from tool_aware.records import Row, listing, load_rows
+from tool_aware.records import Row, listing, load_rows, sha256_of
+from tool_aware.taught import lessons_of, question, taught_rows
 from tool_aware.tools import Toolbox
 
 
@@ -49,20 +50,35 @@ def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> 
     )
 
 
+def refuse_rows_taught_before(test: TestSet, model: Path) -> None:
+    """Raise UserError if test rows stand in the train.json of a run that an adapter or merged model comes from.
+
+    Files that are gone or have changed since cannot be looked at; a train.json beside the test file has been.
+    """
+    beside = test.path.with_name("train.json")
+    known = sha256_of(beside) if beside.is_file() else None
+    for lesson in lessons_of(model):
+        queries = lesson.queries() if lesson.train_sha256 != known else None
+        taught = taught_rows(list(test.rows.values()), queries) if queries else []
+        if taught:
+            folder = Path(lesson.train).parent
+            raise UserError(
+                f"{len(taught)} of {len(test.rows)} rows stand in {lesson.train}; {lesson.adapter} was trained on that",
+                where=str(test.path),
+                fix=f"python prepare_dataset.py --set dataset.splits_from={folder}, and train again; "
+                "or evaluate it on the test.json of its own data: --set dataset.dir=DIR",
+            )
+
+
 def _refuse_rows_seen_in_training(rows: Sequence[Row], train: Sequence[Row], path: Path) -> None:
-    trained_on = {_key(row): number for number, row in enumerate(train, start=1)}
+    trained_on = {question(row.query): number for number, row in enumerate(train, start=1)}
     problems = [
-        f"{path}: row {number} is row {trained_on[_key(row)]} of train.json: {row.query[:60]!r}"
+        f"{path}: row {number} is row {trained_on[question(row.query)]} of train.json: {row.query[:60]!r}"
         for number, row in enumerate(rows, start=1)
-        if _key(row) in trained_on
+        if question(row.query) in trained_on
     ]
     if problems:
         raise UserError(
             "the test rows must not have been trained on\n" + listing(problems, "row"),
             fix="python prepare_dataset.py makes splits that share no row; or take these rows out of one of the files",
         )
-
-
-def _key(row: Row) -> str:
-    """A query without case and spacing: what a person would call the same question."""
-    return " ".join(row.query.casefold().split())

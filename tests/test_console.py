@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tool_aware.console import UserError, duration, table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
 def run_program(body: str) -> subprocess.CompletedProcess[str]:
@@ -51,6 +53,48 @@ def test_a_reader_that_leaves_early_is_no_error():
     result = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.stdout == "line\n"
     assert result.stderr == ""
+
+
+def test_a_reader_that_leaves_early_does_not_hide_the_exit_code():
+    code = "from tool_aware.console import run; run(lambda: print('line\\n' * 1000) or 3)"
+    command = f'set -o pipefail; {sys.executable} -c "import time; time.sleep(0.5); {code}" | true'
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=REPOSITORY, env=BUFFERED, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (3, "")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+@pytest.mark.parametrize(
+    ("target", "own_code", "code", "said"),
+    [
+        (">/dev/full", 0, 2, "No space left on device\n"),
+        (">/dev/full", 3, None, "No space left on device\n"),
+        (">&-", 3, 3, ""),
+        ("2>&-", 3, 3, ""),
+        ("2>/dev/full", 3, 3, ""),
+        (">/dev/full 2>/dev/full", 0, 2, ""),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_no_traceback(lines, target, own_code, code, said):
+    body = f"(say('story'), print('line\\n' * {lines}), {own_code})[2]"
+    program = f"from tool_aware.console import run, say; run(lambda: {body})"
+    command = ["bash", "-c", f'{sys.executable} -c "{program}" {target}']
+    result = subprocess.run(command, cwd=REPOSITORY, env=BUFFERED, capture_output=True, text=True, check=False)
+    assert result.returncode == (code or (own_code if lines == 1 else 2))
+    assert result.stderr.removeprefix("story\n").endswith(said)
+    assert result.stderr.count("\n") <= 2
+    assert "Traceback" not in result.stderr
+
+
+def test_a_file_opened_later_does_not_take_the_place_of_a_closed_stream(tmp_path):
+    program = (
+        "import os; from tool_aware.console import run; run(lambda: open('file', 'w') and os.system('echo child'))"
+    )
+    command = ["bash", "-c", f'{sys.executable} -c "{program}" >&-']
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "file").read_text() == ""
 
 
 def test_what_where_and_fix_are_on_lines_of_their_own():

@@ -6,6 +6,7 @@ and never when NO_COLOR is set (https://no-color.org).
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -23,6 +24,9 @@ EXIT_SIGINT = 128 + signal.SIGINT
 EXIT_SIGTERM = 128 + signal.SIGTERM
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a full disk, a quota, a terminal that was closed
 
 
 class UserError(Exception):
@@ -58,31 +62,63 @@ class Interrupted(BaseException):
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Call `main` and leave the process with the exit code its outcome deserves."""
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, _raise_interrupted)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has the run outlive its terminal
         signal.signal(signal.SIGHUP, _raise_interrupted)
+    sys.exit(_flush(_outcome(main)))
+
+
+def _outcome(main: Callable[[], int]) -> int:
+    """Call `main`, tell of what ended it, and return the exit code."""
     try:
-        code = main()
-        sys.stdout.flush()
+        return main()
     except UserError as error:
         if not error.is_silent:
             _complain(f"{style('error:', 'red')} {error}")
-        code = exit_code_of(error)
+        return exit_code_of(error)
     except (KeyboardInterrupt, Interrupted) as stop:
-        code = exit_code_of(stop)
-        say(f"stopped by {signal.Signals(code - 128).name}")
-    except BrokenPipeError:
-        # The reader (`| head`) has gone. Without this the interpreter complains again while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_DONE
+        say(f"stopped by {signal.Signals(exit_code_of(stop) - 128).name}")
+        return exit_code_of(stop)
+    except BrokenPipeError:  # the reader (`| head`) has gone
+        return EXIT_DONE
     except Exception as error:
         code = exit_code_of(error)
         if code == EXIT_USER:
-            _complain(f"{style('error:', 'red')} {error.filename}: {error.strerror}")
+            _complain(f"{style('error:', 'red')} {error.filename or 'output'}: {error.strerror}")
         else:
             traceback.print_exc()
             _complain("this is a bug: please open an issue with the text above, your config.yaml and your GPU model")
-    sys.exit(code)
+        return code
+
+
+def _open_closed_streams() -> None:
+    """Let what is written to a stream that the caller has closed (`>&-`) go nowhere.
+
+    Its number is taken as well: else the next file to be opened would have it, and children would write into that.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w"))
+
+
+def _flush(code: int) -> int:
+    """Write what is left and return the exit code: EXIT_USER instead of EXIT_DONE if the result cannot be written.
+
+    The interpreter would complain again while closing a stream that fails, so such a one is led nowhere.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+                _complain(f"{style('error:', 'red')} the output cannot be written: {error.strerror}")
+                code = code or EXIT_USER
+    return code
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -91,9 +127,10 @@ def exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | Interrupted):
         return 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT)
-    # Read-only file system, full disk, permission: the path and the reason are the whole story.
-    is_about_a_file = isinstance(error, OSError) and error.filename and error.strerror is not None
-    return EXIT_USER if is_about_a_file else EXIT_BUG
+    if not isinstance(error, OSError) or error.strerror is None:
+        return EXIT_BUG
+    # Read-only file system, full disk, permission: the path and the reason are the whole story. write(2) has no path.
+    return EXIT_USER if error.filename or error.errno in _NO_ROOM else EXIT_BUG
 
 
 def _raise_interrupted(signum: int, _frame: object) -> NoReturn:
@@ -110,13 +147,23 @@ def process_number() -> int:
 def say(message: str = "") -> None:
     """Tell the story: one line on stderr. Of several processes of one run, the first tells it."""
     if process_number() == 0:
-        print(message, file=sys.stderr, flush=True)
+        _tell(message)
 
 
 def _complain(message: str) -> None:
     """Say what only this process knows, whichever it is."""
     number = process_number()
-    print(f"[process {number}] {message}" if number else message, file=sys.stderr, flush=True)
+    _tell(f"[process {number}] {message}" if number else message)
+
+
+def _tell(line: str) -> None:
+    """Write to stderr. That its disk is full or its terminal was closed ends no work."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def heading(title: str) -> None:

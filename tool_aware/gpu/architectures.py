@@ -142,12 +142,12 @@ def scaled_mistral(billions: float) -> Architecture:
 def find_architecture(model_name: str) -> Architecture:
     """Look a model up: its folder, the Hugging Face cache, then the presets. Never asks the network.
 
-    Raises UserError if it is in none of them.
+    Raises UserError if it is in none of them, or if its config.json is none.
     """
     folder = Path(model_name) if Path(model_name).is_dir() else cached_snapshot(model_name)
     config_file = folder / "config.json" if folder else None
     if config_file is not None and config_file.is_file():
-        return architecture_from_config(json.loads(config_file.read_text(encoding="utf-8")), name=model_name)
+        return architecture_from_config(_read_object(config_file), name=model_name)
     if model_name.lower() in PRESETS:
         return PRESETS[model_name.lower()]
     base_name = model_name.rpartition("/")[2].lower()
@@ -160,6 +160,16 @@ def find_architecture(model_name: str) -> Architecture:
             fix=f"name a local folder, download the model first, or use --model with one of {', '.join(PRESETS)}",
         )
     return PRESETS[preset]
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"is not JSON: {error}", where=str(path), fix="download the model again") from error
+    if not isinstance(values, dict):
+        raise UserError("holds no settings of a model", where=str(path), fix="download the model again")
+    return values
 
 
 def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
@@ -180,12 +190,17 @@ def cached_snapshot(model_name: str) -> Path | None:
 def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Architecture:
     """Read the shapes out of a Llama-family config.json.
 
-    Raises UserError naming the missing keys: such a model is of another family and would be estimated wrongly.
+    Raises UserError naming the keys that are missing or no sizes: such a model is of another family, or damaged, and
+    would be estimated wrongly.
     """
     keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     missing = [key for key in keys if not isinstance(values.get(key), int)]
     if missing:
         raise UserError(f"its config.json lacks {', '.join(missing)}", where=f"model.name: {name}")
+    sizes = {key: values.get(key) for key in (*keys, "num_key_value_heads", "head_dim")}
+    wrong = [f"{key} {size}" for key, size in sizes.items() if size is not None and not _is_size(size)]
+    if wrong:
+        raise UserError(f"its config.json has {', '.join(wrong)}", where=f"model.name: {name}")
     heads = values["num_attention_heads"]
     return Architecture(
         name=name,
@@ -199,3 +214,7 @@ def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Archite
         ties_embeddings=bool(values.get("tie_word_embeddings", False)),
         has_qkv_bias=values.get("model_type") == "qwen2",
     )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and value > 0

@@ -109,7 +109,7 @@ def open_driver(gpus: Sequence[int] | None = None, timeout_s: float = CALL_TIMEO
             f"driver {info.version or 'of unknown version'} is loaded but has no GPU",
             fix="see `nvidia-smi -L`; in a container start it with `--gpus all`",
         )
-    missing = [index for index in gpus or () if index >= count]
+    missing = [index for index in gpus or () if not 0 <= index < count]
     if missing:
         raise UserError(f"there is no GPU {missing[0]}; this machine has 0 to {count - 1}", where="--gpu")
     return Driver(pynvml, info, gpus or range(count))

@@ -83,8 +83,8 @@ def _read_json_lines(path: Path) -> _Read:
         for line in file:
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
-    heads = next((record["gpus"] for record in records if "interval_s" in record), [])
-    return heads, _flat(record for record in records if "seconds" in record and "gpus" in record)
+    heads = [record["gpus"] for record in records if "interval_s" in record]
+    return heads[-1] if heads else [], _flat(record for record in records if "seconds" in record and "gpus" in record)
 
 
 def _flat(samples: Any) -> Iterator[tuple[float, Mapping[str, Any]]]:

@@ -90,10 +90,10 @@ class JsonLog:
     def __init__(self, path: Path, interval_s: float, gpus: Sequence[GpuReading], statistics: Statistics) -> None:
         self._path, self._statistics = path, statistics
         self._part = path.with_name(f".{path.name}.part")
+        self._gpus = Identities(gpus)
         self._head = {
             "started_at": datetime.now().astimezone().isoformat(timespec="seconds"),
             "interval_s": interval_s,
-            "gpus": [_identity(gpu) for gpu in gpus],
         }
         self._samples: list[str] = []  # already JSON: rewriting the document then costs a join
         self._keep_every, self._seen = 1, 0
@@ -102,6 +102,7 @@ class JsonLog:
 
     def take(self, sample: Sample) -> None:
         """Take one sample; on disk at once while the document is small, within seconds when it is large."""
+        self._gpus.complete(sample.gpus)
         if self._seen % self._keep_every == 0:
             self._samples.append(json.dumps(sample.as_dict()))
         self._seen += 1
@@ -116,7 +117,8 @@ class JsonLog:
         self._write(self._statistics.as_dict())
 
     def _write(self, summary: Mapping[str, Any] | None) -> None:
-        head = json.dumps({**self._head, "kept_every": self._keep_every, "summary": summary}, indent=1)
+        about = {**self._head, "gpus": self._gpus.records, "kept_every": self._keep_every, "summary": summary}
+        head = json.dumps(about, indent=1)
         samples = ",\n".join(self._samples)
         text = f'{head.removesuffix(chr(10) + "}")},\n "samples": [\n{samples}\n]}}\n'
         try:
@@ -134,19 +136,26 @@ class JsonLinesLog:
     def __init__(self, path: Path, interval_s: float, gpus: Sequence[GpuReading], statistics: Statistics) -> None:
         self._path, self._statistics = path, statistics
         self._file = path.open("ab", buffering=0)
-        head = {"interval_s": interval_s, "gpus": [_identity(gpu) for gpu in gpus]}
-        self._file.write(json.dumps(head).encode() + b"\n")
+        self._interval_s, self._gpus = interval_s, Identities(gpus)
+        self._append_head()
 
     def take(self, sample: Sample) -> None:
-        """Append one line."""
-        with _writing(self._path):
-            self._file.write(json.dumps(sample.as_dict()).encode() + b"\n")
+        """Append one line; before it the head again, if more is known of a GPU by now."""
+        if self._gpus.complete(sample.gpus):
+            self._append_head()
+        self._append(sample.as_dict())
 
     def close(self) -> None:
         """Append the summary as the last line."""
-        with _writing(self._path):
-            self._file.write(json.dumps({"summary": self._statistics.as_dict()}).encode() + b"\n")
+        self._append({"summary": self._statistics.as_dict()})
         self._file.close()
+
+    def _append_head(self) -> None:
+        self._append({"interval_s": self._interval_s, "gpus": self._gpus.records})
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with _writing(self._path):
+            self._file.write(json.dumps(record).encode() + b"\n")
 
 
 class CsvLog:
@@ -170,6 +179,23 @@ class CsvLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class Identities:
+    """What a log's head says of each GPU. One that is silent at the start is completed when it answers."""
+
+    def __init__(self, gpus: Sequence[GpuReading]) -> None:
+        self.records = [_identity(gpu) for gpu in gpus]
+
+    def complete(self, gpus: Sequence[GpuReading]) -> bool:
+        """Take from readings what was not known before; return whether there was any."""
+        answers = {gpu.index: _identity(gpu) for gpu in gpus if not gpu.problem}
+        records = [
+            answers.get(record["index"], record) if record["memory_total_mib"] is None else record
+            for record in self.records
+        ]
+        is_new, self.records = records != self.records, records
+        return is_new
 
 
 def _identity(gpu: GpuReading) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from tool_aware.gpu.readings import GpuReading
+from tool_aware.gpu.readings import UNKNOWN_NAME, GpuReading
 
 MIB = 2**20
 HISTOGRAM_STEP_BYTES = 16 * MIB  # keeps the memory of a week's statistics bounded: 5,120 counters for an 80 GiB card
@@ -156,6 +156,8 @@ class Statistics:
         elapsed_s = sample.seconds - self.seconds if self.samples else 0.0
         for gpu in sample.gpus:
             statistics = self.gpus.setdefault(gpu.index, GpuStatistics(gpu.name))
+            if gpu.name != UNKNOWN_NAME:  # a GPU that was silent at the start has its name from when it answers
+                statistics.name = gpu.name
             statistics.add(gpu, elapsed_s)
         self.samples += 1
         self.seconds = sample.seconds

@@ -25,6 +25,9 @@ LONGEST_READ_S = 1.0  # a GPU that takes longer is shown as not answering; the o
 SEARCH_INTERVAL_S = 2.0  # between looks for a training run: /proc and metrics.jsonl are not read at every sample
 
 
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 1e-6, 1e6  # what fractions and sleep(3) take; 1e6 s are 11 days
+
+
 class Consumer(Protocol):
     """Takes samples, one after the other."""
 
@@ -39,7 +42,7 @@ class Consumer(Protocol):
 class Pace:
     """How often and how long. `process_id` ends the watch when that process does.
 
-    Raises UserError if there is no such process.
+    Raises UserError if there is no such process, or if nobody can wait that long.
     """
 
     interval_s: float
@@ -48,6 +51,9 @@ class Pace:
     process_id: int | None = None
 
     def __post_init__(self) -> None:
+        if not SHORTEST_INTERVAL_S <= self.interval_s <= LONGEST_INTERVAL_S:
+            limits = f"{SHORTEST_INTERVAL_S:g} to {LONGEST_INTERVAL_S:,.0f} s"
+            raise UserError(f"is not within {limits}", where=f"--interval {self.interval_s:g}")
         if self.process_id is not None:
             os.close(open_process(self.process_id))
 

@@ -29,7 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config import Config, Environment, add_config_arguments, load_config, read_environment
+from tool_aware.config import Config, Environment, add_config_arguments, load_config, next_command, read_environment
 from tool_aware.console import UserError, duration, heading, run, say, table, warn
 from tool_aware.prompt import EncodedExample, encode_example, load_tokenizer
 from tool_aware.records import LoadedRows, listing, load_rows, read_manifest, write_manifest
@@ -91,9 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Tell the story of the stage: plan, load, train, export."""
     started_s = time.time()
     arguments = parse_arguments(argv)
-    os.environ.setdefault(
-        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
-    )  # packs of all lengths share what is reserved
+    # Packs of all lengths share what is reserved.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     with joined() as processes:
         job = processes.first(lambda: prepare(arguments, processes)) or prepare(arguments, processes)
         processes.check_equal("settings or data", job.identity, fix="give all machines the same config.yaml and data/")
@@ -113,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         heading("Saving")
         merged = export(job, model, summary.references)
         finish(job, summary, merged, fallbacks, started_s)
+        print(f"Next: {next_command('evaluate.py', arguments)}")
         if merged:
             merged.demand_agreement(job.config.toolbox.names)
     return 0
@@ -139,7 +139,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     """Check settings, output directory, data and model, and tokenise the rows."""
-    from tool_aware.base_model import adapter_base, locate_model
+    from tool_aware.base_model import locate_model
+    from tool_aware.training.adapter import with_lora_of
     from tool_aware.training.lineage import lineage_of
     from tool_aware.training.output_folder import check_output_dir
 
@@ -148,8 +149,7 @@ def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     check_output_dir(output_dir, resume=resume, overwrite=overwrite, adapter=arguments.adapter)
     data = read_data(config)
     locate_model(config.model.name, revision=config.model.revision, hf_token=environment.hf_token)
-    if arguments.adapter:
-        adapter_base(arguments.adapter)
+    config = with_lora_of(arguments.adapter, config) if arguments.adapter else config
     lineage = lineage_of(arguments.adapter, data, config)
     tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
     examples = encode(data, tokenizer, config)
@@ -328,12 +328,10 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None, *, merges: bool) -
         say(hint)
     started_s = time.perf_counter()
     resume_step = step_of(resume_from) if resume_from else 0
-    is_first = job.processes.is_first
-    with (
-        Tracker(job.config, job.environment, job.output_dir, resume_step=resume_step)
-        if is_first
-        else contextlib.nullcontext()
-    ) as tracker:
+    tracking = contextlib.nullcontext()
+    if job.processes.is_first:
+        tracking = Tracker(job.config, job.environment, job.output_dir, resume_step=resume_step)
+    with tracking as tracker:
         trainer = PackedTrainer(
             model,
             job.engine_config,
@@ -373,7 +371,7 @@ def export(job: Job, model: PeftModel, references: References | None) -> Merged 
 
 
 def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[str], started_s: float) -> None:
-    """Write the run card and last the manifest, which marks the run as finished; say what to do next."""
+    """Write the run card and last the manifest, which marks the run as finished."""
     from tool_aware.training.export import ADAPTERS_FOLDER
     from tool_aware.training.run_card import CARD_NAME, RunFacts, device_name, license_of, write_run_card
 
@@ -414,7 +412,7 @@ def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[st
         merged=facts.merged,
         validation=facts.validation,
     )
-    print(f"\nTrained {summary.steps} steps in {duration(summary.seconds)}. Next: python evaluate.py")
+    print(f"\nTrained {summary.steps} steps in {duration(summary.seconds)}.")
 
 
 if __name__ == "__main__":

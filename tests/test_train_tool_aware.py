@@ -65,7 +65,9 @@ def test_a_run_leaves_every_file_the_readme_lists(train):
     assert manifest["merged"]["check"] == {"file": "test.json", "rows": 8, "different": []}
     assert "lora_adapters/README.md" not in manifest["outputs"]  # evaluate.py will add its results to it
     assert f"exporting the adapter of step {manifest['exported']['step']}" in result.stderr
-    assert "python evaluate.py" in result.stdout
+    last_line = result.stdout.splitlines()[-1]
+    assert last_line.startswith(f"Next: python evaluate.py --config {REPOSITORY / 'config.yaml'} --set model.name=")
+    assert last_line.endswith(f"--output_dir {train.output}")
 
     message = refused(train())
     assert "holds a finished run" in message
@@ -139,7 +141,7 @@ def test_an_adapter_of_another_base_is_refused(train, tmp_path, toy_data_dir):
 
 
 def test_a_second_stage_goes_on_from_an_adapter(train, tmp_path):
-    assert train("--set", "training.max_steps=2", "--skip-final-model").returncode == 0
+    assert train("--set", "training.max_steps=2", "--set", "lora.r=4", "--skip-final-model").returncode == 0
     first = train.output / "lora_adapters"
     result = train(
         "--set",

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tool_aware.base_model import attach_adapter, load_base_model
 from tool_aware.config import Config, load_config
-from tool_aware.training.adapter import prepare_for_training
+from tool_aware.console import UserError
+from tool_aware.training.adapter import prepare_for_training, with_lora_of
+from tool_aware.training.coverage import unsupported
+from tool_aware.training.merge import LoraUpdates
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -57,3 +60,48 @@ def test_an_adapter_with_dropout_has_the_same_gradient_with_and_without_checkpoi
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name])
+
+
+def test_the_settings_of_an_earlier_adapter_are_its_own_and_a_difference_is_told(make_adapter, make_config, capsys):
+    adapter = make_adapter(lora_dropout=0.1)
+    capsys.readouterr()
+    lora = with_lora_of(adapter, make_config()).lora
+    assert lora.model_dump() == {"r": 4, "alpha": 7, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
+    told = capsys.readouterr().err
+    assert "r=4, not 8; alpha=7.0, not 16.0; dropout=0.1, not 0.0; target_modules=" in told
+    assert told.count("\n") == 1
+
+
+def test_an_adapter_made_with_the_settings_of_config_yaml_changes_nothing(make_adapter, make_config, capsys):
+    config = make_config(lora__r=4, lora__alpha=7)
+    adapter = make_adapter(target_modules="all-linear")
+    capsys.readouterr()
+    assert with_lora_of(adapter, config).as_dict() == config.as_dict()
+    assert capsys.readouterr().err == ""
+
+
+VARIANTS = {
+    "use_rslora": {"use_rslora": True},
+    "use_dora": {"use_dora": True},
+    "rank_pattern": {"rank_pattern": {"q_proj": 2}},
+    "alpha_pattern": {"alpha_pattern": {"q_proj": 3}},
+    "lora_bias": {"lora_bias": True},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize(("name", "settings"), VARIANTS.items(), ids=VARIANTS.keys())
+def test_variants_of_lora_are_neither_gone_on_from_nor_merged_nor_run_by_the_own_decoder(
+    make_adapter, make_config, tiny_model_dir, name, settings
+):
+    adapter = make_adapter(**settings)
+    for refuse in (lambda: with_lora_of(adapter, make_config()), lambda: LoraUpdates.load(adapter)):
+        with pytest.raises(UserError, match=name):
+            refuse()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), adapter)
+    assert unsupported(model, 100) == "variants of LoRA"
+
+
+def test_an_adapter_with_trained_biases_is_refused(make_adapter, make_config):
+    with pytest.raises(UserError, match="bias all"):
+        with_lora_of(make_adapter(bias="all"), make_config())

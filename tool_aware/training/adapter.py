@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tool_aware.base_model import quiet_libraries
+from tool_aware.base_model import adapter_base, quiet_libraries
 from tool_aware.config import Config
-from tool_aware.console import UserError
+from tool_aware.console import UserError, say
+from tool_aware.records import read_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-
 _LAYERS = ".layers."  # part of the name of everything in a decoder layer
+_ALL_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}  # of Mistral and Llama
+_VARIANTS = (  # keys of adapter_config.json that change what an adapter computes, or give it other weights than A and B
+    "use_dora", "use_rslora", "use_qalora", "use_bdlora", "rank_pattern", "alpha_pattern", "lora_bias",
+    "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters",
+)  # fmt: skip
+
+
+def lora_variant(settings: Mapping[str, Any]) -> str | None:
+    """Name what makes an adapter other than plain LoRA, scale * B @ A with one scale; `settings` as peft writes them.
+
+    None if nothing does.
+    """
+    kind = settings.get("peft_type", "LORA")
+    if kind != "LORA":  # a string in the file; peft's enum is one as well
+        return f"peft_type {kind}"
+    if settings.get("bias", "none") != "none":
+        return f"bias {settings['bias']}"
+    return next((name for name in _VARIANTS if settings.get(name)), None)
+
+
+def with_lora_of(adapter: Path, config: Config) -> Config:
+    """The settings with `lora` as an earlier adapter has it, which is what will be trained; says so where they differ.
+
+    Raises UserError if `adapter` holds no adapter, or one that is not plain LoRA.
+    """
+    adapter_base(adapter)
+    settings = read_json(adapter / "adapter_config.json")
+    variant = lora_variant(settings)
+    if variant:
+        raise UserError(
+            f"only plain LoRA adapters can be trained further and merged, and this one has {variant}",
+            where=str(adapter),
+            fix="name another --adapter, or begin a new one without it",
+        )
+    targets = settings.get("target_modules") or config.lora.target_modules
+    if not isinstance(targets, str):
+        names = {name.rpartition(".")[2] for name in targets}
+        targets = "all-linear" if names == _ALL_LINEAR else sorted(names)
+    own = {
+        "r": settings.get("r", 8),  # peft's defaults
+        "alpha": float(settings.get("lora_alpha", 8)),
+        "dropout": float(settings.get("lora_dropout", 0)),
+        "target_modules": targets,
+    }
+    wanted = config.lora.model_dump()
+    if isinstance(wanted["target_modules"], list):
+        wanted["target_modules"] = sorted(wanted["target_modules"])
+    changed = [f"{name}={own[name]}, not {wanted[name]}" for name in own if own[name] != wanted[name]]
+    if changed:
+        say(f"{adapter} keeps its own LoRA settings, whatever config.yaml says: {'; '.join(changed)}")
+    return config.model_copy(update={"lora": config.lora.model_copy(update=own)})
 
 
 def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:

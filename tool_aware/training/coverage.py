@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tool_aware.training.adapter import lora_variant
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -35,7 +37,7 @@ def _unsupported_adapter(model: PeftModel) -> str | None:
     base, settings = model.get_base_model(), model.peft_config["default"]
     if settings.lora_dropout:
         return "dropout"
-    if settings.use_dora or settings.use_rslora or settings.rank_pattern or settings.alpha_pattern:
+    if lora_variant(settings.to_dict()):
         return "variants of LoRA"
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if any(parameter.dtype != base.dtype for parameter in trained.values()):

@@ -17,6 +17,7 @@ from tool_aware.base_model import quantized_values
 from tool_aware.config import QuantizationSection
 from tool_aware.console import UserError
 from tool_aware.records import read_json
+from tool_aware.training.adapter import lora_variant
 from tool_aware.training.weights import WeightFiles
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class LoraUpdates:
         from safetensors.torch import load_file
 
         settings = read_json(adapter / "adapter_config.json")
-        if settings.get("use_dora") or settings.get("use_rslora") or settings.get("rank_pattern"):
-            raise UserError("only plain LoRA adapters can be merged shard by shard", where=str(adapter))
+        variant = lora_variant(settings)
+        if variant:
+            raise UserError(f"only plain LoRA can be merged shard by shard, not {variant}", where=str(adapter))
         tensors = load_file(adapter / "adapter_model.safetensors")
         modules = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
         factors = {

@@ -100,10 +100,13 @@ def test_adapters_have_the_number_of_weights_that_peft_makes():
         MISTRAL.adapter_parameters(8, ("query",))
 
 
-def test_model_size_7_is_mistral_itself_and_other_sizes_have_about_their_weights():
-    assert scaled_mistral(7.0).parameters == MISTRAL.parameters
-    for billions in (1.0, 3.0, 13.0, 70.0):
-        assert scaled_mistral(billions).linear_parameters / 1e9 == pytest.approx(billions * 6.98 / 7, rel=0.15)
+def test_model_size_7_is_mistral_itself_and_other_sizes_have_their_share_of_its_weights():
+    assert scaled_mistral(7.0) == replace(MISTRAL, name="Mistral-7B")
+    for tenths in range(5, 701):
+        scaled = scaled_mistral(tenths / 10)
+        assert scaled.linear_parameters == pytest.approx(tenths / 70 * MISTRAL.linear_parameters, rel=0.02), tenths
+        assert scaled.hidden % 128 == scaled.intermediate % 128 == 0
+        assert 2.5 < scaled.intermediate / scaled.hidden < 4.5, tenths
     with pytest.raises(UserError):
         scaled_mistral(-1)
 

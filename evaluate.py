@@ -2,6 +2,7 @@
 """Stage 3: answer the test rows with the base and the fine-tuned model and say whether, and at what, tuning helped.
 
     python evaluate.py                          # base against output/lora_adapters, on data/test.json
+    python evaluate.py --output_dir output_2    # another training's adapter, output_2/lora_adapters
     python evaluate.py --choice-only --limit 40 # a first quick look: one forward pass per row, 40 rows of the file
     python evaluate.py --min accuracy=0.8 --max-drop direct_chat=0.02 --require-significant   # in CI
 
@@ -123,6 +124,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     add = parser.add_argument
+    add("--output_dir", "--output-dir", type=Path, metavar="DIR", help="instead of training.output_dir")
     add("--adapter", type=Path, metavar="DIR", help="adapter to evaluate (default: OUTPUT_DIR/lora_adapters)")
     engine = parser.add_mutually_exclusive_group()
     engine.add_argument("--model", type=Path, metavar="DIR", help="evaluate this merged model")
@@ -144,6 +146,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.endpoint) != bool(args.served_model):
         parser.error("--endpoint and --served-model go together")
+    if args.output_dir:
+        args.overrides.append(f"training.output_dir={args.output_dir}")
     return args
 
 

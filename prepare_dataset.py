@@ -24,13 +24,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config import Config, Environment, add_config_arguments, load_config, read_environment
+from tool_aware.config import Config, Environment, add_config_arguments, load_config, next_command, read_environment
 from tool_aware.console import GateFailed, Progress, UserError, duration, heading, run, say, table, warn
 from tool_aware.records import SPLITS, Row, write_manifest
 
 if TYPE_CHECKING:
     from tool_aware.dataset.earlier_splits import EarlierSplits
     from tool_aware.dataset.splitting import Split
+
+IMPORTED_CONFIG = "imported.yaml"  # extends the config by the tools that an import has brought
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(
         f"\n{config.dataset.dir}/ is ready after {duration(time.time() - started_s)}; look at dataset_report.html there"
     )
-    say("next: python train_tool_aware.py")
+    imported = config.dataset.dir / IMPORTED_CONFIG
+    own_config = imported if imported in paths else None
+    say(f"next: {next_command('train_tool_aware.py', arguments, config=own_config)}")
     return 0
 
 
@@ -253,7 +257,7 @@ def import_rows(
         raise UserError("no row could be taken over", where=str(arguments.import_path), fix="see docs/FORMATS.md")
     more_files = {}
     if imported.foreign_tools:
-        path = config.dataset.dir / "imported.yaml"
+        path = config.dataset.dir / IMPORTED_CONFIG
         tools = [tool.model_dump(exclude_defaults=True) for tool in config.tools] + [
             {"name": tool.name, "description": tool.description or tool.name, "parameters": dict(tool.parameters)}
             for tool in imported.foreign_tools

@@ -367,6 +367,13 @@ def test_a_missing_adapter_names_the_stage_to_run(evaluate, tmp_path):
     refused(result, "no adapter found", "python train_tool_aware.py")
 
 
+def test_output_dir_names_the_training_whose_adapter_is_evaluated(evaluate, adapter, tmp_path):
+    refused(evaluate(tmp_path / "r", "--output_dir", tmp_path), f"{tmp_path}/lora_adapters", "no adapter found")
+    shutil.copytree(adapter, tmp_path / "stage2" / "lora_adapters")
+    result = evaluate(tmp_path / "r", "--output_dir", tmp_path / "stage2", "--dry-run")
+    assert f"fine-tuned  {tmp_path}/stage2/lora_adapters" in result.stderr
+
+
 def test_an_adapter_of_another_base_is_refused_before_anything_is_loaded(evaluate, adapter, tmp_path):
     other = tmp_path / "adapter"
     other.mkdir()

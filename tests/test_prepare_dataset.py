@@ -184,6 +184,47 @@ def test_a_fifth_tool_with_examples_gets_rows_in_every_split(tmp_path: Path) -> 
         assert tools == {"rag_retrieval", "code_execution", "direct_chat", "sql_query"}
 
 
+def config_with_calendar(folder: Path, examples: int | None = None) -> Path:
+    """config.yaml with the tool of README.md's section on a fifth one, with the first of its examples or all."""
+    section = (REPOSITORY / "README.md").read_text().partition("### A fifth tool")[2]
+    (tool,) = yaml.safe_load(section.partition("```yaml")[2].partition("```")[0])
+    tool["examples"] = tool["examples"][:examples]
+    values = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    path = folder / "five.yaml"
+    path.write_text(yaml.safe_dump({**values, "tools": [*values["tools"], tool]}))
+    return path
+
+
+@pytest.mark.parametrize("examples", [3, 5, None])
+def test_the_readmes_fifth_tool_has_rows_in_every_split(examples: int | None, tmp_path: Path) -> None:
+    path = config_with_calendar(tmp_path, examples)
+    result = prepare("--config", str(path), "--set", "dataset.synthetic_per_tool=200", *NO_LOG, folder=tmp_path / "d")
+    assert result.returncode == 0, result.stderr
+    counts = next(line for line in result.stdout.splitlines() if line.startswith("calendar")).split()[1:]
+    assert min(map(int, counts)) >= 10
+
+
+def test_a_tool_with_fewer_examples_than_splits_is_refused_with_the_number_needed(tmp_path: Path) -> None:
+    path = config_with_calendar(tmp_path, 2)
+    result = prepare("--config", str(path), *SMALL, *NO_LOG, folder=tmp_path / "data")
+    assert result.returncode == 2
+    assert "tools: calendar: 2 example queries" in result.stderr
+    assert "3 are needed" in result.stderr
+    assert not (tmp_path / "data/train.json").exists()
+
+
+def test_examples_that_nearly_repeat_each_other_are_refused(tmp_path: Path) -> None:
+    path = config_with_calendar(tmp_path, 3)
+    values = yaml.safe_load(path.read_text())
+    query = "please show me everything in my calendar for the whole of next week"
+    for number, example in enumerate(values["tools"][-1]["examples"]):
+        example["query"] = query + "s" * number
+    path.write_text(yaml.safe_dump(values))
+    result = prepare("--config", str(path), *SMALL, *NO_LOG, folder=tmp_path / "data")
+    assert result.returncode == 2
+    assert "tools: calendar: no row in" in result.stderr
+
+
 # ---- bad input ------------------------------------------------------------------------------------------
 
 
@@ -308,7 +349,8 @@ def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tm
     data = tmp_path / "data"
     result = prepare("--import", str(source), folder=data)
     assert result.returncode == 0, result.stderr
-    assert "--config" in result.stderr
+    following = f"next: python train_tool_aware.py --config {data / 'imported.yaml'} --set dataset.dir={data}"
+    assert following in result.stderr.splitlines()
     again = prepare("--config", str(data / "imported.yaml"), "--check", str(data))
     assert again.returncode == 0, again.stderr
     assert "imported.yaml" in read_manifest(data)["outputs"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -317,6 +318,16 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE",
         help="override one setting, for example --set lora.r=16; repeatable",
     )  # fmt: skip
+
+
+def next_command(script: str, arguments: argparse.Namespace, *, config: Path | None = None) -> str:
+    """Write out how the next stage is run under the same settings; `config` is its file if it is another one."""
+    file = config or arguments.config
+    words = ["python", script, *(["--config", str(file)] if file != DEFAULT_CONFIG else [])]
+    for override in arguments.overrides:
+        key, _, value = override.partition("=")
+        words += ["--output_dir", value] if key == "training.output_dir" else ["--set", override]
+    return shlex.join(words)
 
 
 def load_config(path: Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()) -> Config:

@@ -168,13 +168,13 @@ def estimate(args: argparse.Namespace) -> int:
     answer = fit_card(spec, vram_bytes, open_choices(config), allowed_by(config)) if vram_bytes else None
     spec = answer.plan.spec if answer else spec
     result = estimate_training(spec)
-    exact = trace(traceable(spec), config) if args.exact else None
+    exact = traced_step(spec, config) if args.exact else None
     if args.json:
         print(json.dumps(report.estimate_record(result, answer, exact), indent=2))
     else:
         say(report.spec_text(spec))
         parts = [report.estimate_table(result), report.basis_text(result)]
-        parts += [report.exact_text(exact, estimate_training(traceable(spec)), spec)] if exact else []
+        parts += [report.exact_text(exact)] if exact else []
         parts += [report.fit_text(answer)] if answer else []
         print("\n".join(filter(None, [*parts, report.speed_text(spec, card, examples_in_run(args, config))])))
     if answer and args.write:
@@ -317,6 +317,12 @@ def trace(spec: TrainingSpec, config: Config) -> DryRun:
 
     with quiet_libraries():
         return dry_run(spec, DryStep(config))
+
+
+def traced_step(spec: TrainingSpec, config: Config) -> report.TracedStep:
+    """Trace the planned step, or the nearest one that can be, and put the formula for the same step beside it."""
+    nearest = traceable(spec)
+    return report.TracedStep(trace(nearest, config), estimate_training(nearest), spec)
 
 
 def traceable(spec: TrainingSpec) -> TrainingSpec:

@@ -28,6 +28,7 @@ GRID = {
         TINY, seq_length=512, checkpointing=False, targets=("q_proj", "v_proj")
     ),
     "a large rank": TrainingSpec(MISTRAL, lora_r=64, seq_length=512),
+    "an unfused update": TrainingSpec(MISTRAL, optimizer="adamw_torch", lora_r=64, seq_length=128),
     "16-bit weights": TrainingSpec(MISTRAL, quantization="none"),
     "many labels": TrainingSpec(PRESETS["llama-3-8b"], answer_tokens=2000),
     "padded rows": TrainingSpec(MISTRAL, batch_size=4, seq_length=4096, **PADDED),

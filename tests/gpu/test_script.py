@@ -457,6 +457,13 @@ def test_the_table_for_the_readme_has_all_card_sizes(script_without_driver):
     ]
 
 
+def test_the_traced_step_stands_in_the_json_beside_the_formula_for_the_same_step(script_without_driver):
+    arguments = ["estimate", *EMPTY_DATA, "--model", "tinyllama-1.1b", "--vram", "8", "--exact", "--json"]
+    exact = json.loads(script_without_driver.run(*arguments).stdout)["exact"]
+    assert exact["without"] == ["cached layers"]
+    assert exact["gib"] == pytest.approx(exact["formula_gib"], rel=0.02)
+
+
 def test_evaluation_is_estimated_too(script_without_driver):
     result = script_without_driver.run("estimate", "--evaluation", *EMPTY_DATA)
     assert result.returncode == 0

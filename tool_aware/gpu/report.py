@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tool_aware.console import table
@@ -101,11 +102,13 @@ def basis_text(estimate: MemoryEstimate) -> str:
     return "\n".join(lines)
 
 
-def estimate_record(estimate: MemoryEstimate, answer: Fit | None = None, exact: DryRun | None = None) -> dict[str, Any]:
+def estimate_record(
+    estimate: MemoryEstimate, answer: Fit | None = None, exact: TracedStep | None = None
+) -> dict[str, Any]:
     """Plain values for --json."""
     record = estimate.as_dict()
     if exact:
-        record["exact_gib"] = round(exact.peak_bytes / GIB, 3)
+        record["exact"] = exact.as_dict()
     if answer:
         record["vram_gib"] = round(answer.vram_bytes / GIB, 2)
         record["fits"] = answer.fits_as_it_is
@@ -114,20 +117,40 @@ def estimate_record(estimate: MemoryEstimate, answer: Fit | None = None, exact: 
     return record
 
 
-def exact_text(exact: DryRun, estimate: MemoryEstimate, planned: TrainingSpec) -> str:
-    """The traced step beside the formula for the same step, and in what it is not the planned one."""
-    traced = estimate.spec
-    difference = estimate.tensor_bytes / exact.peak_bytes - 1
-    left_out = {
-        "kept layers": traced.layers_kept != planned.layers_kept,
-        "cached layers": traced.layers_cached != planned.layers_cached,
-        "offload": traced.is_offloading != planned.is_offloading,
-        planned.optimizer: traced.optimizer != planned.optimizer,
-    }
-    without = ", ".join(name for name, is_missing in left_out.items() if is_missing)
+@dataclass(frozen=True)
+class TracedStep:
+    """A traced step beside the formula for the same step, which is not always the planned one."""
+
+    traced: DryRun
+    formula: MemoryEstimate
+    planned: TrainingSpec
+
+    @property
+    def without(self) -> list[str]:
+        """What the planned step has and the traced one has not."""
+        traced, planned = self.formula.spec, self.planned
+        left_out = {
+            "kept layers": traced.layers_kept != planned.layers_kept,
+            "cached layers": traced.layers_cached != planned.layers_cached,
+            "offload": traced.is_offloading != planned.is_offloading,
+            planned.optimizer: traced.optimizer != planned.optimizer,
+        }
+        return [name for name, is_missing in left_out.items() if is_missing]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for --json, sizes in GiB."""
+        sizes = {"gib": self.traced.peak_bytes, "formula_gib": self.formula.tensor_bytes}
+        return {name: round(size / GIB, 3) for name, size in sizes.items()} | {"without": self.without}
+
+
+def exact_text(exact: TracedStep) -> str:
+    """One line: what the traced step takes, what the formula says, and in what it is not the planned step."""
+    traced, formula_bytes = exact.traced, exact.formula.tensor_bytes
+    without = f" (without {', '.join(exact.without)})" if exact.without else ""
     return (
-        f"traced step{f' (without {without})' if without else ''}: {gib(exact.peak_bytes, 2)} GiB in tensors (model at "
-        f"rest {gib(exact.rest_bytes, 2)}); the formula says {gib(estimate.tensor_bytes, 2)} ({difference:+.1%})"
+        f"traced step{without}: {gib(traced.peak_bytes, 2)} GiB in tensors (model at rest "
+        f"{gib(traced.rest_bytes, 2)}); the formula says {gib(formula_bytes, 2)} "
+        f"({formula_bytes / traced.peak_bytes - 1:+.1%})"
     )
 
 

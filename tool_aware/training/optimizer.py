@@ -92,7 +92,9 @@ def build_optimizer(parameters: list[nn.Parameter], config: Config) -> torch.opt
     options = {"lr": config.training.learning_rate, "weight_decay": config.training.weight_decay}
     name = config.optimization.optim
     if name in ("adamw_torch", "adamw_torch_fused"):
-        return FlatAdamW(parameters, fused=name.endswith("fused"), **options)
+        # Left to itself torch would make the unfused update in other ways, and memory, on the CPU than on a GPU.
+        is_fused = name.endswith("fused")
+        return FlatAdamW(parameters, fused=is_fused, foreach=not is_fused, **options)
     import bitsandbytes
 
     kinds = {

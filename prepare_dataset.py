@@ -306,10 +306,26 @@ def check_split(split: Split, config: Config, fallbacks: list[str], *, source: P
         )  # fmt: skip
     highest = max((leak.similarity for leak in split.nearest), default=0.0)
     say(f"no held-out row is nearer than {highest:.3f} to a training row")
-    for tool in sorted({row.tool for part in split.rows.values() for row in part} & set(config.toolbox.names)):
-        absent = [name for name in SPLITS if not any(row.tool == tool for row in split.rows[name])]
-        if absent:
-            note(f"{tool} has no row in {', '.join(absent)}; more examples or rows would change that", fallbacks)
+    check_tools(split, config, fallbacks)
+
+
+def check_tools(split: Split, config: Config, fallbacks: list[str]) -> None:
+    """Note tools without rows in a split; raise UserError for one that is made from its examples alone."""
+    for tool in config.toolbox.names:
+        part = {name: [row for row in split.rows[name] if row.tool == tool] for name in SPLITS}
+        rows = [row for name in SPLITS for row in part[name]]
+        absent = ", ".join(name for name in SPLITS if not part[name])
+        if not absent or not rows:
+            continue
+        templates = {str(row.metadata.get("template")) for row in rows}
+        from_examples = all(template.startswith(f"example-{tool}-") for template in templates)
+        if from_examples and not config.dataset.splits_from:
+            raise UserError(
+                f"no row in {absent}: its {len(rows)} rows come from {len(templates)} of its `examples`",
+                where=f"tools: {tool}",
+                fix="raise dataset.synthetic_per_tool, or give it examples that differ more, better ten of them",
+            )
+        note(f"{tool} has no row in {absent}; more examples or rows would change that", fallbacks)
 
 
 def splits_kept(split: Split, earlier: EarlierSplits | None) -> dict[str, Any] | None:

@@ -213,16 +213,13 @@ def test_a_tool_with_fewer_examples_than_splits_is_refused_with_the_number_neede
     assert not (tmp_path / "data/train.json").exists()
 
 
-def test_examples_that_nearly_repeat_each_other_are_refused(tmp_path: Path) -> None:
-    path = config_with_calendar(tmp_path, 3)
-    values = yaml.safe_load(path.read_text())
-    query = "please show me everything in my calendar for the whole of next week"
-    for number, example in enumerate(values["tools"][-1]["examples"]):
-        example["query"] = query + "s" * number
-    path.write_text(yaml.safe_dump(values))
-    result = prepare("--config", str(path), *SMALL, *NO_LOG, folder=tmp_path / "data")
+def test_a_tool_of_fewer_rows_than_splits_is_refused(tmp_path: Path) -> None:
+    path = config_with_calendar(tmp_path)
+    few = ("--set", "dataset.synthetic_per_tool=2", "--set", "dataset.ambiguous=40")
+    result = prepare("--config", str(path), *few, *NO_LOG, folder=tmp_path / "data")
     assert result.returncode == 2
     assert "tools: calendar: no row in" in result.stderr
+    assert "its 2 rows come from 2 of its `examples`" in result.stderr
 
 
 # ---- bad input ------------------------------------------------------------------------------------------

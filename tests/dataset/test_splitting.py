@@ -155,6 +155,19 @@ def test_splits_are_stratified_by_tool_and_slice(config: Config) -> None:
         assert set(common) <= {item.metadata["slice"] for item in split.rows[name]}
 
 
+@pytest.mark.parametrize("groups", [3, 4, 7])
+def test_a_tool_of_a_few_large_groups_reaches_every_split(config: Config, groups: int) -> None:
+    random_ = random.Random(12)
+    rows = [row(config, sentence(random_), group=f"w{number // 3}") for number in range(300)]
+    rows += [row(config, sentence(random_), "direct_chat", group=f"d{n % groups}") for n in range(40 * groups)]
+    split = split_rows(rows, FRACTIONS, seed=1)
+    held = {
+        name: {item.metadata["group"] for item in split.rows[name] if item.tool == "direct_chat"} for name in SPLITS
+    }
+    assert all(held.values())
+    assert sum(map(len, held.values())) == groups
+
+
 def test_the_same_seed_gives_the_same_split_and_another_seed_another(config: Config) -> None:
     rows = [row(config, sentence(random.Random(number)), group=str(number)) for number in range(100)]
     first, again, other = (split_rows(rows, FRACTIONS, seed) for seed in (1, 1, 2))

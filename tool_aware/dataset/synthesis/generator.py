@@ -22,6 +22,7 @@ from tool_aware.prompt import render_instruction, render_response
 from tool_aware.records import Row
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
+MIN_EXAMPLES = 3  # one for each split
 MAX_STALE_USES = 40  # a frame that yields nothing new this often in a row is exhausted
 _COUNT_WORDS = {
     2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve",
@@ -65,16 +66,25 @@ class Generator:
         self._seen: set[str] = set()
 
     def rows_for(self, tool: str, count: int) -> list[Row]:
-        """Make up to `count` distinct rows whose right answer is `tool`."""
+        """Make up to `count` distinct rows whose right answer is `tool`.
+
+        Raises UserError if there is no content for it, and too few examples for rows in every split.
+        """
         frames = [frame for frame in self._content.frames if frame.tool == tool and self._is_wanted(frame)]
-        rows = list(self._rows([*frames, *self._example_frames(tool)], count))
-        if count and not rows:
+        if count and not frames:
+            self._demand_examples(tool)
+        return list(self._rows([*frames, *self._example_frames(tool)], count))
+
+    def _demand_examples(self, tool: str) -> None:
+        distinct = len({normalised(example.query) for example in self._examples.get(tool, ())})
+        if distinct < MIN_EXAMPLES:
+            number = f"{distinct or 'no'} example {'query' if distinct == 1 else 'queries'}"
             raise UserError(
-                "there is no content and no example to learn it from",
+                f"{number}, and no other content to make its rows from; {MIN_EXAMPLES} are needed",
                 where=f"tools: {tool}",
-                fix="give it a few `examples` in config.yaml, five or more of them",
+                fix=f"give it {MIN_EXAMPLES} or more different `examples` in config.yaml, better ten: "
+                "train, val and test share none",
             )
-        return rows
 
     def ambiguous_rows(self, count: int) -> list[Row]:
         """Make up to `count` distinct rows that more than one tool may answer."""

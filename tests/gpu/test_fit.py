@@ -68,6 +68,20 @@ def test_less_than_the_card_has_may_be_allowed():
     assert fit_text(limited).startswith("fits the 8 GiB that training.memory_budget_gib allows of 24 GiB")
 
 
+@pytest.mark.parametrize(("pinned", "value"), [("kept_layers", 30), ("cached_layers", 12)])
+def test_what_is_left_to_the_plan_stays_so_and_the_plan_shown_is_the_one_after_the_edits(pinned, value):
+    is_open = CHOICES - {pinned}
+    answer = fit_card(replace(PACKED, **{pinned: value}), 6.6 * GIB, is_open)
+    assert answer.keys == {f"optimization.{pinned}": 0}
+    assert answer.final_plan == fit_card(PACKED, 6.6 * GIB, is_open).plan
+
+
+def test_what_an_edit_sets_is_no_choice_of_the_plan_any_more():
+    answer = fit_card(replace(PACKED, packing="none"), 6.3 * GIB, CHOICES)
+    chosen = {choice.setting for choice in answer.final_plan.choices if choice.why == "as config.yaml says"}
+    assert chosen == {"offload"} == {key.removeprefix("optimization.") for key in answer.keys if "optim" in key}
+
+
 def test_a_card_that_cannot_hold_the_weights_has_no_answer():
     assert fit_card(PACKED, 3 * GIB, CHOICES).edits is None
 

@@ -16,7 +16,7 @@ import yaml
 
 from tool_aware import yaml_file
 from tool_aware.console import UserError
-from tool_aware.gpu.planning import Plan, budget_on_card, leanest, make_plan, needed_bytes
+from tool_aware.gpu.planning import SETTINGS, Plan, budget_on_card, leanest, make_plan, needed_bytes
 from tool_aware.gpu.readings import GIB
 from tool_aware.gpu.spec import TrainingSpec
 from tool_aware.records import write_text
@@ -80,9 +80,10 @@ def fit_card(spec: TrainingSpec, vram_bytes: float, is_open: frozenset[str], all
         if any("training.per_device_train_batch_size" in edit.keys for edit in edits or ())
         else {"batch_size": spec.batch_size, "accumulation": spec.accumulation}
     )
-    return Fit(
-        vram_bytes, make_plan(spec, budget, is_open), edits, make_plan(replace(lean, **batch), budget, is_open), lean
-    )
+    set_by_edits = {key for edit in edits or () for key in edit.keys}
+    still_open = frozenset(name for name in is_open if f"optimization.{SETTINGS[name]}" not in set_by_edits)
+    final_plan = make_plan(replace(lean, **batch), budget, still_open)
+    return Fit(vram_bytes, make_plan(spec, budget, is_open), edits, final_plan, lean)
 
 
 def edits_that_fit(spec: TrainingSpec, limit_bytes: float) -> tuple[Edit, ...] | None:
@@ -138,10 +139,12 @@ def _checkpoint(spec: TrainingSpec) -> Edit | None:
 
 
 def _keep_nothing(spec: TrainingSpec) -> Edit | None:
-    if not (spec.checkpointing and spec.layers_kept) and not spec.layers_cached:
+    has_effect = {"kept_layers": spec.checkpointing and spec.layers_kept > 0, "cached_layers": spec.layers_cached > 0}
+    nothing = dict.fromkeys((name for name, it_has in has_effect.items() if it_has), 0)
+    if not nothing:
         return None
-    keys = {"optimization.kept_layers": 0, "optimization.cached_layers": 0}
-    return Edit(keys, "same gradients, slower", replace(spec, kept_layers=0, cached_layers=0))
+    keys = {f"optimization.{name}": 0 for name in nothing}
+    return Edit(keys, "same gradients, slower", replace(spec, **nothing))
 
 
 def _offload(spec: TrainingSpec) -> Edit | None:

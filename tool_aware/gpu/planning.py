@@ -311,11 +311,11 @@ def _explained(chosen: TrainingSpec, budget: Budget, is_open: frozenset[str]) ->
         CACHE: _why_cache,
     }  # fmt: skip
     for name, value in _values(chosen).items():
-        yield Choice(_SETTINGS[name], value, reasons[name](chosen, budget) if name in is_open else _PINNED)
+        yield Choice(SETTINGS[name], value, reasons[name](chosen, budget) if name in is_open else _PINNED)
 
 
 _PINNED = "as config.yaml says"
-_SETTINGS = {
+SETTINGS = {
     MICRO_BATCH: "micro-batch",
     CHECKPOINTING: "gradient_checkpointing",
     KEEP: "kept_layers",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tool_aware.config import Environment, ToolSection
+from tool_aware.config import Environment, ToolSection, load_config
 from tool_aware.evaluation.breakdown import Confusion, Part
 from tool_aware.evaluation.judgement import ERRORS, Judgement, ParameterMatch, Prediction
 from tool_aware.evaluation.metrics import Metrics, ParameterMetrics, ToolMetrics
@@ -23,9 +23,10 @@ from tool_aware.gpu.readings import GpuReading
 from tool_aware.gpu.recording import open_recorder
 from tool_aware.gpu.sampling import Sample, Statistics, TrainingProgress
 from tool_aware.prompt import encode_example, parse_response, render_template
-from tool_aware.records import load_rows, write_manifest
+from tool_aware.records import SPLITS, load_rows, write_manifest
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "FORMATS.md").read_text(encoding="utf-8")
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGE = (REPOSITORY / "docs" / "FORMATS.md").read_text(encoding="utf-8")
 _HEADINGS = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)
 SECTIONS = dict(zip(_HEADINGS[1::2], _HEADINGS[2::2], strict=True))
 
@@ -116,8 +117,8 @@ def test_every_figure_of_a_logged_step_is_shown():
 
     step, validation = (value for value in examples_in("Stage 2: output") if "steps" in value)
     assert set(Throughput().lap(1, 2)) <= set(step)
-    assert step_line(step).startswith("step 10/210  loss 1.4756")
-    assert validation_line(validation).endswith("76.3% of 139 rows")
+    assert step_line(step).startswith("step 10/366  loss 1.1116")
+    assert validation_line(validation).endswith("71.1% of 121 rows")
 
 
 def test_every_field_of_the_thresholds_is_shown():
@@ -150,6 +151,16 @@ def test_every_variable_of_the_environment_is_listed():
     assert {name.upper() for name in Environment.__dataclass_fields__} <= listed
 
 
+def test_every_key_of_the_origin_of_answers_is_shown(config, tmp_path):
+    from tool_aware.evaluation.tasks import Task, origin_of
+    from tool_aware.evaluation.test_rows import TestSet
+
+    task = Task("base_choice", False, "choice", {}, config.toolbox, {})
+    test = TestSet(tmp_path / "test.json", "0" * 64, {}, 0, [], {}, None)
+    shown = next(value for value in examples_in("Stage 3: evaluation_results") if "origin" in value)
+    assert shown["origin"].keys() == origin_of(task, test, config, model="a", adapter=None).keys()
+
+
 # ---- examples are true ------------------------------------------------------------------------------------
 
 
@@ -162,6 +173,25 @@ def examples_in(section: str) -> list[Any]:
     """The JSON examples of a section."""
     text = SECTIONS[section]
     return [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+
+
+def test_the_examples_are_of_a_run_of_the_demo_as_it_is_now():
+    from tool_aware.training.schedule import Schedule
+
+    demo = load_config(REPOSITORY / "config.demo.yaml")
+    manifest = next(value for value in examples_in("Manifests") if "stage" in value)
+    checkpoint = next(value for value in examples_in("Stage 2: output") if "run" in value)
+    report = next(value for value in examples_in("Stage 1: data") if "rows_by_slice" in value)
+    step, validation = (value for value in examples_in("Stage 2: output") if "steps" in value)
+    rows = {name: sum(part[name] for part in report["rows_by_slice"].values()) for name in SPLITS}
+    assert manifest["counts"] == {"train": rows["train"], "val": rows["val"]}
+    assert set(map(Path, manifest["inputs"])) == {demo.dataset.dir / f"{name}.json" for name in ("train", "val")}
+    steps = Schedule.of(demo, rows["train"]).steps
+    assert {steps} == {manifest["steps"], step["steps"], validation["steps"]}
+    assert validation["val_examples"] == rows["val"]
+    assert checkpoint["run"]["lora.r"] == demo.lora.r
+    metrics = next(value for value in examples_in("Stage 3: evaluation_results") if "confusion" in value)
+    assert metrics["rows"] == rows["test"] == sum(map(sum, metrics["confusion"]))
 
 
 def test_all_json_examples_are_json():

@@ -53,10 +53,7 @@ STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 def check(args: argparse.Namespace) -> int:
     """Say whether the configured training can run here."""
     config = load_config(args.config, args.overrides)
-    try:
-        spec, unknown = spec_of_data(config)[0], []
-    except UserError as error:
-        spec, unknown = None, [checks.CheckLine("problem", "model", f"{error.where}: {error.what}", error.fix)]
+    spec, unknown = spec_or_problem(config)
     gpus, lines = checks.check_machine(config, read_environment(), spec, is_deep=args.deep)
     lines += unknown
     if args.json:
@@ -64,6 +61,20 @@ def check(args: argparse.Namespace) -> int:
     else:
         show_check(gpus, lines)
     return EXIT_USER if any(line.status == "problem" for line in lines) else EXIT_DONE
+
+
+def spec_or_problem(config: Config) -> tuple[TrainingSpec | None, list[checks.CheckLine]]:
+    """The spec of the configured training, or None and the line that says what is wrong with its parts."""
+    part = "model"
+    try:
+        architecture = find_architecture(config.model.name)
+        part = "data"
+        spec = spec_of_data(config, architecture)[0]
+        part = "adapter"
+        architecture.adapter_parameters(spec.lora_r, spec.targets)
+    except UserError as error:
+        return None, [checks.CheckLine("problem", part, f"{error.where}: {error.what}", error.fix)]
+    return spec, []
 
 
 def show_check(gpus: Sequence[GpuReading], lines: Sequence[checks.CheckLine]) -> None:

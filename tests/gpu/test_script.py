@@ -320,6 +320,25 @@ def test_check_names_a_model_it_does_not_know_and_goes_on(script):
 
 
 @pytest.mark.parametrize(
+    ("setting", "name", "words"),
+    [
+        ("lora.target_modules=[foo]", "adapter", "no linear layer 'foo'"),
+        ("model.name=someone/unheard-of", "model", "no built-in preset"),
+        ("dataset.dir={folder}", "data", "train.json: is not JSON"),
+    ],
+)
+def test_what_is_wrong_with_the_config_is_a_line_of_the_json_under_its_own_name(script, tmp_path, setting, name, words):
+    (tmp_path / "train.json").write_text("[{")
+    result = script.run("check", "--json", *EMPTY_DATA, "--set", setting.format(folder=tmp_path))
+    assert result.returncode == 2
+    problems = {
+        line["name"]: line["finding"] for line in json.loads(result.stdout)["lines"] if line["status"] == "problem"
+    }
+    assert words in problems.pop(name)
+    assert problems.keys() <= {"torch"}
+
+
+@pytest.mark.parametrize(
     ("state", "words"),
     [
         ("init -1 18", "different versions"),

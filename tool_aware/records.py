@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,6 +27,10 @@ from tool_aware.tools import Toolbox
 SPLITS = ("train", "val", "test")
 MANIFEST_NAME = "manifest.json"
 PROBLEMS_SHOWN = 20
+
+# What libraries say of a full disk instead of raising OSError: safetensors and tokenizers, in Rust, and torch.save,
+# which has lost the reason by then, but fails at writing for hardly any other.
+_FULL_DISK_TEXTS = ("os error 28", "No space left on device", "os error 122", "inline_container.cc")
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _VERSIONED_PACKAGES = (
@@ -90,7 +95,7 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
     Raises UserError with all malformed rows (the first 20 shown), or naming the command that makes the file.
     """
     if not path.is_file():
-        raise UserError("not found", where=str(path), fix="python prepare_dataset.py")
+        raise UserError("not found", where=str(path), fix=_how_to_get(path))
     content = path.read_bytes()
     try:
         items = json.loads(content)
@@ -114,6 +119,16 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
     if problems:
         raise UserError(listing(problems, "problem"), fix="correct these rows (docs/FORMATS.md shows a good one)")
     return LoadedRows(rows, hashlib.sha256(content).hexdigest(), unwrapped, respelled)
+
+
+def _how_to_get(path: Path) -> str:
+    """Name the command that makes a split file; beside files of someone else it would ask to replace those."""
+    written = (read_manifest(path.parent) or {}).get("outputs", {})
+    names = [f"{name}.json" for name in SPLITS]
+    foreign = [name for name in names if (path.parent / name).is_file() and name not in written]
+    if not foreign:
+        return "python prepare_dataset.py"
+    return f"write it too, with rows that {' and '.join(foreign)} of yours do not have (docs/FORMATS.md)"
 
 
 def _row_problems(item: object, tools: Toolbox) -> Iterator[str]:
@@ -156,6 +171,47 @@ def listing(problems: Sequence[str], noun: str) -> str:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError that does not say so, as of a write to a full disk, the file it is about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
+def told_if_full(folder: Path, needed_bytes: Callable[[], int], *, fix: str) -> Iterator[None]:
+    """Turn what any library raises when the disk is full into a UserError that tells the space needed and free.
+
+    `folder` is what is being written and will be deleted after that, so its own files count as free.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        needed, free = needed_bytes(), shutil.disk_usage(folder).free + bytes_in(folder)
+        what = f"the disk is full: at least {_size(needed)} are needed and {_size(free)} are free"
+        raise UserError(what, where=str(folder.parent), fix=fix) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return not isinstance(error, UserError) and any(text in str(error) for text in _FULL_DISK_TEXTS)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
+
+
+def bytes_in(folder: Path) -> int:
+    """Add up the sizes of all files below `folder`; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; it takes `path`'s place only once it is whole and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,9 +219,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     os.close(handle)
     part = Path(name)
     try:
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
+        with naming(path):
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
         part.chmod(0o644)
         os.replace(part, path)
     finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tool_aware.console import UserError
+from tool_aware.records import write_json
 from tool_aware.training.checkpoints import (
     checkpoints_in,
     damage,
@@ -91,16 +93,39 @@ def test_a_checkpoint_of_other_settings_is_refused_with_the_difference(output_di
     refuse_another_run(output_dir / "checkpoint-10", {"lora.r": 8})
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A file system of 1 MiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+def write_lines(folder: Path) -> None:
+    with (folder / "trainer_state.json").open("w") as file:
+        file.write("x" * 2**20)
+
+
+def tokenizers_error(folder: Path) -> None:
+    raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+
+WRITERS = {
+    "torch.save": lambda folder: torch.save({"moments": torch.zeros(2**20)}, folder / "optimizer.pt"),
+    "safetensors": lambda folder: save_file({"a": torch.zeros(2**20)}, folder / "adapter_model.safetensors"),
+    "open": write_lines,
+    "write_json": lambda folder: write_json(folder / "trainer_state.json", ["x" * 2**20]),
+    "tokenizers": tokenizers_error,
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
+def test_a_full_disk_is_told_whichever_library_meets_it(small_disk, write):
+    with new_checkpoint(small_disk, 5, {}) as folder:
+        (folder / "weights").write_bytes(b"x" * 2**19)
+    told = r"disk is full: at least 0\.\d MiB are needed and 0\.5 MiB are free"
+    with pytest.raises(UserError, match=told) as caught, new_checkpoint(small_disk, 10, {}) as folder:
+        write(folder)
+    assert caught.value.where == str(small_disk)
+    assert [path.name for path in small_disk.iterdir()] == ["checkpoint-5"]
+    assert damage(small_disk / "checkpoint-5") is None
+
+
+def test_another_error_of_a_writer_is_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="shares memory"), new_checkpoint(tmp_path, 5, {}):
+        raise RuntimeError("shares memory")
 
 
 def test_a_full_disk_is_named_and_leaves_older_checkpoints_intact(small_disk):

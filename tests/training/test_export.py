@@ -172,6 +172,21 @@ def test_a_disk_without_room_is_told_before_anything_is_written(make_merger, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_fills_up_while_the_model_is_written_is_told(make_merger, small_disk, monkeypatch):
+    monkeypatch.setattr(export, "_SPARE", 0)  # there was room when it was asked for
+    with pytest.raises(UserError, match=r"at least \d\.\d MiB are needed and 1\.0 MiB are free") as caught:
+        make_merger().save(Way("original", "float32"), small_disk / "final_model")
+    assert caught.value.where == str(small_disk)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_too_small_for_the_adapter_is_told(config, base_dir, adapter_dir, small_disk, tokenizer):
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir), adapter_dir)
+    with pytest.raises(UserError, match="the disk is full"):  # by tokenizers: its vocabulary alone takes more
+        save_adapter(model, small_disk / "lora_adapters", tokenizer, config.toolbox)
+    assert list(small_disk.iterdir()) == []
+
+
 # Prints the bytes by which the resident memory grew at most while a model was merged, one number a way.
 MEASURED_MERGE = """
 import sys

@@ -18,7 +18,7 @@ from typing import Any
 
 from tool_aware.config import Config
 from tool_aware.console import UserError, warn
-from tool_aware.records import read_json, sha256_of, write_json
+from tool_aware.records import bytes_in, read_json, sha256_of, told_if_full, write_json
 
 CHECKPOINT_MANIFEST = "checkpoint.json"
 QUARANTINE_SUFFIX = ".damaged"
@@ -28,6 +28,7 @@ _MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch
     "per_device_train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")  # what a library might unpickle
+_FULL_DISK_FIX = "free some space and go on with --resume; older checkpoints are untouched"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -54,16 +55,15 @@ def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Itera
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        yield part
-        files = sorted(path for path in part.rglob("*") if path.is_file())
-        hashes = {str(path.relative_to(part)): sha256_of(path) for path in files}
-        write_json(part / CHECKPOINT_MANIFEST, {"step": step, "run": dict(run), "sha256": hashes})
-        _sync(part)
+        with told_if_full(part, lambda: max(map(bytes_in, [part, *checkpoints_in(output_dir)])), fix=_FULL_DISK_FIX):
+            yield part
+            files = sorted(path for path in part.rglob("*") if path.is_file())
+            hashes = {str(path.relative_to(part)): sha256_of(path) for path in files}
+            write_json(part / CHECKPOINT_MANIFEST, {"step": step, "run": dict(run), "sha256": hashes})
+            _sync(part)
         shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from an older checkpoint
         os.replace(part, final)
         _sync(output_dir)
-    except OSError as error:
-        raise _disk_error(error, part) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -149,15 +149,3 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _disk_error(error: OSError, folder: Path) -> Exception:
-    if error.errno != 28:  # ENOSPC
-        return error
-    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
-    free = shutil.disk_usage(folder.parent).free
-    return UserError(
-        f"the disk is full: {written / 2**20:.0f} MiB of the checkpoint were written, {free / 2**20:.0f} MiB are free",
-        where=str(folder.parent),
-        fix="free some space and go on with --resume; older checkpoints are untouched",
-    )

@@ -18,7 +18,7 @@ from tool_aware.base_model import device
 from tool_aware.config import Config
 from tool_aware.console import GateFailed, UserError, duration, say, table
 from tool_aware.prompt import render_template
-from tool_aware.records import PROBLEMS_SHOWN, atomic_folder, read_json, write_json, write_text
+from tool_aware.records import PROBLEMS_SHOWN, atomic_folder, read_json, told_if_full, write_json, write_text
 from tool_aware.tools import Toolbox
 from tool_aware.training.agreement import Agreement, AsTrained, References, agreement
 from tool_aware.training.choice import ToolNames
@@ -35,12 +35,18 @@ ADAPTERS_FOLDER = "lora_adapters"
 FINAL_MODEL_FOLDER = "final_model"
 PROMPT_FILE = "prompt_template.txt"  # what an agent fills in and sends as the user turn
 WANTED_AGREEMENT = 0.99  # part of the rows that must get the same tool from the merged model as in training
+_FULL_DISK_FIX = "free some space and run again with --resume, or go without it: --skip-final-model"
 _SPARE = 1.02  # disk space wanted beyond the weights: tokenizer, configs, safetensors headers
 
 
 def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase, tools: Toolbox) -> None:
-    """Write the adapter, its tokenizer and the prompt template into `folder`, all of it or nothing."""
-    with atomic_folder(folder) as part:
+    """Write the adapter, its tokenizer and the prompt template into `folder`, all of it or nothing.
+
+    Raises UserError if the disk is full.
+    """
+    size = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
+    fix = "free some space and run again with --resume"
+    with atomic_folder(folder) as part, told_if_full(part, lambda: size, fix=fix):
         model.save_pretrained(part, save_embedding_layers=False)
         tokenizer.save_pretrained(part)
         write_text(part / PROMPT_FILE, render_template(tools))
@@ -137,7 +143,7 @@ class Merger:
         sizes = [next(reversed(header.values()))["data_offsets"][1] for header in headers.values()]
         _check_space(folder, sum(sizes))
         weights = self._weights(way)
-        with atomic_folder(folder) as part:
+        with atomic_folder(folder) as part, told_if_full(part, lambda: sum(sizes), fix=_FULL_DISK_FIX):
             for shard, header in headers.items():
                 write_shard(part / shard.name, header, weights.__getitem__)
             index = read_json(self._base / WEIGHTS_INDEX)
@@ -236,5 +242,5 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
         raise UserError(
             f"the merged model needs {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free",
             where=str(folder),
-            fix="free some space and run again with --resume, or go without it: --skip-final-model",
+            fix=_FULL_DISK_FIX,
         )

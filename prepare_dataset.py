@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(arguments.config, arguments.overrides)
     environment = read_environment()
     if arguments.check:
-        return check_files(arguments.check, config, environment)
+        return check_files(config, environment, arguments)
     say(plan(config, environment, arguments))
     if arguments.dry_run:
         return 0
@@ -340,17 +340,17 @@ def splits_kept(split: Split, earlier: EarlierSplits | None) -> dict[str, Any] |
     }
 
 
-def check_files(path: Path, config: Config, environment: Environment) -> int:
-    """Check data that someone else wrote. Every bad row is an error; leaks and imbalance are warnings."""
+def check_files(config: Config, environment: Environment, arguments: argparse.Namespace) -> int:
+    """Check data that someone else wrote. Bad rows and missing files are errors; leaks and imbalance are warnings."""
     from tool_aware.dataset import validation
 
-    loaded = validation.load_all(validation.files_to_check(path), config.toolbox)
+    files = validation.files_to_check(arguments.check)
+    loaded = validation.load_all(files, config.toolbox)
     tokenizer = load_local_tokenizer(config, environment, [])
     first = next(iter(loaded.values()))
     lengths = validation.token_lengths(first, tokenizer)
     print(validation.balance(loaded, config.toolbox))
     print(validation.describe_lengths(lengths, config.model.max_seq_length, is_estimate=tokenizer is None))
-    print(validation.training_time(len(first.rows), config))
     for message in validation.imbalance(loaded, config.toolbox):
         warn(message)
     for leak in validation.leakage(loaded):
@@ -358,6 +358,18 @@ def check_files(path: Path, config: Config, environment: Environment) -> int:
             f"{leak.held_out} shares {leak.exact} queries with train and {leak.near} nearly; for example {leak.example}"
         )
     say(f"{sum(len(part.rows) for part in loaded.values())} rows, all well-formed")
+    for_training, for_evaluation = validation.missing_files(arguments.check, files)
+    if for_evaluation:
+        say(f"no {for_evaluation[0]}: it can be trained on, but evaluate.py needs one")
+    if for_training:
+        raise UserError(
+            f"no {' and no '.join(for_training)}: training needs train.json and val.json", where=str(arguments.check),
+            fix="write rows there that the other files do not have; a tenth of them all is usual (docs/FORMATS.md)",
+        )  # fmt: skip
+    if arguments.check.is_dir():
+        overrides = [*arguments.overrides, f"dataset.dir={arguments.check}"]
+        same = argparse.Namespace(config=arguments.config, overrides=overrides)
+        say(f"memory and time of training on it: {next_command('monitor_gpu.py estimate', same)}")
     return 0
 
 

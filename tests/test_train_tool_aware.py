@@ -91,6 +91,14 @@ def test_missing_data_names_the_stage_that_makes_it(train, tmp_path):
     assert "python prepare_dataset.py" in refused(train(data=tmp_path / "nothing"))
 
 
+def test_a_missing_file_beside_those_of_someone_else_is_to_be_written_by_hand(train, toy_data_dir, tmp_path):
+    shutil.copytree(toy_data_dir, tmp_path / "mine", ignore=shutil.ignore_patterns("val.json"))
+    message = refused(train(data=tmp_path / "mine"))
+    assert "mine/val.json: not found" in message
+    assert "write it too, with rows that train.json and test.json of yours do not have" in message
+    assert "prepare_dataset.py" not in message
+
+
 def test_malformed_rows_are_all_named(train, toy_data_dir, tmp_path):
     shutil.copytree(toy_data_dir, tmp_path / "bad")
     rows = json.loads((tmp_path / "bad" / "train.json").read_text())

@@ -323,7 +323,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def next_command(script: str, arguments: argparse.Namespace, *, config: Path | None = None) -> str:
     """Write out how the next stage is run under the same settings; `config` is its file if it is another one."""
     file = config or arguments.config
-    words = ["python", script, *(["--config", str(file)] if file != DEFAULT_CONFIG else [])]
+    words = ["python", *script.split(), *(["--config", str(file)] if file != DEFAULT_CONFIG else [])]
     for override in arguments.overrides:
         key, _, value = override.partition("=")
         words += ["--output_dir", value] if key == "training.output_dir" else ["--set", override]

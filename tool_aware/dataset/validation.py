@@ -1,4 +1,4 @@
-"""Check data files that someone else wrote: bad rows, class balance, token lengths, leakage, rough training time."""
+"""Check data files that someone else wrote: bad rows, missing files, class balance, token lengths, leakage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tool_aware.config import Config
-from tool_aware.console import UserError, duration, table
+from tool_aware.console import UserError, table
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.similarity import nearest
 from tool_aware.dataset.text import normalised, shortened
@@ -21,12 +20,6 @@ from tool_aware.tools import Toolbox
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# An estimate for an RTX 4070 Ti, on which nobody measured: examples/s of an H200 times the ratio of the dense bf16
-# tensor rates that NVIDIA publishes. Two rows of docs/BENCHMARKS.md that fit 12 GB make it a range: in the first the
-# GPU waits for Python, which on a slower GPU takes no longer, so the result is too low; in the second it does not wait.
-H200_EXAMPLES_PER_S = (58.0, 115.1)  # packs of 8, as shipped; packs of 64
-RTX_4070_TI_TFLOPS = 80.2  # 240 tensor cores x 2.61 GHz x 128 FLOP with fp32 accumulation
-H200_TFLOPS = 989.0  # data sheet: 1,979 with sparsity
 CHARACTERS_PER_TOKEN = 3.6  # measured on our prompts with Mistral's v0.2 vocabulary; used where there is no tokenizer
 
 
@@ -53,6 +46,12 @@ def files_to_check(path: Path) -> dict[str, Path]:
     if not path.is_file():
         raise UserError("not found", where=str(path), fix="name a JSON file or the folder of train.json")
     return {path.stem: path}
+
+
+def missing_files(path: Path, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    """Name what a folder lacks: files that training cannot do without, and those that evaluation needs."""
+    absent = [name for name in SPLITS if name not in files] if path.is_dir() else []
+    return [f"{name}.json" for name in absent if name != "test"], [f"{name}.json" for name in absent if name == "test"]
 
 
 def load_all(files: Mapping[str, Path], tools: Toolbox) -> dict[str, LoadedRows]:
@@ -124,11 +123,3 @@ def leakage(loaded: Mapping[str, LoadedRows]) -> list[Leakage]:
             example = f"{shortened(queries[near[0]])!r} and {shortened(train[indices[near[0]]])!r}"
             found.append(Leakage(name, exact, len(near) - exact, example))
     return found
-
-
-def training_time(rows: int, config: Config) -> str:
-    """A range for the configured number of passes on a 12 GB card, scaled from measurements on another card."""
-    passes = config.training.num_train_epochs
-    slow, fast = (rate * RTX_4070_TI_TFLOPS / H200_TFLOPS for rate in H200_EXAMPLES_PER_S)
-    time_ = f"{duration(passes * rows / fast)} to {duration(passes * rows / slow)}"
-    return f"{passes:g} passes over {rows} rows: {time_} on an RTX 4070 Ti (estimate, scaled from an H200)"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.records import atomic_path
+from tool_aware.training.tracking import read_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,9 +18,8 @@ _FEW = 30  # points that are marked one by one; a single point has no line to be
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read metrics.jsonl: lines of logged steps, and lines of scorings of val.json. A torn last line is left out."""
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    lines = [json.loads(line) for line in whole]
+    """Read metrics.jsonl: lines of logged steps, and lines of scorings of val.json."""
+    lines = read_lines(path)
     return [line for line in lines if "loss" in line], [line for line in lines if "val_loss" in line]
 
 

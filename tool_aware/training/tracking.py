@@ -12,6 +12,7 @@ from typing import Any
 
 from tool_aware.config import Config, Environment
 from tool_aware.console import duration, say, warn
+from tool_aware.records import naming, write_text
 
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "runs"
@@ -28,26 +29,41 @@ class MetricsLog:
     """Append one JSON object a line. Lines of steps that a resumed run will take again are dropped first."""
 
     def __init__(self, path: Path, *, resume_step: int = 0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        kept = [line for line in read_lines(path) if line["step"] <= resume_step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Write a line and hand it to the operating system, so that a tail or a monitor sees it at once."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl, empty where there is none. Damaged lines are left out, with one warning.
+
+    What follows the last newline was cut off in the middle of a write, which needs no warning.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return lines[:-1]  # what follows the last newline was cut off in the middle of a write
+    lines, damaged = [], []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        else:
+            damaged.append(str(number))
+    if damaged:
+        warn(f"{path}: left out what cannot be read: line {', '.join(damaged)}")
+    return lines
 
 
 class Tracker:

@@ -40,7 +40,8 @@ def _refuse_taught_rows(lesson: Lesson, held_out: Mapping[str, list[Row]]) -> No
     queries = lesson.queries()
     if queries is None:
         what = f"{lesson.train}, which it was trained on, is gone or has changed" if lesson.train else "has no manifest"
-        warn(f"{lesson.adapter}: {what}: val.json and test.json may hold rows that it was taught")
+        advice = "data made anew with dataset.splits_from keeps them apart"
+        warn(f"{lesson.adapter}: {what}: val.json and test.json may hold rows that it was taught; {advice}")
         return
     found = {name: len(taught_rows(rows, queries)) for name, rows in held_out.items()}
     if any(found.values()):

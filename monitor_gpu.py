@@ -41,7 +41,7 @@ from tool_aware.gpu.recording import open_recorder
 from tool_aware.gpu.sampling import Statistics
 from tool_aware.gpu.spec import TrainingSpec
 from tool_aware.gpu.watching import Alarming, Audience, Pace, Summing, open_view, watch
-from tool_aware.gpu.workload import workload_of
+from tool_aware.gpu.workload import spec_of_data, workload_of
 
 LARGEST_DATA_BYTES = 2**24  # train.json that the monitor reads: it has to stay small itself
 STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -53,7 +53,7 @@ STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 def check(args: argparse.Namespace) -> int:
     """Say whether the configured training can run here."""
     config = load_config(args.config, args.overrides)
-    spec, unknown = spec_or_problem(config)
+    spec, unknown = checks.spec_or_problem(config)
     gpus, lines = checks.check_machine(config, read_environment(), spec, is_deep=args.deep)
     lines += unknown
     if args.json:
@@ -61,20 +61,6 @@ def check(args: argparse.Namespace) -> int:
     else:
         show_check(gpus, lines)
     return EXIT_USER if any(line.status == "problem" for line in lines) else EXIT_DONE
-
-
-def spec_or_problem(config: Config) -> tuple[TrainingSpec | None, list[checks.CheckLine]]:
-    """The spec of the configured training, or None and the line that says what is wrong with its parts."""
-    part = "model"
-    try:
-        architecture = find_architecture(config.model.name)
-        part = "data"
-        spec = spec_of_data(config, architecture)[0]
-        part = "adapter"
-        architecture.adapter_parameters(spec.lora_r, spec.targets)
-    except UserError as error:
-        return None, [checks.CheckLine("problem", part, f"{error.where}: {error.what}", error.fix)]
-    return spec, []
 
 
 def show_check(gpus: Sequence[GpuReading], lines: Sequence[checks.CheckLine]) -> None:
@@ -210,8 +196,8 @@ def evaluation(args: argparse.Namespace, config: Config) -> int:
         print(json.dumps(report.estimate_record(result) | (answer.as_dict() if answer else {}), indent=2))
     else:
         say(f"lengths: {workload.source}")
-        parts = [report.estimate_table(result), report.basis_text(result)]
-        print("\n".join([*parts, *([report.evaluation_fit_text(answer)] if answer else [])]))
+        fit = report.evaluation_fit_text(answer) if answer else None
+        print("\n".join(filter(None, [report.estimate_table(result), report.basis_text(result), fit])))
     return EXIT_DONE if answer is None or answer.fits else EXIT_GATE
 
 
@@ -224,8 +210,7 @@ def refuse_what_no_config_says(args: argparse.Namespace, config: Config) -> None
     is_preset = args.model is not None and not is_model_name(args.model)
     wanted, configured = find_architecture(args.model or config.model.name), find_architecture(config.model.name)
     if is_preset and wanted != replace(configured, name=wanted.name):
-        fix = "name its folder or its Hugging Face id"
-        raise UserError("is not the model of the config, and a preset cannot be trained", where=args.model, fix=fix)
+        raise UserError("a preset has no weights", where=args.model, fix="name its folder or its Hugging Face id")
 
 
 def is_model_name(model: str) -> bool:
@@ -265,9 +250,8 @@ def training_spec(args: argparse.Namespace, config: Config) -> TrainingSpec:
     """Take lengths from --seq-length or from the data, and the shapes from --model-size, --model or the config."""
     architecture = architecture_of(args, config)
     if args.seq_length is not None:
-        spec = TrainingSpec.from_config(config, architecture=architecture, longest_tokens=args.seq_length)
         say(f"every example is taken as {args.seq_length:,} tokens long")
-        return spec
+        return TrainingSpec.from_config(config, architecture=architecture, longest_tokens=args.seq_length)
     spec, source = spec_of_data(config, architecture)
     say(f"lengths: {source}")
     return spec
@@ -283,35 +267,15 @@ def examples_in_run(args: argparse.Namespace, config: Config) -> float | None:
     return rows * training.num_train_epochs
 
 
-def spec_of_data(config: Config, architecture: Architecture | None = None) -> tuple[TrainingSpec, str]:
-    """Take lengths from data/train.json; return where they come from as well."""
-    workload = workload_of(config)
-    spec = TrainingSpec.from_config(
-        config,
-        architecture=architecture,
-        longest_tokens=workload.longest_tokens,
-        prefix_tokens=workload.prefix_tokens,
-        answer_tokens=workload.answer_tokens,
-    )
-    return spec, workload.source
-
-
 def card_of(args: argparse.Namespace) -> tuple[str | None, float | None]:
     """Name and memory of the card to fit: --vram, else the GPU or slice that a run here would take, if there is one."""
     if args.vram is not None:
         return args.card, args.vram * GIB
-    try:
-        driver = open_driver()
-    except UserError:
-        return args.card, None
-    gpus = driver.read()
-    driver.close()
-    for line in checks.check_visible(gpus):
+    gpu, lines = checks.gpu_here()
+    for line in lines:
         warn(line.finding)
-    gpu = checks.gpu_for_training(gpus)
-    if gpu is None:
-        return args.card, None
-    return args.card or (None if gpu.is_mig else gpu.name), gpu.total_bytes  # a slice is slower than its card
+    name = gpu.name if gpu and not gpu.is_mig else None  # a slice is slower than its card
+    return args.card or name, gpu.total_bytes if gpu else None
 
 
 # ---- the exact estimate: the real step on tensors without data --------------------------------------------

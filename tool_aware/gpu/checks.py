@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tool_aware.config import Config, Environment
-from tool_aware.gpu.architectures import Architecture, cached_snapshot, hub_cache
+from tool_aware.console import UserError
+from tool_aware.gpu.architectures import Architecture, cached_snapshot, find_architecture, hub_cache
 from tool_aware.gpu.estimate import MemoryEstimate, estimate_training
 from tool_aware.gpu.fit import fit_card
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver
 from tool_aware.gpu.planning import allowed_by, chosen_gpus, open_choices, plan_of
 from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance
 from tool_aware.gpu.spec import TrainingSpec
+from tool_aware.gpu.workload import spec_of_data
 
 Status = Literal["ok", "warning", "problem"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -76,6 +78,31 @@ def check_machine(
     if spec:
         lines += check_disk(config, spec.architecture)
     return gpus, [*lines, check_token(config, environment), *check_database(config, environment)]
+
+
+def spec_or_problem(config: Config) -> tuple[TrainingSpec | None, list[CheckLine]]:
+    """The spec of the configured training, or None and the line that says what is wrong with its parts."""
+    part = "model"
+    try:
+        architecture = find_architecture(config.model.name)
+        part = "data"
+        spec = spec_of_data(config, architecture)[0]
+        part = "adapter"
+        architecture.adapter_parameters(spec.lora_r, spec.targets)
+    except UserError as error:
+        return None, [CheckLine("problem", part, f"{error.where}: {error.what}", error.fix)]
+    return spec, []
+
+
+def gpu_here() -> tuple[GpuReading | None, list[CheckLine]]:
+    """The GPU or slice that a run on this machine would take; none without a driver, or where the lines say why not."""
+    try:
+        driver = open_driver()
+    except DriverUnavailable:
+        return None, []
+    gpus = driver.read()
+    driver.close()
+    return gpu_for_training(gpus), list(check_visible(gpus))
 
 
 def visible_gpu(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.environ) -> GpuReading | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tool_aware.config import Config
+from tool_aware.gpu.architectures import Architecture
+from tool_aware.gpu.spec import TrainingSpec
 from tool_aware.prompt import render_preamble
 from tool_aware.records import read_json
 
@@ -46,6 +48,19 @@ def workload_of(config: Config) -> Workload:
     )
     prefix = _common_length([instruction for instruction, _ in texts]) * PROMPT_TOKENS_PER_CHARACTER
     return Workload(min(limit, round(longest)), min(limit, round(prefix)), round(answer), len(texts), str(path))
+
+
+def spec_of_data(config: Config, architecture: Architecture | None = None) -> tuple[TrainingSpec, str]:
+    """Take lengths from data/train.json; return where they come from as well."""
+    workload = workload_of(config)
+    spec = TrainingSpec.from_config(
+        config,
+        architecture=architecture,
+        longest_tokens=workload.longest_tokens,
+        prefix_tokens=workload.prefix_tokens,
+        answer_tokens=workload.answer_tokens,
+    )
+    return spec, workload.source
 
 
 def _texts(rows: Any) -> list[tuple[str, str]]:

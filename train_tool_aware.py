@@ -13,7 +13,7 @@ Writes  output/lora_adapters/   the adapter, its tokenizer and the prompt templa
         output/README.md, output/training.png   the run card and its curves
         output/metrics.jsonl, output/runs/ (TensorBoard), output/manifest.json
 Exit    0 done; 2 something to fix; 3 done, but the merged model does not choose the tools that the trained one does;
-        130/143 interrupted, checkpoint saved
+        129/130/143 interrupted, checkpoint saved
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ def assert_same_ending(one: Path, other: Path, *, best_came_early: bool = True) 
 def test_a_signal_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(train, tmp_path):
     whole = train(*LONG, "--output_dir", str(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
-    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
         process = subprocess.Popen(
             train.command(*LONG, "--resume"), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
@@ -288,7 +288,8 @@ KILLS = int(os.environ.get("KILLS", "4"))  # 40 in the long run of docs/BENCHMAR
 
 def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(train, tmp_path):
     settings = (*LONG, "--set", "training.save_steps=1", "--set", "training.save_total_limit=2")
-    settings += ("--set", "training.num_train_epochs=5", "--set", "lora.dropout=0")  # by the toolkit's own decoder
+    settings += ("--set", "training.num_train_epochs=5", "--set", "lora.dropout=0")  # by the toolkit's own decoder,
+    settings += ("--set", "quantization.bnb_4bit_compute_dtype=bfloat16")  # and in 16 bits, as on a GPU
     generator = random.Random(0)
     assert train(*settings, "--output_dir", str(tmp_path / "whole")).returncode == 0
     for _ in range(KILLS):

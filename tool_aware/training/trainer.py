@@ -6,6 +6,7 @@ micro-batch or the number of GPUs (distributed.py). Labels are the completion an
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Sequence
 from operator import itemgetter
@@ -39,6 +40,7 @@ from tool_aware.training.validation import Validation, Validations, score
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a terminal that closes
 _ROWS_NAMED = 5  # of a step that went wrong
 
 
@@ -314,18 +316,23 @@ class _Bookkeeping(TrainerCallback):
 
 
 def train(trainer: PackedTrainer, resume_from: Path | None) -> None:
-    """Run to the end, or to the end of the step in which SIGINT or SIGTERM arrives; that one saves a checkpoint.
+    """Run to the end, or to the end of the step in which a signal of _STOPPING arrives; that one saves a checkpoint.
 
-    Raises Interrupted after such a stop. A second signal stops at once, without saving.
+    Raises Interrupted after such a stop. A second signal stops at once, without saving; but for SIGHUP, which the
+    kernel and the shell both send when a terminal closes.
     """
 
     def remember(signum: int, _frame: object) -> None:
         if trainer.signal_received is not None:
+            if signum == signal.SIGHUP:
+                return
             raise Interrupted(signum)
         trainer.signal_received = signum
-        say(f"{signal.Signals(signum).name}: saving a checkpoint after this step (again to stop at once)")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            say(f"{signal.Signals(signum).name}: saving a checkpoint after this step (again to stop at once)")
 
-    previous = {signum: signal.signal(signum, remember) for signum in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signum for signum in _STOPPING if signal.getsignal(signum) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    previous = {signum: signal.signal(signum, remember) for signum in heeded}
     try:
         if resume_from:
             trainer.take_over(resume_from)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tool_aware.config import load_config
 from tool_aware.console import UserError
 from tool_aware.records import write_json
 from tool_aware.training.checkpoints import (
@@ -18,7 +19,10 @@ from tool_aware.training.checkpoints import (
     newest_valid,
     refuse_another_run,
     remove_old,
+    run_settings,
 )
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -137,3 +141,13 @@ def test_a_full_disk_is_named_and_leaves_older_checkpoints_intact(small_disk):
     assert "--resume" in str(caught.value)
     assert damage(small_disk / "checkpoint-5") is None
     assert [path.name for path in small_disk.iterdir()] == ["checkpoint-5"]
+
+
+def test_what_changes_nothing_that_is_learnt_may_differ_when_a_run_is_resumed():
+    given = run_settings(load_config(REPOSITORY / "config.yaml"))
+    for override in (
+        "training.packing=block", "training.per_device_eval_batch_size=2", "training.save_steps=7",
+        "model.attn_implementation=eager", "optimization.offload=true",
+    ):  # fmt: skip
+        assert run_settings(load_config(REPOSITORY / "config.yaml", [override])) == given, override
+    assert run_settings(load_config(REPOSITORY / "config.yaml", ["lora.r=4"])) != given

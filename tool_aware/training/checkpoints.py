@@ -25,7 +25,8 @@ QUARANTINE_SUFFIX = ".damaged"
 _RUN_SECTIONS = ("model", "quantization", "lora", "training")  # what makes one run differ from another
 _MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch count as their product
     "output_dir", "save_steps", "save_total_limit", "keep_best", "early_stopping_patience", "memory_budget_gib",
-    "per_device_train_batch_size", "gradient_accumulation_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "packing",
+    "attn_implementation",
 }  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")  # what a library might unpickle
 _FULL_DISK_FIX = "free some space and go on with --resume; older checkpoints are untouched"

@@ -67,8 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = Result(split, config.dataset.seed, **found)
     tokenizer = load_local_tokenizer(config, environment, fallbacks)
     paths = write(config.dataset.dir, render(result, config.toolbox, tokenizer))
+    imported = config.dataset.dir / IMPORTED_CONFIG
+    own_config = imported if imported in paths else None  # has all tools of the data, which training compares with
+    made_for = load_config(own_config, arguments.overrides) if own_config else config
     write_manifest(
-        config.dataset.dir, stage="prepare_dataset", config=config.as_dict(), seed=config.dataset.seed,
+        config.dataset.dir, stage="prepare_dataset", config=made_for.as_dict(), seed=config.dataset.seed,
         started_s=started_s, inputs=[path for path in (arguments.logs, arguments.import_path) if path], outputs=paths,
         counts=result.counts(), fallbacks=fallbacks, earlier_splits=splits_kept(split, earlier),
     )  # fmt: skip
@@ -76,8 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(
         f"\n{config.dataset.dir}/ is ready after {duration(time.time() - started_s)}; look at dataset_report.html there"
     )
-    imported = config.dataset.dir / IMPORTED_CONFIG
-    own_config = imported if imported in paths else None
     say(f"next: {next_command('train_tool_aware.py', arguments, config=own_config)}")
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tool_aware.config import Config
+from tool_aware.config import Config, load_config
 from tool_aware.console import GateFailed
 from tool_aware.dataset.splitting import Leak, Split
 from tool_aware.demo.database import embedded_postgres
@@ -359,6 +359,8 @@ def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tm
     assert result.returncode == 0, result.stderr
     following = f"next: python train_tool_aware.py --config {data / 'imported.yaml'} --set dataset.dir={data}"
     assert following in result.stderr.splitlines()
+    tools = load_config(data / "imported.yaml").as_dict()["tools"]
+    assert read_manifest(data)["config"]["tools"] == tools  # which training and evaluation compare theirs with
     again = prepare("--config", str(data / "imported.yaml"), "--check", str(data))
     assert again.returncode == 0, again.stderr
     assert "imported.yaml" in read_manifest(data)["outputs"]

@@ -23,9 +23,7 @@ def training_arguments(config: Config, steps: int) -> TrainingArguments:
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=int(
-            training.warmup_ratio * steps
-        ),  # Trainer rounds up: one step would learn nothing
+        warmup_steps=int(training.warmup_ratio * steps),  # Trainer rounds up: one step would learn nothing
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         logging_steps=config.logging.logging_steps,

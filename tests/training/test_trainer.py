@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from tool_aware.config import Config
+from tool_aware.console import Interrupted
 from tool_aware.training.decoder import PackedDecoder
 from tool_aware.training.micro_step import MicroStep
 from tool_aware.training.optimizer import FlatAdamW, clip_
@@ -222,6 +225,22 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(mak
     told = [f"out of GPU memory: micro-batches are split into {examples} examples from here on" for examples in (4, 2)]
     assert trainer.micro_step.concessions == told
     torch.testing.assert_close(adapter_of(trainer), adapter_of(expected), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("step", "told"), [(1, "saving a checkpoint after this step"), (3, "all steps are done")])
+def test_a_signal_is_answered_with_what_will_happen(make_trainer, monkeypatch, capsys, step, told):
+    trainer = make_trainer(training__max_steps=3, training__eval_steps=1)
+    score = trainer._score
+
+    def interrupted():
+        if trainer.state.global_step == step:
+            signal.raise_signal(signal.SIGTERM)
+        return score()
+
+    monkeypatch.setattr(trainer, "_score", interrupted)
+    with pytest.raises(Interrupted) if step == 1 else contextlib.nullcontext():
+        train(trainer, None)
+    assert f"SIGTERM: {told}" in capsys.readouterr().err
 
 
 def test_running_out_of_memory_while_scoring_takes_fewer_rows_at_once_and_finds_the_same(

@@ -328,8 +328,10 @@ def train(trainer: PackedTrainer, resume_from: Path | None) -> None:
                 return
             raise Interrupted(signum)
         trainer.signal_received = signum
+        has_steps = trainer.state.global_step < trainer.schedule.steps
+        what = "saving a checkpoint after this step" if has_steps else "all steps are done, finishing"
         with contextlib.suppress(OSError):  # the terminal may be gone
-            say(f"{signal.Signals(signum).name}: saving a checkpoint after this step (again to stop at once)")
+            say(f"{signal.Signals(signum).name}: {what} (again to stop at once)")
 
     heeded = [signum for signum in _STOPPING if signal.getsignal(signum) != signal.SIG_IGN]  # nohup ignores SIGHUP
     previous = {signum: signal.signal(signum, remember) for signum in heeded}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+EMPTY_DATA = ("--set", "dataset.dir=/nonexistent")  # an estimate then does not depend on what data/ holds
 
 TWO_GPUS = """\
 gpus -1 2
@@ -110,6 +112,16 @@ class Script:
         process = self.start(*arguments)
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def cpu_seconds(self, *arguments: str) -> float:
+        """Processor time of a run: what it would take on a machine that does nothing else. The best of three."""
+        seconds = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            self.run(*arguments)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(seconds)
 
 
 @pytest.fixture

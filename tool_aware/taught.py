@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tool_aware.prompt import query_of, unwrap_instruction
 from tool_aware.records import Row, read_json, read_manifest, sha256_of
+from tool_aware.text import normalised
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -26,7 +27,7 @@ class Lesson:
         path = Path(self.train or "")
         if not path.is_file() or sha256_of(path) != self.train_sha256:
             return None
-        return frozenset(question(query_of(unwrap_instruction(item["instruction"])[0])) for item in read_json(path))
+        return frozenset(normalised(query_of(unwrap_instruction(item["instruction"])[0])) for item in read_json(path))
 
 
 def lessons_of(adapter: Path) -> list[Lesson]:
@@ -41,9 +42,4 @@ def lessons_of(adapter: Path) -> list[Lesson]:
 
 def taught_rows(rows: Sequence[Row], queries: frozenset[str]) -> list[int]:
     """Numbers, from 1, of the rows whose question is among `queries`."""
-    return [number for number, row in enumerate(rows, start=1) if question(row.query) in queries]
-
-
-def question(query: str) -> str:
-    """A query without case and spacing: what a person would call the same question."""
-    return " ".join(query.casefold().split())
+    return [number for number, row in enumerate(rows, start=1) if normalised(row.query) in queries]

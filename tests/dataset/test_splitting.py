@@ -18,9 +18,9 @@ from tool_aware.dataset.similarity import GramIndex, nearest
 from tool_aware.dataset.splitting import split_rows
 from tool_aware.dataset.synthesis.content import load_content
 from tool_aware.dataset.synthesis.generator import Generator
-from tool_aware.dataset.text import normalised
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.records import SPLITS, Row, write_rows
+from tool_aware.text import normalised
 from tool_aware.tools import ToolCall
 
 FRACTIONS = [0.8, 0.1, 0.1]

@@ -18,8 +18,8 @@ from tool_aware.dataset.synthesis import fillers, grammar
 from tool_aware.dataset.synthesis.content import CONTENT_DIR, Content, load_content
 from tool_aware.dataset.synthesis.generator import Example, Generator
 from tool_aware.dataset.synthesis.noise import Noise, with_typos
-from tool_aware.dataset.text import normalised
 from tool_aware.records import Row
+from tool_aware.text import normalised
 from tool_aware.tools import Tool, Toolbox
 
 PROBES = sorted((Path(__file__).resolve().parents[2] / "benchmarks/probe").glob("*.yaml"))

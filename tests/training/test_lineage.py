@@ -36,7 +36,7 @@ def loaded(folder: Path, config: Config) -> tuple[dict[str, LoadedRows], Config]
 
 
 def in_capitals(row: Row) -> Row:
-    return Row(row.instruction.replace(row.query, f"{row.query.upper()} "), row.response, row.metadata)
+    return Row(row.instruction.replace(row.query, f"{row.query.upper()} ?!"), row.response, row.metadata)
 
 
 def test_held_out_rows_that_the_adapter_was_taught_are_counted_and_refused(tmp_path, toy_rows, config):

@@ -19,9 +19,9 @@ from tool_aware.dataset.quarantine import reason_to_quarantine
 from tool_aware.dataset.query_log import LogRecord
 from tool_aware.dataset.redaction import Redactor
 from tool_aware.dataset.similarity import GramIndex
-from tool_aware.dataset.text import normalised, one_line, shortened
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.records import Row
+from tool_aware.text import normalised, one_line, shortened
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
 TEXT_PARAMETERS = ("query", "message", "text", "question", "prompt", "input")

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
-from tool_aware.dataset.text import shortened
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.records import Row
+from tool_aware.text import shortened
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
 
 # BFCL writes Python's and Java's names for types; JSON Schema has its own.

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tool_aware.dataset.text import normalised
+from tool_aware.text import normalised
 
 GRAM_CHARACTERS = 3
 BANDS, ROWS_PER_BAND = 25, 5  # finds a pair of Jaccard 0.7225 (the least that cosine 0.85 allows) with p = 0.996

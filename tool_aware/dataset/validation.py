@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from tool_aware.console import UserError, table
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.similarity import nearest
-from tool_aware.dataset.text import normalised, shortened
 from tool_aware.prompt import encode_example
 from tool_aware.records import SPLITS, LoadedRows, load_rows
+from tool_aware.text import normalised, shortened
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tool_aware.base_model import quiet_libraries
 from tool_aware.console import Progress, UserError
 from tool_aware.prompt import IGNORE_INDEX, build_tokenizer, encode_example, encode_prompt
 from tool_aware.records import Row, atomic_folder
@@ -80,7 +81,8 @@ def build_base_model(folder: Path, rows: Sequence[Row], *, seed: int = 0, steps:
         tokenizer = save_tokenizer(part)
         model = new_model(seed=seed)
         _pretrain(model, tokenizer, rows, seed=seed, steps=steps)
-        model.save_pretrained(part)
+        with quiet_libraries():
+            model.save_pretrained(part)
 
 
 def _pretrain(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tool_aware.console import UserError
 from tool_aware.records import Row, listing, load_rows, sha256_of
-from tool_aware.taught import lessons_of, question, taught_rows
+from tool_aware.taught import lessons_of, taught_rows
+from tool_aware.text import normalised
 from tool_aware.tools import Toolbox
 
 
@@ -71,11 +72,11 @@ def refuse_rows_taught_before(test: TestSet, model: Path) -> None:
 
 
 def _refuse_rows_seen_in_training(rows: Sequence[Row], train: Sequence[Row], path: Path) -> None:
-    trained_on = {question(row.query): number for number, row in enumerate(train, start=1)}
+    trained_on = {normalised(row.query): number for number, row in enumerate(train, start=1)}
     problems = [
-        f"{path}: row {number} is row {trained_on[question(row.query)]} of train.json: {row.query[:60]!r}"
+        f"{path}: row {number} is row {trained_on[normalised(row.query)]} of train.json: {row.query[:60]!r}"
         for number, row in enumerate(rows, start=1)
-        if question(row.query) in trained_on
+        if normalised(row.query) in trained_on
     ]
     if problems:
         raise UserError(

@@ -26,24 +26,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tool_aware.base_model import attach_adapter, load_base_model, locate_model
-from tool_aware.config import Config, Environment, add_config_arguments, load_config, read_environment
+from tool_aware.config.settings import Config, Environment, add_config_arguments, load_config, read_environment
 from tool_aware.console import GateFailed, duration, heading, run, say, warn
-from tool_aware.evaluation.baselines import rival_predictions
-from tool_aware.evaluation.code_equality import same_output, same_syntax
-from tool_aware.evaluation.endpoint import PROBE_NAME, Endpoint, run_probe
+from tool_aware.evaluation.answering.endpoint import PROBE_NAME, Endpoint, run_probe
+from tool_aware.evaluation.answering.local_model import LocalModel
+from tool_aware.evaluation.answering.predictions import PredictionLog, read_answers
+from tool_aware.evaluation.answering.tasks import Plan, Task, origin_of, plan_tasks
 from tool_aware.evaluation.gates import Gates, failures, parse_gates
-from tool_aware.evaluation.judgement import Prediction
-from tool_aware.evaluation.local_model import LocalModel
-from tool_aware.evaluation.output import print_results, update_adapter, write_results
-from tool_aware.evaluation.predictions import PredictionLog, read_answers
+from tool_aware.evaluation.held_out import TestSet, load_test_set, refuse_rows_taught_before
 from tool_aware.evaluation.preflight import changed_tools, check_adapter, check_merged_model, refuse_other_results
+from tool_aware.evaluation.report.output import print_results, update_adapter, write_results
 from tool_aware.evaluation.results import Results, assemble
-from tool_aware.evaluation.robustness import make_variants
-from tool_aware.evaluation.tasks import Plan, Task, origin_of, plan_tasks
-from tool_aware.evaluation.test_rows import TestSet, load_test_set, refuse_rows_taught_before
+from tool_aware.evaluation.scoring.baselines import rival_predictions
+from tool_aware.evaluation.scoring.code_equality import same_output, same_syntax
+from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.evaluation.scoring.robustness import make_variants
+from tool_aware.files import read_json, sha256_of
+from tool_aware.model.base import attach_adapter, load_base_model, locate_model
 from tool_aware.prompt import load_tokenizer
-from tool_aware.records import read_json, sha256_of
 
 ADAPTER_FOLDER = "lora_adapters"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -23,25 +23,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tool_aware.config import DEFAULT_CONFIG, Config, add_config_arguments, load_config, read_environment
+from tool_aware.config.settings import DEFAULT_CONFIG, Config, add_config_arguments, load_config, read_environment
 from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style, warn
-from tool_aware.gpu import checks, display, report
-from tool_aware.gpu.alerts import Alerts, parse_condition
-from tool_aware.gpu.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
-from tool_aware.gpu.dry_run import DryRun
-from tool_aware.gpu.estimate import estimate_training
-from tool_aware.gpu.fit import fit_card, write_fitting_config
-from tool_aware.gpu.generation import GenerationSpec, estimate_evaluation, fit_evaluation
 from tool_aware.gpu.nvml import open_driver
-from tool_aware.gpu.planning import allowed_by, budget_on_card, make_plan, open_choices
-from tool_aware.gpu.plot import draw, read_log
-from tool_aware.gpu.prometheus import LOOPBACK, Exporter
 from tool_aware.gpu.readings import GIB, GpuReading
-from tool_aware.gpu.recording import open_recorder
-from tool_aware.gpu.sampling import Statistics
-from tool_aware.gpu.spec import TrainingSpec
-from tool_aware.gpu.watching import Alarming, Audience, Pace, Summing, open_view, watch
-from tool_aware.gpu.workload import spec_of_data, workload_of
+from tool_aware.memory.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
+from tool_aware.memory.estimate import estimate_training
+from tool_aware.memory.evaluation_estimate import GenerationSpec, estimate_evaluation, fit_evaluation
+from tool_aware.memory.fit import fit_card, write_fitting_config
+from tool_aware.memory.plan import allowed_by, budget_on_card, make_plan, open_choices
+from tool_aware.memory.spec import TrainingSpec
+from tool_aware.memory.trace import DryRun
+from tool_aware.memory.workload import spec_of_data, workload_of
+from tool_aware.monitor import checks, display
+from tool_aware.monitor import printout as report
+from tool_aware.monitor.alerts import Alerts, parse_condition
+from tool_aware.monitor.plot import draw, read_log
+from tool_aware.monitor.prometheus import LOOPBACK, Exporter
+from tool_aware.monitor.recording import open_recorder
+from tool_aware.monitor.sampling import Statistics
+from tool_aware.monitor.watching import Alarming, Audience, Pace, Summing, open_view, watch
 
 LARGEST_DATA_BYTES = 2**24  # train.json that the monitor reads: it has to stay small itself
 STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -286,9 +287,9 @@ def trace(spec: TrainingSpec, config: Config) -> DryRun:
 
     Not all that a step can do can be traced: see `traceable`.
     """
-    from tool_aware.base_model import quiet_libraries
-    from tool_aware.gpu.dry_run import dry_run
-    from tool_aware.training.dry_step import DryStep
+    from tool_aware.memory.trace import dry_run
+    from tool_aware.memory.traced_step import DryStep
+    from tool_aware.model.base import quiet_libraries
 
     with quiet_libraries():
         return dry_run(spec, DryStep(config))

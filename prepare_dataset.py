@@ -24,9 +24,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config import Config, Environment, add_config_arguments, load_config, next_command, read_environment
+from tool_aware.config.settings import (
+    Config,
+    Environment,
+    add_config_arguments,
+    load_config,
+    next_command,
+    read_environment,
+)
 from tool_aware.console import GateFailed, Progress, UserError, duration, heading, run, say, table, warn
-from tool_aware.records import SPLITS, Row, write_manifest
+from tool_aware.manifest import write_manifest
+from tool_aware.rows import SPLITS, Row
 
 if TYPE_CHECKING:
     from tool_aware.dataset.earlier_splits import EarlierSplits
@@ -343,7 +351,7 @@ def splits_kept(split: Split, earlier: EarlierSplits | None) -> dict[str, Any] |
 
 def check_files(config: Config, environment: Environment, arguments: argparse.Namespace) -> int:
     """Check data that someone else wrote. Bad rows and missing files are errors; leaks and imbalance are warnings."""
-    from tool_aware.dataset import validation
+    from tool_aware.dataset import data_check as validation
 
     files = validation.files_to_check(arguments.check)
     loaded = validation.load_all(files, config.toolbox)

@@ -29,20 +29,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config import Config, Environment, add_config_arguments, load_config, next_command, read_environment
-from tool_aware.console import UserError, duration, heading, run, say, table, warn
+from tool_aware.config.settings import (
+    Config,
+    Environment,
+    add_config_arguments,
+    load_config,
+    next_command,
+    read_environment,
+)
+from tool_aware.console import UserError, duration, heading, listing, run, say, table, warn
+from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.prompt import EncodedExample, encode_example, load_tokenizer
-from tool_aware.records import LoadedRows, listing, load_rows, read_manifest, write_manifest
+from tool_aware.rows import LoadedRows, load_rows
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from tool_aware.gpu.planning import Plan
-    from tool_aware.training.agreement import References
+    from tool_aware.memory.plan import Plan
     from tool_aware.training.choice import ToolNames
-    from tool_aware.training.export import Merged
+    from tool_aware.training.export.agreement import References
+    from tool_aware.training.export.export import Merged
     from tool_aware.training.validation import Exported
 
 
@@ -80,7 +88,7 @@ class Job:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that makes this run another one than its neighbour."""
-        from tool_aware.training.checkpoints import run_settings
+        from tool_aware.training.run.checkpoints import run_settings
 
         hashes = {f"{split}.json": loaded.sha256 for split, loaded in self.data.items()}
         start = str(self.start_from) if self.start_from else None
@@ -139,10 +147,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     """Check settings, output directory, data and model, and tokenise the rows."""
-    from tool_aware.base_model import locate_model
-    from tool_aware.training.adapter import with_lora_of
-    from tool_aware.training.lineage import lineage_of
-    from tool_aware.training.output_folder import check_output_dir
+    from tool_aware.model.adapter import with_lora_of
+    from tool_aware.model.base import locate_model
+    from tool_aware.training.leakage import lineage_of
+    from tool_aware.training.run.output_folder import check_output_dir
 
     config, environment = load_config(arguments.config, arguments.overrides), read_environment()
     output_dir, resume, overwrite = config.training.output_dir, arguments.resume, arguments.overwrite
@@ -242,11 +250,11 @@ def plan(job: Job) -> str:
 
 def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: int) -> Plan:
     """Plan how each process uses its GPU, from what is free and the largest micro-batches there can be."""
-    from tool_aware.base_model import device, start_gpu
-    from tool_aware.gpu.planning import plan_of, visible_gpus
-    from tool_aware.gpu.spec import TrainingSpec
-    from tool_aware.training.coverage import unsupported_gpu
-    from tool_aware.training.packing import common_prefix
+    from tool_aware.engine.packing import common_prefix
+    from tool_aware.engine.supported import unsupported_gpu
+    from tool_aware.memory.plan import plan_of, visible_gpus
+    from tool_aware.memory.spec import TrainingSpec
+    from tool_aware.model.base import device, start_gpu
 
     shared = common_prefix([example.prompt for example in examples])
     spec = TrainingSpec.from_config(
@@ -275,7 +283,7 @@ def length_percentiles(examples: Sequence[EncodedExample]) -> tuple[str, str, st
 
 def starting_point(job: Job, arguments: argparse.Namespace) -> tuple[Path | None, list[str]]:
     """Make room for a new run, or choose the checkpoint to go on from; also returns the fallbacks of that choice."""
-    from tool_aware.training.output_folder import clear, find_checkpoint
+    from tool_aware.training.run.output_folder import clear, find_checkpoint
 
     if arguments.overwrite:
         clear(job.output_dir)
@@ -284,8 +292,8 @@ def starting_point(job: Job, arguments: argparse.Namespace) -> tuple[Path | None
 
 def load_trainable(job: Job) -> PeftModel:
     """Load the frozen base model and put a new or an earlier adapter on it."""
-    from tool_aware.base_model import attach_adapter, load_base_model
-    from tool_aware.training.adapter import new_adapter, prepare_for_training
+    from tool_aware.model.adapter import new_adapter, prepare_for_training
+    from tool_aware.model.base import attach_adapter, load_base_model
     from tool_aware.training.sharding import load_sharded_base
 
     config = job.engine_config
@@ -318,9 +326,9 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None, *, merges: bool) -
     """Train, logging as it goes; leaves in `model` the adapter to export."""
     import torch
 
-    from tool_aware.training.agreement import references
-    from tool_aware.training.checkpoints import step_of
-    from tool_aware.training.tracking import Tracker
+    from tool_aware.training.export.agreement import references
+    from tool_aware.training.run.checkpoints import step_of
+    from tool_aware.training.run.tracking import Tracker
     from tool_aware.training.trainer import PackedTrainer, train
     from tool_aware.training.validation import choose_adapter
 
@@ -359,7 +367,7 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None, *, merges: bool) -
 
 def export(job: Job, model: PeftModel, references: References | None) -> Merged | None:
     """Save the adapter, then, if there is something to measure it by, the merged model."""
-    from tool_aware.training.export import ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, Merger, merge, save_adapter
+    from tool_aware.training.export.export import ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, Merger, merge, save_adapter
 
     adapters, final = job.output_dir / ADAPTERS_FOLDER, job.output_dir / FINAL_MODEL_FOLDER
     save_adapter(model, adapters, job.tokenizer, job.config.toolbox)
@@ -372,8 +380,8 @@ def export(job: Job, model: PeftModel, references: References | None) -> Merged 
 
 def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[str], started_s: float) -> None:
     """Write the run card and last the manifest, which marks the run as finished."""
-    from tool_aware.training.export import ADAPTERS_FOLDER
-    from tool_aware.training.run_card import CARD_NAME, RunFacts, device_name, license_of, write_run_card
+    from tool_aware.training.export.export import ADAPTERS_FOLDER
+    from tool_aware.training.run.run_card import CARD_NAME, RunFacts, device_name, license_of, write_run_card
 
     exported, adapters = summary.exported, job.output_dir / ADAPTERS_FOLDER
     facts = RunFacts(

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from tool_aware.gpu.architectures import PRESETS
-from tool_aware.gpu.planning import CHOICES, Budget, make_plan
 from tool_aware.gpu.readings import GIB
-from tool_aware.gpu.spec import TrainingSpec
+from tool_aware.memory.architectures import PRESETS
+from tool_aware.memory.plan import CHOICES, Budget, make_plan
+from tool_aware.memory.spec import TrainingSpec
 
-# The shapes of benchmarks/_random_mistral.py and the presets of tool_aware.gpu.architectures that equal them.
+# The shapes of benchmarks/_random_mistral.py and the presets of tool_aware.memory.architectures that equal them.
 ARCHITECTURES = {"7b": "mistral-7b-v0.2", "1b": "tinyllama-1.1b", "tiny": "tiny"}
 ATTENTION_ONLY = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration; the names are those of tool_aware.gpu.estimate.TrainingSpec. Lengths in tokens."""
+    """One configuration; the names are those of tool_aware.memory.estimate.TrainingSpec. Lengths in tokens."""
 
     preset: str = "7b"
     quantization: str = "4bit"

@@ -8,7 +8,7 @@ from typing import Any
 from _memory_grid import Case
 
 from tool_aware.console import table
-from tool_aware.gpu.calibration import compare_row, mean_and_worst
+from tool_aware.memory.measured import compare_row, mean_and_worst
 
 Rows = Sequence[dict[str, Any]]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config import Config, Environment
+from tool_aware.config.settings import Config, Environment
 from tool_aware.prompt import EncodedExample
 from tool_aware.training.distributed import ALONE, Processes
 
@@ -89,7 +89,7 @@ def train_timed(
     With `compare`, the loss of that many examples is taken first.
     """
     from tool_aware.training.choice import ToolNames
-    from tool_aware.training.tracking import Tracker
+    from tool_aware.training.run.tracking import Tracker
     from tool_aware.training.trainer import PackedTrainer, train
 
     seconds: list[float] = []
@@ -134,7 +134,7 @@ def mean_loss(trainer: PackedTrainer, examples: Sequence[EncodedExample]) -> flo
     """Score `examples` as validation does: the mean loss over their labels."""
     import torch
 
-    from tool_aware.training.loss import label_losses
+    from tool_aware.engine.loss import label_losses
 
     with torch.no_grad():
         pack, states, head = trainer.micro_step.answer_states(examples)

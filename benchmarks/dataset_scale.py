@@ -31,9 +31,9 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # benchmarks run from a checkout, nothing is installed
 
-from tool_aware.config import Config, add_config_arguments, load_config, read_environment  # noqa: E402
+from tool_aware.config.settings import Config, add_config_arguments, load_config, read_environment  # noqa: E402
 from tool_aware.console import run, say, table  # noqa: E402
-from tool_aware.records import write_json  # noqa: E402
+from tool_aware.files import write_json  # noqa: E402
 
 STEPS = ("synthesis", "deduplication", "split")
 MIB = 2**20
@@ -136,7 +136,7 @@ def copy_log(variables: Mapping[str, str], count: int) -> None:
     """Fill query_logs through COPY with sample rows whose texts are made distinct."""
     import psycopg2
 
-    from tool_aware.demo.query_log import COLUMNS, SCHEMA, sample_query_log
+    from tool_aware.demo.sample_log import COLUMNS, SCHEMA, sample_query_log
 
     sample = sample_query_log(_COPY_ROWS, seed=1)
     connection = psycopg2.connect(

@@ -33,10 +33,10 @@ from _memory_grid import ARCHITECTURES
 from _random_mistral import REPOSITORY, SHAPES, VOCABULARY, environment, make_model, peaks, results_file
 from _reuse import allocated_bytes, free_memory
 
-from tool_aware.config import load_config
+from tool_aware.config.settings import load_config
 from tool_aware.console import UserError, run, say, table
-from tool_aware.gpu.calibration import compare_evaluation, mean_and_worst
-from tool_aware.records import write_json
+from tool_aware.files import write_json
+from tool_aware.memory.measured import compare_evaluation, mean_and_worst
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ LEFT_BEHIND_BYTES = 2**20  # may stay allocated after a case: tables of a few Ki
 
 @dataclass(frozen=True)
 class Case:
-    """What decides the memory of evaluation; the names are those of tool_aware.gpu.generation. Lengths in tokens."""
+    """What decides the memory of evaluation, named as in tool_aware.memory.evaluation_estimate. Lengths in tokens."""
 
     preset: str = "7b"
     quantization: str = "4bit"
@@ -134,7 +134,7 @@ def measure_all(cases: Sequence[Case], models: Path) -> int:
     """Load the base model of `cases` and print a line of JSON for each; returns the exit code."""
     from peft import LoraConfig, get_peft_model
 
-    from tool_aware.base_model import load_base_model
+    from tool_aware.model.base import load_base_model
 
     settings = {
         "model.name": models / cases[0].preset,
@@ -169,8 +169,8 @@ def measure(case: Case, model: PeftModel) -> dict[str, Any]:
 
 def work_off(case: Case, model: PeftModel) -> None:
     """Answer, or score tools for, two batches of prompts."""
-    from tool_aware.evaluation.choice import score_names
-    from tool_aware.evaluation.inference import generate
+    from tool_aware.inference.generation import generate
+    from tool_aware.inference.name_scores import score_names
 
     generator = random.Random(0)
     prefix = random_tokens(generator, case.prefix_tokens)

@@ -26,11 +26,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tool_aware.base_model import load_base_model
-from tool_aware.config import ModelSection, QuantizationSection
+from tool_aware.config.settings import ModelSection, QuantizationSection
 from tool_aware.console import UserError, run, say, table
-from tool_aware.evaluation.choice import score_names
-from tool_aware.evaluation.inference import Generation, generate
+from tool_aware.inference.generation import Generation, generate
+from tool_aware.inference.name_scores import score_names
+from tool_aware.model.base import load_base_model
 
 PREFIX_TOKENS, TAIL_TOKENS, NEW_TOKENS = 260, (8, 48), 80  # the tool task: tools, query, answer
 NAME_TOKENS = {"rag_retrieval": 5, "web_search": 4, "code_execution": 4, "direct_chat": 4}

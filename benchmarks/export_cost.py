@@ -28,17 +28,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _random_mistral import REPOSITORY, SHAPES, environment, make_model, results_file
 
-from tool_aware.config import Config, load_config
+from tool_aware.config.settings import Config, load_config
 from tool_aware.console import run, say, table
+from tool_aware.files import write_json
 from tool_aware.prompt import EncodedExample, render_instruction, render_response
-from tool_aware.records import Row, write_json, write_rows
+from tool_aware.rows import Row, write_rows
 from tool_aware.tools import ToolCall
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from tool_aware.training.packing import Pack
+    from tool_aware.engine.packing import Pack
 
 T = TypeVar("T")
 ROWS = 200
@@ -80,7 +81,7 @@ def ways(merged: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def prepare(folder: Path, preset: str, layers: int | None) -> Config:
     """Write a base model, its tokenizer and rows."""
-    from tool_aware.demo.base_model import save_tokenizer
+    from tool_aware.demo.toy_model import save_tokenizer
 
     base, data = folder / "base", folder / "data"
     config = load_config(REPOSITORY / "config.yaml", [f"model.name={base}", f"dataset.dir={data}"])
@@ -104,12 +105,12 @@ def prepare(folder: Path, preset: str, layers: int | None) -> Config:
 
 def measure(config: Config, folder: Path) -> dict[str, Any]:
     """Run the phases of the export and note seconds and peaks of each."""
-    from tool_aware.base_model import load_base_model
+    from tool_aware.model.adapter import new_adapter
+    from tool_aware.model.base import load_base_model
     from tool_aware.prompt import load_tokenizer
-    from tool_aware.training.adapter import new_adapter
-    from tool_aware.training.agreement import references
     from tool_aware.training.choice import ToolNames
-    from tool_aware.training.export import Merged, Merger, save_adapter
+    from tool_aware.training.export.agreement import references
+    from tool_aware.training.export.export import Merged, Merger, save_adapter
 
     tokenizer = load_tokenizer(config.model.name)
     names = ToolNames.of(tokenizer, config.toolbox)
@@ -141,8 +142,8 @@ def with_update(model: PeftModel) -> PeftModel:
 
 def answers_of(model: PeftModel) -> Callable[[Sequence[EncodedExample]], tuple[Pack, torch.Tensor, torch.Tensor]]:
     """The states of answers by a plain forward pass."""
-    from tool_aware.training.loss import without_head
-    from tool_aware.training.packing import pack
+    from tool_aware.engine.loss import without_head
+    from tool_aware.engine.packing import pack
 
     def answer_states(examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
         packed = pack(examples, "prefix").to(model.device)

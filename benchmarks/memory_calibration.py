@@ -8,7 +8,7 @@ what the allocator reserves beyond what is in use, and the CUDA context. Each is
 that a new configuration may expect once more for every run to all runs but that one.
 
 Reads   benchmarks/results/train_memory_*.json, or the files given
-Writes  nothing; the constants live in tool_aware/gpu/estimate.py
+Writes  nothing; the constants live in tool_aware/memory/estimate.py
 Exit    0 done; 2 something to fix
 """
 
@@ -26,9 +26,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tool_aware.console import run, table
-from tool_aware.gpu.calibration import compare_row, is_comparable, mean_and_worst, spec_of
-from tool_aware.gpu.estimate import CALIBRATION, SLACK_PARTS, Calibration, estimate_training, library_sets, slack_parts
 from tool_aware.gpu.readings import GIB
+from tool_aware.memory.estimate import (
+    CALIBRATION,
+    SLACK_PARTS,
+    Calibration,
+    estimate_training,
+    library_sets,
+    slack_parts,
+)
+from tool_aware.memory.measured import compare_row, is_comparable, mean_and_worst, spec_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MIB = 2**20

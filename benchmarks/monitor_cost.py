@@ -27,8 +27,8 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_REPOSITORY))
 
 from tool_aware.console import GateFailed, UserError, run, say, table  # noqa: E402
+from tool_aware.files import write_json  # noqa: E402
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver  # noqa: E402
-from tool_aware.records import write_json  # noqa: E402
 
 RESULT = _REPOSITORY / "benchmarks" / "results" / "monitor_cost.json"
 MAX_CPU_PERCENT, MAX_RESIDENT_MIB = 1.0, 60.0

@@ -24,13 +24,13 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_REPOSITORY))
 
 import monitor_gpu  # noqa: E402
-from tool_aware.config import load_config  # noqa: E402
+from tool_aware.config.settings import load_config  # noqa: E402
 from tool_aware.console import GateFailed, Progress, run, say  # noqa: E402
-from tool_aware.gpu.architectures import PRESETS  # noqa: E402
-from tool_aware.gpu.estimate import estimate_training  # noqa: E402
+from tool_aware.files import write_json  # noqa: E402
 from tool_aware.gpu.readings import GIB  # noqa: E402
-from tool_aware.gpu.spec import TrainingSpec  # noqa: E402
-from tool_aware.records import write_json  # noqa: E402
+from tool_aware.memory.architectures import PRESETS  # noqa: E402
+from tool_aware.memory.estimate import estimate_training  # noqa: E402
+from tool_aware.memory.spec import TrainingSpec  # noqa: E402
 
 RESULT = _REPOSITORY / "benchmarks" / "results" / "monitor_estimate.json"
 LIMIT = 0.03

@@ -46,9 +46,9 @@ from _random_mistral import (
 )
 from _reuse import Snapshot, allocated_bytes, free_memory
 
-from tool_aware.config import Config, load_config
+from tool_aware.config.settings import Config, load_config
 from tool_aware.console import UserError, run, say, warn
-from tool_aware.records import read_json, write_json
+from tool_aware.files import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -251,7 +251,7 @@ def child_environment() -> dict[str, str]:
 
 def measure_all(cases: Sequence[Case], arguments: argparse.Namespace) -> int:
     """Load the base model of `cases` and print a line of JSON for each; returns the exit code."""
-    from tool_aware.base_model import load_base_model
+    from tool_aware.model.base import load_base_model
 
     print(json.dumps(environment()), flush=True)
     context_gib = bare_context_gib()
@@ -316,7 +316,7 @@ def measure(case: Case, base: PreTrainedModel, arguments: argparse.Namespace) ->
 
 def two_steps(case: Case, config: Config, base: PreTrainedModel) -> TimedSteps:
     """Put an adapter on and train."""
-    from tool_aware.training.adapter import new_adapter, prepare_for_training
+    from tool_aware.model.adapter import new_adapter, prepare_for_training
 
     model = new_adapter(base, config)
     prepare_for_training(model, config)

@@ -41,9 +41,9 @@ from _random_mistral import (
 )
 from _reuse import Snapshot, free_memory
 
-from tool_aware.config import Config, load_config
+from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed, UserError, run, say, table
-from tool_aware.records import write_json
+from tool_aware.files import write_json
 from tool_aware.training.distributed import Processes, joined
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def start(arguments: argparse.Namespace, model_dir: Path, gpus: int) -> dict[str
 
 def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     """Train every case on one base model; returns the losses of the equal steps and a row for each case."""
-    from tool_aware.base_model import load_base_model
+    from tool_aware.model.base import load_base_model
     from tool_aware.training.sharding import load_sharded_base
 
     shared = config_of(arguments, SAME_BATCH // processes.count, SAME_BATCH_STEPS, {})
@@ -162,7 +162,7 @@ def train_case(base: PreTrainedModel, config: Config, processes: Processes) -> d
     """Train one case; returns its figures, the same on every process."""
     import torch
 
-    from tool_aware.training.adapter import new_adapter, prepare_for_training
+    from tool_aware.model.adapter import new_adapter, prepare_for_training
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

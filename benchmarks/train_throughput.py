@@ -41,10 +41,10 @@ from _random_mistral import (
     train_timed,
 )
 
-from tool_aware.config import Config, load_config
+from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed, run, say, table
+from tool_aware.files import write_json
 from tool_aware.prompt import EncodedExample
-from tool_aware.records import write_json
 
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
 WARM_UP_STEPS = 4
@@ -176,8 +176,8 @@ class Step(NamedTuple):
 
 def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[Any]:
     """The trainer of this toolkit, as train_tool_aware.py uses it."""
-    from tool_aware.base_model import load_base_model
-    from tool_aware.training.adapter import new_adapter, prepare_for_training
+    from tool_aware.model.adapter import new_adapter, prepare_for_training
+    from tool_aware.model.base import load_base_model
 
     model = new_adapter(load_base_model(config.model, config.quantization), config)
     prepare_for_training(model, config)
@@ -191,7 +191,7 @@ def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterato
     """The usual recipe: peft's float32 preparation, dropout, autocast, paged 8-bit AdamW, padded rows, all logits."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    from tool_aware.base_model import load_base_model
+    from tool_aware.model.base import load_base_model
 
     base = prepare_model_for_kbit_training(
         load_base_model(config.model, config.quantization), gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -230,7 +230,7 @@ def plain_loop(
     """Train with rows beside one another, autocast and accumulation; the loss is the mean over the step's labels."""
     import torch
 
-    from tool_aware.base_model import device
+    from tool_aware.model.base import device
 
     def mean_loss(part: list[EncodedExample]) -> torch.Tensor:
         ids = torch.tensor([example.input_ids for example in part], device=device())

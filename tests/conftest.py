@@ -7,16 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from tool_aware.config import Config, load_config
+from tests.fixtures.repository import REPOSITORY
+from tool_aware.config.settings import Config, load_config
 from tool_aware.prompt import render_instruction, render_response
-from tool_aware.records import Row, write_rows
+from tool_aware.rows import Row, write_rows
 from tool_aware.tools import ToolCall
+
+pytest_plugins = [
+    "tests.fixtures.evaluate_script",
+    "tests.fixtures.nvidia_driver",
+    "tests.fixtures.quantized_model",
+    "tests.fixtures.trainer",
+]
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 TOY_CALLS = {
     "rag_retrieval": ("what does our {} policy say", "query", "The words 'our policy' ask for internal documents."),
@@ -49,7 +55,7 @@ def config() -> Config:
 @pytest.fixture(scope="session")
 def tokenizer():
     """Mistral's v0.2 tokenizer."""
-    from tool_aware.demo.base_model import vocabulary_file
+    from tool_aware.demo.toy_model import vocabulary_file
     from tool_aware.prompt import build_tokenizer
 
     return build_tokenizer(vocabulary_file())
@@ -80,7 +86,7 @@ def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_rows: list[Row]) 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a Mistral of random weights (hidden 64, 2 layers, 32,000 pieces) and its tokenizer."""
-    from tool_aware.demo.base_model import new_model, save_tokenizer
+    from tool_aware.demo.toy_model import new_model, save_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny_model")
     new_model(hidden_size=64, seed=1).save_pretrained(folder)

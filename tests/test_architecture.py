@@ -11,9 +11,20 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.fixtures.repository import REPOSITORY
+
 SCRIPTS = ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "monitor_gpu.py")
-ROOMS = {"dataset", "training", "evaluation", "gpu", "demo"}
+STAGES = 4  # rooms of this floor do not import one another
+FLOORS = {
+    **dict.fromkeys(
+        ("console", "tools", "prompt", "text", "config", "rows", "files", "manifest", "paths", "lineage"), 0
+    ),
+    **dict.fromkeys(("model", "gpu"), 1),
+    **dict.fromkeys(("engine", "inference"), 2),
+    "memory": 3,
+    **dict.fromkeys(("dataset", "training", "evaluation", "monitor"), STAGES),
+    "demo": 5,
+}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "matplotlib", "sklearn", "psycopg2", "pynvml", "datasketch"}
 
 
@@ -40,22 +51,29 @@ def _statements_run_at_import(tree: ast.Module) -> Iterator[ast.AST]:
         waiting.extend(ast.iter_child_nodes(node))
 
 
-def room_of(path: Path) -> str | None:
-    parts = path.relative_to(REPOSITORY / "tool_aware").parts
-    return parts[0] if len(parts) > 1 else None
-
-
 MODULES = sorted((REPOSITORY / "tool_aware").rglob("*.py"))
 
 
+def room_of(path: Path) -> str:
+    """`tool_aware/memory/plan.py` -> memory, `tool_aware/console.py` -> console."""
+    return path.relative_to(REPOSITORY / "tool_aware").with_suffix("").parts[0]
+
+
+def test_every_room_stands_on_a_floor():
+    rooms = {room_of(path) for path in MODULES} - {"__init__"}
+    assert not rooms - FLOORS.keys()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_rooms_import_the_ground_floor_and_themselves_only(path):
+def test_imports_go_down_the_floors(path):
     room = room_of(path)
     for name in imports_of(path):
         parts = name.split(".")
         assert f"{parts[0]}.py" not in SCRIPTS, f"imports the script {name}"
-        if parts[0] == "tool_aware" and len(parts) > 1 and parts[1] in ROOMS:
-            assert parts[1] == room, f"imports {name}"
+        if parts[0] != "tool_aware" or len(parts) == 1 or parts[1] == room:
+            continue
+        assert FLOORS[parts[1]] <= FLOORS[room], f"imports {name}, which is above it"
+        assert FLOORS[room] != STAGES or FLOORS[parts[1]] < STAGES, f"imports {name}, another stage"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -66,10 +84,9 @@ def test_no_script_imports_another(script):
 
 # torch-based modules that are imported by functions only, after the plan has been printed
 TORCH_AT_IMPORT = {
-    "training/arguments.py", "training/coverage.py", "training/decoder.py", "training/kernels.py",
-    "training/layer_inputs.py", "training/loss.py", "training/micro_step.py", "training/optimizer.py",
-    "training/packed_attention.py", "training/pointwise.py", "training/projections.py", "training/trainer.py",
-    "training/validation.py",
+    "engine/decoder.py", "engine/layer_inputs.py", "engine/loss.py", "engine/micro_step.py", "engine/optimizer.py",
+    "engine/packed_attention.py", "engine/projections.py", "engine/supported.py", "engine/torch_ops.py",
+    "engine/triton_ops.py", "training/arguments.py", "training/trainer.py", "training/validation.py",
 }  # fmt: skip
 
 

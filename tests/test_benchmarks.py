@@ -6,11 +6,11 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.fixtures.repository import REPOSITORY
+
 RECORD = {
     "preset", "seq_length", "batch_size", "lora_r", "targets", "checkpointing", "offload", "packing", "quantization",
     "allocated_gib", "reserved_gib", "nvml_gib", "oom", "prefix_tokens", "answer_tokens", "accumulation", "optimizer",
@@ -57,8 +57,8 @@ def test_the_grid_covers_what_it_is_asked_to_and_each_case_stands_once(benchmark
 def test_a_base_model_is_as_it_was_once_an_adapter_is_off_again(config, tiny_model_dir, benchmark_module):
     import torch
 
-    from tool_aware.base_model import load_base_model
-    from tool_aware.training.adapter import new_adapter, prepare_for_training
+    from tool_aware.model.adapter import new_adapter, prepare_for_training
+    from tool_aware.model.base import load_base_model
 
     reuse = benchmark_module("_reuse")
     base = load_base_model(config.model.model_copy(update={"name": str(tiny_model_dir)}), config.quantization)

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 
-from tool_aware.config import Config, Section
+from tests.fixtures.repository import REPOSITORY
+from tool_aware.config.settings import Config, Section
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "docs" / name for name in ("ARCHITECTURE.md", "FORMATS.md", "GLOSSARY.md")]
 CHECKED = [path for path in [*PAGES, REPOSITORY / "README.md"] if path.is_file()]
 LINKED = [path for path in [*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"] if path.is_file()]

@@ -12,20 +12,21 @@ from typing import Any
 import pytest
 import yaml
 
-from tool_aware.config import Environment, ToolSection, load_config
-from tool_aware.evaluation.breakdown import Confusion, Part
-from tool_aware.evaluation.judgement import ERRORS, Judgement, ParameterMatch, Prediction
-from tool_aware.evaluation.metrics import Metrics, ParameterMetrics, ToolMetrics
-from tool_aware.evaluation.robustness import Shift
-from tool_aware.evaluation.significance import Comparison, PairedTest
-from tool_aware.evaluation.trust import Bin, CostPolicy, Threshold, Trust
+from tests.fixtures.repository import REPOSITORY
+from tool_aware.config.settings import Environment, ToolSection, load_config
+from tool_aware.evaluation.scoring.breakdown import Confusion, Part
+from tool_aware.evaluation.scoring.calibration import Bin, CostPolicy, Threshold, Trust
+from tool_aware.evaluation.scoring.judgement import ERRORS, Judgement, ParameterMatch, Prediction
+from tool_aware.evaluation.scoring.metrics import Metrics, ParameterMetrics, ToolMetrics
+from tool_aware.evaluation.scoring.robustness import Shift
+from tool_aware.evaluation.scoring.significance import Comparison, PairedTest
 from tool_aware.gpu.readings import GpuReading
-from tool_aware.gpu.recording import open_recorder
-from tool_aware.gpu.sampling import Sample, Statistics, TrainingProgress
+from tool_aware.manifest import write_manifest
+from tool_aware.monitor.recording import open_recorder
+from tool_aware.monitor.sampling import Sample, Statistics, TrainingProgress
 from tool_aware.prompt import encode_example, parse_response, render_template
-from tool_aware.records import SPLITS, load_rows, write_manifest
+from tool_aware.rows import SPLITS, load_rows
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = (REPOSITORY / "docs" / "FORMATS.md").read_text(encoding="utf-8")
 _HEADINGS = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)
 SECTIONS = dict(zip(_HEADINGS[1::2], _HEADINGS[2::2], strict=True))
@@ -80,10 +81,10 @@ def test_every_file_of_the_dataset_stage_is_described(toy_rows, config):
 
 
 def test_every_file_of_the_evaluation_stage_is_described(tmp_path, toy_rows, config):
-    from tool_aware.evaluation.output import write_results
+    from tool_aware.evaluation.answering.tasks import Plan, plan_tasks
+    from tool_aware.evaluation.held_out import TestSet
+    from tool_aware.evaluation.report.output import write_results
     from tool_aware.evaluation.results import assemble
-    from tool_aware.evaluation.tasks import Plan, plan_tasks
-    from tool_aware.evaluation.test_rows import TestSet
 
     rows = dict(enumerate(toy_rows[:8]))
     answers = [Prediction(index, row.response) for index, row in rows.items()]
@@ -99,9 +100,11 @@ def test_every_file_of_the_evaluation_stage_is_described(tmp_path, toy_rows, con
 
 
 def test_every_file_of_the_training_stage_is_described():
-    from tool_aware.evaluation.endpoint import PROBE_NAME
-    from tool_aware.evaluation.output import THRESHOLDS_NAME
-    from tool_aware.training import checkpoints, curves, export, run_card, tracking, validation
+    from tool_aware.evaluation.answering.endpoint import PROBE_NAME
+    from tool_aware.evaluation.report.output import THRESHOLDS_NAME
+    from tool_aware.training import validation
+    from tool_aware.training.export import export
+    from tool_aware.training.run import checkpoints, curves, run_card, tracking
 
     text = SECTIONS["Stage 2: output"]
     files = (export.PROMPT_FILE, checkpoints.CHECKPOINT_MANIFEST, validation.VALIDATIONS_FILE,
@@ -113,7 +116,7 @@ def test_every_file_of_the_training_stage_is_described():
 
 
 def test_every_figure_of_a_logged_step_is_shown():
-    from tool_aware.training.tracking import Throughput, step_line, validation_line
+    from tool_aware.training.run.tracking import Throughput, step_line, validation_line
 
     step, validation = (value for value in examples_in("Stage 2: output") if "steps" in value)
     assert set(Throughput().lap(1, 2)) <= set(step)
@@ -152,8 +155,8 @@ def test_every_variable_of_the_environment_is_listed():
 
 
 def test_every_key_of_the_origin_of_answers_is_shown(config, tmp_path):
-    from tool_aware.evaluation.tasks import Task, origin_of
-    from tool_aware.evaluation.test_rows import TestSet
+    from tool_aware.evaluation.answering.tasks import Task, origin_of
+    from tool_aware.evaluation.held_out import TestSet
 
     task = Task("base_choice", False, "choice", {}, config.toolbox, {})
     test = TestSet(tmp_path / "test.json", "0" * 64, {}, 0, [], {}, None)

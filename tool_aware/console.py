@@ -210,6 +210,20 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+PROBLEMS_SHOWN = 20
+
+
+def listing(problems: Sequence[str], noun: str) -> str:
+    """Count the problems and show the first 20, one a line."""
+    lines = [
+        f"{len(problems)} {noun}{'s' if len(problems) > 1 else ''}:",
+        *(f"  {problem}" for problem in problems[:PROBLEMS_SHOWN]),
+    ]
+    if len(problems) > PROBLEMS_SHOWN:
+        lines.append(f"  ... and {len(problems) - PROBLEMS_SHOWN} more")
+    return "\n".join(lines)
+
+
 class Progress:
     """A line that says how far a loop is and when it will end.
 

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tool_aware.config import Config
+from tool_aware.config.settings import Config
 from tool_aware.dataset.deduplication import Deduplicated, deduplicate
 from tool_aware.dataset.synthesis.content import Content
 from tool_aware.dataset.synthesis.generator import Example, Generator
-from tool_aware.records import Row
+from tool_aware.rows import Row
 from tool_aware.tools import Toolbox
 
 SPARE = 1.08  # near-duplicates cost a few per cent, so that many more are made than kept

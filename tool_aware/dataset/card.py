@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tool_aware.records import SPLITS, Row
+from tool_aware.rows import SPLITS, Row
 from tool_aware.tools import Toolbox
 
 # https://huggingface.co/docs/hub/datasets-cards: the buckets of size_categories

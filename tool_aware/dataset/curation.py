@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tool_aware.config import FiltersSection
+from tool_aware.config.settings import FiltersSection
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.quarantine import reason_to_quarantine
 from tool_aware.dataset.query_log import LogRecord
 from tool_aware.dataset.redaction import Redactor
 from tool_aware.dataset.similarity import GramIndex
 from tool_aware.prompt import render_instruction, render_response
-from tool_aware.records import Row
+from tool_aware.rows import Row
 from tool_aware.text import normalised, one_line, shortened
 from tool_aware.tools import Tool, Toolbox, ToolCall
 

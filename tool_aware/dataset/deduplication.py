@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tool_aware.dataset.similarity import GramIndex
-from tool_aware.records import Row
+from tool_aware.rows import Row
 from tool_aware.text import normalised
 
 NEAR_DUPLICATE = 0.85  # cosine of trigram sets from which on two queries count as the same question

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tool_aware.console import UserError
+from tool_aware.files import read_json, sha256_of
 from tool_aware.prompt import query_of, unwrap_instruction
-from tool_aware.records import SPLITS, Row, read_json, sha256_of
+from tool_aware.rows import SPLITS, Row
 from tool_aware.text import normalised
 
 

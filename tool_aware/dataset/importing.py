@@ -19,7 +19,7 @@ from typing import Any
 
 from tool_aware.console import UserError
 from tool_aware.prompt import render_instruction, render_response
-from tool_aware.records import Row
+from tool_aware.rows import Row
 from tool_aware.text import shortened
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import UserError
 from tool_aware.dataset.card import build_card
+from tool_aware.dataset.dataset_report import ReportData, build_report
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.previews import preview, preview_rows
-from tool_aware.dataset.report import ReportData, build_report
 from tool_aware.dataset.splitting import Split
-from tool_aware.records import SPLITS, read_manifest, sha256_of, write_text
+from tool_aware.files import sha256_of, write_text
+from tool_aware.manifest import read_manifest
+from tool_aware.rows import SPLITS
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.prompt import IGNORE_INDEX, encode_example
-from tool_aware.records import Row
+from tool_aware.rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tool_aware.config import DatabaseSection, Environment
+from tool_aware.config.settings import DatabaseSection, Environment
 from tool_aware.console import UserError, warn
 
 APPLICATION_NAME = "tool-aware prepare_dataset"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE, group_of
 from tool_aware.dataset.earlier_splits import EarlierSplits
 from tool_aware.dataset.similarity import nearest
-from tool_aware.records import SPLITS, Row
+from tool_aware.rows import SPLITS, Row
 from tool_aware.text import normalised
 
 

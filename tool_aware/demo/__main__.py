@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tool_aware.config import Config, add_config_arguments, load_config
+from tool_aware.config.settings import Config, add_config_arguments, load_config
 from tool_aware.console import EXIT_DONE, EXIT_USER, UserError, duration, heading, run, say, table
-from tool_aware.demo.base_model import PRETRAINING_STEPS, build_base_model, save_tokenizer
 from tool_aware.demo.database import embedded_postgres
-from tool_aware.demo.query_log import fill_query_log
-from tool_aware.records import load_rows
+from tool_aware.demo.sample_log import fill_query_log
+from tool_aware.demo.toy_model import PRETRAINING_STEPS, build_base_model, save_tokenizer
+from tool_aware.rows import load_rows
 
 DEMO_CONFIG = Path("config.demo.yaml")
 DEMO_FOLDER = Path(".demo")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tool_aware.console import UserError
-from tool_aware.evaluation.metrics import Metrics
 from tool_aware.evaluation.results import Results
+from tool_aware.evaluation.scoring.metrics import Metrics
 
 FIGURES = (
     "accuracy", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "weighted_f1", "parse_rate",

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tool_aware.base_model import adapter_base, same_model
-from tool_aware.config import Config
+from tool_aware.config.settings import Config
 from tool_aware.console import UserError
-from tool_aware.evaluation.test_rows import TestSet
-from tool_aware.records import read_manifest
+from tool_aware.evaluation.held_out import TestSet
+from tool_aware.manifest import read_manifest
+from tool_aware.model.base import adapter_base, same_model
 
 
 def check_adapter(config: Config, adapter: Path) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tool_aware.config import Config
-from tool_aware.evaluation.breakdown import Confusion, Part, break_down, top_confusions, worst_rows
-from tool_aware.evaluation.choice import probabilities
-from tool_aware.evaluation.code_equality import same_syntax
-from tool_aware.evaluation.judgement import Judgement, Prediction, SameCode, judge
-from tool_aware.evaluation.metrics import Metrics, summarise
-from tool_aware.evaluation.robustness import Shift, shift
-from tool_aware.evaluation.significance import Comparison, compare
-from tool_aware.evaluation.tasks import VAL_CHOICE, Task
-from tool_aware.evaluation.trust import FEWEST_VAL_ROWS, Trust, measure_trust
-from tool_aware.records import Row
+from tool_aware.config.settings import Config
+from tool_aware.evaluation.answering.tasks import VAL_CHOICE, Task
+from tool_aware.evaluation.scoring.breakdown import Confusion, Part, break_down, top_confusions, worst_rows
+from tool_aware.evaluation.scoring.calibration import FEWEST_VAL_ROWS, Trust, measure_trust
+from tool_aware.evaluation.scoring.code_equality import same_syntax
+from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, judge
+from tool_aware.evaluation.scoring.metrics import Metrics, summarise
+from tool_aware.evaluation.scoring.robustness import Shift, shift
+from tool_aware.evaluation.scoring.significance import Comparison, compare
+from tool_aware.inference.name_scores import probabilities
+from tool_aware.rows import Row
 from tool_aware.tools import Toolbox
 
 TITLES = {

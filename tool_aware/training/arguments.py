@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import TrainingArguments
 
-from tool_aware.config import Config
+from tool_aware.config.settings import Config
 
 
 def training_arguments(config: Config, steps: int) -> TrainingArguments:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+    from tool_aware.engine.packing import Pack
     from tool_aware.tools import Toolbox
-    from tool_aware.training.packing import Pack
 
 # For a few examples: their pack, the states that predict its labels (L, H), and the output head (V, H).
 AnswerStates = Callable[[Sequence[EncodedExample]], "tuple[Pack, torch.Tensor, torch.Tensor]"]

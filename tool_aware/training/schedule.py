@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tool_aware.config import Config
+from tool_aware.config.settings import Config
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tool_aware.base_model import compute_dtype, device, freeze, quiet_libraries
-from tool_aware.config import ModelSection, QuantizationSection
+from tool_aware.config.settings import ModelSection, QuantizationSection
 from tool_aware.console import UserError, say
+from tool_aware.model.base import compute_dtype, device, freeze, quiet_libraries
 from tool_aware.training.distributed import Processes
-from tool_aware.training.weights import base_folder, weight_files
+from tool_aware.training.export.weights import base_folder, weight_files
 
 if TYPE_CHECKING:
     import torch

@@ -23,18 +23,18 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from tool_aware.config import Config
+from tool_aware.config.settings import Config
 from tool_aware.console import Interrupted, UserError, say, warn
+from tool_aware.engine.decoder import PackedDecoder
+from tool_aware.engine.micro_step import MicroStep
+from tool_aware.engine.optimizer import FlatAdamW, build_optimizer, clip_
 from tool_aware.prompt import EncodedExample
 from tool_aware.training.arguments import training_arguments
-from tool_aware.training.checkpoints import files_written_by, new_checkpoint, remove_old
 from tool_aware.training.choice import ToolNames, label_count
-from tool_aware.training.decoder import PackedDecoder
 from tool_aware.training.distributed import ALONE, Processes, gradients_of
-from tool_aware.training.micro_step import MicroStep
-from tool_aware.training.optimizer import FlatAdamW, build_optimizer, clip_
+from tool_aware.training.run.checkpoints import files_written_by, new_checkpoint, remove_old
+from tool_aware.training.run.tracking import Throughput, Tracker, step_line, together, validation_line
 from tool_aware.training.schedule import MicroBatches, Schedule
-from tool_aware.training.tracking import Throughput, Tracker, step_line, together, validation_line
 from tool_aware.training.validation import Validation, Validations, score
 
 if TYPE_CHECKING:

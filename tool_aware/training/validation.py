@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tool_aware.console import warn
+from tool_aware.engine.loss import label_losses
+from tool_aware.files import read_json, write_json
 from tool_aware.prompt import EncodedExample
-from tool_aware.records import read_json, write_json
 from tool_aware.training.choice import AnswerStates, ToolNames, right_choices
 from tool_aware.training.distributed import ALONE, Processes
-from tool_aware.training.loss import label_losses
 
 if TYPE_CHECKING:
     import torch

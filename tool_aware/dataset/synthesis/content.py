@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
-from tool_aware.console import UserError
-from tool_aware.dataset.synthesis import fillers, grammar
-from tool_aware.records import listing
+from tool_aware.console import UserError, listing
+from tool_aware.dataset.synthesis import fillers
+from tool_aware.dataset.synthesis import frames as grammar
 
 CONTENT_DIR = Path(__file__).parent / "content"
 COUNT_SLOT = "count"  # "top {count} results": sets the tool's integer parameter

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tool_aware.console import UserError
-from tool_aware.dataset.synthesis import fillers, grammar
+from tool_aware.dataset.synthesis import fillers
+from tool_aware.dataset.synthesis import frames as grammar
 from tool_aware.dataset.synthesis.content import COUNT_SLOT, Content, Frame
 from tool_aware.dataset.synthesis.noise import Noise
 from tool_aware.prompt import render_instruction, render_response
-from tool_aware.records import Row
+from tool_aware.rows import Row
 from tool_aware.text import normalised, shortened
 from tool_aware.tools import Tool, Toolbox, ToolCall
 

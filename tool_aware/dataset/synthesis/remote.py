@@ -22,7 +22,7 @@ from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.similarity import nearest
 from tool_aware.dataset.synthesis.programs import problem_of_program
 from tool_aware.prompt import parse_response, render_instruction, render_response
-from tool_aware.records import Row
+from tool_aware.rows import Row
 from tool_aware.tools import Toolbox, ToolCall
 
 GATES = ("format", "schema", "code", "round_trip", "near_duplicate")

@@ -1,0 +1,299 @@
+"""Content becomes rows: distinct, deterministic, valid, with programs that run and parameters without filler."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.fixtures.repository import REPOSITORY
+from tool_aware.config.settings import Config
+from tool_aware.console import UserError
+from tool_aware.dataset.synthesis import fillers
+from tool_aware.dataset.synthesis import frames as grammar
+from tool_aware.dataset.synthesis.content import CONTENT_DIR, Content, load_content
+from tool_aware.dataset.synthesis.generator import Example, Generator
+from tool_aware.dataset.synthesis.noise import Noise, with_typos
+from tool_aware.rows import Row
+from tool_aware.text import normalised
+from tool_aware.tools import Tool, Toolbox
+
+PROBES = sorted((REPOSITORY / "benchmarks/probe").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def content() -> Content:
+    return load_content()
+
+
+def generate(content: Content, tools: Toolbox, per_tool: int, **options) -> dict[str, list[Row]]:
+    generator = Generator(content, tools, seed=options.pop("seed", 1), **options)
+    return {name: generator.rows_for(name, per_tool) for name in tools.names}
+
+
+@pytest.fixture(scope="module")
+def made(content: Content, config: Config) -> dict[str, list[Row]]:
+    return generate(content, config.toolbox, 1500)
+
+
+# ---- grammar and fillers --------------------------------------------------------------------------------
+
+
+def test_a_frame_expands_into_sentence_evidence_and_argument() -> None:
+    said = grammar.expand("(find|find) *our {doc}* (please|please) => {doc}", {"doc": "price list"}, random.Random(0))
+    assert said == grammar.Expansion("find our price list please", "our price list", "price list")
+
+
+def test_fillers_may_contain_the_marks_of_the_grammar() -> None:
+    said = grammar.expand("run {code}", {"code": "a * b * (x|y) {z}"}, random.Random(0))
+    assert said.text == "run a * b * (x|y) {z}"
+
+
+@pytest.mark.parametrize("pattern", ["*odd", "{nowhere} x", "a => b => c", " => only the argument"])
+def test_a_broken_frame_is_reported(pattern: str) -> None:
+    assert grammar.problems_of(pattern, {"doc"})
+
+
+def test_programs_keep_the_braces_that_are_not_slots() -> None:
+    assert grammar.fill_known("print(f'{x} {y}')", {"x": "3"}) == "print(f'3 {y}')"
+
+
+def test_a_date_reads_as_people_write_it_and_runs_as_python() -> None:
+    value = fillers.draw({"date": ["2024-02-29", "2024-02-29"]}, random.Random(0))
+    assert "29" in value.text
+    assert value.code == "date(2024, 2, 29)"
+
+
+def test_an_unknown_filler_is_refused() -> None:
+    with pytest.raises(ValueError, match="describes no filler"):
+        fillers.draw({"colour": "red"}, random.Random(0))
+
+
+def test_content_problems_are_listed_all_at_once(tmp_path: Path) -> None:
+    for name in ("mix", "fillers", "reasons", "noise"):
+        (tmp_path / f"{name}.yaml").write_text("{plain: 1}" if name == "mix" else "{}")
+    (tmp_path / "frames").mkdir()
+    block = {"tool": "web_search", "slice": "strange", "say": ["{nothing} *here", "fine"]}
+    (tmp_path / "frames/bad.yaml").write_text(yaml.safe_dump([block]))
+    with pytest.raises(UserError) as caught:
+        load_content(tmp_path)
+    for part in ("unknown slot {nothing}", "odd number", "slice 'strange'", "no web_search.plain"):
+        assert part in str(caught.value)
+
+
+# ---- rows -----------------------------------------------------------------------------------------------
+
+
+def test_every_row_is_distinct_and_fits_its_tool(made: dict[str, list[Row]], config: Config) -> None:
+    rows = [row for part in made.values() for row in part]
+    assert len({normalised(row.query) for row in rows}) == len(rows) == 6000
+    for tool, part in made.items():
+        for row in part:
+            assert row.tool == tool == row.answer.tool
+            assert config.toolbox.problems(row.answer.call) == []
+
+
+def test_the_same_seed_makes_the_same_rows_and_another_seed_others(content: Content, config: Config) -> None:
+    first, again = (generate(content, config.toolbox, 60, seed=5) for _ in range(2))
+    other = generate(content, config.toolbox, 60, seed=6)
+    assert first == again
+    assert first != other
+
+
+def test_asking_for_more_rows_only_adds_rows(content: Content, config: Config) -> None:
+    few = Generator(content, config.toolbox, seed=3).rows_for("web_search", 50)
+    many = Generator(content, config.toolbox, seed=3).rows_for("web_search", 90)
+    assert many[:50] == few
+
+
+def test_twenty_thousand_distinct_rows_can_be_made_for_every_tool(content: Content, config: Config) -> None:
+    rows = generate(content, config.toolbox, 20_000)
+    assert {tool: len(part) for tool, part in rows.items()} == dict.fromkeys(config.toolbox.names, 20_000)
+
+
+def test_every_program_runs_and_prints(content: Content, config: Config) -> None:
+    programs = {frame.group for frame in content.frames if frame.tool == "code_execution"}
+    rows = Generator(content, config.toolbox, seed=2).rows_for("code_execution", 3000)
+    rows += Generator(content, config.toolbox, seed=2).ambiguous_rows(200)
+    covered = set()
+    for row in rows:
+        if row.tool != "code_execution":
+            continue
+        code = row.answer.parameters["code"]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(code, row.query, "exec"), {"__name__": "__main__"})
+        assert printed.getvalue().strip(), f"{row.query}\n{code}"
+        covered.add(row.metadata["group"])
+    assert programs == covered
+
+
+def test_a_search_query_leaves_out_the_filler_of_the_sentence(made: dict[str, list[Row]]) -> None:
+    rows = [row for tool in ("rag_retrieval", "web_search") for row in made[tool]]
+    shorter = sum(len(row.answer.parameters["query"]) < len(row.query) for row in rows)
+    assert shorter / len(rows) > 0.85
+    assert not any(row.answer.parameters["query"].startswith(("please", "can you", "hey")) for row in rows)
+
+
+def test_a_number_in_the_request_sets_the_count_unless_it_is_the_default(made: dict[str, list[Row]]) -> None:
+    words = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+             "twelve": 12, "fifteen": 15, "twenty": 20}  # fmt: skip
+    seen = set()
+    for tool, name, default in (("rag_retrieval", "limit", 3), ("web_search", "num_results", 5)):
+        for row in made[tool]:
+            if row.metadata["slice"] != "number":
+                assert name not in row.answer.parameters
+                continue
+            said = {words.get(word) or (int(word) if word.isdigit() else 0) for word in normalised(row.query).split()}
+            count = row.answer.parameters.get(name, default)
+            if not set(normalised(row.query).split()) & {*words, *map(str, range(30))}:
+                continue  # the number itself was mistyped
+            assert count in said, row.query
+            seen.add(name in row.answer.parameters)
+    assert seen == {True, False}
+
+
+def test_reasons_quote_the_query_and_vary(made: dict[str, list[Row]]) -> None:
+    for part in made.values():
+        reasons = [row.answer.reasoning for row in part]
+        assert all('"' in reason for reason in reasons)
+        assert len(set(reasons)) / len(reasons) > 0.6
+        assert Counter(reasons).most_common(1)[0][1] < len(reasons) * 0.03
+
+
+def test_all_hard_slices_and_many_languages_are_present_and_counted(made: dict[str, list[Row]]) -> None:
+    rows = [row for part in made.values() for row in part]
+    slices = Counter(row.metadata["slice"] for row in rows)
+    wanted = ("lexical_trap", "contrast", "fresh_or_stable", "write_or_run", "internal_or_public", "negation", "decoy")
+    wanted += ("injection", "typos", "number")
+    assert all(slices[name] >= 20 for name in wanted), slices
+    assert len({row.metadata["language"] for row in rows}) >= 7
+    lengths = [len(row.query.split()) for row in rows]
+    assert min(lengths) <= 2
+    assert 85 <= max(lengths) <= 120
+
+
+def test_contrast_pairs_share_their_fillers_and_differ_in_tool(made: dict[str, list[Row]]) -> None:
+    groups = defaultdict(set)
+    for part in made.values():
+        for row in part:
+            if row.metadata["slice"] == "contrast":
+                groups[row.metadata["group"]].add(row.tool)
+    assert sum(len(tools) > 1 for tools in groups.values()) >= 0.9 * len(groups)
+
+
+def test_ambiguous_rows_name_every_tool_that_is_right(content: Content, config: Config) -> None:
+    rows = Generator(content, config.toolbox, seed=1).ambiguous_rows(150)
+    assert len(rows) == 150
+    for row in rows:
+        assert len(row.acceptable_tools) == 2
+        assert row.tool in row.acceptable_tools
+
+
+def test_nothing_of_the_probes_is_in_the_content(made: dict[str, list[Row]]) -> None:
+    probe = {
+        normalised(query)
+        for path in PROBES
+        for tools in yaml.safe_load(path.read_text(encoding="utf-8")).values()
+        for queries in tools.values()
+        for query in queries
+        if len(query) > 15  # greetings are the same everywhere
+    }
+    assert len(probe) > 350
+    assert not probe & {normalised(row.query) for part in made.values() for row in part}
+
+
+LANGUAGES_IN_DEPTH = ("de", "es", "fr", "it", "nl", "pl", "pt")
+
+
+def test_each_tool_has_many_phrasings_in_each_of_the_languages_covered_in_depth(content: Content) -> None:
+    patterns = Counter((frame.language, frame.tool) for frame in content.frames)
+    tools = {frame.tool for frame in content.frames}
+    assert min(patterns[language, tool] for language in LANGUAGES_IN_DEPTH for tool in tools) >= 30
+
+
+# ---- tools of the user ----------------------------------------------------------------------------------
+
+
+def test_a_tool_that_is_not_on_offer_does_not_appear(content: Content, config: Config) -> None:
+    tools = Toolbox(tool for tool in config.toolbox if tool.name != "web_search")
+    generator = Generator(content, tools, seed=1)
+    rows = [row for name in tools.names for row in generator.rows_for(name, 400)] + generator.ambiguous_rows(60)
+    assert not any("web_search(" in row.instruction for row in rows)
+    assert not any("web_search" in row.acceptable_tools for row in rows)
+
+
+def test_a_fifth_tool_is_learnt_from_its_examples(content: Content, config: Config) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tools = Toolbox([*config.toolbox, Tool("weather", "Weather", schema)])
+    examples = {"weather": [Example(f"is it windy in {city}", {"city": city}) for city in ("Oslo", "Bari", "Kiel")]}
+    rows = Generator(content, tools, seed=1, examples=examples).rows_for("weather", 60)
+    assert len(rows) == 60
+    for row in rows:
+        assert row.answer.parameters["city"].lower() in row.query.lower()
+    assert len({row.metadata["group"] for row in rows}) == 3
+
+
+def test_a_tool_with_neither_content_nor_examples_is_an_error_that_says_what_to_do(
+    content: Content, config: Config
+) -> None:
+    tools = Toolbox([*config.toolbox, Tool("weather", "Weather")])
+    with pytest.raises(UserError, match="weather") as caught:
+        Generator(content, tools, seed=1).rows_for("weather", 10)
+    assert "examples" in str(caught.value)
+
+
+def test_only_the_wanted_slices_are_made(content: Content, config: Config) -> None:
+    rows = generate(content, config.toolbox, 200, slices=["plain", "terse"])
+    assert {row.metadata["slice"] for part in rows.values() for row in part} == {"plain", "terse"}
+
+
+def test_an_unknown_slice_is_refused_with_the_known_ones(content: Content, config: Config) -> None:
+    with pytest.raises(UserError, match="plian") as caught:
+        Generator(content, config.toolbox, seed=1, slices=["plian"])
+    assert "lexical_trap" in str(caught.value)
+
+
+# ---- noise ----------------------------------------------------------------------------------------------
+
+
+def test_typos_leave_protected_words_alone() -> None:
+    for seed in range(200):
+        text = with_typos("reverse the string Lagerregal quickly", "Lagerregal", random.Random(seed))
+        assert "Lagerregal" in text
+
+
+def test_noise_never_changes_what_a_program_is_about(content: Content, config: Config) -> None:
+    noise = Noise(content.noise)
+    others = ["web_search", "rag_retrieval", "direct_chat"]
+    for seed in range(500):
+        noisy = noise.apply('md5 of "Hello World."', tool="code_execution", other_tools=others,
+                            protected="Hello World.", random_=random.Random(seed))  # fmt: skip
+        assert "Hello World." in noisy.text
+
+
+def test_the_right_tool_is_never_the_one_that_is_ruled_out(content: Content) -> None:
+    settings = {**content.noise, "probabilities": {"negation": 1.0}}
+    forbidden = content.noise["actions"]["web_search"]
+    others = ["rag_retrieval", "code_execution", "direct_chat"]
+    for seed in range(300):
+        noisy = Noise(settings).apply("who won the match", tool="web_search", other_tools=others, protected="",
+                                      random_=random.Random(seed))  # fmt: skip
+        assert noisy.slice == "negation"
+        assert not any(action in noisy.text for action in forbidden)
+
+
+def test_control_tokens_of_the_user_cannot_open_a_turn(made: dict[str, list[Row]]) -> None:
+    hostile = [row for part in made.values() for row in part if row.metadata["slice"] == "injection"]
+    assert any("</s>" in row.query for row in hostile)
+    assert not any("[INST]" in row.instruction or "[/INST]" in row.instruction for row in hostile)
+
+
+def test_content_files_are_small_enough_to_edit() -> None:
+    assert all(path.stat().st_size < 80_000 for path in CONTENT_DIR.rglob("*.yaml"))
+    assert json.dumps(yaml.safe_load((CONTENT_DIR / "mix.yaml").read_text()))

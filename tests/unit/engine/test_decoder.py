@@ -1,0 +1,188 @@
+"""The hand-written decoder computes what the library's modules compute, on every path it has."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+
+from tests.fixtures.repository import REPOSITORY
+from tool_aware.config.settings import load_config
+from tool_aware.demo.toy_model import new_model
+from tool_aware.engine.attention import attention_mask
+from tool_aware.engine.decoder import PackedDecoder
+from tool_aware.engine.loss import label_losses, without_head
+from tool_aware.engine.packing import pack
+from tool_aware.engine.supported import broken_kernels, unsupported
+from tool_aware.model.adapter import new_adapter, prepare_for_training
+from tool_aware.model.base import load_base_model
+from tool_aware.prompt import EncodedExample
+
+CONFIG = REPOSITORY / "config.yaml"
+PROMPT_A, PROMPT_B = list(range(100, 130)), list(range(200, 230))
+EXAMPLES = [
+    EncodedExample(PROMPT_A + [5, 6], [7, 8, 9]),
+    EncodedExample(PROMPT_A + [5], [7, 2]),
+    EncodedExample(PROMPT_B, [7, 8, 9]),
+    EncodedExample(PROMPT_B + [4], [7, 8, 9]),
+    EncodedExample([5, 6, 7], [7, 8, 9]),
+    EncodedExample([], [7]),
+]
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def model_with_adapter(targets: object = "all-linear", rank: int = 3):
+    """A float64 Mistral whose adapter's update is not zero; the rank is no multiple of anything."""
+    base = new_model(hidden_size=32, seed=3).double()
+    for parent in [base.model, *base.model.layers]:  # Mistral's own norm rounds to float32 on the way
+        for name, child in parent.named_children():
+            if type(child).__name__ == "MistralRMSNorm":
+                norm = torch.nn.RMSNorm(32, eps=child.variance_epsilon, dtype=torch.float64)
+                norm.weight.data = 1 + 0.1 * torch.randn_like(norm.weight)
+                norm.variance_epsilon = child.variance_epsilon
+                setattr(parent, name, norm)
+    base.requires_grad_(False)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=5, target_modules=targets))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter, dtype=torch.float64) * 0.1
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_with_adapter()
+
+
+def by_autograd(model, packed, weight):
+    """Loss and gradients of the same pack by transformers, peft and autograd."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    base = model.get_base_model()
+    with without_head(base) as head:
+        mask = attention_mask(packed, base.config, base.dtype)
+        states = model(input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=mask).logits
+        loss = label_losses(states[0, packed.label_columns], head, packed.labels).sum() * weight
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    return loss.detach(), filled
+
+
+def by_decoder(model, packed, weight, **options):
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss = PackedDecoder(model, **options).add_gradient(packed, weight)
+    return loss, [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("kept_layers", [0, 1, 2])
+@pytest.mark.parametrize("packing", ["prefix", "block"])
+def test_loss_and_gradients_are_autograds(model, packing, kept_layers):
+    packed = pack(EXAMPLES, packing, multiple_of=16)
+    expected_loss, expected = by_autograd(model, packed, 0.25)
+    loss, gradients = by_decoder(model, packed, 0.25, kept_layers=kept_layers)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-13)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.sets(st.sampled_from(ALL), min_size=1), st.integers(1, 9))
+def test_any_choice_of_adapted_layers_and_any_rank_will_do(targets, rank):
+    adapted = model_with_adapter(sorted(targets), rank)
+    packed = pack(EXAMPLES, "prefix")
+    expected_loss, expected = by_autograd(adapted, packed, 1.0)
+    loss, gradients = by_decoder(adapted, packed, 1.0)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_gradients_are_added_to_what_is_there(model):
+    packed = pack(EXAMPLES)
+    _, once = by_decoder(model, packed, 1.0)
+    once = [gradient.clone() for gradient in once]
+    PackedDecoder(model).add_gradient(packed, 1.0)
+    twice = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    torch.testing.assert_close(twice, [2 * gradient for gradient in once], rtol=1e-12, atol=1e-15)
+
+
+def test_the_states_of_validation_are_the_models(model):
+    packed = pack(EXAMPLES)
+    with torch.no_grad(), without_head(model.get_base_model()):
+        inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids}
+        expected = model(**inputs, attention_mask=packed.visible()).logits[0, packed.label_columns]
+    torch.testing.assert_close(PackedDecoder(model).hidden(packed), expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("cached_layers", [0, 1])
+def test_four_bit_weights_give_the_librarys_gradients(tiny_model_dir, cached_layers):
+    settings = load_config(CONFIG, [f"model.name={tiny_model_dir}"]).settled()
+    adapted = new_adapter(load_base_model(settings.model, settings.quantization), settings)
+    prepare_for_training(adapted, settings)
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn_like(parameter) * 0.05
+    packed = pack(EXAMPLES)
+    expected_loss, expected = by_autograd(adapted, packed, 1.0)
+    loss, gradients = by_decoder(adapted, packed, 1.0, cached_layers=cached_layers)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
+    for found, wanted in zip(gradients, expected, strict=True):
+        assert (found - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+def test_cached_weights_follow_the_adapter(tiny_model_dir):
+    settings = load_config(CONFIG, [f"model.name={tiny_model_dir}"]).settled()
+    adapted = new_adapter(load_base_model(settings.model, settings.quantization), settings)
+    prepare_for_training(adapted, settings)
+    cached, packed = PackedDecoder(adapted, cached_layers=2), pack(EXAMPLES)
+    cached.hidden(packed)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01
+    torch.testing.assert_close(cached.hidden(packed), PackedDecoder(adapted).hidden(packed))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda shape, _: setattr(shape, "model_type", "gemma"), "models of type gemma"),
+        (lambda shape, _: setattr(shape, "hidden_act", "gelu"), "gelu as activation"),
+        (lambda shape, _: setattr(shape, "sliding_window", 99), "a sliding window of 99 tokens"),
+        (lambda _, lora: setattr(lora, "lora_dropout", 0.1), "dropout"),
+        (lambda _, lora: setattr(lora, "use_dora", True), "variants of LoRA"),
+    ],
+)
+def test_what_it_does_not_cover_is_named_and_left_to_the_library(change, reason):
+    adapted = model_with_adapter()
+    assert unsupported(adapted, longest=100) is None
+    change(adapted.get_base_model().config, adapted.peft_config["default"])
+    decoder, why = PackedDecoder.of(adapted, load_config(CONFIG, ["model.max_seq_length=100"]))
+    assert decoder is None
+    assert f"does not cover {reason}" in why
+
+
+def test_precisions_that_differ_and_biases_are_not_covered():
+    adapted = model_with_adapter()
+    first = next(parameter for parameter in adapted.parameters() if parameter.requires_grad)
+    first.data = first.data.float()
+    assert unsupported(adapted, 100) == "an adapter in another precision than its base"
+    adapted = model_with_adapter()
+    down = adapted.get_base_model().model.layers[0].mlp.down_proj.base_layer
+    down.bias = torch.nn.Parameter(torch.zeros(down.out_features), requires_grad=False)
+    assert unsupported(adapted, 100) == "biases"
+
+
+def test_kernels_that_cannot_run_are_found_before_training():
+    if torch.cuda.is_available():
+        pytest.skip("they can run here")
+    assert broken_kernels(torch.device("cpu")) is None
+    assert "as Triton does not work" in broken_kernels(torch.device("cuda"))
+
+
+def test_the_library_takes_over_on_request(model):
+    config = load_config(CONFIG, ["optimization.decoder=transformers"])
+    assert PackedDecoder.of(SimpleNamespace(), config) == (None, None)

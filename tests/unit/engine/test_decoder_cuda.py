@@ -1,0 +1,170 @@
+"""What only a GPU can show: Triton kernels against plain torch, FlashAttention against a dense mask, host memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
+import bitsandbytes
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig, MistralConfig, MistralForCausalLM
+
+from tool_aware.engine import torch_ops as pointwise
+from tool_aware.engine import triton_ops as kernels
+from tool_aware.engine.decoder import PackedDecoder
+from tool_aware.engine.loss import label_losses, without_head
+from tool_aware.engine.packing import pack
+from tool_aware.prompt import EncodedExample
+
+HIDDEN, INTERMEDIATE = 512, 1408
+PROMPT_A, PROMPT_B = list(range(100, 360)), list(range(500, 570))
+EXAMPLES = [EncodedExample(PROMPT_A + [5, 6 + i], list(range(600, 640 + 3 * i))) for i in range(9)]
+EXAMPLES += [EncodedExample(PROMPT_B + [i], list(range(700 + i, 760))) for i in range(3)]
+EXAMPLES += [EncodedExample([5, 6, 7], [7, 8, 9])]
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+
+
+def assert_alike(function, *outputs):
+    """Run `function(operations, *outputs)` with kernels and with plain torch; what it changes must be the same."""
+    found, expected = ([output.clone() for output in outputs] for _ in range(2))
+    function(kernels, *found)
+    function(pointwise, *expected)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-3)
+    for a, b in zip(found, expected, strict=True):
+        assert (a.float() - b.float()).norm() <= 1e-3 * b.float().norm()
+
+
+def test_kernels_compute_what_plain_torch_does():
+    eps, wide = 1e-5, random(37, 528)
+    x, weight = random(37, 520)[:, :512], random(512)
+    gradient, residual = random(37, 512, seed=1), random(37, 512, seed=2)
+    assert_alike(lambda ops, out: ops.rms_norm(x, weight, eps, out[:, :512]), wide)
+    assert_alike(lambda ops, out: ops.rms_norm_backward(x, weight, eps, gradient, residual, out[:, :512]), wide)
+    assert_alike(lambda ops, out: ops.rms_norm_backward(x, weight, eps, gradient, None, out), random(37, 512))
+    heads, cos, sin = random(37, 6, 64), random(37, 32, seed=3), random(37, 32, seed=4)
+    assert_alike(lambda ops, out: ops.rotate(out[:, :5], cos, sin, out[:, :5]), heads)
+    assert_alike(lambda ops, out: ops.rotate(heads, cos, -sin, out, add=heads), torch.zeros_like(heads))
+    gate, up, hidden = random(37, 1416), random(37, 1408, seed=5), random(37, 1408, seed=6)
+    assert_alike(lambda ops, out: ops.swiglu(gate[:, :1408], up, out), torch.zeros_like(hidden))
+    assert_alike(lambda ops, g, u: ops.swiglu_backward_(g[:, :1408], u, hidden), gate, up)
+
+
+def quantised(double: bool, kind: str) -> tuple[MistralConfig, BitsAndBytesConfig]:
+    shape = MistralConfig(
+        vocab_size=1000, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=3,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=64, sliding_window=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    return shape, settings
+
+
+def load(folder, double=True, kind="nf4", targets="all-linear"):
+    shape, settings = quantised(double, kind)
+    if not (folder / "config.json").exists():
+        MistralForCausalLM(shape).bfloat16().save_pretrained(folder)
+    base = MistralForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, quantization_config=settings, device_map={"": 0}
+    )
+    base.requires_grad_(False)
+    model = get_peft_model(
+        base, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=targets), autocast_adapter_dtype=False
+    )
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = (torch.randn_like(parameter, dtype=torch.float32) * 0.05).bfloat16()
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("model")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("double", [True, False])
+def test_weights_are_dequantised_to_the_last_bit(folder, double, kind):
+    decoder = PackedDecoder(load(folder, double, kind))
+    for group in (decoder._layers[0]._query_key_value, decoder._layers[1]._down):
+        matrix = group._new_matrix()
+        by_hand = torch.zeros_like(matrix)
+        for layer in group._layers:
+            weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            by_hand[layer.in_rows, : group.inputs] = weight
+        group._write_updates(by_hand)
+        filled = matrix.clone()
+        filled[group.outputs :, group.inputs :] = 0  # the corner that nobody reads
+        assert torch.equal(filled, by_hand)
+
+
+def by_autograd(model, examples, dtype):
+    """Each pack by transformers with a dense mask, computed in `dtype` on the dequantised weights."""
+    packed = pack(examples).to("cuda")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    base = model.get_base_model()
+    with without_head(base) as head:
+        inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids}
+        states = model(**inputs, attention_mask=packed.visible()).logits[0, packed.label_columns]
+        loss = label_losses(states, head, packed.labels).sum() / len(packed.labels)
+    return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).to(dtype)
+
+
+def by_decoder(model, examples, **options):
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.grad = None
+    packed = pack(examples)
+    loss = PackedDecoder(model, **options).add_gradient(packed, 1 / len(packed.labels))
+    return loss, torch.cat([parameter.grad.flatten() for parameter in parameters]).double()
+
+
+def in_float32(model):
+    """The same model with dequantised weights in float32."""
+    for module in list(model.modules()):
+        base = getattr(module, "base_layer", None)
+        if base is not None:
+            weight = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state).float()
+            linear = torch.nn.Linear(base.in_features, base.out_features, bias=False, device="cuda")
+            linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+            module.base_layer = linear
+    return model.float()
+
+
+@pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[:9], EXAMPLES[8:], EXAMPLES[-1:]])
+def test_gradients_are_as_close_to_float32_as_the_librarys(folder, examples):
+    loss, found = by_decoder(load(folder), examples)
+    _, library = by_autograd(load(folder), examples, torch.float64)
+    exact_loss, exact = by_autograd(in_float32(load(folder)), examples, torch.float64)
+    error, usual = (found - exact).norm() / exact.norm(), (library - exact).norm() / exact.norm()
+    print(f"error {error:.4f}, transformers' {usual:.4f}, loss {loss - exact_loss:+.5f}")
+    assert error < 1.2 * usual
+    assert abs(loss - exact_loss) < 0.01
+
+
+def test_layers_without_an_update_take_part(folder):
+    targets = ["q_proj", "v_proj", "down_proj"]
+    loss, found = by_decoder(load(folder, targets=targets), EXAMPLES)
+    exact_loss, exact = by_autograd(in_float32(load(folder, targets=targets)), EXAMPLES, torch.float64)
+    assert (found - exact).norm() < 0.05 * exact.norm()
+    assert abs(loss - exact_loss) < 0.01
+
+
+@pytest.mark.parametrize("options", [{"offload": True}, {"kept_layers": 2}, {"cached_layers": 3}])
+def test_where_things_wait_does_not_matter(folder, options):
+    model = load(folder)
+    loss, expected = by_decoder(model, EXAMPLES)
+    for _ in range(2):  # host buffers are used again
+        other_loss, found = by_decoder(model, EXAMPLES, **options)
+        torch.testing.assert_close(other_loss, loss, rtol=1e-3, atol=0)
+        assert (found - expected).norm() <= 0.01 * expected.norm()

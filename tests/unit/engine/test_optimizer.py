@@ -1,0 +1,25 @@
+"""The flat optimizer where its neighbours expect an ordinary one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tool_aware.engine.optimizer import FlatAdamW, clip_
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gradient_scaler_unscales_the_flat_gradient_and_skips_infinite_ones(fused):
+    parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
+    optimizer, scaler = FlatAdamW(parameters, lr=0.1, fused=fused), torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor, moves in ((2.0, True), (float("inf"), False)):
+        before = parameters[0].detach().clone()
+        optimizer.zero_grad()
+        scaler.scale(sum((parameter * factor).sum() for parameter in parameters)).backward()
+        optimizer.collect_gradients()
+        scaler.unscale_(optimizer)
+        assert parameters[1].grad.tolist() == [factor, factor]
+        clip_(optimizer.gradient, 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(before, parameters[0]) != moves

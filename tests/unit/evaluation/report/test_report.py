@@ -1,0 +1,192 @@
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from tool_aware.evaluation.answering.tasks import Plan, plan_tasks
+from tool_aware.evaluation.report.chapters import build_report
+from tool_aware.evaluation.report.html import render_html, word_diff
+from tool_aware.evaluation.report.markdown import render_markdown
+from tool_aware.evaluation.results import assemble
+from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.evaluation.scoring.robustness import make_variants
+from tool_aware.prompt import render_instruction, render_response
+from tool_aware.rows import Row
+from tool_aware.tools import ToolCall
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NASTY = [
+    "<script>document.title = 'broken'</script>",
+    "</script><img src=x onerror=\"document.title = 'broken'\">",
+    "<!-- {{DATA}} {{SECTIONS}} --> & ' \" `",
+    "[click](javascript:alert(1)) | a | table | # heading",
+    "\u202e right to left \u2028 line separator 東京",
+]
+TOOL_OF = ["rag_retrieval", "web_search", "code_execution", "direct_chat"]
+ARGUMENT = {"rag_retrieval": "query", "web_search": "query", "code_execution": "code", "direct_chat": "message"}
+
+
+def answer(tool, text):
+    return render_response(ToolCall(tool, {ARGUMENT[tool]: text}, "It says so."))
+
+
+@pytest.fixture(scope="module")
+def results(config):
+    """40 rows, five of them nasty; base calls retrieval always, the tuned model is right but for every eighth row."""
+    rows, base, tuned, choices = {}, [], [], {}
+    for index in range(40):
+        tool, query = TOOL_OF[index % 4], NASTY[index] if index < len(NASTY) else f"question number {index}"
+        metadata = {"source": "test", "tool": tool, "slice": "nasty" if index < len(NASTY) else "plain"}
+        rows[index] = Row(render_instruction(query, config.toolbox), answer(tool, query), metadata)
+        chosen = TOOL_OF[(index + 1) % 4] if index % 8 == 0 else tool
+        base.append(Prediction(index, answer("rag_retrieval", query), seconds=0.2, new_tokens=20))
+        tuned.append(Prediction(index, answer(chosen, query) if index != 5 else NASTY[0], seconds=0.1, new_tokens=20))
+        choices[index] = {name: 0.0 if name == chosen else -2.0 - index / 9 for name in TOOL_OF}
+    variants = make_variants(rows, config.toolbox, seed=0)
+    tasks = plan_tasks(Plan(), rows, rows, config.toolbox, variants)
+    predictions = {
+        task.name: [Prediction(i, tool=max(choices[i], key=choices[i].get), scores=choices[i]) for i in task.rows]
+        for task in tasks
+        if task.kind == "choice"
+    }
+    predictions |= {"base": base, "finetuned": tuned, "base_constrained": base, "finetuned_constrained": tuned}
+    rivals = {"majority": [Prediction(index, tool="web_search") for index in rows]}
+    return assemble(config, rows, rows, predictions, tasks, rivals=rivals)
+
+
+@pytest.fixture(scope="module")
+def page(results):
+    return render_html(results, build_report(results), facts=["test.json & <b>", "model x"])
+
+
+def test_the_verdict_comes_first_and_names_the_best_rival(results):
+    first = build_report(results)[0]
+    assert first.title == "Verdict"
+    assert first.paragraphs[0].startswith("Fine-tuned is better than base: +")
+    assert "The best cheap rival, majority, chooses worse" in first.paragraphs[0]
+    assert "Constrained decoding alone moves the base by +0.0 points" in first.paragraphs[0]
+
+
+def test_a_rival_that_wins_is_in_the_first_paragraph(config, results):
+    perfect = {"TF-IDF": [Prediction(index, tool=row.tool) for index, row in results.rows.items()]}
+    worse = {"base": results.predictions["base"], "finetuned": results.predictions["base"]}
+    beaten = assemble(config, results.rows, {}, worse, [], rivals=perfect)
+    assert "the cheap rival TF-IDF wins over fine-tuned" in build_report(beaten)[0].paragraphs[0]
+
+
+def test_every_section_and_figure_is_there(results, page):
+    sections = build_report(results)
+    assert len(sections) == 10
+    figures = sum(len(section.charts) for section in sections)
+    assert figures == 5
+    assert page.count("<svg") == page.count("</svg>") == page.count("<figure>") == figures
+    assert not re.search(r"\{\{[A-Z]+\}\}", page.replace("{{DATA}} {{SECTIONS}}", ""))
+
+
+class Tags(HTMLParser):
+    """Collects tags and attributes as a browser would see them."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def test_text_from_data_is_text_and_nothing_is_fetched(page):
+    parser = Tags()
+    parser.feed(page)
+    assert parser.tags.count("script") == 2
+    assert "img" not in parser.tags
+    assert not [name for name, _ in parser.attributes if name.startswith("on")]
+    links = [value for name, value in parser.attributes if name in ("src", "href")]
+    assert all(link.startswith(("#", "data:,")) for link in links)
+    assert not re.search(
+        r"https?://", re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.DOTALL)
+    )
+
+
+def test_the_embedded_rows_are_the_rows(results, page):
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert [row["query"].strip() for row in data[:5]] == [query.strip() for query in NASTY]
+    assert data[5]["answers"][1]["error"] == "no parseable call"
+    assert [answer["isRight"] for answer in data[8]["answers"]] == [True, False]
+
+
+def test_a_diff_holds_both_texts():
+    pieces = word_diff("Tool: web_search\nnow", "Tool: direct_chat\nnow then")
+    assert "".join(text for mark, text in pieces if mark != "+") == "Tool: web_search\nnow"
+    assert "".join(text for mark, text in pieces if mark != "-") == "Tool: direct_chat\nnow then"
+    assert ["=", "Tool: "] in pieces
+
+
+def test_markdown_shows_text_from_data_as_text(results):
+    text = render_markdown(build_report(results))
+    assert text.startswith("# Evaluation\n\n## Verdict\n\nFine-tuned is better than base")
+    assert "<script" not in text.replace("\\<script", "")
+    assert "](javascript" not in text.replace("\\](javascript", "")
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+# Typed into the page by a script, because a headless browser has no hands.
+ACTIONS = """<script>
+{
+const seen = {errors: [], total: document.querySelectorAll("#list details").length};
+window.addEventListener("error", event => seen.errors.push(event.message));
+const box = document.getElementById("search"), pick = document.getElementById("filter");
+const shownCount = () => document.getElementById("count").textContent;
+function type(text) { box.value = text; box.dispatchEvent(new Event("input")); }
+function choose(name) { pick.value = name; pick.dispatchEvent(new Event("change")); }
+type("NUMBER 39"); seen.found = shownCount();
+type("<script>"); seen.nasty = shownCount();
+type("no such words"); seen.none = shownCount();
+type(""); choose("wrong now"); seen.wrong = shownCount(); choose("broken by tuning"); seen.broken = shownCount();
+choose("all rows");
+const first = document.querySelector("#list details");
+first.open = true;
+setTimeout(() => {
+  seen.opened = first.querySelector(".body").innerText;
+  seen.title = document.title;
+  seen.figures = [...document.querySelectorAll("svg")].every(s => s.getBoundingClientRect().height > 50);
+  seen.overflow = document.documentElement.scrollWidth - window.innerWidth;
+  const before = getComputedStyle(document.body).backgroundColor;
+  document.getElementById("theme").click();
+  seen.themes = [before, getComputedStyle(document.body).backgroundColor];
+  document.body.textContent = "SEEN" + JSON.stringify(seen) + "END";
+}, 200);
+}
+</script></body>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1200, 390], ids=["desktop", "phone"])
+def test_the_page_works_in_a_browser(page, tmp_path, width):
+    path = tmp_path / "report.html"
+    path.write_text(page.replace("</body>", ACTIONS), encoding="utf-8")
+    result = subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         f"--window-size={width},900", "--virtual-time-budget=2000", "--enable-logging=stderr", "--dump-dom",
+         path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in result.stderr  # no message of any level, so no error
+    shown = html.unescape(re.search(r"SEEN(\{.*\})END", result.stdout, re.DOTALL)[1])
+    seen = json.loads(shown)
+    assert seen["errors"] == []
+    assert seen["total"] == 40
+    assert seen["found"] == "1 of 40 rows"
+    assert seen["nasty"] == "2 of 40 rows"  # the query and the answer that hold it
+    assert seen["none"] == "0 of 40 rows"
+    assert (seen["wrong"], seen["broken"]) == ("6 of 40 rows", "5 of 40 rows")
+    assert "document.title = 'broken'" in seen["opened"]
+    assert seen["title"] == "Evaluation: base / fine-tuned"
+    assert seen["figures"]
+    assert seen["overflow"] <= 0
+    assert seen["themes"][0] != seen["themes"][1]

@@ -1,0 +1,98 @@
+from tool_aware.config.settings import KeywordRouterSection
+from tool_aware.evaluation.scoring.baselines import rival_predictions
+from tool_aware.evaluation.scoring.breakdown import break_down, top_confusions, worst_rows
+from tool_aware.evaluation.scoring.judgement import Judgement
+from tool_aware.evaluation.scoring.robustness import make_variants
+from tool_aware.prompt import parse_response, query_of, render_instruction, render_response
+from tool_aware.rows import Row
+from tool_aware.tools import Tool, Toolbox, ToolCall
+
+TOOLS = Toolbox([Tool("rag", "finds documents"), Tool("web", "searches the web"), Tool("chat", "talks")])
+
+
+def row(query, tool, **metadata):
+    return Row(
+        render_instruction(query, TOOLS), render_response(ToolCall(tool, {}, "So.")),
+        {"source": "test", "tool": tool, **metadata},
+    )  # fmt: skip
+
+
+ROWS = {
+    0: row("find it", "rag", slice="plain"),
+    1: row("news", "web", slice="plain"),
+    2: row("hi " * 60, "chat", slice="long"),
+    3: row("more news", "web", slice="typos"),
+    4: row("other news", "web", slice="typos"),
+}
+
+
+def judged(chosen):
+    return [
+        Judgement(i, ROWS[i].tool, tool, tool, f"g{i}", error=None if tool == ROWS[i].tool else "wrong tool")
+        for i, tool in enumerate(chosen)
+    ]
+
+
+def test_accuracy_is_broken_down_by_every_property_that_varies():
+    parts = break_down({"tuned": judged(["rag", "rag", "chat", "rag", "rag"])}, ROWS)
+    found = {(part.property, part.value): (part.rows, part.accuracy["tuned"].value) for part in parts}
+    assert found[("slice", "plain")] == (2, 0.5)
+    assert found[("slice", "typos")] == (2, 0.0)
+    assert found[("length", "100 to 250 characters")] == (1, 1.0)
+    assert not any(part.property in ("source", "language") for part in parts)  # one value, or none
+
+
+def test_advice_names_the_commonest_confusion_and_where_it_happens():
+    first, *_ = top_confusions(judged(["rag", "rag", "chat", "rag", "rag"]), ROWS)
+    assert (first.right, first.chosen, first.rows, first.commonest_slice) == ("web", "rag", 3, "typos")
+    assert first.examples == ["news", "more news", "other news"]
+    assert first.advice().startswith("3 rows of web went to rag, most in slice typos: add contrast pairs")
+
+
+def test_worst_rows_are_the_wrong_tools_chosen_with_most_confidence():
+    worst = worst_rows(judged(["web", "rag", "chat", "web", "rag"]), {0: 0.4, 1: 0.9, 2: 1.0, 4: 0.7})
+    assert [judgement.row for judgement in worst] == [1, 4, 0]
+
+
+def test_variants_ask_the_same_questions_of_the_same_tools_in_other_words():
+    shuffled, masked, reworded = make_variants(ROWS, TOOLS, seed=0)
+    assert set(shuffled.tools.names) == set(TOOLS.names)
+    assert shuffled.tools.names != TOOLS.names
+    assert masked.real_names == {"tool_1": "rag", "tool_2": "web", "tool_3": "chat"}
+    assert "rag" not in masked.rows[0].instruction
+    assert "finds documents" in masked.rows[0].instruction
+    for variant in (shuffled, masked, reworded):
+        assert variant.rows.keys() == ROWS.keys()
+        for index, varied in variant.rows.items():
+            assert query_of(varied.instruction) == ROWS[index].query
+            assert varied.instruction != ROWS[index].instruction
+
+
+def test_rows_whose_prompt_someone_else_wrote_have_no_variants():
+    own = Row("Please choose a tool for: hello", ROWS[0].response, {"source": "custom", "tool": "rag"})
+    assert make_variants({0: own}, TOOLS, seed=0) == []
+
+
+TRAIN = [row(f"{verb} {thing}", tool) for verb, tool in (("find", "rag"), ("latest", "web"), ("explain", "chat"))
+         for thing in ("report", "plan", "index", "budget", "story", "review")]  # fmt: skip
+ROUTER = KeywordRouterSection.model_validate(
+    {"rules": [{"tool": "gone", "words": ["find"]}, {"tool": "web", "words": ["latest", "c++"]}], "otherwise": "rag"}
+)
+
+
+def test_rivals_choose_from_what_they_learned_and_only_tools_on_offer():
+    test = {7: row("find budgets", "rag"), 9: row("LATEST numbers", "web"), 11: row("explain latestness", "chat")}
+    rivals = rival_predictions(TRAIN, test, ROUTER, TOOLS.names)
+    chosen = {name: [p.tool for p in predictions] for name, predictions in rivals.items()}
+    assert chosen["keyword router"] == ["rag", "web", "rag"]  # whole words, any case
+    assert chosen["TF-IDF + logistic regression"] == ["rag", "web", "chat"]
+    assert chosen["char n-gram k-NN"] == ["rag", "web", "chat"]
+    assert chosen["majority"][0] in TOOLS.names
+    assert [p.row for p in rivals["majority"]] == [7, 9, 11]
+
+
+def test_rivals_that_cannot_learn_are_left_out():
+    test = {0: row("find", "rag")}
+    assert set(rival_predictions([], test, ROUTER, TOOLS.names)) == {"keyword router"}
+    assert set(rival_predictions(TRAIN[:3], test, KeywordRouterSection(), TOOLS.names)) == {"majority"}
+    assert parse_response(TRAIN[0].response).call is not None

@@ -1,0 +1,164 @@
+import math
+
+import numpy as np
+import pytest
+
+from tool_aware.evaluation.scoring.intervals import bootstrap_weights, proportion
+from tool_aware.evaluation.scoring.judgement import Judgement
+from tool_aware.evaluation.scoring.metrics import summarise
+from tool_aware.evaluation.scoring.significance import compare, mcnemar, rows_to_settle
+
+TOOLS = ["rag", "web", "chat"]
+
+
+def judgements(pairs, groups=None):
+    groups = groups or [f"g{index}" for index in range(len(pairs))]
+    return [
+        Judgement(row, right, None if chosen == "invalid" else chosen, chosen, groups[row])
+        for row, (right, chosen) in enumerate(pairs)
+    ]
+
+
+def figures(pairs, **details):
+    return summarise("s", judgements(pairs, **details), TOOLS, no_tool="chat", seed=0)
+
+
+PAIRS = (
+    [("rag", "rag")] * 6 + [("rag", "web")] * 2 + [("rag", "invalid")] * 2
+    + [("web", "web")] * 5 + [("web", "chat")] * 5 + [("chat", "chat")] * 8 + [("chat", "rag")] * 2
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")  # that is what `invalid` is
+def test_figures_equal_scikit_learns():
+    from sklearn.metrics import balanced_accuracy_score, f1_score, precision_recall_fscore_support
+
+    right, chosen = zip(*PAIRS, strict=True)
+    m = figures(PAIRS)
+    precision, recall, f1, support = precision_recall_fscore_support(right, chosen, labels=TOOLS, zero_division=0)
+    for index, tool in enumerate(TOOLS):
+        ours = m.per_tool[tool]
+        assert ours.precision.value == pytest.approx(precision[index])
+        assert ours.recall.value == pytest.approx(recall[index])
+        assert ours.f1.value == pytest.approx(f1[index])
+        assert ours.support == support[index]
+    assert m.macro_f1.value == pytest.approx(f1_score(right, chosen, labels=TOOLS, average="macro"))
+    assert m.weighted_f1.value == pytest.approx(f1_score(right, chosen, labels=TOOLS, average="weighted"))
+    assert m.balanced_accuracy.value == pytest.approx(balanced_accuracy_score(right, chosen))
+
+
+def test_the_confusion_matrix_keeps_invalid_as_a_column_of_its_own():
+    m = figures(PAIRS)
+    assert m.labels == ["rag", "web", "chat", "invalid"]
+    assert m.confusion == [[6, 2, 0, 2], [0, 5, 5, 0], [2, 0, 8, 0]]
+
+
+def test_over_and_under_calling_are_told_apart_and_invalid_is_neither():
+    m = figures([*PAIRS, ("chat", "invalid")])
+    assert (m.over_call.value, m.over_call.n) == (2 / 11, 11)
+    assert (m.under_call.value, m.under_call.n) == (5 / 20, 20)
+
+
+def test_a_tool_without_rows_has_no_figures_and_does_not_count_in_averages():
+    m = figures([("rag", "rag"), ("web", "chat")])
+    assert m.per_tool["chat"].recall.value is None
+    assert m.per_tool["chat"].f1.value is None
+    assert m.per_tool["chat"].precision.value == 0  # it was chosen once, wrongly
+    assert m.per_tool["web"].precision.value is None  # it was never chosen
+    assert m.macro_f1.value == 0.5
+    assert str(m.per_tool["chat"].f1) == "n/a"
+
+
+def test_all_answers_invalid_is_zero_accuracy_and_no_precision():
+    m = figures([(tool, "invalid") for tool in TOOLS for _ in range(3)])
+    assert m.accuracy.value == 0
+    assert m.macro_f1.value == 0
+    assert all(tool.precision.value is None for tool in m.per_tool.values())
+    assert m.under_call.value == 0
+
+
+def test_wilson_intervals_have_the_published_half_widths():
+    for n, half_width in ((20, 0.154), (100, 0.070), (200, 0.049), (500, 0.031)):
+        estimate = proportion(round(0.85 * n), n)
+        assert (estimate.high - estimate.low) / 2 == pytest.approx(half_width, abs=0.004)
+    assert proportion(0, 0).value is None
+
+
+def test_rows_of_one_group_are_drawn_together_and_widen_the_interval():
+    weights = bootstrap_weights(["a", "a", "b", "c"], seed=0)
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert weights.shape == (2000, 4)
+    pairs = [("rag", "rag"), ("rag", "web")] * 30
+    alone = figures(pairs).accuracy
+    together = figures(pairs, groups=[f"g{index % 6}" for index in range(60)]).accuracy
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_a_perfect_score_still_has_an_interval():
+    m = figures([("rag", "rag")] * 10 + [("web", "web")] * 10, groups=["a"] * 10 + ["b"] * 10)
+    for figure in (m.accuracy, m.macro_f1, m.per_tool["rag"].f1, m.per_tool["rag"].precision):
+        assert figure.value == figure.high == 1
+        assert 0.6 < figure.low < 0.95
+    assert m.per_tool["rag"].f1.low > m.per_tool["rag"].recall.low  # F1 is above J in the middle of the range
+
+
+def test_intervals_are_the_same_for_the_same_seed():
+    assert figures(PAIRS).macro_f1 == figures(PAIRS).macro_f1
+
+
+# ---- base against tuned -----------------------------------------------------------------------------------
+
+
+def test_mcnemar_is_the_exact_binomial_test_on_discordant_rows():
+    first = [False] * 6 + [True] * 4
+    second = [True] * 6 + [True] * 4
+    test = mcnemar(first, second)
+    assert (test.only_first, test.only_second, test.discordant) == (0, 6, 6)
+    assert test.p_value == pytest.approx(2 * 0.5**6)
+    assert test.conclusion == "better"
+    assert mcnemar(second, first).conclusion == "worse"
+    assert mcnemar(first[1:], second[1:]).conclusion == "not distinguishable at this size"  # 5:0 cannot reach 5 %
+    assert mcnemar(first, first).p_value == 1
+
+
+def test_the_number_of_rows_that_would_settle_it_does_settle_it():
+    """Simulate at the suggested size: about 80 % of the tests must come out significant."""
+    n = rows_to_settle(5, 10, 100)
+    random = np.random.default_rng(0)
+    outcomes = [random.multinomial(n, [0.05, 0.10, 0.85]) for _ in range(300)]
+    significant = [mcnemar([True] * a + [False] * b, [False] * a + [True] * b).p_value < 0.05 for a, b, _ in outcomes]
+    assert 0.70 < np.mean(significant) < 0.88
+    assert rows_to_settle(5, 5, 100) is None
+
+
+def test_the_interval_of_the_difference_covers_the_truth_about_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    covered = 0
+    for seed in range(60):
+        first = random.random(150) < 0.5
+        second = np.where(random.random(150) < 0.3, True, first)  # right 15 points more often
+        pair = [judgements([("rag", "rag" if r else "web") for r in side]) for side in (first, second)]
+        difference = compare(*pair, TOOLS, names=("a", "b"), seed=seed).accuracy_difference
+        covered += difference.low <= 0.15 <= difference.high
+    assert covered >= 52
+
+
+def test_a_difference_that_hangs_on_few_groups_is_not_called_significant():
+    groups = ["lucky"] * 20 + ["other"] * 20
+    base = judgements([("rag", "web")] * 20 + [("web", "web")] * 20, groups)
+    tuned = judgements([("rag", "rag")] * 20 + [("web", "web")] * 20, groups)
+    comparison = compare(base, tuned, TOOLS, names=("base", "tuned"), seed=0)
+    assert comparison.tool_choice.p_value < 1e-4
+    assert comparison.tool_choice.conclusion == "not distinguishable at this size"
+    assert "2 groups only" in comparison.verdict()
+
+
+def test_the_verdict_is_a_sentence_with_its_evidence():
+    base = judgements([("rag", "web")] * 30 + [("web", "web")] * 30)
+    tuned = judgements([("rag", "rag")] * 25 + [("rag", "web")] * 5 + [("web", "web")] * 30)
+    verdict = compare(base, tuned, TOOLS, names=("base", "tuned"), seed=0).verdict()
+    assert verdict.startswith("tuned is better than base: +41.7 points of tool accuracy [")
+    assert "25 of 60 rows differ (25 : 0 for tuned), exact McNemar p = 6e-08." in verdict
+    same = compare(base, base, TOOLS, names=("base", "tuned"), seed=0).verdict()
+    assert same.endswith("no difference was seen.")
+    assert not math.isnan(compare(base, base, TOOLS, names=("a", "b"), seed=0).macro_f1_difference.value)

@@ -1,0 +1,109 @@
+"""The run card and its curves show the figures of the run, whatever kind of run it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.fixtures.repository import REPOSITORY
+from tool_aware.config.settings import Config, load_config
+from tool_aware.training.run.curves import draw_curves, read_metrics
+from tool_aware.training.run.run_card import RunFacts, license_of, render_card, write_run_card
+
+
+def step(number: int, loss: float, peak_gib: float | None = None) -> dict[str, object]:
+    return {"step": number, "loss": loss, "lr": 1e-4, "examples": 8, "seconds": 2.0, "examples_per_s": 4.0,
+            "peak_gib": peak_gib}  # fmt: skip
+
+
+def scoring(number: int) -> dict[str, object]:
+    return {"step": number, "val_loss": 1.25, "val_tool_accuracy": 0.75, "val_examples": 8}
+
+
+RUNS = {
+    "one step": [step(1, 2.0)],
+    "one step and its scoring": [step(1, 2.0), scoring(1)],
+    "a scoring of a resumed run that logged no step": [scoring(5)],
+    "many steps": [step(n, 2.0 / n) for n in range(1, 200)] + [scoring(100), scoring(199)],
+}
+
+
+@pytest.mark.parametrize("lines", RUNS.values(), ids=RUNS.keys())
+def test_curves_are_drawn_of_any_run(tmp_path, lines):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 200, "lo')  # torn by a kill
+    assert sum(map(len, read_metrics(metrics))) == len(lines)
+    draw_curves(metrics, tmp_path / "training.png", title="a run", exported_step=1)
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> RunFacts:
+    config = load_config(REPOSITORY / "config.yaml", ["lora.r=16", "training.output_dir=/somewhere"])
+    return RunFacts(
+        config, tmp_path / "lora_adapters", data={"train": (1117, "ab" * 32)}, steps=20, exported_step=10,
+        why_exported="the best of 2", validation=scoring(10), device="a card", license="apache-2.0",
+    )  # fmt: skip
+
+
+def test_the_card_is_a_model_card_with_the_figures_of_the_run(facts):
+    card = render_card(facts, [step(1, 2.0, 3.5), step(10, 1.5, 4.25)], picture="training.png")
+    _, front, body = card.split("---\n", 2)
+    metadata = yaml.safe_load(front)
+    assert metadata["base_model"] == facts.config.model.name
+    assert (metadata["library_name"], metadata["license"]) == ("peft", "apache-2.0")
+    for text in (
+        "| exported | step 10: the best of 2 |",
+        "| right tool on val.json | 75.0% of 8 rows |",
+        "| examples per second | 4.0 |",
+        "| peak GPU memory | 4.25 GiB allocated |",
+        "| `lora.r` | `8` | `16` |",
+        f"| train.json | 1,117 | {'ab' * 32} |",
+        "(training.png)",
+    ):
+        assert text in body
+    assert "output_dir" not in body  # a path says nothing about the model
+
+
+def test_a_run_without_scorings_licence_or_gpu_has_a_card_without_those(facts):
+    card = render_card(replace(facts, license=None, validation=None), [step(1, 2.0)])
+    assert "license:" not in card
+    assert "on val.json |" not in card
+    assert "| peak GPU memory | none used |" in card
+    assert "training.png" not in card
+
+
+def test_the_card_tells_how_the_merged_model_came_about(facts):
+    check = {"file": "test.json", "rows": 120, "different": [7]}
+    card = render_card(replace(facts, merged={"into": "dequantized", "dtype": "float16", "check": check}), [])
+    assert "merged into its dequantized weights, in float16. It chose the same tool" in card
+    assert "on 119 of 120 rows of test.json" in card
+
+
+def test_the_card_tells_what_did_not_go_as_planned(facts):
+    told = "out of GPU memory: micro-batches are split into 4 examples from here on"
+    assert f"| not as planned | {told} |" in render_card(replace(facts, fallbacks=[told]), [])
+    assert "not as planned" not in render_card(facts, [])
+
+
+def test_the_card_lies_beside_the_curves_and_in_the_adapters_folder(facts, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(step(1, 2.0)) + "\n")
+    facts.adapter.mkdir()
+    write_run_card(tmp_path, facts)
+    assert "(training.png)" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "training.png").is_file()
+    assert (facts.adapter / "README.md").is_file()
+
+
+def test_the_licence_is_read_off_the_base_models_card(config: Config, tmp_path):
+    model = config.model.model_copy(update={"name": str(tmp_path)})
+    assert license_of(model) is None
+    (tmp_path / "README.md").write_text("no front matter")
+    assert license_of(model) is None
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    assert license_of(model) == "apache-2.0"

@@ -1,0 +1,1 @@
+"""config.yaml, --set and the environment, typed and checked."""

@@ -1,0 +1,125 @@
+"""Check data files that someone else wrote: bad rows, missing files, class balance, token lengths, leakage."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tool_aware.console import UserError, table
+from tool_aware.dataset.deduplication import NEAR_DUPLICATE
+from tool_aware.dataset.similarity import nearest
+from tool_aware.prompt import encode_example
+from tool_aware.rows import SPLITS, LoadedRows, load_rows
+from tool_aware.text import normalised, shortened
+from tool_aware.tools import Toolbox
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHARACTERS_PER_TOKEN = 3.6  # measured on our prompts with Mistral's v0.2 vocabulary; used where there is no tokenizer
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Two files that share queries: exact ones, and those at or above the near-duplicate threshold."""
+
+    held_out: str
+    exact: int
+    near: int
+    example: str
+
+
+def files_to_check(path: Path) -> dict[str, Path]:
+    """Name the files meant by PATH: one JSON file, or the splits in a folder.
+
+    Raises UserError if there is none.
+    """
+    if path.is_dir():
+        files = {name: path / f"{name}.json" for name in SPLITS if (path / f"{name}.json").is_file()}
+        if not files:
+            raise UserError("holds none of train.json, val.json, test.json", where=str(path), fix="see docs/FORMATS.md")
+        return files
+    if not path.is_file():
+        raise UserError("not found", where=str(path), fix="name a JSON file or the folder of train.json")
+    return {path.stem: path}
+
+
+def missing_files(path: Path, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    """Name what a folder lacks: files that training cannot do without, and those that evaluation needs."""
+    absent = [name for name in SPLITS if name not in files] if path.is_dir() else []
+    return [f"{name}.json" for name in absent if name != "test"], [f"{name}.json" for name in absent if name == "test"]
+
+
+def load_all(files: Mapping[str, Path], tools: Toolbox) -> dict[str, LoadedRows]:
+    """Read all files; raises one UserError with the bad rows of every file."""
+    loaded, problems = {}, []
+    for name, path in files.items():
+        try:
+            loaded[name] = load_rows(path, tools)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return loaded
+
+
+def balance(loaded: Mapping[str, LoadedRows], tools: Toolbox) -> str:
+    """Rows of each tool in each file."""
+    counts = {name: Counter(row.tool for row in part.rows) for name, part in loaded.items()}
+    lines = [(tool, *(counts[name][tool] for name in loaded)) for tool in tools.names]
+    return table(("rows", *loaded), [*lines, ("all", *(len(part.rows) for part in loaded.values()))])
+
+
+def imbalance(loaded: Mapping[str, LoadedRows], tools: Toolbox) -> list[str]:
+    """Warnings about the tools of the first file (train): none at all, or a fifth of the most frequent."""
+    name, part = next(iter(loaded.items()))
+    counts = Counter(row.tool for row in part.rows)
+    most = max(counts.values())
+    return [
+        f"{name}: {tool} has {counts[tool]} rows, the most frequent tool {most}; a tool that rare is seldom chosen"
+        for tool in tools.names
+        if counts[tool] * 5 < most
+    ]
+
+
+def token_lengths(loaded: LoadedRows, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Tokens of each example, counted, or estimated from characters where there is no tokenizer."""
+    if tokenizer is None:
+        return [round((len(row.instruction) + len(row.response)) / CHARACTERS_PER_TOKEN) + 8 for row in loaded.rows]
+    return [len(encode_example(tokenizer, row.instruction, row.response)) for row in loaded.rows]
+
+
+def describe_lengths(lengths: Sequence[int], limit: int, *, is_estimate: bool) -> str:
+    """Median, 95th percentile and maximum, and how many examples are too long."""
+    ordered = sorted(lengths)
+    p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+    too_long = sum(length > limit for length in lengths)
+    kind = "tokens (estimated)" if is_estimate else "tokens"
+    return (
+        f"{kind}: median {statistics.median(ordered):.0f}, p95 {p95}, max {ordered[-1]}; "
+        f"{too_long} above model.max_seq_length {limit}"
+    )
+
+
+def leakage(loaded: Mapping[str, LoadedRows]) -> list[Leakage]:
+    """Queries of val and test that train has as well, or nearly."""
+    if "train" not in loaded:
+        return []
+    train = [row.query for row in loaded["train"].rows]
+    known = set(map(normalised, train))
+    found = []
+    for name in SPLITS[1:]:
+        if name not in loaded:
+            continue
+        queries = [row.query for row in loaded[name].rows]
+        exact = sum(normalised(query) in known for query in queries)
+        values, indices, _ = nearest(queries, train)
+        near = [at for at, value in enumerate(values) if value >= NEAR_DUPLICATE]
+        if near:
+            example = f"{shortened(queries[near[0]])!r} and {shortened(train[indices[near[0]]])!r}"
+            found.append(Leakage(name, exact, len(near) - exact, example))
+    return found

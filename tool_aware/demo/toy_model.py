@@ -1,0 +1,153 @@
+"""A tiny Mistral made on the spot: real architecture, real vocabulary, a few million parameters, no download.
+
+It is first trained on well-formed answers that name random tools, one of them more often than the others, so that it
+speaks the format and chooses badly, which is where fine-tuning has to start. What it reaches says nothing about
+Mistral-7B.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tool_aware.console import Progress, UserError
+from tool_aware.files import atomic_folder
+from tool_aware.model.base import quiet_libraries
+from tool_aware.prompt import IGNORE_INDEX, build_tokenizer, encode_example, encode_prompt
+from tool_aware.rows import Row
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import MistralForCausalLM, PreTrainedTokenizerBase
+
+HIDDEN_SIZE = 128
+LAYERS = 2
+PRETRAINING_STEPS = 300
+PRETRAINING_BATCH = 16
+LEARNING_RATE = 3e-3
+
+
+def vocabulary_file() -> Path:
+    """Find Mistral's V1 SentencePiece model (32,000 pieces), which the mistral-common package ships."""
+    try:
+        import mistral_common
+    except ImportError as error:
+        raise UserError(
+            "the demo needs the tokenizer that mistral-common ships", fix="pip install -r requirements-dev.txt"
+        ) from error
+    return Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+
+
+def save_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Write the v0.2 tokenizer into `folder` as a model on Hugging Face would have it."""
+    tokenizer = build_tokenizer(vocabulary_file())
+    tokenizer.save_pretrained(folder)
+    shutil.copyfile(vocabulary_file(), folder / "tokenizer.model")
+    return tokenizer
+
+
+def new_model(*, hidden_size: int = HIDDEN_SIZE, layers: int = LAYERS, seed: int = 0) -> MistralForCausalLM:
+    """Make a Mistral with random weights: grouped-query attention, SwiGLU, tied embeddings, float32."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(seed)
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=32000,
+            hidden_size=hidden_size,
+            intermediate_size=2 * hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            rope_theta=1e6,
+            sliding_window=None,
+            tie_word_embeddings=True,
+            dtype="float32",
+        )
+    )
+
+
+def build_base_model(folder: Path, rows: Sequence[Row], *, seed: int = 0, steps: int = PRETRAINING_STEPS) -> None:
+    """Write a tiny model into `folder` that answers in the right form with tools chosen at random.
+
+    `rows` give the instructions and, shuffled among each other, the answers.
+    """
+    with atomic_folder(folder) as part:
+        tokenizer = save_tokenizer(part)
+        model = new_model(seed=seed)
+        _pretrain(model, tokenizer, rows, seed=seed, steps=steps)
+        with quiet_libraries():
+            model.save_pretrained(part)
+
+
+def _pretrain(
+    model: MistralForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, seed: int, steps: int
+) -> None:
+    """Train on (instruction of one row, answer of another), the loss on the answer.
+
+    What all prompts begin with, the tools, goes through the model once a step; the rows continue from its cache.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    generator = random.Random(seed)
+    answers = _short_answers_by_tool(rows)
+    weights = _tool_weights(rows)
+    prompts = [encode_prompt(tokenizer, row.instruction) for row in rows]
+    shared = next(i for i, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    progress = Progress("building the tiny base model", steps)
+    for step in range(steps):
+        batch = [
+            encode_example(tokenizer, row.instruction, generator.choice(answers[tool]))
+            for row, tool in zip(
+                generator.choices(rows, k=PRETRAINING_BATCH),
+                generator.choices(list(weights), list(weights.values()), k=PRETRAINING_BATCH),
+                strict=True,
+            )
+        ]
+        cache = model.model(input_ids=torch.tensor([batch[0].prompt[:shared]]), use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(batch))
+        input_ids = _pad([example.input_ids[shared:] for example in batch], 0)
+        labels = _pad([example.labels[shared:] for example in batch], IGNORE_INDEX)
+        states = model.model(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
+        is_label = labels[:, 1:] != IGNORE_INDEX  # (B, T - 1): the token before a label predicts it
+        loss = cross_entropy(model.lm_head(states[:, :-1][is_label]), labels[:, 1:][is_label])
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        progress.update(step + 1, f"loss {loss.item():.3f}")
+    progress.close()
+
+
+def _tool_weights(rows: Sequence[Row]) -> dict[str, int]:
+    """Draw one tool twice as often as each other, the one whose share of the rows is nearest to chance.
+
+    With equal weights the base would still prefer some tool for each kind of query, right or wrong by luck.
+    """
+    shares = {tool: count / len(rows) for tool, count in Counter(row.tool for row in rows).items()}
+    favourite = min(shares, key=lambda tool: abs(shares[tool] - 1 / len(shares)))
+    return {tool: 2 if tool == favourite else 1 for tool in shares}
+
+
+def _short_answers_by_tool(rows: Sequence[Row]) -> dict[str, list[str]]:
+    answers: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: len(row.response)):
+        answers.setdefault(row.tool, []).append(row.response)
+    return {tool: texts[: max(1, len(texts) // 2)] for tool, texts in answers.items()}
+
+
+def _pad(sequences: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    """Stack sequences of token ids, padded on the right: (B, T) int64."""
+    import torch
+
+    length = max(map(len, sequences))
+    return torch.tensor([[*ids, *[fill] * (length - len(ids))] for ids in sequences])

@@ -1,0 +1,1 @@
+"""The mathematics of one training step: packing, forward and backward pass, loss, optimizer."""

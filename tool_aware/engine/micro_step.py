@@ -1,0 +1,171 @@
+"""One micro-batch: packed, run forward and backward by whichever decoder covers the model, split if memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+
+from tool_aware.console import warn
+from tool_aware.engine.attention import attention_mask
+from tool_aware.engine.loss import label_losses, without_head
+from tool_aware.engine.packing import Pack, Packing, pack
+from tool_aware.prompt import EncodedExample
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from tool_aware.engine.decoder import PackedDecoder
+
+LENGTHS_MULTIPLE = 32  # packs are padded to it on a GPU, which looks for the best kernels anew for every length
+
+
+class Done(NamedTuple):
+    """What a micro-batch came to."""
+
+    loss: torch.Tensor  # its share of the step's loss, a scalar
+    examples: int
+    tokens: int  # that were computed
+
+
+class MicroStep:
+    """Losses and gradients of micro-batches of `examples`, which are named by their row numbers.
+
+    `limit` examples at most are computed at once. When memory runs out, the decoder gives up what only saves time, and
+    then the limit is halved. Without a `decoder`, the library's forward pass and autograd are taken. `flat_gradient` is
+    set where all of the adapter's gradients are views of it.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        examples: Sequence[EncodedExample],
+        *,
+        packing: Packing,
+        limit: int,
+        device: torch.device,
+        decoder: PackedDecoder | None = None,
+        is_sharded: bool = False,
+    ) -> None:
+        self._model, self._examples, self._packing = model, examples, packing
+        self._device, self.decoder, self._is_sharded = device, decoder, is_sharded
+        self.limit = limit
+        self.concessions: list[str] = []  # to memory that ran out
+        self.backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
+        self.flat_gradient: torch.Tensor | None = None
+        self._packed_ahead: tuple[list[int], Pack] | None = None
+
+    def add_gradient(self, rows: list[int], labels_in_step: torch.Tensor) -> Done:
+        """Add the gradient of the rows' share of the step's mean loss; nothing is added twice if memory runs out."""
+        before = self._copy_of_gradients()
+        while True:
+            try:
+                return self._in_parts(rows, labels_in_step)
+            except torch.OutOfMemoryError as error:
+                out_of_memory = error.with_traceback(None)  # its frames hold the failed attempt's tensors
+            self._restore_gradients(before)
+            self._packed_ahead = None
+            torch.cuda.empty_cache()
+            if not self._give_way(len(rows)):
+                raise out_of_memory
+
+    def _give_way(self, rows: int) -> bool:
+        """Find a way to take less memory; the effective batch and the gradient stay the same."""
+        concession = self.decoder.give_way() if self.decoder else None
+        if concession is None and (self.limit == 1 or self._is_sharded):
+            return False
+        if concession is None:
+            self.limit = -(-min(self.limit, rows) // 2)
+            concession = f"micro-batches are split into {self.limit} examples"
+        self.concessions.append(f"out of GPU memory: {concession} from here on")
+        warn(f"{self.concessions[-1]} (the effective batch stays the same)", from_any_process=True)
+        return True
+
+    def pack_ahead(self, rows: list[int]) -> None:
+        """Lay out the micro-batch of `rows`, which comes next, while the GPU computes the one before."""
+        rows = rows[: self.limit]
+        if self._packed_ahead and self._packed_ahead[0] == rows:
+            return  # with gradient accumulation it comes after several others
+        self._packed_ahead = None
+        if rows:
+            self._packed_ahead = (rows, self._pack(rows))
+            if self.decoder:
+                self.decoder.prepare(self._packed_ahead[1])
+
+    def demand_own_parameters(self) -> None:
+        """Raise RuntimeError if gradients would be added to parameters that are no longer the model's."""
+        own = {id(parameter) for parameter in self._trained()}
+        if self.decoder and {id(parameter) for parameter in self.decoder.trained} != own:
+            raise RuntimeError("the model's adapter was replaced after the decoder had taken it up")
+
+    @torch.no_grad()
+    def rows_with_infinite_loss(self, rows: Sequence[int]) -> list[int]:
+        """Find those of `rows` whose loss is not finite."""
+        return [row for row in rows if not torch.isfinite(self.losses(self._pack([row]))).all()]
+
+    def answer_states(self, examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
+        """Return the pack of `examples`, the states that predict its labels (L, H), and the output head (V, H)."""
+        packed = self._lay_out(examples)
+        return packed.to(self._device), *self._states(packed)
+
+    def losses(self, packed: Pack) -> torch.Tensor:
+        """Return the loss of each label of a pack: (L,) float32."""
+        hidden, head_weight = self._states(packed)
+        return label_losses(hidden, head_weight, packed.labels.to(hidden.device))
+
+    def _in_parts(self, rows: list[int], labels_in_step: torch.Tensor) -> Done:
+        loss, examples, tokens = torch.zeros((), device=self._device), 0, 0
+        for first in range(0, len(rows), self.limit):
+            packed = self._pack(rows[first : first + self.limit])
+            loss += self._one_pack(packed, labels_in_step)
+            examples, tokens = examples + packed.examples, tokens + packed.input_ids.numel()
+        if self._is_sharded and not rows:  # all processes run the same passes, for they share the base model's weights
+            (self.losses(self._pack([0])).sum() * 0).backward()
+        return Done(loss, examples, tokens)
+
+    def _one_pack(self, packed: Pack, labels_in_step: torch.Tensor) -> torch.Tensor:
+        if self.decoder:
+            return self.decoder.add_gradient(packed, 1 / labels_in_step)
+        loss = self.losses(packed).sum() / labels_in_step
+        self.backward(loss)
+        return loss.detach()
+
+    def _pack(self, rows: list[int]) -> Pack:
+        if self._packed_ahead and self._packed_ahead[0] == rows:
+            return self._packed_ahead[1]
+        return self._lay_out([self._examples[row] for row in rows])
+
+    def _lay_out(self, examples: Sequence[EncodedExample]) -> Pack:
+        return pack(examples, self._packing, multiple_of=LENGTHS_MULTIPLE if self._device.type == "cuda" else 1)
+
+    def _states(self, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states that predict the labels, (L, H), and the output head, (V, H)."""
+        base = self._model.get_base_model()
+        if self.decoder and not torch.is_grad_enabled():
+            return self.decoder.hidden(packed), base.get_output_embeddings().weight
+        with without_head(base) as head_weight:
+            return self._hidden_at_labels(base, packed.to(self._device)), head_weight
+
+    def _hidden_at_labels(self, base: nn.Module, packed: Pack) -> torch.Tensor:
+        inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
+        mask = attention_mask(packed, base.config, base.dtype)
+        if packed.input_ids.shape[0] == 1:
+            return self._model(**inputs, attention_mask=mask, logits_to_keep=packed.label_columns).logits[0]
+        return self._model(**inputs, attention_mask=mask).logits[packed.label_rows, packed.label_columns]
+
+    def _copy_of_gradients(self) -> list[torch.Tensor | None]:
+        flat = self.flat_gradient
+        gradients = [parameter.grad for parameter in self._trained()] if flat is None else [flat]
+        return [None if gradient is None else gradient.clone() for gradient in gradients]
+
+    def _restore_gradients(self, before: list[torch.Tensor | None]) -> None:
+        if self.flat_gradient is not None:
+            self.flat_gradient.copy_(before[0])
+            return
+        for parameter, gradient in zip(self._trained(), before, strict=True):
+            parameter.grad = gradient
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]

@@ -1,0 +1,173 @@
+"""Attention over a pack, forward and backward, for the hand-written decoder.
+
+A token of a pack sees the prefix of its group and what precedes it in its own example. Both are attentions that
+FlashAttention computes without a mask: causal over each part of the pack by itself, and full over the prefix. The
+results are joined by their log-sum-exp; given the joint log-sum-exp, the gradients of both simply add up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from tool_aware.engine.packing import PREFIX, Pack
+
+
+class PackedAttention(Protocol):
+    """T tokens; H heads, h key-value heads, D elements each."""
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Write the attention of query (T, H, D) to key and value (T, h, D) into `out` (T, H, D); return its lse."""
+
+    def backward(  # noqa: PLR0917
+        self,
+        gradient: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Return the gradients: two addends of the query's (the second may be None), the key's, the value's."""
+
+
+class DenseAttention:
+    """Torch's SDPA over a dense (T, T) mask: for the CPU."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._visible = pack.visible()  # (1, 1, T, T)
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> None:
+        """See PackedAttention.forward."""
+        out.copy_(self._attend(query, key, value))
+
+    def backward(  # noqa: PLR0917
+        self,
+        gradient: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor,
+        lse: None,
+    ) -> tuple[torch.Tensor, None, torch.Tensor, torch.Tensor]:
+        """See PackedAttention.backward."""
+        inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
+        with torch.enable_grad():
+            of_query, of_key, of_value = torch.autograd.grad(self._attend(*inputs), inputs, gradient)
+        return of_query, None, of_key, of_value
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+        return functional.scaled_dot_product_attention(query, key, value, self._visible)[0].transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """Consecutive stretches of queries and of the keys they see, for FlashAttention's variable lengths."""
+
+    queries: torch.Tensor  # (S + 1,) int32: where each begins, and the end
+    keys: torch.Tensor  # (S + 1,) int32
+    longest_query: int
+    longest_key: int
+
+    @classmethod
+    def of(cls, query_lengths: torch.Tensor, key_lengths: torch.Tensor, device: torch.device) -> _Segments:
+        starts = [torch.nn.functional.pad(x.cumsum(0), (1, 0)).int() for x in (query_lengths, key_lengths)]
+        queries, keys = (start.to(device, non_blocking=True) for start in starts)
+        return cls(queries, keys, int(query_lengths.max()), int(key_lengths.max()))
+
+
+class FlashAttention:
+    """FlashAttention of torch, twice: for CUDA from compute capability 8.0 on, in 16 bit."""
+
+    def __init__(self, pack: Pack, device: torch.device) -> None:
+        group, example = pack.group_ids[0].cpu(), pack.example_ids[0].cpu()
+        is_prefix = example == PREFIX
+        own = _run_lengths(torch.stack([group, example]))
+        self._own = _Segments.of(own, own, device)
+        self._prefix_columns = is_prefix.nonzero()[:, 0]
+        self._prefix: _Segments | None = None
+        if len(self._prefix_columns):
+            # In turn the prefix of a group, which sees itself above and nothing here, and all its examples.
+            lengths = _run_lengths(torch.stack([group, is_prefix]))
+            ends = lengths.cumsum(0) - 1
+            prefix_tokens = {int(g): int((is_prefix & (group == g)).sum()) for g in group[ends].unique()}
+            keys = [0 if is_prefix[end] else prefix_tokens[int(group[end])] for end in ends]
+            self._prefix = _Segments.of(lengths, torch.tensor(keys), device)
+            self._prefix_columns = self._prefix_columns.to(device, non_blocking=True)
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """See PackedAttention.forward."""
+        from tool_aware.engine import triton_ops as kernels
+
+        own, lse = self._attend(self._own, query, key, value, is_causal=True)
+        if self._prefix is None:
+            out.copy_(own)
+            return lse
+        shared_key, shared_value = key[self._prefix_columns], value[self._prefix_columns]
+        shared, shared_lse = self._attend(self._prefix, query, shared_key, shared_value, is_causal=False)
+        kernels.merge_attention(own, lse, shared, shared_lse, out)
+        return lse
+
+    def backward(  # noqa: PLR0917
+        self,
+        gradient: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """See PackedAttention.backward."""
+        of_query, of_key, of_value = self._gradients(self._own, gradient, query, key, value, out, lse, is_causal=True)
+        if self._prefix is None:
+            return of_query, None, of_key, of_value
+        columns = self._prefix_columns
+        through_prefix, of_shared_key, of_shared_value = self._gradients(
+            self._prefix, gradient, query, key[columns], value[columns], out, lse, is_causal=False
+        )
+        of_key.index_add_(0, columns, of_shared_key)
+        of_value.index_add_(0, columns, of_shared_value)
+        return of_query, through_prefix, of_key, of_value
+
+    @staticmethod
+    def _attend(
+        segments: _Segments, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            query, key, value, segments.queries, segments.keys, segments.longest_query, segments.longest_key,
+            0.0, is_causal, False,
+        )  # fmt: skip
+        return out, lse
+
+    @staticmethod
+    def _gradients(  # noqa: PLR0917
+        segments: _Segments,
+        gradient: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        *,
+        is_causal: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        no_dropout = torch.empty(2, dtype=torch.uint64, device=query.device)
+        return torch.ops.aten._flash_attention_backward(
+            gradient, query, key, value, out, lse, segments.queries, segments.keys, segments.longest_query,
+            segments.longest_key, 0.0, is_causal, no_dropout, no_dropout,
+        )  # fmt: skip
+
+
+def _run_lengths(labels: torch.Tensor) -> torch.Tensor:
+    """Count the columns of each run of equal columns of `labels` (n, T)."""
+    changes = (labels[:, 1:] != labels[:, :-1]).any(0).nonzero()[:, 0] + 1
+    edges = torch.cat([torch.tensor([0]), changes, torch.tensor([labels.shape[1]])])
+    return edges.diff()

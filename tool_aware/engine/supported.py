@@ -1,0 +1,85 @@
+"""Which models, adapters and machines the toolkit's own decoder covers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tool_aware.model.adapter import lora_variant
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_ARCHITECTURES = ("mistral", "llama")
+_LINEAR_KINDS = ("Linear", "Linear4bit")  # plain and 4-bit, of torch, peft and bitsandbytes
+
+
+def unsupported(model: PeftModel, longest: int) -> str | None:
+    """Say why PackedDecoder cannot run `model` on examples of up to `longest` tokens; None if it can."""
+    base = model.get_base_model()
+    return _unsupported_shape(base.config, longest) or _unsupported_adapter(model) or _unsupported_device(base)
+
+
+def _unsupported_shape(shape: PreTrainedConfig, longest: int) -> str | None:
+    if shape.model_type not in _ARCHITECTURES:
+        return f"models of type {shape.model_type}"
+    if shape.hidden_act != "silu":
+        return f"{shape.hidden_act} as activation"
+    window = getattr(shape, "sliding_window", None)
+    if window is not None and window < longest:
+        return f"a sliding window of {window} tokens with model.max_seq_length: {longest}"
+    return None
+
+
+def _unsupported_adapter(model: PeftModel) -> str | None:
+    base, settings = model.get_base_model(), model.peft_config["default"]
+    if settings.lora_dropout:
+        return "dropout"
+    if lora_variant(settings.to_dict()):
+        return "variants of LoRA"
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if any(parameter.dtype != base.dtype for parameter in trained.values()):
+        return "an adapter in another precision than its base"
+    linear = [
+        getattr(module, "base_layer", module)
+        for name, module in base.model.layers.named_modules()
+        if name.endswith("_proj")
+    ]
+    if any(type(layer).__name__ not in _LINEAR_KINDS for layer in linear):
+        return "8-bit weights"
+    if any(layer.bias is not None for layer in linear):
+        return "biases"
+    return None
+
+
+def _unsupported_device(base: PreTrainedModel) -> str | None:
+    if base.device.type != "cuda":
+        return None
+    if base.dtype == torch.float32 or torch.cuda.get_device_capability(base.device) < (8, 0):
+        return "float32, or GPUs without bfloat16"
+    return None
+
+
+def unsupported_gpu(device: torch.device) -> str | None:
+    """Say why PackedDecoder can run no model on this GPU, as far as that shows before there is one; None if it can."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "GPUs without bfloat16"
+    return broken_kernels(device)
+
+
+def broken_kernels(device: torch.device) -> str | None:
+    """Say why Triton kernels cannot run on `device`, which takes a C compiler and Python's headers; None if they do."""
+    if device.type != "cuda":
+        return None
+    try:
+        from tool_aware.engine import triton_ops as kernels
+
+        x = torch.ones(1, 16, device=device)
+        kernels.rms_norm(x, x[0], 1e-6, x)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # no Triton, no compiler, no headers, a GPU that Triton does not know: each its own type
+        first_line = (str(error).splitlines() or [""])[0]
+        return f"this machine, as Triton does not work ({type(error).__name__}: {first_line})"
+    return None

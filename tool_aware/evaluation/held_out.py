@@ -1,0 +1,86 @@
+"""The rows to be judged on, the rows that rivals and calibration learn from, and what makes judging pointless."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tool_aware.console import UserError, listing
+from tool_aware.files import sha256_of
+from tool_aware.lineage import lessons_of, taught_rows
+from tool_aware.rows import Row, load_rows
+from tool_aware.text import normalised
+from tool_aware.tools import Toolbox
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Rows of the test file (and of val.json) by their index in it, from 0; `train` is empty without train.json."""
+
+    __test__ = False  # its name makes pytest look for tests in it
+
+    path: Path
+    sha256: str
+    rows: dict[int, Row]
+    total: int
+    train: list[Row]
+    val: dict[int, Row]
+    val_sha256: str | None
+
+
+def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> TestSet:
+    """Read `folder/test.json`; `limit` takes that many rows spread evenly over the file.
+
+    Raises UserError if rows of the test file are also in train.json: a model would be marked on what it was taught.
+    """
+    path = folder / "test.json"
+    loaded = load_rows(path, tools)
+    train = load_rows(folder / "train.json", tools).rows if (folder / "train.json").is_file() else []
+    val = load_rows(folder / "val.json", tools) if (folder / "val.json").is_file() else None
+    _refuse_rows_seen_in_training(loaded.rows, train, path)
+    total = len(loaded.rows)
+    kept = range(total) if limit is None or limit >= total else [index * total // limit for index in range(limit)]
+    return TestSet(
+        path=path,
+        sha256=loaded.sha256,
+        rows={index: loaded.rows[index] for index in kept},
+        total=total,
+        train=train,
+        val=dict(enumerate(val.rows)) if val else {},
+        val_sha256=val.sha256 if val else None,
+    )
+
+
+def refuse_rows_taught_before(test: TestSet, model: Path) -> None:
+    """Raise UserError if test rows stand in the train.json of a run that an adapter or merged model comes from.
+
+    Files that are gone or have changed since cannot be looked at; a train.json beside the test file has been.
+    """
+    beside = test.path.with_name("train.json")
+    known = sha256_of(beside) if beside.is_file() else None
+    for lesson in lessons_of(model):
+        queries = lesson.queries() if lesson.train_sha256 != known else None
+        taught = taught_rows(list(test.rows.values()), queries) if queries else []
+        if taught:
+            folder = Path(lesson.train).parent
+            raise UserError(
+                f"{len(taught)} of {len(test.rows)} rows stand in {lesson.train}; {lesson.adapter} was trained on that",
+                where=str(test.path),
+                fix=f"python prepare_dataset.py --set dataset.splits_from={folder}, and train again; "
+                "or evaluate it on the test.json of its own data: --set dataset.dir=DIR",
+            )
+
+
+def _refuse_rows_seen_in_training(rows: Sequence[Row], train: Sequence[Row], path: Path) -> None:
+    trained_on = {normalised(row.query): number for number, row in enumerate(train, start=1)}
+    problems = [
+        f"{path}: row {number} is row {trained_on[normalised(row.query)]} of train.json: {row.query[:60]!r}"
+        for number, row in enumerate(rows, start=1)
+        if normalised(row.query) in trained_on
+    ]
+    if problems:
+        raise UserError(
+            "the test rows must not have been trained on\n" + listing(problems, "row"),
+            fix="python prepare_dataset.py makes splits that share no row; or take these rows out of one of the files",
+        )

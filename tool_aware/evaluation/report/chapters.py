@@ -1,0 +1,247 @@
+"""What the report says, section by section, as text, tables and charts; `report_markdown` and `report_html` set it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tool_aware.evaluation.report import charts
+from tool_aware.evaluation.results import Results, title
+from tool_aware.evaluation.scoring.intervals import Estimate
+from tool_aware.evaluation.scoring.judgement import ERRORS
+from tool_aware.evaluation.scoring.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text; the first column is a label, the others are figures."""
+
+    headers: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One chapter of the report. `charts` are SVG, (caption, markup); they contain no text from data unescaped."""
+
+    title: str
+    paragraphs: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    charts: list[tuple[str, str]] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
+
+
+def build_report(results: Results) -> list[Section]:
+    """All sections, the verdict first."""
+    sections = [
+        Section("Verdict", paragraphs=[" ".join(results.headline()), *_evidence(results), *results.notes]),
+        _systems(results),
+        _per_tool(results),
+        _confusions(results),
+        _parameters(results),
+        _errors(results),
+        _trust(results),
+        _breakdown(results),
+        _robustness(results),
+        _worst(results),
+    ]
+    return [section for section in sections if section]
+
+
+def _evidence(results: Results) -> list[str]:
+    """What the comparison says beyond tool accuracy."""
+    comparison = results.comparison
+    if comparison is None:
+        return []
+    change, calls = comparison.macro_f1_difference, comparison.whole_call
+    sentences = [f"Macro-F1 changes by {_points(change.value)} points [{_points(change.low)}, {_points(change.high)}]."]
+    if calls:
+        sentences.append(
+            f"Whole calls are right for {comparison.second} alone in {calls.only_second} rows and for "
+            f"{comparison.first} alone in {calls.only_first} (exact McNemar p = {calls.p_value:.2g})."
+        )
+    return [" ".join(sentences)]
+
+
+def _systems(results: Results) -> Section:
+    headers = ["System", "Tool accuracy", "Macro-F1", "Parsed", "Whole call", "… given the tool", "BFCL strict",
+               "ms per token"]  # fmt: skip
+    rows = []
+    for name, m in results.metrics.items():
+        speed = results.seconds_per_token.get(name)
+        figures = [m.accuracy, m.macro_f1, m.parse_rate, m.call_accuracy, m.call_accuracy_given_tool, m.bfcl_strict]
+        rows.append([title(name), *map(interval, figures), f"{1000 * speed:.2f}" if speed else "–"])
+    notes = [
+        "Percent, with 95 % intervals (Wilson for shares, widened by a bootstrap over groups of rows). Rows are "
+        f"{results.metrics[results.tuned].rows} in {results.metrics[results.tuned].groups} groups. "
+        "“Whole call” is the right tool with every parameter right under the router's policy; “BFCL strict” is the "
+        "same under the rules of the Berkeley Function-Calling Leaderboard. “–”: the system only chooses a tool."
+    ]
+    return Section("All systems on the same rows", notes, [Table(headers, rows)])
+
+
+def _per_tool(results: Results) -> Section:
+    main = {title(name): results.metrics[name] for name in results.main}
+    tables = []
+    for name, m in main.items():
+        rows = [
+            [tool, interval(f.precision), interval(f.recall), interval(f.f1), str(f.support), str(f.predicted)]
+            for tool, f in m.per_tool.items()
+        ]
+        tables.append(Table([name, "Precision", "Recall", "F1", "Rows", "Chosen"], rows))
+    rates = [
+        f"{name}: calls a tool where none is needed in {interval(m.over_call)} % of those rows, answers itself where a "
+        f"tool is needed in {interval(m.under_call)} %; balanced accuracy {interval(m.balanced_accuracy)} %."
+        for name, m in main.items()
+        if m.over_call.value is not None or m.under_call.value is not None
+    ]
+    rates += [
+        f"{name}: the first line names the right tool in {interval(m.names_right_tool)} % of rows, whether or not the "
+        "rest can be read. All other figures ask for a call that an agent could make."
+        for name, m in main.items()
+        if m.names_right_tool and m.names_right_tool.value != m.accuracy.value
+    ]
+    return Section("By tool", rates, tables, [("F1 by tool with 95 % intervals", charts.tool_bars(main))])
+
+
+def _confusions(results: Results) -> Section:
+    notes = ["Right tool down, chosen tool across. “invalid” counts answers that name no tool an agent could call."]
+    drawn = [
+        (f"{title(name)}: {results.metrics[name].accuracy.percent()}", charts.confusion(results.metrics[name]))
+        for name in results.main
+    ]
+    tables = [
+        Table([title(name), *results.metrics[name].labels], _confusion_rows(results.metrics[name]))
+        for name in results.main
+    ]
+    return Section("Confusion", notes, tables, drawn)
+
+
+def _confusion_rows(m: Metrics) -> list[list[str]]:
+    return [[tool, *map(str, counts)] for tool, counts in zip(m.labels, m.confusion, strict=False)]
+
+
+def _parameters(results: Results) -> Section | None:
+    m = results.metrics[results.tuned]
+    if not m.parameters:
+        return None
+    rows = [
+        [name, interval(p.precision), interval(p.recall), _share(p.f1), _share(p.overall_f1), _share(p.token_f1)]
+        for name, p in m.parameters.items()
+    ]
+    notes = [
+        "Router's policy: numbers and enums exact, defaults equal omission, text by words without case and outer "
+        "punctuation, programs by syntax tree. “F1 overall” counts the parameters of rows with another tool as "
+        "missing; word F1 tells how near texts come.",
+        f"All parameters right: {interval(m.call_accuracy)} % of rows, {interval(m.call_accuracy_given_tool)} % given "
+        f"the right tool; by BFCL's rules {interval(m.bfcl_strict)} % and {interval(m.bfcl_strict_given_tool)} %.",
+    ]
+    if m.reasoning_sound:
+        notes.append(
+            f"Reasoning has the asked-for form (present, one sentence, naming no other tool) in "
+            f"{interval(m.reasoning_sound)} % of answers. Whether it is true is not graded."
+        )
+    headers = [f"{title(results.tuned)}, given the tool", "Precision", "Recall", "F1", "F1 overall", "Word F1"]
+    return Section("Parameters", notes, [Table(headers, rows)])
+
+
+def _errors(results: Results) -> Section:
+    shown = [
+        name for name in ("base", "base_constrained", "finetuned", "finetuned_constrained") if name in results.metrics
+    ]
+    shown = shown or list(results.main)
+    kinds = [kind for kind in ERRORS if any(kind in results.metrics[name].errors for name in shown)]
+    rows = [[kind, *(str(results.metrics[name].errors.get(kind, 0)) for name in shown)] for kind in kinds]
+    advice = [confusion.advice() + "." for confusion in results.confusions]
+    notes = ["Each wrong row counts once, under the first thing that is wrong with it."]
+    if advice:
+        notes.append("What to add to the data next:")
+    return Section("Why it errs", notes, [Table(["Error", *map(title, shown)], rows)] if rows else [], items=advice)
+
+
+def _trust(results: Results) -> Section | None:
+    trust = results.trust
+    if trust is None:
+        return None
+    t, c = trust.threshold, trust.costs
+    if t.confidence is None:
+        act = f"No threshold reaches a precision of {100 * t.wanted_precision:.0f} % on val."
+    else:
+        act = (
+            f"Acting only at a confidence of {t.confidence:.3f} and above, chosen on val for a precision of "
+            f"{100 * t.wanted_precision:.0f} %, covers {100 * t.test_coverage:.0f} % of the test rows with a precision "
+            f"of {interval(t.test_precision)} %."
+        )
+    notes = [
+        f"Probability of the chosen tool, temperature {trust.temperature:.2f} fitted on {trust.val_rows} val rows: "
+        f"expected calibration error {100 * trust.ece:.1f} points (uncalibrated {100 * trust.ece_before:.1f}).",
+        act,
+        f"Mean cost per row under the cost matrix of config.yaml: {c.always_act:.3f} when always acting, "
+        f"{c.least_expected_cost:.3f} when the cheapest choice is taken ({c.abstained} rows left to someone else).",
+    ]
+    drawn = [
+        ("Reliability: how often it is right at each confidence", charts.reliability(trust)),
+        ("Risk and coverage: error rate among the most confident rows", charts.risk_coverage(trust)),
+    ]
+    return Section("When to trust it", notes, charts=drawn)
+
+
+def _breakdown(results: Results) -> Section | None:
+    if not results.parts:
+        return None
+    rows = [
+        [f"{part.property}: {part.value}", str(part.rows), *(interval(part.accuracy[name]) for name in results.main)]
+        for part in results.parts
+    ]
+    return Section("By slice", tables=[Table(["Rows with", "Rows", *map(title, results.main)], rows)])
+
+
+def _robustness(results: Results) -> Section | None:
+    if not results.shifts:
+        return None
+    tables = []
+    for system, shifts in results.shifts.items():
+        rows = [
+            [s.variant, f"{100 * s.accuracy:.1f}", _points(s.accuracy_change), _points(s.macro_f1_change),
+             *(_points(change) for change in s.f1_changes.values()), f"{100 * s.changed:.1f} %"]
+            for s in shifts
+        ]  # fmt: skip
+        tools = [f"F1 {tool}" for tool in shifts[0].f1_changes]
+        headers = [f"{title(system)}, choice only", "Accuracy", "Change", "Macro-F1", *tools, "Other tool"]
+        tables.append(Table(headers, rows))
+    notes = ["The same rows with a changed prompt; changes are in points against the plain prompt."]
+    return Section("How much hangs on the wording of the prompt", notes, tables)
+
+
+def _worst(results: Results) -> Section | None:
+    if not results.worst:
+        return None
+    rows = [
+        [str(j.row), _short(results.rows[j.row].query), j.expected, j.chosen or "invalid", j.error, _short(j.detail)]
+        for j in results.worst
+    ]
+    return Section("The worst rows", tables=[Table(["Row", "Query", "Right", "Chosen", "Error", "Detail"], rows)])
+
+
+# ---- cells ------------------------------------------------------------------------------------------------
+
+
+def interval(estimate: Estimate | None) -> str:
+    """Write an estimate as `87.7 [82–92]`, in percent."""
+    if estimate is None:
+        return "–"
+    if estimate.value is None:
+        return "n/a"
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.0f}–{100 * estimate.high:.0f}]"
+
+
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.1f}"
+
+
+def _points(change: float | None) -> str:
+    return "n/a" if change is None else f"{100 * change:+.1f}"
+
+
+def _short(text: str, limit: int = 90) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,0 +1,104 @@
+"""The report as one HTML file: no network, light and dark, readable on a phone, every row searchable.
+
+All text from data is escaped: by `html.escape` in the page, and in the embedded JSON by writing `<` as `\\u003c`, which
+a script then shows with `textContent` only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from tool_aware.evaluation.report.chapters import Section, Table
+from tool_aware.evaluation.results import Results, title
+from tool_aware.evaluation.scoring.judgement import Judgement
+
+_TEMPLATE = Path(__file__).with_name("template.html")
+
+
+def render_html(results: Results, sections: Sequence[Section], *, facts: Sequence[str]) -> str:
+    """Fill the template; `facts` are shown below the title: dataset, models, date."""
+    fields = {
+        "FACTS": "".join(f"<li>{escape(fact)}</li>" for fact in facts),
+        "NAVIGATION": "".join(f'<a href="#{_anchor(s.title)}">{escape(s.title)}</a>' for s in sections),
+        "SECTIONS": "".join(map(_section, sections)),
+        "SYSTEMS": escape(" / ".join(map(title, results.main))),
+        "DATA": json.dumps(_rows(results), ensure_ascii=False).replace("<", "\\u003c"),
+    }
+    # One pass, so that a placeholder's name inside a query stays what it is.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], _TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _section(section: Section) -> str:
+    kind = ' class="verdict"' if section.title == "Verdict" else ""
+    parts = [f'<section id="{_anchor(section.title)}"{kind}><h2>{escape(section.title)}</h2>']
+    parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
+    if section.items:
+        parts.append(f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in section.items)}</ul>")
+    if section.charts:
+        figures = (f"<figure><figcaption>{escape(text)}</figcaption>{svg}</figure>" for text, svg in section.charts)
+        parts.append(f'<div class="figures">{"".join(figures)}</div>')
+    is_drawn = section.title == "Confusion"  # its matrices say the same as its tables
+    parts += [] if is_drawn else map(_table, section.tables)
+    return "".join([*parts, "</section>"])
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(header)}</th>" for header in table.headers)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
+    is_prose = any(len(cell) > 40 for row in table.rows for cell in row[1:])
+    kind = ' class="prose"' if is_prose else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _anchor(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+# ---- rows -------------------------------------------------------------------------------------------------
+
+
+def _rows(results: Results) -> list[dict[str, Any]]:
+    """What the table of rows shows: query, right answer, each main system's answer, its verdict and its diff."""
+    by_system = {
+        name: list(zip(results.predictions[name], results.judgements[name], strict=True)) for name in results.main
+    }
+    rows = []
+    for position, (index, row) in enumerate(results.rows.items()):
+        answers = []
+        for name, pairs in by_system.items():
+            prediction, judgement = pairs[position]
+            text = prediction.text if prediction.text is not None else f"Tool: {prediction.tool}"
+            expected = row.response if prediction.text is not None else f"Tool: {row.tool}"
+            answers.append(
+                {"system": title(name), "tool": judgement.chosen or "invalid", "isRight": _is_right(judgement),
+                 "isToolRight": judgement.is_tool_right,
+                 "error": judgement.error or "", "detail": judgement.detail, "diff": word_diff(expected, text)}
+            )  # fmt: skip
+        tags = [str(row.metadata[key]) for key in ("source", "slice", "language") if row.metadata.get(key)]
+        rows.append(
+            {"row": index, "query": row.query, "tool": row.tool, "tags": tags, "prompt": row.instruction,
+             "expected": row.response, "answers": answers}
+        )  # fmt: skip
+    return rows
+
+
+def _is_right(judgement: Judgement) -> bool:
+    return judgement.is_tool_right if judgement.is_call_correct is None else judgement.is_call_correct
+
+
+def word_diff(expected: str, answer: str) -> list[list[str]]:
+    """Pieces of both texts in reading order: `=` in both, `-` only expected, `+` only answered."""
+    one, other = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (expected, answer))
+    pieces = []
+    for operation, i1, i2, j1, j2 in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+        if operation == "equal":
+            pieces.append(["=", "".join(one[i1:i2])])
+            continue
+        pieces += [[mark, "".join(words)] for mark, words in (("-", one[i1:i2]), ("+", other[j1:j2])) if words]
+    return pieces

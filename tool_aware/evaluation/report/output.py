@@ -1,0 +1,162 @@
+"""What an evaluation leaves behind: tables on stdout, files in the results folder, figures beside the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tool_aware.config.settings import Config
+from tool_aware.console import warn
+from tool_aware.evaluation.answering.endpoint import PROBE_NAME, make_probe
+from tool_aware.evaluation.held_out import TestSet
+from tool_aware.evaluation.report.chapters import build_report
+from tool_aware.evaluation.report.figures import draw_confusion
+from tool_aware.evaluation.report.html import render_html
+from tool_aware.evaluation.report.markdown import render_markdown
+from tool_aware.evaluation.report.tables import (
+    comparison_table,
+    confusion_table,
+    errors_table,
+    per_tool_table,
+    systems_table,
+)
+from tool_aware.evaluation.results import Results, title
+from tool_aware.evaluation.scoring.calibration import routing_thresholds
+from tool_aware.files import write_json, write_text
+from tool_aware.inference import grammar
+from tool_aware.manifest import read_manifest, write_manifest
+
+THRESHOLDS_NAME = "routing_thresholds.json"
+_FILES = {"base": "base_model", "base_choice": "base_model", "finetuned": "finetuned_model",
+          "finetuned_choice": "finetuned_model"}  # fmt: skip
+
+
+def write_results(
+    folder: Path, results: Results, config: Config, test: TestSet, *, partial: Sequence[str] = (), started_s: float
+) -> list[Path]:
+    """Write metrics, per-row results, comparison, figures, reports, grammars and last the manifest.
+
+    `partial` names the options that made this a part of an evaluation.
+    """
+    outputs: list[Path] = []
+
+    def put(name: str, writer: Any, *content: Any) -> None:
+        writer(folder / name, *content)
+        outputs.append(folder / name)
+
+    for system in results.main:
+        name = _FILES[system]
+        put(f"{name}_metrics.json", write_json, results.metrics[system].as_dict())
+        put(f"{name}_results.json", write_json, result_rows(results, system))
+        put(f"{name}_confusion.png", draw_confusion, title(system), results.metrics[system])
+    put("comparison.json", write_json, comparison(results))
+    sections = build_report(results)
+    put("report.md", write_text, render_markdown(sections))
+    put("report.html", write_text, render_html(results, sections, facts=_facts(config, test)))
+    put("answer.gbnf", write_text, grammar.gbnf(config.toolbox))
+    put("answer.regex", write_text, grammar.regex(config.toolbox) + "\n")
+    _delete_what_else_an_earlier_run_wrote(folder, outputs)
+    write_manifest(
+        folder, stage="evaluate", config=config.as_dict(), seed=config.evaluation.seed, started_s=started_s,
+        inputs=[test.path], outputs=outputs, counts={"rows": len(test.rows)}, fallbacks=results.notes,
+        dataset_sha256=test.sha256, partial=list(partial),
+    )  # fmt: skip
+    return outputs
+
+
+def _delete_what_else_an_earlier_run_wrote(folder: Path, outputs: Sequence[Path]) -> None:
+    """Delete the outputs of the folder's manifest that this run did not write: figures of other answers than these."""
+    earlier = read_manifest(folder) or {}
+    if earlier.get("stage") == "evaluate":
+        for name in earlier["outputs"].keys() - {path.name for path in outputs}:
+            (folder / Path(name).name).unlink(missing_ok=True)
+
+
+def result_rows(results: Results, system: str) -> list[dict[str, Any]]:
+    """One object a row: the row, the answer, the verdict."""
+    rows = []
+    for prediction, judgement in zip(results.predictions[system], results.judgements[system], strict=True):
+        row = results.rows[prediction.row]
+        verdict = {key: value for key, value in asdict(judgement).items() if key != "row"}
+        rows.append(
+            {"row": prediction.row, "query": row.query, "expected_response": row.response, "response": prediction.text,
+             **verdict, "scores": prediction.scores, "metadata": dict(row.metadata)}
+        )  # fmt: skip
+    return rows
+
+
+def comparison(results: Results) -> dict[str, Any]:
+    """Base against tuned, tuned against each cheap rival, and what only the report shows otherwise."""
+    return {
+        "headline": results.headline(),
+        "base_against_finetuned": results.comparison.as_dict() if results.comparison else None,
+        "rivals": [rival.as_dict() for rival in results.against_rivals],
+        "systems": {name: figures.as_dict() for name, figures in results.metrics.items() if name not in results.main},
+        "trust": results.trust.as_dict() if results.trust else None,
+        "robustness": {system: [asdict(shift) for shift in shifts] for system, shifts in results.shifts.items()},
+        "parts": [asdict(part) for part in results.parts],
+        "add_to_the_data_next": [asdict(item) | {"advice": item.advice()} for item in results.confusions],
+        "seconds_per_token": dict(results.seconds_per_token),
+    }
+
+
+def _facts(config: Config, test: TestSet) -> list[str]:
+    rows = f"{len(test.rows)} of {test.total} rows of {test.path} (sha256 {test.sha256[:12]})"
+    return [rows, f"base model {config.model.name}", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")]
+
+
+def update_adapter(adapter: Path, results: Results, config: Config, test: TestSet) -> None:
+    """Leave beside the adapter what its users need: thresholds, a probe for servers, the figures in its model card."""
+    try:
+        if results.trust:
+            thresholds = routing_thresholds(
+                results.trust, config.evaluation.costs, config.toolbox.names, dataset_sha256=test.sha256,
+                base_model=config.model.name,
+            )  # fmt: skip
+            write_json(adapter / THRESHOLDS_NAME, thresholds)
+        if results.main == ("base", "finetuned"):
+            base, tuned = (results.predictions[name] for name in results.main)
+            write_json(adapter / PROBE_NAME, make_probe(results.rows, base, tuned))
+        if results.tuned == "finetuned":  # what only chooses has no whole calls, whose share the card shows
+            _update_model_card(adapter / "README.md", results, test)
+    except OSError as error:
+        warn(f"{adapter} cannot be written ({error.strerror}): no thresholds, probe or figures left there")
+
+
+def _update_model_card(card: Path, results: Results, test: TestSet) -> None:
+    """Write the `model-index` of Hugging Face's model card metadata."""
+    if not card.is_file():
+        return
+    import yaml
+
+    front, _, body = card.read_text(encoding="utf-8").removeprefix("---\n").partition("\n---\n")
+    m = results.metrics[results.tuned]
+    figures = {"accuracy": m.accuracy, "macro_f1": m.macro_f1, "whole_call_accuracy": m.call_accuracy}
+    metrics = [
+        {"type": name, "value": round(figure.value, 4), "name": name.replace("_", " ")}
+        for name, figure in figures.items()
+        if figure and figure.value is not None
+    ]
+    dataset = {"name": "held-out tool choice", "type": "custom", "revision": test.sha256[:12]}
+    result = {"task": {"type": "text-generation", "name": "tool choice"}, "dataset": dataset, "metrics": metrics}
+    metadata = yaml.safe_load(front) or {}
+    metadata["model-index"] = [{"name": card.resolve().parent.name, "results": [result]}]
+    write_text(card, f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}")
+
+
+def print_results(results: Results) -> None:
+    """Print the tables: base against tuned first, then all systems, then the tuned model in detail."""
+    metrics = results.metrics
+    if results.comparison:
+        print(comparison_table(*(metrics[name] for name in results.main), results.comparison))
+    print("\n" + "\n".join(results.headline()[1:] if results.comparison else results.headline()))
+    print("\nAll systems on the same rows\n" + systems_table(list(metrics.values())))
+    print(f"\n{title(results.tuned)}: figures per tool\n{per_tool_table(metrics[results.tuned])}")
+    for name in results.main:
+        print(f"\n{title(name)}: confusion matrix\n{confusion_table(metrics[name])}")
+    main = {title(name): metrics[name] for name in results.main}
+    if any(figures.errors for figures in main.values()):
+        print("\nWhy rows are wrong\n" + errors_table(main))

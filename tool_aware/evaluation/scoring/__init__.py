@@ -1,0 +1,1 @@
+"""Judgement of answers, metrics with intervals, and comparisons."""

@@ -1,0 +1,98 @@
+"""Cheap rivals on the same rows: what a language model has to beat to be worth its cost. They choose, nothing more."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from tool_aware.config.settings import KeywordRouterSection
+from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.rows import Row
+
+NEIGHBOURS = 5
+FEWEST_TRAINING_ROWS = 2 * NEIGHBOURS
+
+Chooser = Callable[[Sequence[str]], list[tuple[str, dict[str, float] | None]]]
+
+
+def rival_predictions(
+    train: Sequence[Row], test: Mapping[int, Row], router: KeywordRouterSection, tools: Sequence[str]
+) -> dict[str, list[Prediction]]:
+    """Let every rival choose a tool for each test row; those that learn do so from `train` alone.
+
+    Rivals that cannot take part (no rules, too few rows or one class only to learn from) are left out.
+    """
+    choosers: dict[str, Chooser] = {}
+    if any(rule.tool in tools for rule in router.rules):
+        choosers["keyword router"] = keyword_router(router, tools)
+    labels = [row.tool for row in train]
+    if labels:
+        choosers["majority"] = majority(labels)
+    if len(set(labels)) > 1 and len(labels) >= FEWEST_TRAINING_ROWS:
+        queries = [row.query for row in train]
+        choosers["TF-IDF + logistic regression"] = tfidf_regression(queries, labels)
+        choosers["char n-gram k-NN"] = nearest_neighbours(queries, labels)
+    queries = [row.query for row in test.values()]
+    return {
+        name: [
+            Prediction(index, tool=tool, scores=scores)
+            for index, (tool, scores) in zip(test, choose(queries), strict=True)
+        ]
+        for name, choose in choosers.items()
+    }
+
+
+def majority(labels: Sequence[str]) -> Chooser:
+    """Always choose the tool that occurs most often."""
+    (tool, _), *_ = Counter(labels).most_common(1)
+    return lambda queries: [(tool, None)] * len(queries)
+
+
+def keyword_router(router: KeywordRouterSection, tools: Sequence[str]) -> Chooser:
+    """Choose by the first rule of which a word occurs in the query, among the rules of tools on offer."""
+    rules = [
+        (rule.tool, re.compile(rf"\b(?:{'|'.join(map(re.escape, rule.words))})\b", re.IGNORECASE))
+        for rule in router.rules
+        if rule.tool in tools and rule.words
+    ]
+    otherwise = router.otherwise if router.otherwise in tools else tools[0]
+
+    def choose(queries: Sequence[str]) -> list[tuple[str, None]]:
+        return [(next((tool for tool, words in rules if words.search(query)), otherwise), None) for query in queries]
+
+    return choose
+
+
+def tfidf_regression(queries: Sequence[str], labels: Sequence[str]) -> Chooser:
+    """Logistic regression on TF-IDF of words and word pairs, the strongest of the usual cheap text classifiers."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"),
+        LogisticRegression(C=10, max_iter=1000),
+    )
+    return _classifier(model.fit(queries, labels))
+
+
+def nearest_neighbours(queries: Sequence[str], labels: Sequence[str]) -> Chooser:
+    """Vote of the NEIGHBOURS training queries nearest in character 2- to 5-grams."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
+        KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance"),
+    )
+    return _classifier(model.fit(queries, labels))
+
+
+def _classifier(model: object) -> Chooser:
+    def choose(queries: Sequence[str]) -> list[tuple[str, dict[str, float]]]:
+        rows = [dict(zip(model.classes_.tolist(), row, strict=True)) for row in model.predict_proba(queries).tolist()]
+        return [(max(row, key=row.get), row) for row in rows]
+
+    return choose

@@ -1,0 +1,206 @@
+"""Is a call what the function document and the accepted answers ask for? BFCL's published matching rules.
+
+The rules are those of the Berkeley Function-Calling Leaderboard's AST evaluation for Python
+(https://gorilla.cs.berkeley.edu/blogs/8_berkeley_function_calling_leaderboard.html), written anew. Their odd corners
+are kept where they decide a verdict, because a figure called `bfcl_strict` must mean what BFCL's means:
+
+- types are strict (`True` is no integer, `5.0` is no integer); only an integer given for a float is converted,
+  and only at the top level: inside a list `[5]` is not a list of floats
+- a value whose type is not the schema's but that of the first accepted value stands for a variable and must be
+  literally among the accepted values
+- strings are compared without spaces and `, . / - _ * ^`, in lower case, with one kind of quote
+- `""` among a parameter's accepted values means that it may be left out
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tool_aware.rows import Row
+from tool_aware.tools import Tool
+
+OPTIONAL = ""  # among accepted values: the parameter may be left out
+_PYTHON_TYPES: Mapping[str, type] = {
+    "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict,
+    "any": str,
+    "number": float, "object": dict,  # JSON Schema's names for two of them
+}  # fmt: skip
+_IGNORED_IN_STRINGS = re.compile(r"[ ,./\-_*^]")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a call passes, and if not, which rule it broke (BFCL's names for them)."""
+
+    valid: bool
+    error_type: str | None = None
+
+
+_PASS = Verdict(True)
+
+
+def bfcl_verdict(call: Mapping[str, Any], expected: Mapping[str, Any], function: Mapping[str, Any]) -> Verdict:
+    """Judge one call.
+
+    `call` is `{"name", "arguments"}`, `expected` is `{name: {parameter: [accepted, ...]}}`, `function` a BFCL function
+    document: `{"name", "parameters": {"properties": {parameter: {"type", ...}}, "required": [...]}}`.
+    """
+    arguments = call.get("arguments")
+    if call.get("name") != function["name"]:
+        return Verdict(False, "simple_function_checker:wrong_func_name")
+    if not isinstance(arguments, Mapping):
+        return Verdict(False, "simple_function_checker:wrong_arguments")
+    accepted: Mapping[str, list[Any]] = next(iter(expected.values()))
+    properties = function["parameters"].get("properties", {})
+    if any(name not in arguments for name in function["parameters"].get("required", ())):
+        return Verdict(False, "simple_function_checker:missing_required")
+    for name, value in arguments.items():
+        if name not in properties or name not in accepted:
+            return Verdict(False, "simple_function_checker:unexpected_param")
+        verdict = _value_verdict(value, accepted[name], properties[name])
+        if not verdict.valid:
+            return verdict
+    if any(name not in arguments and OPTIONAL not in values for name, values in accepted.items()):
+        return Verdict(False, "simple_function_checker:missing_optional")
+    return _PASS
+
+
+def _value_verdict(value: Any, accepted: list[Any], schema: Mapping[str, Any]) -> Verdict:
+    """Judge one argument against its accepted values."""
+    kind = schema["type"]
+    wanted = _PYTHON_TYPES[kind]
+    item_kind = schema.get("items", {}).get("type") if kind in ("array", "tuple") else None
+    item_type = _PYTHON_TYPES[item_kind] if item_kind else None
+    if kind == "tuple" and type(value) is tuple:
+        value = list(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+
+    accepted_type = _type_of_accepted(accepted)
+    if type(value) is wanted:
+        if item_type and not any(_items_fit(value, item_type, answer) for answer in accepted):
+            return Verdict(False, "type_error:nested")
+        is_variable = accepted_type not in (None, wanted)
+    elif type(value) is accepted_type:
+        is_variable = True
+    else:
+        return Verdict(False, "type_error:simple")
+
+    if is_variable or wanted not in (str, list, dict):
+        return _PASS if value in accepted else Verdict(False, "value_error:others")
+    if wanted is dict:
+        return _dict_verdict(value, accepted)
+    if item_type is dict:
+        return _list_of_dicts_verdict(value, accepted)
+    if wanted is str:
+        answers = [_plain(answer) for answer in accepted if type(answer) is str]
+        return _PASS if _plain(value) in answers else Verdict(False, "value_error:string")
+    # "" becomes [], so an optional list may also be given empty.
+    answers = [[_plain(item) for item in answer] for answer in accepted if isinstance(answer, Collection)]
+    return _PASS if [_plain(item) for item in value] in answers else Verdict(False, "value_error:list/tuple")
+
+
+def _type_of_accepted(accepted: Sequence[Any]) -> type | None:
+    """The type of the first accepted value that is not the mark of an optional parameter."""
+    return next((type(answer) for answer in accepted if answer != OPTIONAL), None)
+
+
+def _items_fit(value: list[Any], item_type: type, answer: Any) -> bool:
+    """Tell whether each item has the schema's item type or that of the answer's own items, one level deep."""
+    return not isinstance(answer, list) or all(type(item) in (item_type, _type_of_accepted(answer)) for item in value)
+
+
+def _dict_verdict(value: Mapping[str, Any], accepted: Sequence[Any]) -> Verdict:
+    """Judge a dict by the first accepted dict that it equals; a dict's own values are lists of accepted values."""
+    verdict = Verdict(False, "dict_checker:unclear")
+    for answer in accepted:
+        if not isinstance(answer, Mapping) or not isinstance(value, Mapping):
+            continue  # the mark of an optional parameter
+        verdict = _one_dict_verdict(value, answer)
+        if verdict.valid:
+            break
+    return verdict
+
+
+def _one_dict_verdict(value: Mapping[str, Any], answer: Mapping[str, list[Any]]) -> Verdict:
+    choices = {key: values if isinstance(values, list) else [values] for key, values in answer.items()}
+    if any(key not in value and OPTIONAL not in values for key, values in choices.items()):
+        return Verdict(False, "value_error:dict_key")
+    for key, item in value.items():
+        if key not in choices:
+            return Verdict(False, "value_error:dict_key")
+        if _plain(item) not in [_plain(choice) for choice in choices[key]]:
+            return Verdict(False, "value_error:dict_value")
+    return _PASS
+
+
+def _list_of_dicts_verdict(value: list[Any], accepted: Sequence[Any]) -> Verdict:
+    verdict = Verdict(False, "list_dict_checker:unclear")
+    for answer in accepted:
+        if not isinstance(answer, list | str):
+            continue
+        if len(value) != len(answer):
+            verdict = Verdict(False, "value_error:list_dict_count")
+            continue
+        verdicts = [_dict_verdict(item, [choice]) for item, choice in zip(value, answer, strict=True)]
+        verdict = next((item for item in verdicts if not item.valid), _PASS)
+        if verdict.valid:
+            break
+    return verdict
+
+
+def _plain(value: Any) -> Any:
+    """A string without the differences that BFCL forgives; anything else as it is."""
+    if type(value) is not str:
+        return value
+    return _IGNORED_IN_STRINGS.sub("", value).lower().replace("'", '"')
+
+
+# ---- our tools and rows in BFCL's terms -------------------------------------------------------------------
+
+
+def bfcl_function(tool: Tool) -> dict[str, Any]:
+    """Describe a tool as a BFCL function document."""
+    properties = {name: {**schema, "type": _bfcl_type(schema)} for name, schema in tool.properties.items()}
+    return {"name": tool.name, "parameters": {"properties": properties, "required": sorted(tool.required)}}
+
+
+def _bfcl_type(schema: Mapping[str, Any]) -> str:
+    """A union is judged by its first type that is not null; what names no type takes anything, BFCL's `any`."""
+    kinds = schema.get("type", "any")
+    return kinds if isinstance(kinds, str) else next((kind for kind in kinds if kind != "null"), "any")
+
+
+def bfcl_expected(tool: Tool, accepted: Mapping[str, list[Any]]) -> dict[str, dict[str, list[Any]]]:
+    """Write accepted values as BFCL does, where the values inside an accepted dict are lists of accepted values."""
+    return {tool.name: {name: [_with_choices(value) for value in values] for name, values in accepted.items()}}
+
+
+def _with_choices(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: [item] for key, item in value.items()}
+    return [_with_choices(item) for item in value] if isinstance(value, list) else value
+
+
+def accepted_values(row: Row, tool: Tool) -> dict[str, list[Any]]:
+    """List what each parameter of the row's call may be; leaving out a parameter equals giving its default.
+
+    `metadata.accepted_parameters` (`{parameter: [value, ...]}`) widens what the response alone says.
+    """
+    call = row.answer.call
+    assert call is not None, "load_rows lets no row pass without a whole call"
+    also_accepted = row.metadata.get("accepted_parameters") or {}
+    accepted = {}
+    for name in tool.properties:
+        values = [call.parameters[name]] if name in call.parameters else []
+        values += [value for value in also_accepted.get(name, ()) if value not in values]
+        has_default = name in tool.defaults
+        if has_default and (name not in call.parameters or tool.defaults[name] in values):
+            values += [value for value in (tool.defaults[name],) if value not in values] + [OPTIONAL]
+        elif name not in call.parameters:
+            values.append(OPTIONAL)
+        accepted[name] = values
+    return accepted

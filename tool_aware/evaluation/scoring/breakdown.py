@@ -1,0 +1,101 @@
+"""Where and why a system errs: by slice, source, language and length; its worst rows; what to add to the data next."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tool_aware.evaluation.scoring.intervals import Estimate, proportion
+from tool_aware.evaluation.scoring.judgement import INVALID, Judgement
+from tool_aware.rows import Row
+
+WORST_ROWS = 20
+TOP_CONFUSIONS = 5
+LENGTHS = ((0, 40), (40, 100), (100, 250), (250, None))  # characters of the query
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tool accuracy of each system on the rows that share one value of one property."""
+
+    property: str
+    value: str
+    rows: int
+    accuracy: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Rows of one tool that went to another, and what they have in common."""
+
+    right: str
+    chosen: str
+    rows: int
+    commonest_slice: str
+    examples: list[str]
+
+    def advice(self) -> str:
+        """Say what to add to the training data."""
+        seen = f"{self.rows} row{'s' * (self.rows > 1)} of {self.right}"
+        if self.chosen == INVALID:
+            return f"{seen} got no usable call: check their length and format, and train longer"
+        where = f", most in slice {self.commonest_slice}" if self.commonest_slice else ""
+        return (
+            f"{seen} went to {self.chosen}{where}: add contrast pairs, queries that differ by the few words that "
+            f"decide between {self.right} and {self.chosen}"
+        )
+
+
+def break_down(systems: Mapping[str, Sequence[Judgement]], rows: Mapping[int, Row]) -> list[Part]:
+    """Tool accuracy by property, values with most rows first; properties with one value only are left out."""
+    parts = []
+    for name, value_of in _PROPERTIES.items():
+        members: dict[str, set[int]] = defaultdict(set)
+        for index, row in rows.items():
+            value = value_of(row)
+            if value:
+                members[value].add(index)
+        if len(members) < 2:
+            continue
+        for value, indices in sorted(members.items(), key=lambda item: -len(item[1])):
+            accuracy = {system: _accuracy(judgements, indices) for system, judgements in systems.items()}
+            parts.append(Part(name, value, len(indices), accuracy))
+    return parts
+
+
+def _length(row: Row) -> str:
+    length = len(row.query)
+    low, high = next((low, high) for low, high in LENGTHS if high is None or length < high)
+    return f"{low} to {high} characters" if high else f"{low} characters and more"
+
+
+_PROPERTIES = {
+    "slice": lambda row: row.metadata.get("slice"),
+    "source": lambda row: row.metadata.get("source"),
+    "language": lambda row: row.metadata.get("language"),
+    "length": _length,
+}
+
+
+def _accuracy(judgements: Sequence[Judgement], indices: set[int]) -> Estimate:
+    inside = [judgement.is_tool_right for judgement in judgements if judgement.row in indices]
+    return proportion(sum(inside), len(inside))
+
+
+def worst_rows(judgements: Sequence[Judgement], confidence: Mapping[int, float]) -> list[Judgement]:
+    """The wrong rows that hurt most: wrong tool or no call before wrong parameters, the most confident first."""
+    wrong = [judgement for judgement in judgements if judgement.error]
+    return sorted(wrong, key=lambda j: (j.is_tool_right, -confidence.get(j.row, 0.0), j.row))[:WORST_ROWS]
+
+
+def top_confusions(judgements: Sequence[Judgement], rows: Mapping[int, Row]) -> list[Confusion]:
+    """The commonest wrong choices, with examples."""
+    pairs = Counter((j.expected, j.credited) for j in judgements if not j.is_tool_right)
+    confusions = []
+    for (right, chosen), count in pairs.most_common(TOP_CONFUSIONS):
+        members = [rows[j.row] for j in judgements if (j.expected, j.credited) == (right, chosen)]
+        slices = Counter(row.metadata.get("slice") or "" for row in members)
+        examples = [row.query for row in members[:3]]
+        confusions.append(Confusion(right, chosen, count, slices.most_common(1)[0][0], examples))
+    return confusions

@@ -1,0 +1,242 @@
+"""One answer held against one row: was the tool right, were the parameters, and if not, what went wrong."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tool_aware.evaluation.scoring.bfcl import accepted_values, bfcl_expected, bfcl_function, bfcl_verdict
+from tool_aware.evaluation.scoring.code_equality import same_syntax
+from tool_aware.prompt import ParsedAnswer, parse_response
+from tool_aware.rows import Row
+from tool_aware.tools import Tool, Toolbox, ToolCall
+
+INVALID = "invalid"  # the confusion matrix's column for answers that name no tool an agent could call
+PYTHON_MEDIA_TYPE = "text/x-python"  # JSON Schema's contentMediaType of a parameter that holds a program
+ERRORS = (
+    "no parseable call", "truncated", "unknown tool", "wrong tool", "missing parameter", "extra parameter",
+    "wrong-type parameter", "wrong-value parameter",
+)  # fmt: skip
+
+SameCode = Callable[[str, str], bool]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a system answered for one row of the test file.
+
+    A system that only chooses (a classifier, choice-only scoring) fills `tool` and leaves `text` None.
+    `scores` are probabilities per tool, or natural log-probabilities of the tools' full names behind the prompt
+    (choice-only scoring). `seconds` is the row's share of its batch's time.
+    """
+
+    row: int
+    text: str | None = None
+    tool: str | None = None
+    new_tokens: int = 0
+    is_truncated: bool = False
+    scores: Mapping[str, float] | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ParameterMatch:
+    """One parameter of a row: was it asked for, was it given, did it match, and the overlap of words (0-1)."""
+
+    name: str
+    is_expected: bool
+    is_given: bool
+    is_match: bool
+    token_f1: float | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one prediction.
+
+    `credited` is the row's own tool if an acceptable one was chosen, else the chosen tool, else INVALID: the cell of
+    the confusion matrix. `names_right_tool` asks only what the first line says, whether or not the rest can be read.
+    What concerns answers is None where a system only chooses. `parameters` compares with the row's own call: with
+    another tool, all that it asked for is missing.
+    """
+
+    row: int
+    expected: str
+    chosen: str | None
+    credited: str
+    group: str
+    names_right_tool: bool | None = None
+    is_parsed: bool | None = None
+    fits_schema: bool | None = None
+    is_bfcl_valid: bool | None = None
+    is_call_correct: bool | None = None
+    is_truncated: bool = False
+    parameters: tuple[ParameterMatch, ...] = ()
+    is_reasoning_sound: bool | None = None
+    error: str | None = None
+    detail: str = ""
+
+    @property
+    def is_tool_right(self) -> bool:
+        """Whether an acceptable tool was chosen."""
+        return self.credited == self.expected
+
+
+def judge(prediction: Prediction, row: Row, tools: Toolbox, *, same_code: SameCode = same_syntax) -> Judgement:
+    """Hold one prediction against its row."""
+    group = str(row.metadata.get("group") or row.metadata.get("template") or f"row {prediction.row}")
+    if prediction.text is None:
+        return _judge_choice(prediction, row, tools, group)
+    answer = parse_response(prediction.text)
+    chosen = answer.tool if answer.call and answer.tool in tools else None
+    verdict = Judgement(
+        row=prediction.row,
+        expected=row.tool,
+        chosen=chosen,
+        credited=_credited(chosen, row),
+        group=group,
+        names_right_tool=answer.tool in row.acceptable_tools,
+        is_parsed=answer.call is not None,
+        fits_schema=chosen is not None and not tools.problems(answer.call),
+        is_bfcl_valid=False,
+        is_call_correct=False,
+        is_truncated=prediction.is_truncated,
+        parameters=match_parameters({}, tools[row.tool], accepted_values(row, tools[row.tool])),
+        is_reasoning_sound=is_reasoning_sound(answer, tools),
+    )
+    changes = _judge_call(answer, chosen, row, tools, same_code)
+    if prediction.is_truncated and not verdict.is_parsed:
+        changes["error"] = "truncated"
+    return Judgement(**{**vars(verdict), **changes})
+
+
+def _judge_choice(prediction: Prediction, row: Row, tools: Toolbox, group: str) -> Judgement:
+    chosen = prediction.tool if prediction.tool in tools else None
+    credited = _credited(chosen, row)
+    error = None if credited == row.tool else "wrong tool" if chosen else "unknown tool"
+    return Judgement(
+        prediction.row, row.tool, chosen, credited, group, error=error,
+        detail=f"{row.tool} -> {chosen}" if error else "",
+    )  # fmt: skip
+
+
+def _credited(chosen: str | None, row: Row) -> str:
+    return row.tool if chosen in row.acceptable_tools else chosen or INVALID
+
+
+def _judge_call(
+    answer: ParsedAnswer, chosen: str | None, row: Row, tools: Toolbox, same_code: SameCode
+) -> dict[str, Any]:
+    """Say what is wrong with a call, the first of ERRORS that applies, and which of its parameters match."""
+    if not answer.call:
+        return {"error": "no parseable call", "detail": answer.problem}
+    if chosen is None:
+        return {"error": "unknown tool", "detail": answer.tool}
+    if chosen not in row.acceptable_tools:
+        return {"error": "wrong tool", "detail": f"{row.tool} -> {chosen}"}
+    if chosen != row.tool:  # another acceptable tool: its parameters have no reference, the schema has to do
+        problems = tools.problems(answer.call)
+        outcome = {"is_call_correct": not problems, "is_bfcl_valid": None, "parameters": ()}
+        return outcome | ({"error": "wrong-type parameter", "detail": problems[0]} if problems else {})
+    tool = tools[chosen]
+    accepted = accepted_values(row, tool)
+    matches = match_parameters(answer.call.parameters, tool, accepted, same_code)
+    arguments = {"name": chosen, "arguments": answer.call.parameters}
+    bfcl = bfcl_verdict(arguments, bfcl_expected(tool, accepted), bfcl_function(tool))
+    is_correct = all(match.is_match for match in matches) and not tools.problems(answer.call)
+    outcome = {"parameters": matches, "is_bfcl_valid": bfcl.valid, "is_call_correct": is_correct}
+    return outcome if is_correct else outcome | _parameter_error(answer.call, matches, tool)
+
+
+def _parameter_error(call: ToolCall, matches: tuple[ParameterMatch, ...], tool: Tool) -> dict[str, str]:
+    missing = [match.name for match in matches if match.is_expected and not match.is_given]
+    extra = [name for name in call.parameters if name not in tool.properties]
+    if missing:
+        return {"error": "missing parameter", "detail": ", ".join(missing)}
+    if extra:
+        return {"error": "extra parameter", "detail": ", ".join(extra)}
+    problems = tool.parameter_problems(call.parameters)
+    if problems:
+        return {"error": "wrong-type parameter", "detail": problems[0]}
+    wrong = [match for match in matches if not match.is_match]
+    unasked = [match.name for match in wrong if not match.is_expected]
+    if len(unasked) == len(wrong):
+        return {"error": "extra parameter", "detail": ", ".join(unasked)}
+    return {"error": "wrong-value parameter", "detail": ", ".join(match.name for match in wrong)}
+
+
+# ---- parameters as the router needs them ------------------------------------------------------------------
+
+
+def match_parameters(
+    parameters: Mapping[str, Any], tool: Tool, accepted: Mapping[str, list[Any]], same_code: SameCode = same_syntax
+) -> tuple[ParameterMatch, ...]:
+    """Compare a call's parameters under the router's policy, by schema type.
+
+    numbers, booleans, null   equal, and a boolean is no number
+    enums                     equal
+    strings                   equal after case folding and without punctuation at the ends or doubled spaces
+    programs                  `same_code`: equal syntax trees (or equal output with --run-code)
+    arrays, objects           equal as JSON
+    defaults                  leaving a parameter out equals giving its default
+
+    Parameters that neither side gives (or both leave at the default) are not listed. `token_f1` is given for strings.
+    """
+    given = {name: value for name, value in parameters.items() if not _is_default(tool, name, value)}
+    matches = []
+    for name in dict.fromkeys([*tool.properties, *parameters]):
+        answers = [value for value in accepted.get(name, []) if value != "" and not _is_default(tool, name, value)]
+        may_be_absent = "" in accepted.get(name, [""])
+        if name not in given:
+            if not may_be_absent:
+                matches.append(ParameterMatch(name, is_expected=True, is_given=False, is_match=False))
+            continue
+        schema = tool.properties.get(name, {})
+        is_match = any(_same_value(given[name], answer, schema, same_code) for answer in answers)
+        overlaps = [token_f1(given[name], answer) for answer in answers if isinstance(answer, str)]
+        overlap = max(overlaps) if overlaps and isinstance(given[name], str) else None
+        matches.append(ParameterMatch(name, not may_be_absent, True, is_match, overlap))
+    return tuple(matches)
+
+
+def _is_default(tool: Tool, name: str, value: Any) -> bool:
+    return name in tool.defaults and type(tool.defaults[name]) is type(value) and tool.defaults[name] == value
+
+
+def _same_value(value: Any, answer: Any, schema: Mapping[str, Any], same_code: SameCode) -> bool:
+    if isinstance(value, bool) != isinstance(answer, bool):
+        return False
+    if not (isinstance(value, str) and isinstance(answer, str)) or "enum" in schema:
+        return value == answer
+    if schema.get("contentMediaType") == PYTHON_MEDIA_TYPE:
+        return same_code(value, answer)
+    return _words(value) == _words(answer)
+
+
+def _words(text: str) -> list[str]:
+    """Split into case-folded words without the punctuation around them."""
+    stripped = (word.strip(".,;:!?\"'()[]{}…“”‘’«»¿¡。，！？") for word in text.casefold().split())
+    return [word for word in stripped if word]
+
+
+def token_f1(one: str, other: str) -> float:
+    """Overlap of two texts' words as F1, SQuAD's measure (Rajpurkar et al. 2016); 1 if both are empty."""
+    ours, theirs = Counter(_words(one)), Counter(_words(other))
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
+
+
+# ---- reasoning --------------------------------------------------------------------------------------------
+
+
+def is_reasoning_sound(answer: ParsedAnswer, tools: Toolbox) -> bool:
+    """Check the form of the reasoning: present, one sentence, naming no other tool. Its truth is not graded."""
+    if not answer.reasoning:
+        return False
+    sentences = re.split(r"(?<=[.!?])\s+(?=[A-ZÀ-ÞА-Я])", answer.reasoning)
+    names_another = any(name in answer.reasoning for name in tools.names if name != answer.tool)
+    return len(sentences) == 1 and not names_another

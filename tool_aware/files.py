@@ -1,0 +1,123 @@
+"""Write files so that nobody ever reads half of one, and read what a stage wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tool_aware.console import UserError
+
+# What libraries say of a full disk instead of raising OSError: safetensors and tokenizers, in Rust, and torch.save,
+# which has lost the reason by then, but fails at writing for hardly any other.
+_FULL_DISK_TEXTS = ("os error 28", "No space left on device", "os error 122", "inline_container.cc")
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError that does not say so, as of a write to a full disk, the file it is about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
+def told_if_full(folder: Path, needed_bytes: Callable[[], int], *, fix: str) -> Iterator[None]:
+    """Turn what any library raises when the disk is full into a UserError that tells the space needed and free.
+
+    `folder` is what is being written and will be deleted after that, so its own files count as free.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        needed, free = needed_bytes(), shutil.disk_usage(folder).free + bytes_in(folder)
+        what = f"the disk is full: at least {_size(needed)} are needed and {_size(free)} are free"
+        raise UserError(what, where=str(folder.parent), fix=fix) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return not isinstance(error, UserError) and any(text in str(error) for text in _FULL_DISK_TEXTS)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
+
+
+def bytes_in(folder: Path) -> int:
+    """Add up the sizes of all files below `folder`; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to; it takes `path`'s place only once it is whole and on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        with naming(path):
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+        part.chmod(0o644)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `path` to fill; it takes `path`'s place, old content and all, once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, all of it or nothing."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, all of it or nothing."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that one of the stages wrote; None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"is not JSON: {error}", where=str(path), fix="delete it and run the stage that writes it again"
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

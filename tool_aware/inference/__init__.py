@@ -1,0 +1,1 @@
+"""The mathematics of one answer: greedy generation, scores of tool names, constrained decoding."""

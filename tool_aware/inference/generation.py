@@ -1,0 +1,244 @@
+"""Greedy answers for many prompts at once, token for token those of generating them one by one.
+
+The shared prefix is computed once per model, tails are batched by length, and each decoding step is one CUDA graph
+where there is a GPU: at batch sizes that fit a 12 GB card a step is bound by kernel launches, not by arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tool_aware.console import warn
+from tool_aware.inference.prefix_cache import PrefixCache, prefill, shared_prefix_length
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    ScoreProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+FILLER_ID = 0  # fed to rows that have ended; what they answer to it is dropped
+COLUMNS_MULTIPLE = 64  # attention kernels copy a mask whose rows are not aligned
+STOP_CHECK_STEPS = 8  # asking a GPU whether all rows have ended makes the CPU wait for it
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The new tokens of one prompt, without EOS. `is_truncated`: the limit came before EOS did."""
+
+    ids: list[int]
+    is_truncated: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded tails of some prompts, laid out as `prefix_cache` describes.
+
+    Shapes: `input_ids`, `position_ids` and `is_real` are (rows, tail). `members` are the prompts' indices; a short
+    last batch repeats its last prompt to fill `rows`.
+    """
+
+    members: list[int]
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    is_real: torch.Tensor
+    prefix: int
+
+    @property
+    def tail(self) -> int:
+        """Columns of the longest tail."""
+        return self.input_ids.shape[1]
+
+    def mask(self) -> torch.Tensor:
+        """What each tail token may attend to: the prefix and its own row's tail up to itself, (rows, 1, tail, P+T)."""
+        import torch
+
+        rows, tail = self.input_ids.shape
+        mask = self.is_real.new_ones(rows, 1, tail, self.prefix + tail)
+        causal = torch.ones(tail, tail, dtype=torch.bool, device=mask.device).tril()
+        mask[:, 0, :, self.prefix :] = causal & self.is_real[:, None, :]
+        return mask
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Group indices into batches of similar length, as equal in size as can be and at most `batch_size`, longest first.
+
+    Longest first: if memory does not suffice, that shows at once and not after an hour.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    rows = math.ceil(len(order) / math.ceil(len(order) / batch_size))
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
+
+
+def make_batch(prompts: Sequence[Sequence[int]], members: list[int], rows: int, prefix: int, device: object) -> Batch:
+    """Lay out the tails of `members` for one forward pass of `rows` rows."""
+    import torch
+
+    tails = [prompts[index][prefix:] for index in [*members, *members[-1:] * (rows - len(members))]]
+    width = max(map(len, tails))
+    input_ids = torch.zeros(rows, width, dtype=torch.long)
+    is_real = torch.zeros(rows, width, dtype=torch.bool)
+    for row, tail in enumerate(tails):
+        input_ids[row, width - len(tail) :] = torch.tensor(tail)
+        is_real[row, width - len(tail) :] = True
+    position_ids = prefix + (is_real.cumsum(1) - 1).clamp(min=0)
+    return Batch(members, input_ids.to(device), position_ids.to(device), is_real.to(device), prefix)
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+    make_processor: Callable[[int], ScoreProcessor] | None = None,
+    uses_cuda_graph: bool = True,
+) -> Iterator[list[tuple[int, Generation]]]:
+    """Answer every prompt greedily; yields (prompt index, answer) for one finished batch after another.
+
+    `make_processor(rows)` returns, for each batch anew, a transformers-style logits processor: it is called with the
+    tokens so far (rows, step) and the scores (rows, vocabulary), and returns the scores to choose from.
+    `uses_cuda_graph` has no effect without a GPU.
+    """
+    prefix = shared_prefix_length(prompts)
+    batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
+    rows, longest = len(batches[0]), max(map(len, prompts))
+    capacity = math.ceil((longest + max_new_tokens) / COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
+    cache = prefill(model, prompts[0][:prefix]).expanded(rows, capacity)
+    decoder = _Decoder(model, cache, eos_id, max_new_tokens, uses_cuda_graph)
+    for members in batches:
+        batch = make_batch(prompts, members, rows, prefix, model.device)
+        answers = decoder.run(batch, make_processor(rows) if make_processor else None)
+        yield list(zip(members, answers, strict=False))
+
+
+class _Decoder:
+    """The decoding loop over buffers whose shapes and addresses never change.
+
+    Buffers: `logits` (rows, vocabulary); `tokens` (rows, 1), the ones just chosen; `positions` (rows, 1);
+    `column` (1,), where they are stored; `is_visible` (rows, 1, 1, capacity).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, cache: PrefixCache, eos_id: int, max_new_tokens: int, uses_cuda_graph: bool
+    ) -> None:
+        import torch
+
+        self.model, self.cache, self.eos_id, self.max_new_tokens = model, cache, eos_id, max_new_tokens
+        self.uses_cuda_graph = uses_cuda_graph
+        rows, _, capacity, _ = cache.keys[0].shape
+        device = cache.keys[0].device
+        self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.positions = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)
+        self.is_visible = torch.zeros(rows, 1, 1, capacity, dtype=torch.bool, device=device)
+        self.logits: torch.Tensor | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def run(self, batch: Batch, processor: ScoreProcessor | None) -> list[Generation]:
+        """Answer one batch."""
+        import torch
+
+        with torch.inference_mode():
+            history = self._decode(batch, processor)
+        return [self._cut(ids) for ids in history[: len(batch.members)].tolist()]
+
+    def _decode(self, batch: Batch, processor: ScoreProcessor | None) -> torch.Tensor:
+        """Generate until every row has said EOS or the limit is reached; returns the tokens, (rows, limit)."""
+        import torch
+
+        self._begin(batch)
+        rows = len(self.tokens)
+        history = torch.zeros(rows, self.max_new_tokens, dtype=torch.long, device=self.tokens.device)
+        has_ended = torch.arange(rows, device=self.tokens.device) >= len(batch.members)  # filler rows ask for nothing
+        for step in range(self.max_new_tokens):
+            scores = processor(history[:, :step], self.logits) if processor else self.logits
+            token = scores.argmax(-1).masked_fill(has_ended, FILLER_ID)
+            history[:, step] = token
+            has_ended |= token == self.eos_id
+            is_check_due = history.device.type == "cpu" or step % STOP_CHECK_STEPS == STOP_CHECK_STEPS - 1
+            if is_check_due and bool(has_ended.all()):
+                break
+            self.tokens.copy_(token[:, None])
+            self._step()
+        return history
+
+    def _cut(self, ids: list[int]) -> Generation:
+        is_truncated = self.eos_id not in ids
+        return Generation(ids if is_truncated else ids[: ids.index(self.eos_id)], is_truncated)
+
+    def _begin(self, batch: Batch) -> None:
+        """Run the tails through the model and point the buffers at the first generated token."""
+        import torch
+
+        seen = batch.prefix + batch.tail
+        self.cache.columns = torch.arange(batch.prefix, seen, device=self.column.device)
+        self.cache.visible = seen
+        logits = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.mask(),
+            position_ids=batch.position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]  # (rows, vocabulary)
+        self.cache.columns, self.cache.visible = self.column, None
+        if self.logits is None:
+            self.logits = torch.empty_like(logits)
+            if self.uses_cuda_graph and self.column.is_cuda:
+                self.column.fill_(seen)
+                self._capture()
+        self.logits.copy_(logits)
+        self.column.fill_(seen)
+        self.positions.copy_(batch.position_ids[:, -1:] + 1)
+        self.is_visible.zero_()
+        self.is_visible[..., : batch.prefix] = True
+        self.is_visible[:, 0, 0, batch.prefix : seen] = batch.is_real
+
+    def _step(self) -> None:
+        """Feed the chosen tokens and leave the next scores in `logits`."""
+        if self._graph:
+            self._graph.replay()
+        else:
+            self._forward()
+
+    def _forward(self) -> None:
+        self.is_visible.index_fill_(3, self.column, True)
+        output = self.model(
+            input_ids=self.tokens,
+            attention_mask=self.is_visible,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.logits.copy_(output.logits[:, -1])
+        self.positions.add_(1)
+        self.column.add_(1)
+
+    def _capture(self) -> None:
+        """Record one step as a CUDA graph. The trial steps write to columns that the batch overwrites later.
+
+        Goes on without a graph, several times slower, if some layer cannot be recorded.
+        """
+        import torch
+
+        start = self.column.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # lets kernels allocate their workspaces before recording
+                self._forward()
+                self.column.copy_(start)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._forward()
+            self._graph = graph
+        except RuntimeError as error:
+            warn(f"decoding without a CUDA graph, which is slower: {str(error).splitlines()[0]}")

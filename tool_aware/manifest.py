@@ -1,0 +1,92 @@
+"""Manifests: the record of one finished stage."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tool_aware.files import read_json, sha256_of, write_json
+from tool_aware.paths import MANIFEST_NAME
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_VERSIONED_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "tokenizers",
+    "numpy",
+    "psycopg2-binary",
+)
+
+
+def write_manifest(
+    directory: Path,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    seed: int,
+    started_s: float,
+    inputs: Iterable[Path] = (),
+    outputs: Iterable[Path] = (),
+    counts: Mapping[str, Any] | None = None,
+    fallbacks: Sequence[str] = (),
+    **details: Any,
+) -> dict[str, Any]:
+    """Write `directory/manifest.json`, the record of one finished stage, and return it.
+
+    `started_s` is the `time.time()` at which the stage began; `outputs` are listed relative to `directory`.
+    `config` holds no secrets: those live in the environment only (see tool_aware.config.settings).
+    """
+    manifest = {
+        "stage": stage,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started_s, 1),
+        "seed": seed,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": package_versions(),
+        "counts": dict(counts or {}),
+        "fallbacks": list(fallbacks),
+        **details,
+        "inputs": {str(path): sha256_of(path) for path in inputs},
+        "outputs": {str(path.relative_to(directory)): sha256_of(path) for path in outputs},
+        "config": dict(config),
+    }
+    write_json(directory / MANIFEST_NAME, manifest)
+    return manifest
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """Read the manifest a stage left in `directory`; None where it never finished."""
+    return read_json(directory / MANIFEST_NAME)
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=_REPOSITORY, capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the libraries that results depend on, as far as they are installed."""
+    versions = {}
+    for name in _VERSIONED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

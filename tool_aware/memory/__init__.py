@@ -1,0 +1,1 @@
+"""What a training step or an evaluation takes on the card, and what to do with what there is."""

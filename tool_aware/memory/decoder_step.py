@@ -1,0 +1,112 @@
+"""Memory of a micro-batch under the toolkit's own decoder: what tool_aware/engine/decoder.py has alive.
+
+Its buffers are wider than what they hold by the ranks of the updates (`_padded_rank`), and a layer's weights and
+updates are written out as one matrix while they are used (tool_aware/engine/projections.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tool_aware.memory.spec import BYTES_16BIT, LOGIT_BYTES, LOSS_CHUNK, Moment, Term, TrainingSpec, gradients_that_wait
+
+RANKS_MULTIPLE = 8  # tool_aware.engine.projections.RANKS_MULTIPLE
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj",), ("up_proj",), ("down_proj",))  # one matrix each
+PACK_BYTES = 4 * 8  # per token: ids, positions, groups and examples as int64
+FLASH_ROUNDING = 128  # FlashAttention's backward pass rounds each segment's queries up to this
+INPUTS_ON_THE_WAY = 2  # with offload: the one in use and the next one to come
+
+
+def moments(spec: TrainingSpec) -> Iterator[Moment]:
+    """The moments at which a micro-batch can need most."""
+    layers, tokens, kept_layers = spec.architecture.layers, spec.tokens, spec.layers_kept
+    gradients = max(gradients_that_wait(spec), float(BYTES_16BIT * spec.adapter_parameters))
+    one_input = BYTES_16BIT * spec.architecture.hidden * tokens
+    inputs = Term("layer inputs", (INPUTS_ON_THE_WAY if spec.is_offloading else layers) * one_input, _where(spec))
+    kept = Term("kept activations", kept_layers * activation_bytes(spec), f"{kept_layers} layers")
+    always = (Term("gradients", gradients, "and a copy to fall back to"), Term("pack", _pack_bytes(spec)))
+
+    working = working_bytes(spec) - (activation_bytes(spec) if kept_layers else 0.0)
+    yield Moment("the loss", (*always, inputs, kept, Term("logits", loss_bytes(spec))))
+    yield Moment(
+        "the last layer's backward pass", (*always, inputs, kept, Term("one layer's working set", max(0.0, working)))
+    )
+
+
+def activation_bytes(spec: TrainingSpec) -> float:
+    """Bytes that one layer's backward pass reads: q, k, v; attention and its log-sum-exp; residual; gate and up."""
+    return spec.tokens * (_attention_width(spec) + _mlp_width(spec))
+
+
+def working_bytes(spec: TrainingSpec) -> float:
+    """Bytes while one layer is differentiated: what it reads, gradients, weights. The MLP peaks, or attention does."""
+    architecture, tokens = spec.architecture, spec.tokens
+    gradient = BYTES_16BIT * (architecture.hidden + _padded_rank(spec, ("down_proj",)))
+    hidden = BYTES_16BIT * (architecture.intermediate + _padded_rank(spec, ("down_proj",)))
+    in_mlp = tokens * (gradient + hidden) + activation_bytes(spec) + _temporary_matrix_bytes(spec, ("down_proj",))
+    # Of the layer's gradient there are two then: that of its output, which the caller holds, and the residual's.
+    of_attention = BYTES_16BIT * architecture.query_width
+    in_attention = tokens * (_attention_width(spec) + 2 * gradient + of_attention) + _flash_backward_bytes(spec)
+    return max(in_mlp, in_attention)
+
+
+def loss_bytes(spec: TrainingSpec) -> float:
+    """Bytes of the last states, of those at the labels (as they are, normed, their gradient), and of their logits."""
+    states = BYTES_16BIT * spec.architecture.hidden * (spec.tokens + 3 * spec.label_tokens)
+    return states + LOGIT_BYTES * min(spec.label_tokens, LOSS_CHUNK) * spec.architecture.vocabulary
+
+
+def matrix_bytes(spec: TrainingSpec, names: tuple[str, ...]) -> float:
+    """Bytes of the matrix of linear layers that read the same input: weights and updates, (N + R) x (K + R)."""
+    shapes = spec.architecture.linear_shapes
+    inputs, outputs = shapes[names[0]][0], sum(shapes[name][1] for name in names)
+    rank = _padded_rank(spec, names)
+    return float(BYTES_16BIT * (outputs + rank) * (inputs + rank))
+
+
+def layer_matrices_bytes(spec: TrainingSpec) -> float:
+    """Bytes of all matrices of a layer: what a cached layer, or one with 16-bit weights, holds all the time."""
+    return sum(matrix_bytes(spec, names) for names in GROUPS)
+
+
+def _attention_width(spec: TrainingSpec) -> float:
+    """Bytes per token of q, k, v; the attention's output; log-sum-exp; the residual after it."""
+    architecture = spec.architecture
+    elements = 2 * architecture.query_width + 2 * architecture.kv_width + architecture.hidden
+    return BYTES_16BIT * (elements + _padded_rank(spec, ("o_proj",))) + 4 * architecture.heads
+
+
+def _mlp_width(spec: TrainingSpec) -> float:
+    """Bytes per token of gate and up."""
+    ranks = _padded_rank(spec, ("gate_proj",)) + _padded_rank(spec, ("up_proj",))
+    return BYTES_16BIT * (2 * spec.architecture.intermediate + ranks)
+
+
+def _flash_backward_bytes(spec: TrainingSpec) -> float:
+    """Bytes of FlashAttention's backward pass: gradients; k's and v's for every query head, q's in fp32 as well."""
+    architecture, tokens = spec.architecture, spec.tokens
+    segments = spec.batch_size + (spec.packing == "prefix" and spec.prefix_tokens > 0)
+    rounded = tokens + FLASH_ROUNDING * segments
+    expanded = 2 * BYTES_16BIT * architecture.query_width * (architecture.kv_heads != architecture.heads)
+    results = BYTES_16BIT * (architecture.query_width + 2 * architecture.kv_width) + expanded
+    return tokens * results + rounded * 4 * (architecture.query_width + architecture.heads)
+
+
+def _temporary_matrix_bytes(spec: TrainingSpec, names: tuple[str, ...]) -> float:
+    is_there_already = spec.quantization == "none" or spec.layers_cached == spec.architecture.layers
+    return 0.0 if is_there_already else matrix_bytes(spec, names)
+
+
+def _padded_rank(spec: TrainingSpec, names: tuple[str, ...]) -> int:
+    """Columns that updates add to a buffer: the ranks of those layers that have one, rounded up."""
+    ranks = spec.lora_r * len(spec.target_names & set(names))
+    return -(-ranks // RANKS_MULTIPLE) * RANKS_MULTIPLE
+
+
+def _pack_bytes(spec: TrainingSpec) -> float:
+    positions = 2 * BYTES_16BIT * spec.architecture.head_dim // 2  # cos and sin
+    return float(spec.tokens * (PACK_BYTES + positions))
+
+
+def _where(spec: TrainingSpec) -> str:
+    return "in host memory but for those in use" if spec.is_offloading else f"{spec.tokens:,} tokens"

@@ -1,0 +1,209 @@
+"""What decides the memory of a training step, and the pieces an estimate of it is made of. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tool_aware.config.settings import Config
+from tool_aware.memory.architectures import Architecture, find_architecture
+
+BYTES_16BIT = 2
+LENGTHS_MULTIPLE = 32  # tokens that packs are padded to; tool_aware.engine.micro_step.LENGTHS_MULTIPLE
+LOSS_CHUNK = 1024  # labels whose logits exist at once; tool_aware.engine.loss.CHUNK_LABELS
+LOGIT_BYTES = 8  # fp32 logits, and the copy that torch.logsumexp makes of them
+
+
+@dataclass(frozen=True)
+class OptimizerCost:
+    """Bytes per trained parameter: what stays, and what an optimizer step takes on top of the bf16 gradients."""
+
+    state: float
+    step: float
+    keeps_gradients: bool  # in one buffer that is cleared and never freed (tool_aware.engine.optimizer.FlatAdamW)
+
+
+OPTIMIZERS = {
+    "adamw_torch_fused": OptimizerCost(12, 4, True),  # fp32 master 4 and moments 4 + 4; gradients copied to fp32
+    "adamw_torch": OptimizerCost(12, 8, True),  # the unfused update also makes a copy as large as a moment
+    "adamw_bnb_8bit": OptimizerCost(2 + 8 / 256, 0, False),  # moments 1 + 1, two fp32 scales per 256; no master
+    "paged_adamw_8bit": OptimizerCost(2 + 8 / 256, 0, False),  # pages leave the GPU only when it is full: counted
+    "paged_adamw_32bit": OptimizerCost(8, 0, False),
+}
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """What decides the memory of a training step. Lengths in tokens."""
+
+    architecture: Architecture
+    quantization: Literal["4bit", "8bit", "none"] = "4bit"
+    double_quantization: bool = True
+    lora_r: int = 8
+    targets: str | tuple[str, ...] = "all-linear"
+    batch_size: int = 1
+    seq_length: int = 2048
+    packing: Literal["prefix", "block", "none"] = "prefix"
+    prefix_tokens: int = 0  # shared by all examples of a prefix-shared pack, which holds them once
+    answer_tokens: int = 128  # label positions per example
+    checkpointing: bool = True
+    kept_layers: int = 0  # layers that keep their activations although the others are checkpointed
+    offload: bool = False  # layer inputs, and the embedding, wait in host memory
+    cached_layers: int = 0  # layers that hold their weights dequantised as well
+    accumulation: int = 1  # micro-batches per optimizer step
+    optimizer: str = "adamw_torch_fused"
+    attention: Literal["sdpa", "eager"] = "sdpa"  # of transformers' forward pass
+    decoder: Literal["own", "transformers"] = "own"  # as config.yaml wishes; `has_own_decoder` is what becomes of it
+    shards: int = 1  # GPUs over which the linear layers' weights are spread
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one micro-batch, padding included."""
+        if self.packing == "none":
+            return self.batch_size * self.row_tokens
+        shared = min(self.prefix_tokens, self.seq_length) if self.packing == "prefix" else 0
+        return _padded(shared + self.batch_size * (self.seq_length - shared))
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of one padded row."""
+        return _padded(self.seq_length)
+
+    @property
+    def label_tokens(self) -> int:
+        """Positions of one micro-batch at which logits are computed."""
+        return self.batch_size * min(self.answer_tokens, self.seq_length)
+
+    @property
+    def target_names(self) -> frozenset[str]:
+        """Names of the linear layers that carry an adapter."""
+        if self.targets == "all-linear":
+            return frozenset(self.architecture.linear_shapes)
+        return frozenset((self.targets,) if isinstance(self.targets, str) else self.targets)
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Trained weights."""
+        return self.architecture.adapter_parameters(self.lora_r, self.targets)
+
+    @property
+    def has_own_decoder(self) -> bool:
+        """Whether the toolkit's own forward and backward pass runs (tool_aware.engine.decoder), or transformers'."""
+        is_covered = self.quantization != "8bit" and not self.architecture.has_qkv_bias
+        return self.decoder == "own" and self.packing != "none" and is_covered and self.shards == 1
+
+    @property
+    def layers_kept(self) -> int:
+        """Layers whose activations stay from the forward to the backward pass; the others are computed again."""
+        if not self.checkpointing:
+            return self.architecture.layers
+        return min(self.kept_layers, self.architecture.layers) if self.has_own_decoder else 0
+
+    @property
+    def passes(self) -> float:
+        """Passes over the linear layers in a micro-step: forward, gradients of the inputs, and what is computed again.
+
+        The backward pass of frozen weights computes input gradients only. The toolkit's decoder does not compute the
+        down projection again, whose output no gradient needs.
+        """
+        shapes = self.architecture.linear_shapes
+        down = shapes["down_proj"][0] * shapes["down_proj"][1] * self.architecture.layers
+        of_a_layer = 1 - down / self.architecture.linear_parameters if self.has_own_decoder else 1.0
+        return 2 + of_a_layer * (1 - self.layers_kept / self.architecture.layers)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of a micro-step: 2 for each weight and token, 4 x width for each attended pair."""
+        pairs = self.tokens * self.row_tokens / 2  # causal; a pack's examples see their prefix and themselves
+        attention = 4 * self.architecture.query_width * self.architecture.layers * pairs
+        return self.passes * (2 * self.architecture.linear_parameters * self.tokens + attention)
+
+    @property
+    def layers_cached(self) -> int:
+        """Layers whose weights are there in 16 bit beside the quantised ones."""
+        is_possible = self.has_own_decoder and self.quantization == "4bit"
+        return min(self.cached_layers, self.architecture.layers) if is_possible else 0
+
+    @property
+    def is_offloading(self) -> bool:
+        """Whether layer inputs and the embedding leave the card."""
+        return self.offload and self.checkpointing and self.has_own_decoder
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        *,
+        longest_tokens: int | None = None,
+        prefix_tokens: int = 0,
+        answer_tokens: int | None = None,
+        architecture: Architecture | None = None,
+        processes: int = 1,
+    ) -> TrainingSpec:
+        """Read a spec out of config.yaml; without `longest_tokens` every example is taken as max_seq_length long.
+
+        What is `auto` for the memory plan is taken as it is without a budget (tool_aware.memory.plan). Raises
+        UserError if the model's shapes are not known on this machine.
+        """
+        targets, optimization = config.lora.target_modules, config.settled().optimization
+        wants_transformers = optimization.decoder == "transformers" or config.lora.dropout > 0
+        return cls(
+            architecture=architecture or find_architecture(config.model.name),
+            quantization=config.quantization.kind,
+            double_quantization=config.quantization.bnb_4bit_use_double_quant,
+            lora_r=config.lora.r,
+            targets=targets if isinstance(targets, str) else tuple(targets),
+            batch_size=config.training.per_device_train_batch_size,
+            seq_length=longest_tokens or config.model.max_seq_length,
+            packing=config.training.packing,
+            prefix_tokens=prefix_tokens,
+            answer_tokens=answer_tokens or config.evaluation.max_new_tokens,
+            accumulation=config.training.gradient_accumulation_steps,
+            checkpointing=optimization.gradient_checkpointing,
+            kept_layers=optimization.kept_layers,
+            offload=optimization.offload,
+            cached_layers=optimization.cached_layers,
+            optimizer=optimization.optim,
+            attention="eager" if config.model.attn_implementation == "eager" else "sdpa",
+            decoder="transformers" if wants_transformers else "own",
+            shards=processes if optimization.shard_base else 1,
+        )
+
+
+def _padded(tokens: int) -> int:
+    return -(-tokens // LENGTHS_MULTIPLE) * LENGTHS_MULTIPLE
+
+
+@dataclass(frozen=True)
+class Term:
+    """One contribution to the peak."""
+
+    name: str
+    used_bytes: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a step at which memory can peak, and what is alive then besides the model."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def used_bytes(self) -> float:
+        """All of it."""
+        return sum(term.used_bytes for term in self.terms)
+
+
+def optimizer_moment(spec: TrainingSpec) -> Moment:
+    """No activations any more, but gradients in 16 bit and, for the master weights, in fp32."""
+    parameters = spec.adapter_parameters
+    in_fp32 = Term("gradients in fp32", parameters * OPTIMIZERS[spec.optimizer].step, "for the update")
+    return Moment("the optimizer step", (Term("gradients", parameters * BYTES_16BIT), in_fp32))
+
+
+def gradients_that_wait(spec: TrainingSpec) -> float:
+    """Bytes of gradients that are there before a micro-batch begins, and of the copy to fall back to."""
+    they_stay = OPTIMIZERS[spec.optimizer].keeps_gradients or spec.accumulation > 1
+    return 2.0 * BYTES_16BIT * spec.adapter_parameters if they_stay else 0.0

@@ -1,0 +1,77 @@
+"""How long the examples of a run are, as far as it can be told without a tokenizer; the tokenizer needs the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tool_aware.config.settings import Config
+from tool_aware.files import read_json
+from tool_aware.memory.architectures import Architecture
+from tool_aware.memory.spec import TrainingSpec
+from tool_aware.prompt import render_preamble
+
+# Mistral's tokenizer on this toolkit's prompts: 0.25 tokens per character, 0.27 at most; 0.43 at most in answers, which
+# are full of punctuation (24 rows of a sample_raw.json).
+PROMPT_TOKENS_PER_CHARACTER = 0.27
+ANSWER_TOKENS_PER_CHARACTER = 0.43
+TYPICAL_QUERY_TOKENS, TYPICAL_ANSWER_TOKENS = 80, 100  # rows of the synthetic dataset are shorter than that
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Lengths in tokens, upper bounds; `source` says where they come from."""
+
+    longest_tokens: int
+    prefix_tokens: int
+    answer_tokens: int
+    rows: int | None
+    source: str
+
+
+def workload_of(config: Config) -> Workload:
+    """Read lengths off data/train.json; without it, take the configured tools and queries and answers of common length.
+
+    No example is longer than max_seq_length: training refuses or drops such rows.
+    """
+    limit = config.model.max_seq_length
+    path = config.dataset.dir / "train.json"
+    texts = _texts(read_json(path)) if path.is_file() else []
+    if not texts:
+        prefix = round(len(render_preamble(config.toolbox)) * PROMPT_TOKENS_PER_CHARACTER)
+        longest = min(limit, prefix + TYPICAL_QUERY_TOKENS + TYPICAL_ANSWER_TOKENS)
+        return Workload(longest, min(prefix, limit), TYPICAL_ANSWER_TOKENS, None, f"no {path} yet: typical rows")
+    answer = max(len(response) for _, response in texts) * ANSWER_TOKENS_PER_CHARACTER
+    longest = max(
+        len(instruction) * PROMPT_TOKENS_PER_CHARACTER + len(response) * ANSWER_TOKENS_PER_CHARACTER
+        for instruction, response in texts
+    )
+    prefix = _common_length([instruction for instruction, _ in texts]) * PROMPT_TOKENS_PER_CHARACTER
+    return Workload(min(limit, round(longest)), min(limit, round(prefix)), round(answer), len(texts), str(path))
+
+
+def spec_of_data(config: Config, architecture: Architecture | None = None) -> tuple[TrainingSpec, str]:
+    """Take lengths from data/train.json; return where they come from as well."""
+    workload = workload_of(config)
+    spec = TrainingSpec.from_config(
+        config,
+        architecture=architecture,
+        longest_tokens=workload.longest_tokens,
+        prefix_tokens=workload.prefix_tokens,
+        answer_tokens=workload.answer_tokens,
+    )
+    return spec, workload.source
+
+
+def _texts(rows: Any) -> list[tuple[str, str]]:
+    """Instruction and response of each row that has both; what else is wrong with a file is for training to say."""
+    if not isinstance(rows, list):
+        return []
+    pairs = [(row.get("instruction"), row.get("response")) for row in rows if isinstance(row, dict)]
+    return [pair for pair in pairs if all(isinstance(text, str) for text in pair)]
+
+
+def _common_length(texts: list[str]) -> int:
+    """Characters that all texts begin with: those that the first and the last in order have in common."""
+    first, last = min(texts), max(texts)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

@@ -1,0 +1,1 @@
+"""The frozen base model and the LoRA adapter on it."""

@@ -1,0 +1,285 @@
+"""The frozen base model, quantised as config.yaml says, and an adapter put on it; training and evaluation share both.
+
+Nothing is upcast: `peft.prepare_model_for_kbit_training` would turn every unquantised weight into float32, which costs
+a 7B 0.5 GiB at rest and more in every activation. Freezing is all that QLoRA needs of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.config.settings import ModelSection, QuantizationSection
+from tool_aware.console import UserError
+from tool_aware.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+_EXAMPLE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
+
+
+def device() -> torch.device:
+    """The device this process computes on: its own GPU under torchrun, the first GPU, or the CPU."""
+    import torch
+
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def start_gpu() -> list[str]:
+    """Take `device()` into use, after which its CUDA context has its memory; returns the UUIDs of all GPUs in sight.
+
+    Returns nothing on a CPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    torch.zeros(1, device=device())
+    return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in range(torch.cuda.device_count())]
+
+
+def compute_dtype(setting: str = "auto") -> torch.dtype:
+    """Resolve `quantization.bnb_4bit_compute_dtype`: bfloat16 where the GPU has it, else float16; float32 on a CPU."""
+    import torch
+
+    if setting != "auto":
+        return getattr(torch, setting)
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load_base_model(
+    model: ModelSection, quantization: QuantizationSection, *, hf_token: str | None = None, attention: str | None = None
+) -> PreTrainedModel:
+    """Load the base model onto `device()`, quantised, frozen, in eval mode.
+
+    `attention` is what transformers calls attn_implementation; without it the config's, where `auto` means SDPA.
+
+    Raises UserError if the model cannot be had: unknown id, gated, no network, folder without weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    locate_model(model.name, revision=model.revision, hf_token=hf_token)
+    dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
+    with quiet_libraries():
+        base = AutoModelForCausalLM.from_pretrained(
+            model.name,
+            revision=model.revision,
+            token=hf_token,
+            dtype=dtype,
+            quantization_config=_quantization_config(quantization, dtype),
+            device_map={"": device()},
+            attn_implementation=attention or model.attn_implementation.replace("auto", "sdpa"),
+        )
+    freeze(base)
+    return base
+
+
+def freeze(base: PreTrainedModel) -> None:
+    """Make a loaded base model what everything here expects: frozen, in eval mode, greedy."""
+    import torch
+
+    base.requires_grad_(False)
+    base.eval()
+    if device().type == "cpu":
+        _keep_cpu_weights_unpacked(base)
+    # Sampling defaults of the instruct model would otherwise warn whenever text is generated greedily.
+    base.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+    torch.set_float32_matmul_precision("high")
+
+
+def attach_adapter(base: PreTrainedModel, adapter: Path, *, base_name: str, is_trainable: bool = False) -> PeftModel:
+    """Put the LoRA adapter saved in `adapter` on `base`, in place.
+
+    Raises UserError if there is none, or if it was trained on another base model than `base_name`.
+    """
+    from peft import PeftModel
+
+    trained_on = adapter_base(adapter)
+    if not same_model(trained_on, base_name):
+        raise UserError(
+            f"was trained on {trained_on}, but the base model is {base_name}",
+            where=str(adapter),
+            fix=f"--set model.name={trained_on}, or train an adapter for {base_name}",
+        )
+    with quiet_libraries():
+        try:
+            return PeftModel.from_pretrained(base, str(adapter), is_trainable=is_trainable)
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            raise UserError(
+                f"its matrices do not fit {base_name}: the base model has changed since this adapter was trained",
+                where=str(adapter),
+                fix="python train_tool_aware.py --overwrite",
+            ) from error
+
+
+def adapter_base(adapter: Path) -> str:
+    """Name the base model an adapter was trained on. Raises UserError if `adapter` does not hold an adapter."""
+    settings = read_json(adapter / "adapter_config.json")
+    if settings is None or not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError("no adapter found", where=str(adapter), fix="python train_tool_aware.py")
+    return settings["base_model_name_or_path"]
+
+
+def same_model(one: str, other: str) -> bool:
+    """Tell whether two model names mean the same: equal ids, or paths of the same folder."""
+    return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
+
+
+def locate_model(name: str, *, revision: str | None = None, hf_token: str | None = None) -> None:
+    """Check that a model can be had before anything slow begins.
+
+    Raises UserError with the page to visit or the variable to set.
+    """
+    where = f"model.name: {name}"
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise UserError(
+                "the folder has no config.json", where=where, fix="name the folder save_pretrained wrote to"
+            )
+        if not any(path for pattern in _WEIGHT_PATTERNS for path in Path(name).glob(pattern)):
+            raise UserError(
+                "the folder has no weights (*.safetensors)", where=where, fix="copy the weights there as well"
+            )
+        return
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError("no such folder", where=where, fix=f"give a Hugging Face id such as {_EXAMPLE_MODEL}")
+    _ask_the_hub(name, revision, hf_token, where)
+
+
+def _ask_the_hub(name: str, revision: str | None, hf_token: str | None, where: str) -> None:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        HfApi(token=hf_token).auth_check(name)
+    except GatedRepoError as error:
+        raise _gated(error.response.status_code, name, hf_token, where) from None
+    except HFValidationError:
+        raise _unknown_model(where) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 404):  # the hub answers 401 for what does not exist or is private, unless asked with a token
+            raise _unknown_model(where) from None
+        raise UserError(f"Hugging Face answered {status}", where=where, fix="try again later") from None
+    except (OfflineModeIsEnabled, OSError):
+        raise _unreachable(where) from None
+    except Exception as error:
+        if "connect" not in type(error).__name__.lower() and "timeout" not in type(error).__name__.lower():
+            raise  # the hub's HTTP client has its own error types, which are not OSErrors
+        raise _unreachable(where) from None
+
+
+def _gated(status: int, name: str, hf_token: str | None, where: str) -> UserError:
+    if status == 403:
+        what, fix = (
+            "your HF_TOKEN has not been granted access (403)",
+            f"accept its terms at https://huggingface.co/{name}",
+        )
+    elif hf_token:
+        what, fix = (
+            "your HF_TOKEN is not valid (401)",
+            "make one with Read access at https://huggingface.co/settings/tokens",
+        )
+    else:
+        what = "HF_TOKEN is not set (401)"
+        fix = "make one with Read access at https://huggingface.co/settings/tokens and export it, or put it into .env"
+    return UserError(f"the model is gated and {what}", where=where, fix=fix)
+
+
+def _unknown_model(where: str) -> UserError:
+    fix = f"check the spelling, for example {_EXAMPLE_MODEL}; a private model also needs HF_TOKEN"
+    return UserError("no such folder here and no such model on Hugging Face", where=where, fix=fix)
+
+
+def _unreachable(where: str) -> UserError:
+    fix = "check the network (and HF_HUB_OFFLINE), or name a local folder that holds the model"
+    return UserError("not in the local cache, and Hugging Face cannot be reached", where=where, fix=fix)
+
+
+def _quantization_config(quantization: QuantizationSection, dtype: torch.dtype) -> Any:
+    if quantization.kind == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=quantization.load_in_4bit,
+        load_in_8bit=quantization.load_in_8bit,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def quantized_values(weight: torch.Tensor, quantization: QuantizationSection) -> torch.Tensor:
+    """Return what `weight` (out, in) becomes in a base model loaded with `quantization`, on `device()`.
+
+    The precision is that of the computation. Bit-equal to dequantising the loaded layer.
+    """
+    import bitsandbytes.functional as bnb
+    import torch
+
+    dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
+    weight = weight.to(device(), dtype)
+    if quantization.load_in_4bit:
+        packed, state = bnb.quantize_4bit(
+            weight,
+            quant_type=quantization.bnb_4bit_quant_type,
+            compress_statistics=quantization.bnb_4bit_use_double_quant,
+        )
+        return bnb.dequantize_4bit(packed, state)
+    if quantization.load_in_8bit:
+        rows, scales, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16))
+        return bnb.int8_vectorwise_dequant(rows, scales).to(dtype)
+    return weight
+
+
+def _keep_cpu_weights_unpacked(base: PreTrainedModel) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for AVX512-BF16 in the first eval forward.
+
+    The repacked layout is not understood by its backward pass: gradients after an evaluation are silently wrong
+    (79 % relative error with bitsandbytes 0.50.2). tests/test_base_model.py fails without this.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' own progress bars and hints, none of which ask for an action, out of the story."""
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "accelerate", "torchao")]
+    levels = [logger.level for logger in loggers]
+    bars_were_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars_were_on:
+            transformers_logging.enable_progress_bar()

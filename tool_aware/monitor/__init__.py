@@ -1,0 +1,1 @@
+"""monitor_gpu.py: GPUs over time, checks of this machine, texts of the memory estimate."""

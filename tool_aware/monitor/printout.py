@@ -1,0 +1,245 @@
+"""The texts of `check` and `estimate`: GPUs, terms of an estimate, what fits. Nothing here prints."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tool_aware.console import table
+from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.memory.estimate import MemoryEstimate, unmeasured_features
+from tool_aware.memory.evaluation_estimate import EvaluationFit
+from tool_aware.memory.fit import LARGEST_BATCH, Fit, as_yaml, fit_card, largest_batch, longest_sequence
+from tool_aware.memory.plan import needed_bytes
+from tool_aware.memory.spec import TrainingSpec
+from tool_aware.memory.speed import MEAN_ERROR_PERCENT, MEASURED_ON, WORST_ERROR_PERCENT, estimate_speed
+from tool_aware.memory.trace import DryRun
+from tool_aware.monitor.checks import STATUSES, CheckLine
+from tool_aware.monitor.display import gib, power, process_text, with_unit
+
+SHOWN_FROM_GIB = 0.005  # smaller terms would be shown as 0.00
+COMMON_CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 80)
+
+
+def overview(gpus: Sequence[GpuReading]) -> Iterator[str]:
+    """The state of every GPU in a few lines each, for `check`."""
+    for gpu in gpus:
+        yield f"GPU {gpu.index}  {gpu.name}"
+        if gpu.problem:
+            yield f"  {gpu.problem}"
+            continue
+        yield f"  memory       {gib(gpu.total_bytes)} GiB: {gib(gpu.used_bytes)} used, {gib(gpu.free_bytes)} free"
+        temperature = with_unit(gpu.temperature_c, "C")
+        use = with_unit(gpu.utilization_percent, "%")
+        yield f"  state        {temperature}, {use} busy, {power(gpu)}, {with_unit(gpu.sm_clock_mhz, 'MHz')}"
+        for number, process in enumerate(gpu.processes):
+            yield f"  {'' if number else 'processes':<11}  {process_text(process)}"
+
+
+def check_text(lines: Sequence[CheckLine], width: int | None = None) -> Iterator[tuple[str, str]]:
+    """Yield (status, text) for each check, wrapped at `width`; the status is empty on lines that go on with one."""
+    indent = " " * (max(map(len, STATUSES)) + 2)
+    name_width = max(len(line.name) for line in lines)
+    for line in lines:
+        texts = _wrapped(line.finding, width, len(indent) + name_width + 2)
+        if line.remedy and line.status != "ok":
+            texts += _wrapped(f"fix: {line.remedy}", width, len(indent) + name_width + 2)
+        yield line.status, f"{line.status:<{len(indent)}}{line.name:<{name_width}}  {texts[0]}"
+        for text in texts[1:]:
+            yield "", f"{indent}{'':<{name_width}}  {text}"
+
+
+def _wrapped(text: str, width: int | None, indent: int) -> list[str]:
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, max(20, width - indent), break_long_words=False, break_on_hyphens=False)
+
+
+def verdict(lines: Sequence[CheckLine]) -> str:
+    """The last line of a check."""
+    problems = sum(line.status == "problem" for line in lines)
+    return f"not ready: {problems} to fix" if problems else "ready to train"
+
+
+def spec_text(spec: TrainingSpec) -> str:
+    """One line: what is estimated."""
+    targets = spec.targets if isinstance(spec.targets, str) else ", ".join(spec.targets)
+    if spec.batch_size == 1:
+        batch = f"1 example of {spec.seq_length:,} tokens"
+    else:
+        batch = f"{spec.batch_size} examples of up to {spec.seq_length:,} tokens, packing {spec.packing}"
+        batch += f": {spec.tokens:,} tokens"
+    return f"{spec.architecture.name}, {spec.quantization}, LoRA r={spec.lora_r} on {targets}; {batch}"
+
+
+def estimate_table(estimate: MemoryEstimate) -> str:
+    """The terms of an estimate, the totals, and what it rests on."""
+    rows = [
+        (term.name, gib(term.used_bytes, 2), term.note)
+        for term in estimate.terms
+        if term.used_bytes >= SHOWN_FROM_GIB * GIB
+    ]
+    rows.append(("needed on the card", gib(estimate.total_bytes, 2), "what nvidia-smi will show"))
+    lines = table(["term", "GiB", ""], rows, "<><").splitlines()
+    rule = "-" * max(map(len, lines))
+    return "\n".join([*lines[:-1], rule, lines[-1]])
+
+
+def basis_text(estimate: MemoryEstimate) -> str:
+    """Where the peak is, and what the estimate rests on."""
+    calibration = estimate.calibration
+    lines = [
+        f"peaks in {estimate.peaks_in}; torch allocates {gib(estimate.allocated_bytes, 2)} "
+        f"(error up to {calibration.allocated_error_percent:g} %) and reserves {gib(estimate.reserved_bytes, 2)} GiB; "
+        f"in all the error is up to {calibration.error_percent:g} %",
+        f"calibrated on {calibration.source}; the CUDA context of smaller cards is smaller",
+    ]
+    if unmeasured := unmeasured_features(estimate.spec):
+        lines.append(f"not among those runs, counted from shapes: {', '.join(unmeasured)}")
+    return "\n".join(lines)
+
+
+def estimate_record(
+    estimate: MemoryEstimate, answer: Fit | None = None, exact: TracedStep | None = None
+) -> dict[str, Any]:
+    """Plain values for --json."""
+    record = estimate.as_dict()
+    if exact:
+        record["exact"] = exact.as_dict()
+    if answer:
+        record["vram_gib"] = round(answer.vram_bytes / GIB, 2)
+        record["fits"] = answer.fits_as_it_is
+        record["plan"] = answer.final_plan.as_dict()
+        record["edits"] = None if answer.edits is None else answer.keys
+    return record
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """A traced step beside the formula for the same step, which is not always the planned one."""
+
+    traced: DryRun
+    formula: MemoryEstimate
+    planned: TrainingSpec
+
+    @property
+    def without(self) -> list[str]:
+        """What the planned step has and the traced one has not."""
+        traced, planned = self.formula.spec, self.planned
+        left_out = {
+            "kept layers": traced.layers_kept != planned.layers_kept,
+            "cached layers": traced.layers_cached != planned.layers_cached,
+            "offload": traced.is_offloading != planned.is_offloading,
+            planned.optimizer: traced.optimizer != planned.optimizer,
+        }
+        return [name for name, is_missing in left_out.items() if is_missing]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for --json, sizes in GiB."""
+        sizes = {"gib": self.traced.peak_bytes, "formula_gib": self.formula.tensor_bytes}
+        return {name: round(size / GIB, 3) for name, size in sizes.items()} | {"without": self.without}
+
+
+def exact_text(exact: TracedStep) -> str:
+    """One line: what the traced step takes, what the formula says, and in what it is not the planned step."""
+    traced, formula_bytes = exact.traced, exact.formula.tensor_bytes
+    without = f" (without {', '.join(exact.without)})" if exact.without else ""
+    return (
+        f"traced step{without}: {gib(traced.peak_bytes, 2)} GiB in tensors (model at rest "
+        f"{gib(traced.rest_bytes, 2)}); the formula says {gib(formula_bytes, 2)} "
+        f"({formula_bytes / traced.peak_bytes - 1:+.1%})"
+    )
+
+
+def fit_text(answer: Fit) -> str:
+    """Whether it fits the card and how the run would use it, what would make it fit, and how far it could go."""
+    limit, spec = answer.final_plan.budget.limit_bytes, answer.final_plan.spec
+    size = f"{answer.vram_bytes / GIB:.3g} GiB"
+    if answer.is_limited:
+        size = f"the {limit / GIB:.3g} GiB that training.memory_budget_gib allows of {size}"
+    if answer.edits is None:
+        return f"does not fit {size}, and no edit of config.yaml makes it: a smaller model is needed"
+    if answer.fits_as_it_is:
+        lines = [f"fits {size}; the run would use it so:"]
+    else:
+        short = (needed_bytes(answer.plan.spec) - answer.plan.budget.limit_bytes) / GIB
+        lines = [f"does not fit {size}: {short:.1f} GiB too much. It fits with", "", as_yaml(answer.keys), ""]
+        costs = {", ".join(edit.keys): edit.cost for edit in answer.edits}  # an edit may be made more than once
+        lines += [f"  {keys}: {cost}" for keys, cost in costs.items()]
+        lines.append("and the run would then use it so:")
+    lines += textwrap.indent(answer.final_plan.text(), "  ").splitlines()
+    examples = largest_batch(answer.lean, limit)
+    lines.append(
+        f"room for: one example of {longest_sequence(answer.lean, limit):,} tokens, "
+        f"or micro-batches of {examples}{'+' if examples == LARGEST_BATCH else ''} x {spec.seq_length:,} tokens"
+    )
+    return "\n".join(lines)
+
+
+def evaluation_fit_text(answer: EvaluationFit) -> str:
+    """Whether evaluation fits the card, by how much, and with how large batches it would."""
+    size, left_gib = f"{answer.vram_bytes / GIB:.3g} GiB", answer.left_bytes / GIB
+    verdict = (
+        f"fits {size}: {left_gib:.1f} GiB to spare"
+        if answer.fits
+        else f"does not fit {size}: {-left_gib:.1f} GiB too much"
+    )
+    lines = [f"{verdict}, the estimate's error included; to use: {answer.source}"]
+    if answer.largest_batch:
+        more = "+" if answer.largest_batch == LARGEST_BATCH else ""
+        lines.append(f"room for: evaluation.batch_size: {answer.largest_batch}{more}")
+    else:
+        lines.append("no evaluation.batch_size fits: a smaller model is needed")
+    return "\n".join(lines)
+
+
+def speed_text(spec: TrainingSpec, card: str | None, examples_in_run: float | None = None) -> str | None:
+    """Time of a micro-step and of a run on a card, marked as an estimate; None if the card's rates are not known."""
+    speed = estimate_speed(spec, card) if card else None
+    if speed is None:
+        return None
+    examples = f"{spec.batch_size} example{'s' * (spec.batch_size > 1)}"
+    lines = [
+        f"time on {card}: {speed.expected_s:.2f} s a micro-step of {examples}, "
+        f"{spec.tokens / speed.expected_s:,.0f} tokens/s; no faster than {speed.limit_s:.2f} s by its published rate"
+    ]
+    if examples_in_run:
+        minutes = examples_in_run / spec.batch_size * speed.expected_s / 60
+        lines.append(f"  some {minutes:,.0f} minutes for the run's {examples_in_run:,.0f} examples, without validation")
+    error = f"{MEAN_ERROR_PERCENT} % off on average, {WORST_ERROR_PERCENT} % at most, over {MEASURED_ON}"
+    return "\n".join([*lines, f"  an estimate: {error}; slower cards were not measured"])
+
+
+def fit_table(spec: TrainingSpec, is_open: frozenset[str], allowed_gib: float | None = None) -> str:
+    """How common card sizes are used, what they need changed, and how far they go; as Markdown for the README."""
+    lines = [
+        "| card | how the plan uses it | needed | edits of config.yaml | longest example | largest micro-batch |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size in COMMON_CARDS_GB:
+        answer = fit_card(spec, size * GIB, is_open, allowed_gib)
+        if answer.edits is None:
+            lines.append(f"| {size} GB | - | - | a smaller model is needed | - | - |")
+            continue
+        edits = ", ".join(f"`{key}: {json.dumps(value).strip(chr(34))}`" for key, value in answer.keys.items())
+        fitting, limit = answer.final_plan.spec, answer.final_plan.budget.limit_bytes
+        lines.append(
+            f"| {size} GB | {plan_phrase(fitting)} | {gib(needed_bytes(fitting))} GiB | {edits or 'none'} "
+            f"| {longest_sequence(answer.lean, limit):,} tokens | {largest_batch(answer.lean, limit)} examples |"
+        )
+    return "\n".join(lines)
+
+
+def plan_phrase(spec: TrainingSpec) -> str:
+    """A plan in a few words."""
+    parts = [f"{spec.batch_size} x {spec.accumulation}"]
+    if not spec.checkpointing:
+        parts.append("no checkpointing")
+    elif spec.layers_kept:
+        parts.append(f"{spec.layers_kept} of {spec.architecture.layers} layers kept")
+    parts += ["offload"] * spec.is_offloading
+    parts += [f"{spec.layers_cached} cached"] * (spec.layers_cached > 0)
+    return ", ".join(parts)

@@ -1,0 +1,175 @@
+"""Does a merged model answer as base + adapter did in training? Measured with one decoder layer in memory at a time.
+
+Two measures: how many rows get the same tool, and the Kullback-Leibler divergence of the next-token distributions along
+the right answers, in nats per token. The first is what matters, the second tells ways to merge apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tool_aware.config.settings import Config
+from tool_aware.engine.packing import Pack, pack_rows
+from tool_aware.model.base import device
+from tool_aware.prompt import EncodedExample, encode_example
+from tool_aware.rows import Row, load_rows
+from tool_aware.training.choice import AnswerStates, ToolNames, chosen_tools, label_count, right_tool
+from tool_aware.training.export.layerwise import StreamedModel, Weights
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MEASURED_ROWS = 32  # of val.json, at most, on which ways to merge are compared: some 2,500 tokens of answers
+ROWS_AT_ONCE = 8  # examples of a pack: 8 of the tool task are some 1,100 tokens
+MOST_TOKENS = 65_536  # that pass a layer before the next one is loaded; at 4,096 numbers each they take 0.5 GiB
+_HEAD_ROWS = 4096  # of the output head that are widened to float32 at once
+_CHUNK_LABELS = 512  # twice 512 x 32,000 float32 log-probabilities are 125 MiB
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows to compare models on; `numbers` are theirs in `file`, counted from 1."""
+
+    file: Path
+    numbers: list[int]
+    queries: list[str]
+    examples: list[EncodedExample]
+
+    @classmethod
+    def take(
+        cls, file: Path, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, limit: int, max_tokens: int
+    ) -> Sample:
+        """Take up to `limit` rows, spread evenly over the file; examples above `max_tokens` are left out."""
+        count = min(limit, len(rows))
+        chosen = [place * len(rows) // count for place in range(count)]
+        encoded = [encode_example(tokenizer, rows[index].instruction, rows[index].response) for index in chosen]
+        kept = [place for place, example in enumerate(encoded) if len(example) <= max_tokens]
+        numbers = [chosen[place] + 1 for place in kept]
+        return cls(file, numbers, [rows[number - 1].query for number in numbers], [encoded[place] for place in kept])
+
+    def up_to_the_name(self, names: ToolNames) -> Sample:
+        """The same rows with answers that end behind the tool's name, which is all a choice takes."""
+        ends = [names.offset + len(names.ids[right_tool(example, names)]) for example in self.examples]
+        cut = [
+            EncodedExample(example.prompt, example.completion[:end])
+            for example, end in zip(self.examples, ends, strict=True)
+        ]
+        return Sample(self.file, self.numbers, self.queries, cut)
+
+
+@dataclass(frozen=True)
+class AsTrained:
+    """What base + adapter, quantised as in training, make of a sample: states (L, H) in its order, the head (V, H)."""
+
+    sample: Sample
+    hidden: torch.Tensor
+    head: torch.Tensor
+    chosen: list[tuple[int, ...]]  # tools, see `chosen_tools`
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a merged model compares with base + adapter as trained."""
+
+    rows: int
+    different: list[int]  # positions in the sample of rows that get another tool
+    chosen: list[tuple[int, ...]]
+    divergence: float  # mean KL divergence in nats per token of the answers; infinite if the model yields no numbers
+
+    @property
+    def equal(self) -> int:
+        """Rows that get the same tool."""
+        return self.rows - len(self.different)
+
+
+@dataclass(frozen=True)
+class References:
+    """What merged models are measured by: rows of val.json choose among them, rows of test.json check the result."""
+
+    val: AsTrained | None = None
+    test: AsTrained | None = None
+
+
+def references(
+    answer_states: AnswerStates, config: Config, tokenizer: PreTrainedTokenizerBase, names: ToolNames
+) -> References:
+    """Run the model that was trained over rows of val.json and of test.json, or of val.json if there is no other."""
+    limit, max_tokens = config.export.check_rows, config.model.max_seq_length
+    batch_size = config.training.per_device_eval_batch_size  # what validation took in as well
+    found = {}
+    for split, most in (("val", min(limit, MEASURED_ROWS)), ("test", limit)):
+        file = config.dataset.dir / f"{split}.json"
+        file = file if file.is_file() else config.dataset.dir / "val.json"
+        sample = Sample.take(file, load_rows(file, config.toolbox).rows, tokenizer, limit=most, max_tokens=max_tokens)
+        if split == "test":
+            sample = sample.up_to_the_name(names)
+        found[split] = as_trained(answer_states, sample, names, batch_size) if sample.examples else None
+    return References(**found)
+
+
+def as_trained(
+    answer_states: AnswerStates, sample: Sample, names: ToolNames, batch_size: int = ROWS_AT_ONCE
+) -> AsTrained:
+    """Run the model that was trained over `sample`, `batch_size` rows at a time. The head is shared, not copied."""
+    import torch
+
+    parts = []
+    for start in range(0, len(sample.examples), batch_size):
+        batch = sample.examples[start : start + batch_size]
+        with torch.no_grad():
+            pack, hidden, head = answer_states(batch)
+        parts.append(_in_given_order(hidden, pack, batch))
+    hidden = torch.cat(parts)
+    return AsTrained(sample, hidden, head, chosen_tools(sample.examples, hidden, head, names))
+
+
+def agreement(reference: AsTrained, model: PreTrainedModel, weights: Weights, names: ToolNames) -> Agreement:
+    """Compare a merged model, an empty one with `weights`, computing in its precision on `device()`."""
+    import torch
+
+    examples, streamed = reference.sample.examples, StreamedModel(model, weights, device())
+    longest_row = pack_rows(examples, ROWS_AT_ONCE).input_ids.shape[1]
+    at_once = max(1, MOST_TOKENS // longest_row) * ROWS_AT_ONCE
+    parts = []
+    for start in range(0, len(examples), at_once):
+        batch = examples[start : start + at_once]
+        pack = pack_rows(batch, ROWS_AT_ONCE)
+        hidden, head = streamed.states(pack)
+        parts.append(_in_given_order(hidden, pack, batch))
+    hidden = torch.cat(parts)
+    chosen = chosen_tools(examples, hidden, head, names)
+    different = [place for place, tools in enumerate(chosen) if tools != reference.chosen[place]]
+    return Agreement(len(examples), different, chosen, _divergence(reference, hidden, head))
+
+
+def _in_given_order(hidden: torch.Tensor, pack: Pack, examples: Sequence[EncodedExample]) -> torch.Tensor:
+    import torch
+
+    pieces = hidden.split([label_count(examples[index]) for index in pack.order])
+    placed = dict(zip(pack.order, pieces, strict=True))
+    return torch.cat([placed[index] for index in range(len(examples))])
+
+
+def _divergence(reference: AsTrained, hidden: torch.Tensor, head: torch.Tensor) -> float:
+    total = 0.0
+    for start in range(0, len(hidden), _CHUNK_LABELS):
+        part = slice(start, start + _CHUNK_LABELS)
+        wanted = _log_probabilities(reference.hidden[part], reference.head)
+        found = _log_probabilities(hidden[part], head)
+        total += (wanted.exp() * (wanted - found)).sum().item()
+    mean = total / len(hidden)
+    return max(mean, 0.0) if math.isfinite(mean) else math.inf  # rounding can take it a hair below zero
+
+
+def _log_probabilities(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Of the next tokens, (L, V), in float32: 16-bit logits would round away what is to be measured."""
+    import torch
+
+    wide = hidden.float()
+    logits = [wide @ part.float().T for part in head.split(_HEAD_ROWS)]  # by parts: all of a 7B's would be 0.5 GiB
+    return torch.cat(logits, dim=-1).log_softmax(-1)

@@ -1,0 +1,246 @@
+"""What training leaves behind: the adapter with the prompt it was trained on, and the merged model.
+
+The merge goes shard by shard over the base model's own safetensors files, tensor by tensor, and never holds the model.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.config.settings import Config
+from tool_aware.console import PROBLEMS_SHOWN, GateFailed, UserError, duration, say, table
+from tool_aware.files import atomic_folder, read_json, told_if_full, write_json, write_text
+from tool_aware.model.base import device
+from tool_aware.prompt import render_template
+from tool_aware.tools import Toolbox
+from tool_aware.training.choice import ToolNames
+from tool_aware.training.export.agreement import Agreement, AsTrained, References, agreement
+from tool_aware.training.export.layerwise import empty_model, quantized_names
+from tool_aware.training.export.merge import LoraUpdates, MergeBase, MergedWeights
+from tool_aware.training.export.weights import WEIGHTS_INDEX, WeightFiles, base_folder, shard_header, write_shard
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+ADAPTERS_FOLDER = "lora_adapters"
+FINAL_MODEL_FOLDER = "final_model"
+PROMPT_FILE = "prompt_template.txt"  # what an agent fills in and sends as the user turn
+WANTED_AGREEMENT = 0.99  # part of the rows that must get the same tool from the merged model as in training
+_FULL_DISK_FIX = "free some space and run again with --resume, or go without it: --skip-final-model"
+_SPARE = 1.02  # disk space wanted beyond the weights: tokenizer, configs, safetensors headers
+
+
+def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase, tools: Toolbox) -> None:
+    """Write the adapter, its tokenizer and the prompt template into `folder`, all of it or nothing.
+
+    Raises UserError if the disk is full.
+    """
+    size = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
+    fix = "free some space and run again with --resume"
+    with atomic_folder(folder) as part, told_if_full(part, lambda: size, fix=fix):
+        model.save_pretrained(part, save_embedding_layers=False)
+        tokenizer.save_pretrained(part)
+        write_text(part / PROMPT_FILE, render_template(tools))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to merge: the weights that the adapter is added to, and the precision of the result."""
+
+    into: MergeBase
+    dtype: str  # a name of torch's
+
+
+@dataclass(frozen=True)
+class Merged:
+    """How the merged model came about and how it agrees with base + adapter as trained."""
+
+    way: Way
+    measured: Mapping[Way, Agreement]  # on rows of val.json; empty if there was nothing to choose or no row to measure
+    checked: Agreement | None  # the finished folder, read back
+    reference: AsTrained | None  # what it was checked against
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, for the manifest."""
+        measured = [
+            {**asdict(way), "rows": found.rows, "equal": found.equal, "divergence": _finite(found.divergence)}
+            for way, found in self.measured.items()
+        ]
+        check = None
+        if self.checked:
+            sample = self.reference.sample
+            different = [sample.numbers[place] for place in self.checked.different]
+            check = {"file": sample.file.name, "rows": self.checked.rows, "different": different}
+        return {**asdict(self.way), "measured": measured, "check": check}
+
+    def demand_agreement(self, tools: Sequence[str]) -> None:
+        """Raise GateFailed, naming the rows, if too many of them get another tool than in training."""
+        if not self.checked or self.checked.equal >= WANTED_AGREEMENT * self.checked.rows:
+            return
+        sample, before, after = self.reference.sample, self.reference.chosen, self.checked.chosen
+        lines = [
+            f"row {sample.numbers[place]}: {_names(before[place], tools)} as trained, "
+            f"{_names(after[place], tools)} merged: {sample.queries[place][:80]}"
+            for place in self.checked.different
+        ]
+        raise GateFailed(
+            f"the merged model chooses another tool than base + adapter on {len(lines)} of {self.checked.rows} rows of "
+            f"{sample.file}:\n  " + "\n  ".join(lines[:PROBLEMS_SHOWN]),
+            fix="use the adapter on the quantised base"
+            + ("" if self.measured else ", or --set export.merge_base=auto --set export.dtype=auto"),
+        )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None  # JSON has no infinity
+
+
+def _names(numbers: Sequence[int], tools: Sequence[str]) -> str:
+    return " or ".join(tools[number] for number in numbers)
+
+
+class Merger:
+    """Finds the best way to merge an adapter into the base model, merges, and reads the result back."""
+
+    def __init__(self, config: Config, adapter: Path, *, hf_token: str | None = None) -> None:
+        self._config, self._adapter = config, adapter
+        self._base = base_folder(config.model, hf_token)
+        self._files, self._updates = WeightFiles(self._base), LoraUpdates.load(adapter)
+        self._updates.check_fit(self._files)
+        self._quantized = quantized_names(empty_model(self._base))
+
+    def ways(self) -> list[Way]:
+        """The ways that config.yaml leaves open; the first is taken if nothing can be measured."""
+        export, own = self._config.export, self._files.dtype
+        is_quantized = self._config.quantization.kind != "none"
+        bases = ["dequantized", "original"] if export.merge_base == "auto" else [export.merge_base]
+        dtypes = [own, *(["float16"] if own == "bfloat16" else [])] if export.dtype == "auto" else [export.dtype]
+        return [Way(base, dtype) for base in (bases if is_quantized else ["original"]) for dtype in dtypes]
+
+    def measure(self, reference: AsTrained, names: ToolNames) -> dict[Way, Agreement]:
+        """Compare every way with base + adapter as trained, without writing anything."""
+        found = {}
+        for way in self.ways():
+            model = empty_model(self._base, _dtype(way.dtype))
+            found[way] = agreement(reference, model, self._weights(way, device()), names)
+        return found
+
+    def save(self, way: Way, folder: Path) -> None:
+        """Write the merged model, loadable by `AutoModelForCausalLM.from_pretrained(folder)`, all of it or nothing.
+
+        Raises UserError if the disk has no room.
+        """
+        headers = {shard: shard_header(shard, _dtype(way.dtype)) for shard in self._files.shards}
+        sizes = [next(reversed(header.values()))["data_offsets"][1] for header in headers.values()]
+        _check_space(folder, sum(sizes))
+        weights = self._weights(way)
+        with atomic_folder(folder) as part, told_if_full(part, lambda: sum(sizes), fix=_FULL_DISK_FIX):
+            for shard, header in headers.items():
+                write_shard(part / shard.name, header, weights.__getitem__)
+            index = read_json(self._base / WEIGHTS_INDEX)
+            if index:
+                index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes)}
+                write_json(part / WEIGHTS_INDEX, index)
+            _write_configs(self._base, self._adapter, part, way.dtype)
+
+    def check(self, folder: Path, reference: AsTrained, names: ToolNames) -> Agreement:
+        """Read the merged model back and compare it with base + adapter as trained."""
+        return agreement(reference, empty_model(folder), WeightFiles(folder), names)
+
+    def _weights(self, way: Way, device: torch.device | None = None) -> MergedWeights:
+        return MergedWeights(
+            self._files,
+            self._updates,
+            self._config.quantization,
+            self._quantized,
+            into=way.into,
+            dtype=_dtype(way.dtype),
+            device=device,
+        )
+
+
+def merge(merger: Merger, folder: Path, names: ToolNames, references: References) -> Merged:
+    """Merge in the way that answers rows of val.json most like base + adapter; check the result on rows of test.json.
+
+    Without rows of val.json the first way is taken; without those of test.json nothing is checked.
+    """
+    gc.collect()  # what training has left on the GPU
+    if device().type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    val, test = references.val, references.test
+    ways, started_s = merger.ways(), time.perf_counter()
+    measured = merger.measure(val, names) if val and len(ways) > 1 else {}
+    way = min(measured, key=lambda way: measured[way].divergence) if measured else ways[0]
+    if measured:
+        rows = [
+            (w.into, w.dtype, f"{found.equal} of {found.rows}", f"{found.divergence:.2g}")
+            for w, found in measured.items()
+        ]
+        took = duration(time.perf_counter() - started_s)
+        say(f"ways to merge, against base + adapter as trained, on rows of {val.sample.file} ({took}):")
+        say(table(("merged into", "stored as", "same tool", "divergence, nats per token"), rows, align="<<>>"))
+    started_s = time.perf_counter()
+    merger.save(way, folder)
+    took = duration(time.perf_counter() - started_s)
+    say(f"{folder}: the adapter merged into the {way.into} weights, in {way.dtype} ({took})")
+    started_s = time.perf_counter()
+    checked = merger.check(folder, test, names) if test else None
+    if checked:
+        rows, took = f"{checked.equal} of {checked.rows} rows", duration(time.perf_counter() - started_s)
+        say(f"read back, it chooses as base + adapter on {rows} of {test.sample.file} ({took})")
+    return Merged(way, measured, checked, test)
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    return getattr(torch, name)
+
+
+def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
+    """Copy the base's configs without a trace of quantisation, and the adapter's tokenizer with its template."""
+    config = read_json(base / "config.json")
+    config.pop("quantization_config", None)
+    # transformers 5 writes `dtype`, older ones and other programs read `torch_dtype`
+    write_json(folder / "config.json", {**config, "dtype": dtype, "torch_dtype": dtype})
+    for path in _tokenizer_files(base):
+        shutil.copyfile(path, folder / path.name)
+    for path in _tokenizer_files(adapter):
+        shutil.copyfile(path, folder / path.name)
+    generation = read_json(base / "generation_config.json") or {
+        key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config
+    }
+    write_json(folder / "generation_config.json", {**generation, "do_sample": False})
+
+
+def _tokenizer_files(folder: Path) -> Iterator[Path]:
+    names = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    )
+    return (folder / name for name in names if (folder / name).is_file())
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed_bytes * _SPARE:
+        raise UserError(
+            f"the merged model needs {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free",
+            where=str(folder),
+            fix=_FULL_DISK_FIX,
+        )

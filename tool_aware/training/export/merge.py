@@ -1,0 +1,107 @@
+"""The base model's tensors with an adapter added, one at a time, so that nobody has to hold the model.
+
+What is added to is a choice. The original 16-bit weights are what a fine-tuned model is usually built from; but a QLoRA
+adapter was trained against 4-bit values, and makes up for some of their error. Merged into those values (dequantised),
+the model answers as it did in training, up to rounding. Quantising a merged model again would erase the adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tool_aware.config.settings import QuantizationSection
+from tool_aware.console import UserError
+from tool_aware.files import read_json
+from tool_aware.model.adapter import lora_variant
+from tool_aware.model.base import quantized_values
+from tool_aware.training.export.weights import WeightFiles
+
+if TYPE_CHECKING:
+    import torch
+
+MergeBase = Literal["original", "dequantized"]
+
+
+class LoraUpdates:
+    """The low-rank updates of an adapter by the name of the weight they belong to."""
+
+    def __init__(self, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scale: float) -> None:
+        self._factors, self._scale = dict(factors), scale
+
+    @classmethod
+    def load(cls, adapter: Path) -> LoraUpdates:
+        """Read `adapter_model.safetensors`; its keys are `base_model.model.<module>.lora_A.weight` and `..._B...`."""
+        from safetensors.torch import load_file
+
+        settings = read_json(adapter / "adapter_config.json")
+        variant = lora_variant(settings)
+        if variant:
+            raise UserError(f"only plain LoRA can be merged shard by shard, not {variant}", where=str(adapter))
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        modules = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
+        factors = {
+            module.removeprefix("base_model.model.") + ".weight": (
+                tensors[f"{module}.lora_A.weight"],
+                tensors[f"{module}.lora_B.weight"],
+            )
+            for module in modules
+        }
+        return cls(factors, settings["lora_alpha"] / settings["r"])
+
+    def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return `weight` (out, in) + scale * B (out, r) @ A (r, in): summed in float32, rounded once, as peft does."""
+        if name not in self._factors:
+            return weight
+        a, b = (factor.to(weight.device).float() for factor in self._factors[name])
+        with _exact_products():
+            delta = (b @ a) * self._scale
+        return (weight + delta).to(weight.dtype)
+
+    def check_fit(self, base: WeightFiles) -> None:
+        """Raise UserError if an update finds no weight: the adapter belongs to another architecture."""
+        homeless = sorted(name for name in self._factors if name not in base)
+        if homeless:
+            raise UserError(f"{len(homeless)} updates fit no weight of the base model, for example {homeless[0]}")
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """Keep GPUs from multiplying float32 with the 10 bits of TF32, which training allows them to."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@dataclass(frozen=True)
+class MergedWeights:
+    """The merged model's tensors by name, worked out when they are asked for, on the CPU unless said otherwise.
+
+    Equal to peft's merge into the base loaded with `dtype` (None: as stored), or into the dequantised base.
+    """
+
+    base: WeightFiles
+    updates: LoraUpdates
+    quantization: QuantizationSection
+    quantized: frozenset[str]  # names of the weights that training quantised
+    into: MergeBase = "original"
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.base
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        stored = self.base[name]
+        weight = stored
+        if self.into == "dequantized" and name in self.quantized:
+            weight = quantized_values(stored, self.quantization)
+        return self.updates.apply(name, weight.to(self.device or "cpu", self.dtype or stored.dtype))

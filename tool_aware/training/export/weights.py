@@ -1,0 +1,118 @@
+"""The weights of a model on disk: where its files are, one tensor read at a time, one tensor written at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.config.settings import ModelSection
+from tool_aware.console import UserError
+from tool_aware.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # of what safetensors calls a dtype
+_KINDS = {name: kind for kind, name in _TORCH_NAMES.items()}
+
+
+def base_folder(model: ModelSection, hf_token: str | None) -> Path:
+    """Return the local folder with the base model's files, fetching what is not in the cache."""
+    if Path(model.name).is_dir():
+        return Path(model.name)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "model*.safetensors", "tokenizer.model", "README.md"]
+    return Path(snapshot_download(model.name, revision=model.revision, token=hf_token, allow_patterns=wanted))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the safetensors shards of a model folder."""
+    index = read_json(folder / WEIGHTS_INDEX)
+    names = sorted(set(index["weight_map"].values())) if index else [_WEIGHTS]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        fix = "use a model with safetensors weights, or go without a merged one: --resume --skip-final-model"
+        raise UserError(f"lacks {', '.join(missing)}", where=str(folder), fix=fix)
+    return [folder / name for name in names]
+
+
+class WeightFiles:
+    """The tensors of a model folder by name; each is read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        self.shards = weight_files(folder)
+        self._shard_of: dict[str, Path] = {}
+        for shard in self.shards:
+            with safe_open(shard, framework="pt") as file:
+                self._shard_of.update(dict.fromkeys(file.keys(), shard))
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the weights, by torch's name; that of the first tensor, as all of a model are alike."""
+        first = next(iter(shard_header(self.shards[0]).values()))
+        return _TORCH_NAMES[first["dtype"]]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shard_of
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        # Opened anew each time: the file is mapped into memory, and its pages count until it is closed.
+        with safe_open(self._shard_of[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+
+def shard_header(shard: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Lay out a file with the tensors of `shard` in `dtype` (None: as they are): name to dtype, shape and place.
+
+    Raises UserError if a tensor is not of floats: then the weights are quantised already, and nothing can be merged.
+    """
+    import torch
+    from safetensors import safe_open
+
+    header: dict[str, Any] = {}
+    place = 0
+    with safe_open(shard, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_slice(name)
+            if tensor.get_dtype() not in _TORCH_NAMES:
+                raise UserError(
+                    f"{name} is of type {tensor.get_dtype()}: these weights are quantised already",
+                    where=str(shard),
+                    fix="train on the 16-bit model, or go without a merged one: --resume --skip-final-model",
+                )
+            stored = dtype or getattr(torch, _TORCH_NAMES[tensor.get_dtype()])
+            size = math.prod(tensor.get_shape()) * stored.itemsize
+            kind = _KINDS[str(stored).removeprefix("torch.")]
+            header[name] = {"dtype": kind, "shape": tensor.get_shape(), "data_offsets": [place, place + size]}
+            place += size
+    return header
+
+
+def write_shard(target: Path, header: Mapping[str, Any], tensor_of: Callable[[str], torch.Tensor]) -> None:
+    """Write a safetensors file tensor by tensor; the library's own writer wants all of them in memory at once.
+
+    The file is the length of the header (8 bytes, little-endian), the header (JSON, padded with spaces to a multiple of
+    8 bytes) and the tensors in its order: https://huggingface.co/docs/safetensors
+    """
+    import torch
+
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in header:
+            file.write(tensor_of(name).contiguous().reshape(-1).view(torch.uint8).numpy())
+        file.flush()
+        os.fsync(file.fileno())

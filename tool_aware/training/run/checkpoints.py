@@ -1,0 +1,152 @@
+"""Checkpoints that are either whole or not there, and how to find the newest good one.
+
+A checkpoint is written into a hidden folder, its manifest (sha256 of every file) last, and then renamed. Reading
+starts with the manifest: a missing, truncated or altered file disqualifies the checkpoint, and nothing that this
+toolkit did not write is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tool_aware.config.settings import Config
+from tool_aware.console import UserError, warn
+from tool_aware.files import bytes_in, read_json, sha256_of, told_if_full, write_json
+
+CHECKPOINT_MANIFEST = "checkpoint.json"
+QUARANTINE_SUFFIX = ".damaged"
+_RUN_SECTIONS = ("model", "quantization", "lora", "training")  # what makes one run differ from another
+_MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch count as their product
+    "output_dir", "save_steps", "save_total_limit", "keep_best", "early_stopping_patience", "memory_budget_gib",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "packing",
+    "attn_implementation",
+}  # fmt: skip
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")  # what a library might unpickle
+_FULL_DISK_FIX = "free some space and go on with --resume; older checkpoints are untouched"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """List the checkpoint folders of a run, oldest first; whether they are whole is another question."""
+    found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Tell after how many optimizer steps a checkpoint was written."""
+    return int(_NAME.fullmatch(checkpoint.name)[1])
+
+
+@contextlib.contextmanager
+def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a folder to write a checkpoint into; it appears as `checkpoint-STEP` once it is whole and on disk.
+
+    `run` identifies the run (see `refuse_another_run`). Raises UserError, leaving older checkpoints alone, if the disk
+    is full.
+    """
+    final = output_dir / f"checkpoint-{step}"
+    part = output_dir / f".checkpoint-{step}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        with told_if_full(part, lambda: max(map(bytes_in, [part, *checkpoints_in(output_dir)])), fix=_FULL_DISK_FIX):
+            yield part
+            files = sorted(path for path in part.rglob("*") if path.is_file())
+            hashes = {str(path.relative_to(part)): sha256_of(path) for path in files}
+            write_json(part / CHECKPOINT_MANIFEST, {"step": step, "run": dict(run), "sha256": hashes})
+            _sync(part)
+        shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from an older checkpoint
+        os.replace(part, final)
+        _sync(output_dir)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def files_written_by(save: Callable[[str], None]) -> dict[str, bytes]:
+    """Let `save` write into a folder of its own and return what is then in it: name and content."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest whole checkpoint; put damaged ones aside as `checkpoint-N.damaged` and say why."""
+    reasons = []
+    for checkpoint in reversed(checkpoints_in(output_dir)):
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint, reasons
+        aside = checkpoint.with_name(checkpoint.name + QUARANTINE_SUFFIX)
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        reasons.append(f"{checkpoint.name}: {problem}; moved to {aside.name}")
+        warn(reasons[-1])
+    return None, reasons
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint's files; None if they are what was written."""
+    try:
+        manifest = read_json(checkpoint / CHECKPOINT_MANIFEST)
+    except UserError:
+        manifest = None
+    if manifest is None:
+        return f"no readable {CHECKPOINT_MANIFEST}, so it was never finished"
+    for name, expected in manifest["sha256"].items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if sha256_of(checkpoint / name) != expected:
+            return f"{name} has changed since it was written"
+    planted = [path.name for path in checkpoint.rglob("*") if path.suffix in _PICKLES]
+    strangers = sorted(set(planted) - {Path(name).name for name in manifest["sha256"]})
+    return f"{', '.join(strangers)} was not written by this run" if strangers else None
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide what a run learns, `section.key: value`; how it is computed may differ between cards."""
+    kept = {
+        f"{section}.{key}": value
+        for section in _RUN_SECTIONS
+        for key, value in config.as_dict()[section].items()
+        if key not in _MAY_CHANGE
+    }
+    return {
+        **kept,
+        "training.effective_batch": config.training.effective_batch,
+        "optimization.optim": config.optimization.optim,
+    }
+
+
+def refuse_another_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
+    """Raise UserError if `checkpoint` comes from a run with other data or other settings than `run`."""
+    before = read_json(checkpoint / CHECKPOINT_MANIFEST)["run"]
+    changed = sorted(key for key in before.keys() | dict(run).keys() if before.get(key) != run.get(key))
+    if changed:
+        lines = [f"  {key}: {before.get(key)!r} then, {run.get(key)!r} now" for key in changed]
+        raise UserError(
+            "\n".join(["cannot go on with other settings than it was started with:", *lines]),
+            where=str(checkpoint),
+            fix="restore them, or start anew with --overwrite or another --output_dir",
+        )
+
+
+def remove_old(output_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for checkpoint in checkpoints_in(output_dir)[:-keep]:
+        shutil.rmtree(checkpoint)
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder] if folder.name.endswith(".part") else [folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,183 @@
+"""The model card of a run, in the Hugging Face format, with the figures of this very run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tool_aware.config.settings import Config, ModelSection
+from tool_aware.console import duration
+from tool_aware.files import write_text
+from tool_aware.manifest import package_versions
+from tool_aware.training.run.curves import CURVES_NAME, draw_curves, read_metrics
+from tool_aware.training.run.tracking import METRICS_NAME
+
+CARD_NAME = "README.md"
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+_SECTIONS = ("model", "quantization", "lora", "training", "optimization", "export")  # no names of the user's database
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a card tells of a run."""
+
+    config: Config
+    adapter: Path
+    data: Mapping[str, tuple[int, str]]  # split: rows trained or scored on, sha256 of the file
+    steps: int
+    exported_step: int
+    why_exported: str
+    validation: Mapping[str, float] | None
+    device: str
+    license: str | None
+    fallbacks: Sequence[str] = ()  # what went another way than wished or planned
+    merged: Mapping[str, Any] | None = None  # how the merged model agrees with base + adapter; None if there is none
+
+
+def render_card(facts: RunFacts, logged: Sequence[Mapping[str, Any]], *, picture: str | None = None) -> str:
+    """Write the card.
+
+    `logged` are the logged steps of metrics.jsonl, of all sessions of a resumed run; `picture` is the curves' path as
+    seen from the card.
+    """
+    base = facts.config.model.name
+    front = {
+        "base_model": base,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        **({"license": facts.license} if facts.license else {}),
+        "tags": [f"base_model:adapter:{base}", "lora", "qlora", "transformers", "tool-use", "function-calling"],
+    }
+    tools = ", ".join(f"`{name}`" for name in facts.config.toolbox.names)
+    data = [(f"{split}.json", f"{examples:,}", sha256) for split, (examples, sha256) in facts.data.items()]
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# Tool choice: a LoRA adapter for {base}",
+        f"Given a query, it names one of the tools {tools}, the parameters of its call, and why.\n"
+        "Trained by `train_tool_aware.py`; all figures are of this run.",
+        "## The run",
+        _table(("", ""), list(_figures(facts, logged))),
+        *([f"![losses, tool accuracy, learning rate and speed over the steps]({picture})"] if picture else []),
+        "## Data",
+        _table(("file", "examples", "sha256"), data),
+        "## Settings that differ from the defaults",
+        _settings(facts.config),
+        "## How to use it",
+        _usage(facts),
+        "## Limits",
+        "The figures on val.json chose the adapter, so they flatter it; `python evaluate.py` measures it on test.json, "
+        "against the base.\nIt knows the tools of its prompt only. "
+        f"{'The' if facts.license else 'Its licence is not known here: the'} licence of the base model applies.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(facts: RunFacts, logged: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    examples, seconds = (sum(line[name] for line in logged) for name in ("examples", "seconds"))
+    peaks = [line["peak_gib"] for line in logged if line["peak_gib"] is not None]
+    lora = facts.config.lora
+    yield "adapter", f"LoRA r={lora.r}, alpha={lora.alpha:g}, on {lora.target_modules}"
+    yield "base weights", {"4bit": "4 bits", "8bit": "8 bits", "none": "16 bits"}[facts.config.quantization.kind]
+    yield "steps", f"{facts.steps:,}"
+    yield "exported", f"step {facts.exported_step:,}: {facts.why_exported}"
+    if facts.validation:
+        yield "loss on val.json", f"{facts.validation['val_loss']:.4f} per label token"
+        right, rows = facts.validation["val_tool_accuracy"], facts.validation["val_examples"]
+        yield "right tool on val.json", f"{right:.1%} of {rows} rows"
+    if logged:
+        yield "time in steps", duration(seconds)
+        yield "examples per second", f"{examples / seconds:.1f}"
+        yield "last logged training loss", f"{logged[-1]['loss']:.4f}"
+    yield "peak GPU memory", f"{max(peaks):.2f} GiB allocated" if peaks else "none used"
+    for fallback in facts.fallbacks:
+        yield "not as planned", fallback
+    yield "device", facts.device
+    versions = package_versions()
+    yield "versions", ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
+
+
+def _settings(config: Config) -> str:
+    tools = [tool.model_dump() for tool in config.tools]
+    default = Config.model_validate({"model": {"name": config.model.name}, "tools": tools}).as_dict()
+    used = config.as_dict()
+    changed = [
+        (f"`{section}.{key}`", f"`{default[section][key]}`", f"`{value}`")
+        for section in _SECTIONS
+        for key, value in used[section].items()
+        if value != default[section][key] and key != "output_dir"
+    ]
+    return _table(("setting", "default", "here"), changed) if changed else "None."
+
+
+def _usage(facts: RunFacts) -> str:
+    merged = f"\n\n{_merged_model(facts.merged, facts.adapter)}" if facts.merged else ""
+    return f"""```python
+from pathlib import Path
+
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+adapter = "{facts.adapter}"
+model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype="auto", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+
+query = "What does our travel policy say about trains?"
+turn = Path(adapter, "prompt_template.txt").read_text().replace("{{query}}", query)
+prompt = tokenizer.apply_chat_template([{{"role": "user", "content": turn}}], return_tensors="pt", return_dict=True)
+output = model.generate(**prompt.to(model.device), max_new_tokens=256, do_sample=False)
+print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+```{merged}"""
+
+
+def _merged_model(merged: Mapping[str, Any], adapter: Path) -> str:
+    folder, into, dtype, check = adapter.parent / "final_model", merged["into"], merged["dtype"], merged["check"]
+    text = f"`{folder}` is the base with this adapter merged into its {into} weights, in {dtype}."
+    if check:
+        equal = check["rows"] - len(check["different"])
+        text += f" It chose the same tool as base + adapter on {equal} of {check['rows']} rows of {check['file']}."
+    return text
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def write_run_card(output_dir: Path, facts: RunFacts) -> None:
+    """Draw the curves and write the card: beside them, and into the adapter's folder, which is what people upload."""
+    metrics, base = output_dir / METRICS_NAME, facts.config.model.name
+    logged, _ = read_metrics(metrics)
+    title = f"{base}, LoRA r={facts.config.lora.r}, {facts.steps:,} steps"
+    draw_curves(metrics, output_dir / CURVES_NAME, title=title, exported_step=facts.exported_step)
+    write_text(output_dir / CARD_NAME, render_card(facts, logged, picture=CURVES_NAME))
+    write_text(facts.adapter / CARD_NAME, render_card(facts, logged))
+
+
+def device_name() -> str:
+    """Name what this process computes on."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def license_of(model: ModelSection) -> str | None:
+    """Read the base model's licence off its own card, if that is on this machine."""
+    if Path(model.name).is_dir():
+        card = Path(model.name) / CARD_NAME
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model.name, CARD_NAME, revision=model.revision)
+        card = Path(found) if isinstance(found, str) else Path()
+    if not card.is_file():
+        return None
+    front, end, _ = card.read_text(encoding="utf-8").removeprefix("---\n").partition("\n---")
+    values = yaml.safe_load(front) if end else None
+    return values.get("license") if isinstance(values, dict) else None

@@ -1,0 +1,209 @@
+"""Where a run's numbers go: metrics.jsonl, the terminal, TensorBoard and, if asked for, Weights & Biases."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tool_aware.config.settings import Config, Environment
+from tool_aware.console import duration, say, warn
+from tool_aware.files import naming, write_text
+
+METRICS_NAME = "metrics.jsonl"
+TENSORBOARD_FOLDER = "runs"
+_WANDB_SECTIONS = (
+    "model",
+    "quantization",
+    "lora",
+    "training",
+    "optimization",
+)  # an allowlist: no paths of the user's data
+
+
+class MetricsLog:
+    """Append one JSON object a line. Lines of steps that a resumed run will take again are dropped first."""
+
+    def __init__(self, path: Path, *, resume_step: int = 0) -> None:
+        kept = [line for line in read_lines(path) if line["step"] <= resume_step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._path, self._file = path, path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Write a line and hand it to the operating system, so that a tail or a monitor sees it at once."""
+        with naming(self._path):
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl, empty where there is none. Damaged lines are left out, with one warning.
+
+    What follows the last newline was cut off in the middle of a write, which needs no warning.
+    """
+    if not path.is_file():
+        return []
+    lines, damaged = [], []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        else:
+            damaged.append(str(number))
+    if damaged:
+        warn(f"{path}: left out what cannot be read: line {', '.join(damaged)}")
+    return lines
+
+
+class Tracker:
+    """Send each logged step everywhere at once. Use as a context manager."""
+
+    def __init__(self, config: Config, environment: Environment, output_dir: Path, *, resume_step: int = 0) -> None:
+        self._metrics = MetricsLog(output_dir / METRICS_NAME, resume_step=resume_step)
+        self._board = _open_tensorboard(output_dir, resume_step) if config.logging.tensorboard else None
+        self._wandb = _open_wandb(config, environment, output_dir) if environment.use_wandb else None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Record one line; `values` has `step` and numbers."""
+        self._metrics.write(values)
+        numbers = {name: value for name, value in values.items() if name != "step" and value is not None}
+        if self._board:
+            for name, value in numbers.items():
+                self._board.add_scalar(f"train/{name}", value, values["step"])
+        if self._wandb:
+            self._wandb.log(numbers, step=values["step"])
+
+
+class Throughput:
+    """Examples, tokens and seconds since the last logged step; validation and saving do not count as training time."""
+
+    def __init__(self) -> None:
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Begin to count at `step`."""
+        self._examples = self._tokens = 0
+        self._started_s = time.perf_counter()
+        self._first_step = self._last_step = step
+        self._seconds_in_all = 0.0
+
+    def add(self, examples: int, tokens: int) -> None:
+        """Count one micro-batch."""
+        self._examples += examples
+        self._tokens += tokens
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock while active."""
+        began_s = time.perf_counter()
+        yield
+        self._started_s += time.perf_counter() - began_s
+
+    def lap(self, step: int, steps: int) -> dict[str, Any]:
+        """Return the figures since the last call, for a log line at `step` of `steps`, and begin anew."""
+        import torch
+
+        seconds = time.perf_counter() - self._started_s
+        self._seconds_in_all += seconds
+        peak_gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+        figures = {
+            "examples": self._examples,
+            "tokens": self._tokens,
+            "seconds": round(seconds, 3),
+            "examples_per_s": round(self._examples / seconds, 2),
+            "tokens_per_s": round(self._tokens / seconds, 1),
+            "peak_gib": None if peak_gib is None else round(peak_gib, 3),
+            "eta_s": round(self._seconds_in_all / (step - self._first_step) * (steps - step), 1),
+        }
+        self._examples = self._tokens = 0
+        self._started_s = time.perf_counter()
+        return figures
+
+
+def together(laps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join the laps of several processes into that of the run: examples and tokens of all, the highest peak."""
+    examples, tokens = (sum(lap[name] for lap in laps) for name in ("examples", "tokens"))
+    peaks = [lap["peak_gib"] for lap in laps if lap["peak_gib"] is not None]
+    seconds = laps[0]["seconds"]
+    return {
+        **laps[0],
+        "examples": examples,
+        "tokens": tokens,
+        "examples_per_s": round(examples / seconds, 2),
+        "tokens_per_s": round(tokens / seconds, 1),
+        "peak_gib": max(peaks, default=None),
+    }
+
+
+def step_line(values: Mapping[str, Any]) -> str:
+    """Format a logged step for the terminal, one greppable line."""
+    parts = [f"step {values['step']}/{values['steps']}", f"loss {values['loss']:.4f}", f"lr {values['lr']:.2e}"]
+    parts += [f"grad {values['grad_norm']:.2f}", f"{values['examples_per_s']:.1f} examples/s"]
+    parts += [f"{values['tokens_per_s']:,.0f} tok/s"]
+    if values["peak_gib"] is not None:
+        parts.append(f"peak {values['peak_gib']:.2f} GiB")
+    return "  ".join([*parts, f"{duration(values['eta_s'])} left"])
+
+
+def validation_line(values: Mapping[str, Any]) -> str:
+    """Format a scoring of val.json for the terminal."""
+    return (
+        f"step {values['step']}/{values['steps']}  val loss {values['val_loss']:.4f}  "
+        f"val tool accuracy {values['val_tool_accuracy']:.1%} of {values['val_examples']} rows"
+    )
+
+
+def _open_tensorboard(output_dir: Path, resume_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(output_dir / TENSORBOARD_FOLDER, purge_step=resume_step + 1 if resume_step else None)
+
+
+def _open_wandb(config: Config, environment: Environment, output_dir: Path) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        warn("USE_WANDB is set but wandb is not installed; going on without it (pip install wandb)")
+        return None
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or _wandb_is_logged_in()
+    mode = os.environ.get("WANDB_MODE", "online" if has_key else "offline")
+    if mode == "offline":
+        say(f"wandb: no key found, so the run is recorded offline below {output_dir / 'wandb'} (later: wandb sync)")
+    settings = config.as_dict()
+    return wandb.init(
+        project=environment.wandb_project,
+        dir=output_dir,
+        mode=mode,
+        config={section: settings[section] for section in _WANDB_SECTIONS},
+        settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
+    )
+
+
+def _wandb_is_logged_in() -> bool:
+    import netrc
+
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

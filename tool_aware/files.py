@@ -31,7 +31,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_if_full(folder: Path, needed_bytes: Callable[[], int], *, fix: str) -> Iterator[None]:
+def full_disk_as_user_error(folder: Path, needed_bytes: Callable[[], int], *, fix: str) -> Iterator[None]:
     """Turn what any library raises when the disk is full into a UserError that tells the space needed and free.
 
     `folder` is what is being written and will be deleted after that, so its own files count as free.

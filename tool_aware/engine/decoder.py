@@ -321,8 +321,8 @@ class PackedDecoder:
         """Do ahead what `add_gradient` of the same pack needs before its first layer, while the GPU is still busy."""
         self._prepared = self._prepare(pack)
 
-    def give_way(self) -> str | None:
-        """Take less memory from here on, at the price of time; say how, or None if there is nothing left to give."""
+    def reduce_memory(self) -> str | None:
+        """Trade time for memory from here on; return how, in words, or None if nothing is left to trade."""
         self._inputs.clear()  # of the step that was broken off
         if self._first_kept < len(self._layers):
             self._first_kept = len(self._layers)

@@ -68,12 +68,12 @@ class MicroStep:
             self._restore_gradients(before)
             self._packed_ahead = None
             torch.cuda.empty_cache()
-            if not self._give_way(len(rows)):
+            if not self._reduce_memory(len(rows)):
                 raise out_of_memory
 
-    def _give_way(self, rows: int) -> bool:
+    def _reduce_memory(self, rows: int) -> bool:
         """Find a way to take less memory; the effective batch and the gradient stay the same."""
-        concession = self.decoder.give_way() if self.decoder else None
+        concession = self.decoder.reduce_memory() if self.decoder else None
         if concession is None and (self.limit == 1 or self._is_sharded):
             return False
         if concession is None:

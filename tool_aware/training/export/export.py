@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import PROBLEMS_SHOWN, GateFailed, UserError, duration, say, table
-from tool_aware.files import atomic_folder, read_json, told_if_full, write_json, write_text
+from tool_aware.files import atomic_folder, full_disk_as_user_error, read_json, write_json, write_text
 from tool_aware.model.base import device
 from tool_aware.prompt import render_template
 from tool_aware.tools import Toolbox
@@ -46,7 +46,7 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerB
     """
     size = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
     fix = "free some space and run again with --resume"
-    with atomic_folder(folder) as part, told_if_full(part, lambda: size, fix=fix):
+    with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: size, fix=fix):
         model.save_pretrained(part, save_embedding_layers=False)
         tokenizer.save_pretrained(part)
         write_text(part / PROMPT_FILE, render_template(tools))
@@ -143,7 +143,7 @@ class Merger:
         sizes = [next(reversed(header.values()))["data_offsets"][1] for header in headers.values()]
         _check_space(folder, sum(sizes))
         weights = self._weights(way)
-        with atomic_folder(folder) as part, told_if_full(part, lambda: sum(sizes), fix=_FULL_DISK_FIX):
+        with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: sum(sizes), fix=_FULL_DISK_FIX):
             for shard, header in headers.items():
                 write_shard(part / shard.name, header, weights.__getitem__)
             index = read_json(self._base / WEIGHTS_INDEX)

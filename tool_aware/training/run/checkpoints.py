@@ -18,7 +18,7 @@ from typing import Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, warn
-from tool_aware.files import bytes_in, read_json, sha256_of, told_if_full, write_json
+from tool_aware.files import bytes_in, full_disk_as_user_error, read_json, sha256_of, write_json
 
 CHECKPOINT_MANIFEST = "checkpoint.json"
 QUARANTINE_SUFFIX = ".damaged"
@@ -56,7 +56,9 @@ def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Itera
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        with told_if_full(part, lambda: max(map(bytes_in, [part, *checkpoints_in(output_dir)])), fix=_FULL_DISK_FIX):
+        with full_disk_as_user_error(
+            part, lambda: max(map(bytes_in, [part, *checkpoints_in(output_dir)])), fix=_FULL_DISK_FIX
+        ):
             yield part
             files = sorted(path for path in part.rglob("*") if path.is_file())
             hashes = {str(path.relative_to(part)): sha256_of(path) for path in files}

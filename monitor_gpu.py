@@ -23,6 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tool_aware.command_line import add_version_argument
 from tool_aware.config.settings import DEFAULT_CONFIG, Config, add_config_arguments, load_config, read_environment
 from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style, warn
 from tool_aware.gpu.nvml import open_driver
@@ -318,6 +319,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="monitor_gpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_version_argument(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     sub = commands.add_parser("check", help="can I train here?")

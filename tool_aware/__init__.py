@@ -1,1 +1,3 @@
-"""Teach Mistral-7B-Instruct to choose the right tool; see docs/ARCHITECTURE.md for the map."""
+"""Fine-tune Mistral-7B-Instruct to choose the right tool; docs/ARCHITECTURE.md is the map."""
+
+__version__ = "1.0.0.dev0"

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NoReturn, TextIO
 
 EXIT_DONE = 0
@@ -84,7 +84,7 @@ def _outcome(main: Callable[[], int]) -> int:
         return EXIT_DONE
     except Exception as error:
         code = exit_code_of(error)
-        if code == EXIT_USER:
+        if code == EXIT_USER and isinstance(error, OSError):
             _complain(f"{style('error:', 'red')} {error.filename or 'output'}: {error.strerror}")
         else:
             traceback.print_exc()
@@ -177,6 +177,36 @@ def warn(message: str, *, from_any_process: bool = False) -> None:
     `from_any_process` is for what may happen to one process of several alone.
     """
     (_complain if from_any_process else say)(f"{style('warning:', 'yellow')} {message}")
+
+
+class Fallbacks(Collection[str]):
+    """What a run did in another way than asked for or planned, in order, each once, for the stage's manifest.
+
+    One object per run, passed to what may fall back; `write_manifest(..., fallbacks=fallbacks)` takes it as it is.
+    It can be pickled, so that one process can send it to others.
+    """
+
+    def __init__(self, messages: Iterable[str] = ()) -> None:
+        self._messages = dict.fromkeys(messages)  # these have been told
+
+    def add(self, message: str, *, from_any_process: bool = False) -> None:
+        """Warn of a fallback and keep it; a repeated message is not told again."""
+        if message not in self._messages:
+            warn(message, from_any_process=from_any_process)
+        self._messages[message] = None
+
+    def extend(self, messages: Iterable[str]) -> None:
+        """Keep fallbacks that have been told where they happened."""
+        self._messages.update(dict.fromkeys(messages))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._messages)
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __contains__(self, message: object) -> bool:
+        return message in self._messages
 
 
 def style(text: str, *names: str, stream: TextIO | None = None) -> str:

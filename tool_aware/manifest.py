@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tool_aware.files import read_json, sha256_of, write_json
 from tool_aware.paths import MANIFEST_NAME
-
-_REPOSITORY = Path(__file__).resolve().parent.parent
-_VERSIONED_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "tokenizers",
-    "numpy",
-    "psycopg2-binary",
-)
+from tool_aware.versions import VERSION, git_commit, package_versions
 
 
 def write_manifest(
@@ -39,7 +25,7 @@ def write_manifest(
     inputs: Iterable[Path] = (),
     outputs: Iterable[Path] = (),
     counts: Mapping[str, Any] | None = None,
-    fallbacks: Sequence[str] = (),
+    fallbacks: Iterable[str] = (),
     **details: Any,
 ) -> dict[str, Any]:
     """Write `directory/manifest.json`, the record of one finished stage, and return it.
@@ -53,7 +39,8 @@ def write_manifest(
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started_s, 1),
         "seed": seed,
-        "git_commit": _git_commit(),
+        "toolkit": VERSION,
+        "git_commit": git_commit(),
         "python": platform.python_version(),
         "versions": package_versions(),
         "counts": dict(counts or {}),
@@ -70,23 +57,3 @@ def write_manifest(
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """Read the manifest a stage left in `directory`; None where it never finished."""
     return read_json(directory / MANIFEST_NAME)
-
-
-def _git_commit() -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=_REPOSITORY, capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the libraries that results depend on, as far as they are installed."""
-    versions = {}
-    for name in _VERSIONED_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
-from tool_aware.console import UserError, duration, table
+from tool_aware.console import Fallbacks, UserError, duration, table
 
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
@@ -109,3 +110,16 @@ def test_tables_line_up():
 )
 def test_durations_are_easy_to_read(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_fallback_is_told_once_and_kept_in_order(capsys):
+    fallbacks = Fallbacks(["told before"])
+    for message in ("no database", "no tokenizer", "no database"):
+        fallbacks.add(message)
+    fallbacks.extend(["told where it happened"])
+    assert list(fallbacks) == ["told before", "no database", "no tokenizer", "told where it happened"]
+    assert capsys.readouterr().err == "warning: no database\nwarning: no tokenizer\n"
+
+
+def test_fallbacks_can_be_sent_to_another_process():
+    assert list(pickle.loads(pickle.dumps(Fallbacks(["a", "b"])))) == ["a", "b"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tool_aware
 from tool_aware.console import UserError
 from tool_aware.files import atomic_folder, sha256_of, write_json
 from tool_aware.manifest import read_manifest, write_manifest
@@ -138,6 +139,7 @@ def test_a_manifest_tells_where_a_result_came_from(tmp_path, config):
     manifest = read_manifest(tmp_path)
     assert manifest["outputs"] == {"out.json": sha256_of(tmp_path / "out.json")}
     assert manifest["seconds"] >= 2
+    assert manifest["toolkit"] == tool_aware.__version__
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= manifest["versions"].keys()
     assert manifest["config"]["lora"]["r"] == 8
     assert (manifest["seed"], manifest["counts"], manifest["fallbacks"]) == (42, {"train": 3}, ["no database"])

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tool_aware.command_line import add_version_argument
 from tool_aware.config import yaml as yaml_file
 from tool_aware.config.problems import explain
 from tool_aware.console import UserError
@@ -310,7 +311,8 @@ class Config(Section):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a script the two options every script has."""
+    """Add the options that every script has: `--version`, `--config` and `--set`."""
+    add_version_argument(parser)
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="settings (default: %(default)s)"
     )

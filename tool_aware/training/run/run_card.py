@@ -13,9 +13,9 @@ import yaml
 from tool_aware.config.settings import Config, ModelSection
 from tool_aware.console import duration
 from tool_aware.files import write_text
-from tool_aware.manifest import package_versions
 from tool_aware.training.run.curves import CURVES_NAME, draw_curves, read_metrics
 from tool_aware.training.run.tracking import METRICS_NAME
+from tool_aware.versions import package_versions
 
 CARD_NAME = "README.md"
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")

@@ -28,7 +28,7 @@ from typing import Any
 
 from tool_aware.config.settings import Config, Environment, add_config_arguments, load_config, read_environment
 from tool_aware.console import GateFailed, duration, heading, run, say, warn
-from tool_aware.evaluation.answering.endpoint import PROBE_NAME, Endpoint, run_probe
+from tool_aware.evaluation.answering.endpoint import Endpoint, run_probe
 from tool_aware.evaluation.answering.local_model import LocalModel
 from tool_aware.evaluation.answering.predictions import PredictionLog, read_answers
 from tool_aware.evaluation.answering.tasks import Plan, Task, origin_of, plan_tasks
@@ -43,10 +43,9 @@ from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.evaluation.scoring.robustness import make_variants
 from tool_aware.files import read_json, sha256_of
 from tool_aware.model.base import attach_adapter, load_base_model, locate_model
+from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER, PROBE_NAME, REPORT_HTML_NAME
 from tool_aware.prompt import load_tokenizer
 
-ADAPTER_FOLDER = "lora_adapters"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 Answers = dict[str, list[Prediction]]
 
 
@@ -65,7 +64,7 @@ class Job:
     @cached_property
     def adapter_sha256(self) -> str | None:
         """Identifies the adapter's weights."""
-        return sha256_of(self.adapter / ADAPTER_WEIGHTS) if self.adapter else None
+        return sha256_of(self.adapter / ADAPTER_WEIGHTS_NAME) if self.adapter else None
 
     @cached_property
     def partial(self) -> list[str]:
@@ -90,7 +89,7 @@ class Job:
             engine = {"endpoint": self.args.endpoint, "served": served_name(self.args, task)}
         weights = self.adapter_sha256 if task.uses_adapter else None
         origin = origin_of(task, self.test, self.config, model=name, adapter=weights, **engine)
-        path = self.config.evaluation.results_dir / "predictions" / f"{task.name}.jsonl"
+        path = self.config.evaluation.results_dir / PREDICTIONS_FOLDER / f"{task.name}.jsonl"
         # An earlier base may have been quantised where this engine's model is not: it is still the model to beat.
         return PredictionLog(path, origin, ignored=("quantization",) if is_earlier_base else ())
 
@@ -112,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if job.adapter and not job.args.predictions and not job.args.endpoint and len(job.test.rows) == job.test.total:
         update_adapter(job.adapter, results, job.config, job.test)
     print_results(results)
-    say(f"\n{len(outputs)} files in {folder}/ after {duration(time.time() - started_s)}; open {folder}/report.html")
+    took = duration(time.time() - started_s)
+    say(f"\n{len(outputs)} files in {folder}/ after {took}; open {folder / REPORT_HTML_NAME}")
     missed = failures(job.gates, results)
     if missed:
         raise GateFailed("\n  ".join([f"{len(missed)} of the demands are not met:", *missed]))

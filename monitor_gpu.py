@@ -44,6 +44,7 @@ from tool_aware.monitor.prometheus import LOOPBACK, Exporter
 from tool_aware.monitor.recording import open_recorder
 from tool_aware.monitor.sampling import Statistics
 from tool_aware.monitor.watching import Alarming, Audience, Pace, Summing, open_view, watch
+from tool_aware.paths import split_file
 
 LARGEST_DATA_BYTES = 2**24  # train.json that the monitor reads: it has to stay small itself
 STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -119,7 +120,7 @@ def estimate_mark(config: Config | None, vram_bytes: float | None) -> float | No
     """What the configured training should take of such a card, to be marked in its memory; None if it is not known."""
     if config is None or vram_bytes is None:
         return None
-    rows = config.dataset.dir / "train.json"
+    rows = split_file(config.dataset.dir, "train")
     if rows.is_file() and rows.stat().st_size > LARGEST_DATA_BYTES:
         return None
     with contextlib.suppress(UserError):

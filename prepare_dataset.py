@@ -34,6 +34,7 @@ from tool_aware.config.settings import (
 )
 from tool_aware.console import GateFailed, Progress, UserError, duration, heading, run, say, table, warn
 from tool_aware.manifest import write_manifest
+from tool_aware.paths import PARAPHRASES_NAME
 from tool_aware.rows import SPLITS, Row
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def add_paraphrases(
     progress = Progress("paraphrases", wanted)
     made = paraphrase(
         sources, [row.query for row in rows], config.toolbox,
-        endpoint.chat, config.dataset.dir / "paraphrases.jsonl", wanted=wanted, progress=progress.update,
+        endpoint.chat, config.dataset.dir / PARAPHRASES_NAME, wanted=wanted, progress=progress.update,
     )  # fmt: skip
     progress.close()
     say(f"{len(made.rows)} of {made.candidates} candidates passed; stopped: "

@@ -39,6 +39,7 @@ from tool_aware.config.settings import (
 )
 from tool_aware.console import UserError, duration, heading, listing, run, say, table, warn
 from tool_aware.manifest import read_manifest, write_manifest
+from tool_aware.paths import ADAPTER_FOLDER, CARD_NAME, FINAL_MODEL_FOLDER, split_file, split_name
 from tool_aware.prompt import EncodedExample, encode_example, load_tokenizer
 from tool_aware.rows import LoadedRows, load_rows
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
@@ -90,7 +91,7 @@ class Job:
         """Everything that makes this run another one than its neighbour."""
         from tool_aware.training.run.checkpoints import run_settings
 
-        hashes = {f"{split}.json": loaded.sha256 for split, loaded in self.data.items()}
+        hashes = {split_name(split): loaded.sha256 for split, loaded in self.data.items()}
         start = str(self.start_from) if self.start_from else None
         return {**run_settings(self.config), **hashes, "adapter": start, "processes": self.processes.count}
 
@@ -168,16 +169,16 @@ def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
 def read_data(config: Config) -> dict[str, LoadedRows]:
     """Load train and val rows, and say if they are not what prepare_dataset.py left."""
     folder = config.dataset.dir
-    data = {split: load_rows(folder / f"{split}.json", config.toolbox) for split in ("train", "val")}
-    if (folder / "test.json").is_file():
-        load_rows(folder / "test.json", config.toolbox)  # the merged model is checked on it: better to know now
+    data = {split: load_rows(split_file(folder, split), config.toolbox) for split in ("train", "val")}
+    if split_file(folder, "test").is_file():
+        load_rows(split_file(folder, "test"), config.toolbox)  # the merged model is checked on it: better to know now
     manifest = read_manifest(folder)
     if manifest is None:
         say(f"{folder} has no manifest: training on these files as custom data")
     else:
         for split, rows in data.items():
-            if manifest["outputs"].get(f"{split}.json") != rows.sha256:
-                warn(f"{folder / f'{split}.json'} has changed since prepare_dataset.py wrote it; it is used as it is")
+            if manifest["outputs"].get(split_name(split)) != rows.sha256:
+                warn(f"{split_file(folder, split)} has changed since prepare_dataset.py wrote it; it is used as it is")
         if manifest["config"].get("tools") != config.as_dict()["tools"]:
             fix = "python prepare_dataset.py"
             raise UserError("was made for other tools than config.yaml lists now", where=str(folder), fix=fix)
@@ -201,7 +202,7 @@ def encode(
     too_long: list[tuple[int, str]] = []
     for split, loaded in data.items():
         examples = [encode_example(tokenizer, row.instruction, row.response) for row in loaded.rows]
-        file = config.dataset.dir / f"{split}.json"
+        file = split_file(config.dataset.dir, split)
         too_long += [(len(e), f"{file}: row {n}") for n, e in enumerate(examples, start=1) if len(e) > limit]
         encoded[split] = [example for example in examples if len(example) <= limit]
     if too_long and config.training.too_long == "error":
@@ -213,7 +214,7 @@ def encode(
     if too_long:
         warn(f"{len(too_long)} examples above {limit} tokens are dropped")
     if not encoded["train"]:
-        raise UserError("no training example is left", where=str(config.dataset.dir / "train.json"))
+        raise UserError("no training example is left", where=str(split_file(config.dataset.dir, "train")))
     return encoded
 
 
@@ -367,9 +368,9 @@ def fit(job: Job, model: PeftModel, resume_from: Path | None, *, merges: bool) -
 
 def export(job: Job, model: PeftModel, references: References | None) -> Merged | None:
     """Save the adapter, then, if there is something to measure it by, the merged model."""
-    from tool_aware.training.export.export import ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, Merger, merge, save_adapter
+    from tool_aware.training.export.export import Merger, merge, save_adapter
 
-    adapters, final = job.output_dir / ADAPTERS_FOLDER, job.output_dir / FINAL_MODEL_FOLDER
+    adapters, final = job.output_dir / ADAPTER_FOLDER, job.output_dir / FINAL_MODEL_FOLDER
     save_adapter(model, adapters, job.tokenizer, job.config.toolbox)
     say(f"{adapters}: the adapter, its tokenizer and the prompt it was trained on")
     if references is None:
@@ -380,10 +381,9 @@ def export(job: Job, model: PeftModel, references: References | None) -> Merged 
 
 def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[str], started_s: float) -> None:
     """Write the run card and last the manifest, which marks the run as finished."""
-    from tool_aware.training.export.export import ADAPTERS_FOLDER
-    from tool_aware.training.run.run_card import CARD_NAME, RunFacts, device_name, license_of, write_run_card
+    from tool_aware.training.run.run_card import RunFacts, device_name, license_of, write_run_card
 
-    exported, adapters = summary.exported, job.output_dir / ADAPTERS_FOLDER
+    exported, adapters = summary.exported, job.output_dir / ADAPTER_FOLDER
     facts = RunFacts(
         job.config,
         adapters,
@@ -407,7 +407,7 @@ def finish(job: Job, summary: Summary, merged: Merged | None, fallbacks: list[st
         config=job.config.as_dict(),
         seed=job.config.training.seed,
         started_s=started_s,
-        inputs=[job.config.dataset.dir / f"{split}.json" for split in job.data],
+        inputs=[split_file(job.config.dataset.dir, split) for split in job.data],
         outputs=pinned,
         counts={split: len(examples) for split, examples in job.examples.items()},
         fallbacks=[*fallbacks, *summary.fallbacks],

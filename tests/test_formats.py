@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.fixtures.repository import REPOSITORY
+from tool_aware import paths
 from tool_aware.config.settings import Environment, ToolSection, load_config
 from tool_aware.evaluation.scoring.breakdown import Confusion, Part
 from tool_aware.evaluation.scoring.calibration import Bin, CostPolicy, Threshold, Trust
@@ -100,17 +101,19 @@ def test_every_file_of_the_evaluation_stage_is_described(tmp_path, toy_rows, con
 
 
 def test_every_file_of_the_training_stage_is_described():
-    from tool_aware.evaluation.answering.endpoint import PROBE_NAME
-    from tool_aware.evaluation.report.output import THRESHOLDS_NAME
-    from tool_aware.training import validation
-    from tool_aware.training.export import export
-    from tool_aware.training.run import checkpoints, curves, run_card, tracking
-
     text = SECTIONS["Stage 2: output"]
-    files = (export.PROMPT_FILE, checkpoints.CHECKPOINT_MANIFEST, validation.VALIDATIONS_FILE,
-             validation.BEST_WEIGHTS_FILE, tracking.METRICS_NAME, curves.CURVES_NAME, run_card.CARD_NAME,
-             THRESHOLDS_NAME, PROBE_NAME)  # fmt: skip
-    folders = (export.ADAPTERS_FOLDER, export.FINAL_MODEL_FOLDER, tracking.TENSORBOARD_FOLDER)
+    files = (
+        paths.PROMPT_TEMPLATE_NAME,
+        paths.CHECKPOINT_MANIFEST_NAME,
+        paths.VALIDATIONS_NAME,
+        paths.BEST_ADAPTER_NAME,
+        paths.METRICS_NAME,
+        paths.CURVES_NAME,
+        paths.CARD_NAME,
+        paths.THRESHOLDS_NAME,
+        paths.PROBE_NAME,
+    )
+    folders = (paths.ADAPTER_FOLDER, paths.FINAL_MODEL_FOLDER, paths.TENSORBOARD_FOLDER)
     assert all(f"`{name}`" in text for name in files)
     assert all(f"`{name}/`" in text for name in folders)
 

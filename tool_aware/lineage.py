@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tool_aware.files import read_json, sha256_of
 from tool_aware.manifest import read_manifest
+from tool_aware.paths import ADAPTER_PICKLE_NAME, ADAPTER_WEIGHTS_NAME, split_name
 from tool_aware.prompt import query_of, unwrap_instruction
 from tool_aware.rows import Row
 from tool_aware.text import normalised
 
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_WEIGHTS = (ADAPTER_WEIGHTS_NAME, ADAPTER_PICKLE_NAME)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def lessons_of(adapter: Path) -> list[Lesson]:
     """The runs that made the adapter (or the merged model) in a folder of a run, the last one first."""
     manifest = read_manifest(adapter.resolve().parent) or {}
     inputs = manifest.get("inputs", {}) if manifest.get("stage") == "train" else {}
-    train = next((path for path in inputs if Path(path).name == "train.json"), None)
+    train = next((path for path in inputs if Path(path).name == split_name("train")), None)
     weights = next((adapter / name for name in _WEIGHTS if (adapter / name).is_file()), None)
     last = Lesson(str(adapter), sha256_of(weights) if weights else None, train, inputs.get(train))
     return [last, *(Lesson(**lesson) for lesson in manifest.get("lineage", []))]

@@ -12,6 +12,7 @@ from typing import Any
 from tool_aware.console import UserError, listing
 from tool_aware.files import write_json
 from tool_aware.manifest import read_manifest
+from tool_aware.paths import split_name
 from tool_aware.prompt import ParsedAnswer, parse_response, query_of, render_response, unwrap_instruction
 from tool_aware.tools import Toolbox
 
@@ -94,7 +95,7 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
 def _how_to_get(path: Path) -> str:
     """Name the command that makes a split file; beside files of someone else it would ask to replace those."""
     written = (read_manifest(path.parent) or {}).get("outputs", {})
-    names = [f"{name}.json" for name in SPLITS]
+    names = [split_name(name) for name in SPLITS]
     foreign = [name for name in names if (path.parent / name).is_file() and name not in written]
     if not foreign:
         return "python prepare_dataset.py"

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tool_aware.paths import split_name
 from tool_aware.rows import SPLITS, Row
 from tool_aware.tools import Toolbox
 
@@ -24,7 +25,7 @@ def build_card(parts: Mapping[str, Sequence[Row]], tools: Toolbox, counts: Mappi
 def _front_matter(parts: Mapping[str, Sequence[Row]], rows: Sequence[Row]) -> str:
     languages = Counter(str(row.metadata.get("language", "")) for row in rows)
     size = next((name for limit, name in _SIZES if len(rows) < limit), "1M<n<10M")
-    files = [{"split": {"val": "validation"}.get(name, name), "path": f"{name}.json"} for name in SPLITS]
+    files = [{"split": {"val": "validation"}.get(name, name), "path": split_name(name)} for name in SPLITS]
     values = {
         "pretty_name": "Tool choice with parameters and reasons",
         "language": [code for code, _ in languages.most_common() if len(code) == 2],

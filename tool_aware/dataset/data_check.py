@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tool_aware.console import UserError, table
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.similarity import nearest
+from tool_aware.paths import split_file, split_name
 from tool_aware.prompt import encode_example
 from tool_aware.rows import SPLITS, LoadedRows, load_rows
 from tool_aware.text import normalised, shortened
@@ -39,7 +40,7 @@ def files_to_check(path: Path) -> dict[str, Path]:
     Raises UserError if there is none.
     """
     if path.is_dir():
-        files = {name: path / f"{name}.json" for name in SPLITS if (path / f"{name}.json").is_file()}
+        files = {name: split_file(path, name) for name in SPLITS if split_file(path, name).is_file()}
         if not files:
             raise UserError("holds none of train.json, val.json, test.json", where=str(path), fix="see docs/FORMATS.md")
         return files
@@ -51,7 +52,8 @@ def files_to_check(path: Path) -> dict[str, Path]:
 def missing_files(path: Path, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
     """Name what a folder lacks: files that training cannot do without, and those that evaluation needs."""
     absent = [name for name in SPLITS if name not in files] if path.is_dir() else []
-    return [f"{name}.json" for name in absent if name != "test"], [f"{name}.json" for name in absent if name == "test"]
+    for_training = [split_name(name) for name in absent if name != "test"]
+    return for_training, [split_name(name) for name in absent if name == "test"]
 
 
 def load_all(files: Mapping[str, Path], tools: Toolbox) -> dict[str, LoadedRows]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tool_aware.console import UserError
 from tool_aware.files import read_json, sha256_of
+from tool_aware.paths import split_file
 from tool_aware.prompt import query_of, unwrap_instruction
 from tool_aware.rows import SPLITS, Row
 from tool_aware.text import normalised
@@ -47,7 +48,7 @@ def read_earlier_splits(folder: Path) -> EarlierSplits:
 
     Raises UserError if there is no train.json, or a file does not hold rows.
     """
-    paths = {name: folder / f"{name}.json" for name in SPLITS if (folder / f"{name}.json").is_file()}
+    paths = {name: split_file(folder, name) for name in SPLITS if split_file(folder, name).is_file()}
     if "train" not in paths:
         raise UserError(
             f"no train.json in {folder}", where="dataset.splits_from", fix="name the folder of an earlier data set"

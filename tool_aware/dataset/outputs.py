@@ -17,13 +17,20 @@ from tool_aware.dataset.previews import preview, preview_rows
 from tool_aware.dataset.splitting import Split
 from tool_aware.files import sha256_of, write_text
 from tool_aware.manifest import read_manifest
+from tool_aware.paths import (
+    CARD_NAME,
+    DATASET_REPORT_NAME,
+    SAMPLE_NAME,
+    SPLIT_REPORT_NAME,
+    TO_LABEL_NAME,
+    split_file,
+    split_name,
+)
 from tool_aware.rows import SPLITS
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TO_LABEL = "to_label.jsonl"
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,9 @@ def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | 
     """Make the content of every file, by name."""
     parts = result.split.rows
     rows = [row for name in SPLITS for row in parts[name]]
-    files = {f"{name}.json": _json([asdict(row) for row in parts[name]]) for name in SPLITS}
-    files["sample_raw.json"] = _json([preview(row, tokenizer) for row in preview_rows(rows)])
-    files["split_report.json"] = _json(split_report(result))
+    files = {split_name(name): _json([asdict(row) for row in parts[name]]) for name in SPLITS}
+    files[SAMPLE_NAME] = _json([preview(row, tokenizer) for row in preview_rows(rows)])
+    files[SPLIT_REPORT_NAME] = _json(split_report(result))
     dropped = {
         **result.log_rejected,
         "exact_duplicates": result.exact_duplicates,
@@ -83,10 +90,10 @@ def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | 
     }
     report = ReportData(parts, result.split.nearest, {name: count for name, count in dropped.items() if count},
                         result.redacted, result.seed, result.split.is_exhaustive)  # fmt: skip
-    files["dataset_report.html"] = build_report(report, tokenizer)
-    files["README.md"] = build_card(parts, tools, result.counts(), result.seed)
+    files[DATASET_REPORT_NAME] = build_report(report, tokenizer)
+    files[CARD_NAME] = build_card(parts, tools, result.counts(), result.seed)
     if result.to_label:
-        files[TO_LABEL] = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.to_label)
+        files[TO_LABEL_NAME] = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.to_label)
     return files | dict(result.more_files)
 
 
@@ -115,7 +122,7 @@ def refuse_foreign_files(folder: Path, *, overwrite: bool) -> None:
     if overwrite:
         return
     written = (read_manifest(folder) or {}).get("outputs", {})
-    paths = [folder / f"{name}.json" for name in SPLITS]
+    paths = [split_file(folder, name) for name in SPLITS]
     foreign = [path.name for path in paths if path.is_file() and written.get(path.name) != sha256_of(path)]
     if foreign:
         raise UserError(
@@ -126,8 +133,8 @@ def refuse_foreign_files(folder: Path, *, overwrite: bool) -> None:
 
 def write(folder: Path, files: Mapping[str, str]) -> list[Path]:
     """Write all files; an old list of rows to label does not outlive a run without any."""
-    if TO_LABEL not in files:
-        (folder / TO_LABEL).unlink(missing_ok=True)
+    if TO_LABEL_NAME not in files:
+        (folder / TO_LABEL_NAME).unlink(missing_ok=True)
     for name, text in files.items():
         write_text(folder / name, text)
     return [folder / name for name in files]

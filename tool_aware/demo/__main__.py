@@ -23,7 +23,19 @@ from tool_aware.console import EXIT_DONE, EXIT_USER, UserError, duration, headin
 from tool_aware.demo.database import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log
 from tool_aware.demo.toy_model import PRETRAINING_STEPS, build_base_model, save_tokenizer
-from tool_aware.rows import load_rows
+from tool_aware.paths import (
+    ADAPTER_FOLDER,
+    CARD_NAME,
+    COMPARISON_NAME,
+    CURVES_NAME,
+    FINAL_MODEL_FOLDER,
+    METRICS_NAME,
+    SAMPLE_NAME,
+    TENSORBOARD_FOLDER,
+    split_file,
+    split_name,
+)
+from tool_aware.rows import SPLITS, load_rows
 
 DEMO_CONFIG = Path("config.demo.yaml")
 DEMO_FOLDER = Path(".demo")
@@ -98,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"{logged} logged queries in {variables['POSTGRES_DB']}.query_logs")
         stages.script("prepare_dataset.py", "--require-database", variables=variables)
     with stages.timed("tiny base model"):
-        rows = load_rows(config.dataset.dir / "train.json", config.toolbox).rows
+        rows = load_rows(split_file(config.dataset.dir, "train"), config.toolbox).rows
         build_base_model(base, rows, steps=arguments.pretraining_steps)
     stages.script("monitor_gpu.py", "check", accepted=(EXIT_DONE, EXIT_USER))
     stages.script("train_tool_aware.py", "--overwrite")
@@ -152,11 +164,15 @@ def refuse_folders_elsewhere(config: Config) -> None:
 def where_things_are(config: Config) -> str:
     """List what the demo left behind."""
     places = (
-        (f"{config.dataset.dir}/", "train.json, val.json, test.json, sample_raw.json"),
-        (f"{config.training.output_dir}/", "lora_adapters, final_model, README.md, training.png, metrics.jsonl, runs"),
-        (f"{config.evaluation.results_dir}/", "metrics and per-row results of both models, comparison.json, figures"),
+        (config.dataset.dir, [*map(split_name, SPLITS), SAMPLE_NAME]),
+        (
+            config.training.output_dir,
+            [ADAPTER_FOLDER, FINAL_MODEL_FOLDER, CARD_NAME, CURVES_NAME, METRICS_NAME, TENSORBOARD_FOLDER],
+        ),
+        (config.evaluation.results_dir, ["metrics and per-row results of both models", COMPARISON_NAME, "figures"]),
     )
-    return table(("folder", "contents"), places, "<<")
+    rows = [(f"{folder}/", ", ".join(names)) for folder, names in places]
+    return table(("folder", "contents"), rows, "<<")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from tool_aware.console import UserError, listing
 from tool_aware.files import sha256_of
 from tool_aware.lineage import lessons_of, taught_rows
+from tool_aware.paths import split_file
 from tool_aware.rows import Row, load_rows
 from tool_aware.text import normalised
 from tool_aware.tools import Toolbox
@@ -34,10 +35,11 @@ def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> 
 
     Raises UserError if rows of the test file are also in train.json: a model would be marked on what it was taught.
     """
-    path = folder / "test.json"
+    path = split_file(folder, "test")
     loaded = load_rows(path, tools)
-    train = load_rows(folder / "train.json", tools).rows if (folder / "train.json").is_file() else []
-    val = load_rows(folder / "val.json", tools) if (folder / "val.json").is_file() else None
+    train_path, val_path = split_file(folder, "train"), split_file(folder, "val")
+    train = load_rows(train_path, tools).rows if train_path.is_file() else []
+    val = load_rows(val_path, tools) if val_path.is_file() else None
     _refuse_rows_seen_in_training(loaded.rows, train, path)
     total = len(loaded.rows)
     kept = range(total) if limit is None or limit >= total else [index * total // limit for index in range(limit)]
@@ -57,7 +59,7 @@ def refuse_rows_taught_before(test: TestSet, model: Path) -> None:
 
     Files that are gone or have changed since cannot be looked at; a train.json beside the test file has been.
     """
-    beside = test.path.with_name("train.json")
+    beside = split_file(test.path.parent, "train")
     known = sha256_of(beside) if beside.is_file() else None
     for lesson in lessons_of(model):
         queries = lesson.queries() if lesson.train_sha256 != known else None

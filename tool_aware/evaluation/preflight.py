@@ -12,6 +12,7 @@ from tool_aware.console import UserError
 from tool_aware.evaluation.held_out import TestSet
 from tool_aware.manifest import read_manifest
 from tool_aware.model.base import adapter_base, same_model
+from tool_aware.paths import ADAPTER_CONFIG_NAME
 
 
 def check_adapter(config: Config, adapter: Path) -> None:
@@ -30,7 +31,7 @@ def check_merged_model(config: Config, folder: Path) -> None:
     """Refuse a folder that is not there, holds an adapter only, or a model that was trained with other tools."""
     if not folder.is_dir():
         raise UserError("no such folder", where=f"--model {folder}", fix="name the folder of the merged model")
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
         raise UserError("holds an adapter, not a merged model", where=f"--model {folder}", fix=f"--adapter {folder}")
     _refuse_other_tools(config, folder)
 

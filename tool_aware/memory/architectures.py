@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
+from tool_aware.paths import MODEL_CONFIG_NAME
 
 NOMINAL_BILLIONS = 7.0  # what `--model-size` calls Mistral-7B, whose exact count is 7.24 billion
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -152,7 +153,7 @@ def find_architecture(model_name: str) -> Architecture:
     Raises UserError if it is in none of them, or if its config.json is none.
     """
     folder = Path(model_name) if Path(model_name).is_dir() else cached_snapshot(model_name)
-    config_file = folder / "config.json" if folder else None
+    config_file = folder / MODEL_CONFIG_NAME if folder else None
     if config_file is not None and config_file.is_file():
         return architecture_from_config(_read_object(config_file), name=model_name)
     if model_name.lower() in PRESETS:

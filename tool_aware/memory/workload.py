@@ -9,6 +9,7 @@ from tool_aware.config.settings import Config
 from tool_aware.files import read_json
 from tool_aware.memory.architectures import Architecture
 from tool_aware.memory.spec import TrainingSpec
+from tool_aware.paths import split_file
 from tool_aware.prompt import render_preamble
 
 # Mistral's tokenizer on this toolkit's prompts: 0.25 tokens per character, 0.27 at most; 0.43 at most in answers, which
@@ -35,7 +36,7 @@ def workload_of(config: Config) -> Workload:
     No example is longer than max_seq_length: training refuses or drops such rows.
     """
     limit = config.model.max_seq_length
-    path = config.dataset.dir / "train.json"
+    path = split_file(config.dataset.dir, "train")
     texts = _texts(read_json(path)) if path.is_file() else []
     if not texts:
         prefix = round(len(render_preamble(config.toolbox)) * PROMPT_TOKENS_PER_CHARACTER)

@@ -10,6 +10,7 @@ from tool_aware.config.settings import Config
 from tool_aware.console import UserError, say
 from tool_aware.files import read_json
 from tool_aware.model.base import adapter_base, quiet_libraries
+from tool_aware.paths import ADAPTER_CONFIG_NAME
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,7 +43,7 @@ def with_lora_of(adapter: Path, config: Config) -> Config:
     Raises UserError if `adapter` holds no adapter, or one that is not plain LoRA.
     """
     adapter_base(adapter)
-    settings = read_json(adapter / "adapter_config.json")
+    settings = read_json(adapter / ADAPTER_CONFIG_NAME)
     variant = lora_variant(settings)
     if variant:
         raise UserError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.settings import ModelSection, QuantizationSection
 from tool_aware.console import UserError
 from tool_aware.files import read_json
+from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, MODEL_CONFIG_NAME
 
 if TYPE_CHECKING:
     import torch
@@ -131,8 +132,8 @@ def attach_adapter(base: PreTrainedModel, adapter: Path, *, base_name: str, is_t
 
 def adapter_base(adapter: Path) -> str:
     """Name the base model an adapter was trained on. Raises UserError if `adapter` does not hold an adapter."""
-    settings = read_json(adapter / "adapter_config.json")
-    if settings is None or not (adapter / "adapter_model.safetensors").is_file():
+    settings = read_json(adapter / ADAPTER_CONFIG_NAME)
+    if settings is None or not (adapter / ADAPTER_WEIGHTS_NAME).is_file():
         raise UserError("no adapter found", where=str(adapter), fix="python train_tool_aware.py")
     return settings["base_model_name_or_path"]
 
@@ -149,7 +150,7 @@ def locate_model(name: str, *, revision: str | None = None, hf_token: str | None
     """
     where = f"model.name: {name}"
     if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
+        if not (Path(name) / MODEL_CONFIG_NAME).is_file():
             raise UserError(
                 "the folder has no config.json", where=where, fix="name the folder save_pretrained wrote to"
             )
@@ -168,7 +169,7 @@ def _ask_the_hub(name: str, revision: str | None, hf_token: str | None, where: s
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
-        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        if isinstance(try_to_load_from_cache(name, MODEL_CONFIG_NAME, revision=revision), str):
             return
         HfApi(token=hf_token).auth_check(name)
     except GatedRepoError as error:

@@ -17,9 +17,9 @@ from tool_aware.config import yaml as yaml_file
 from tool_aware.config.settings import add_config_arguments
 from tool_aware.console import UserError
 from tool_aware.monitor.sampling import TrainingProgress
+from tool_aware.paths import METRICS_NAME
 
 SCRIPT_NAME = "train_tool_aware.py"
-METRICS_NAME = "metrics.jsonl"
 TAIL_BYTES = 8192  # holds some dozens of lines of metrics.jsonl, whatever the file has grown to
 
 _INTERPRETER = re.compile(r"(python|pypy)[\d.]*")

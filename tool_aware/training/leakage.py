@@ -10,6 +10,7 @@ from typing import Any
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, warn
 from tool_aware.lineage import Lesson, lessons_of, taught_rows
+from tool_aware.paths import split_file, split_name
 from tool_aware.rows import LoadedRows, Row, load_rows
 
 
@@ -31,9 +32,9 @@ def lineage_of(adapter: Path | None, data: Mapping[str, LoadedRows], config: Con
 
 def _held_out(data: Mapping[str, LoadedRows], config: Config) -> dict[str, list[Row]]:
     """Rows by file that this run, or the evaluation after it, is measured on."""
-    test = config.dataset.dir / "test.json"
-    rows = {"val.json": data["val"].rows}
-    return {**rows, "test.json": load_rows(test, config.toolbox).rows} if test.is_file() else rows
+    test = split_file(config.dataset.dir, "test")
+    rows = {split_name("val"): data["val"].rows}
+    return {**rows, test.name: load_rows(test, config.toolbox).rows} if test.is_file() else rows
 
 
 def _refuse_taught_rows(lesson: Lesson, held_out: Mapping[str, list[Row]]) -> None:

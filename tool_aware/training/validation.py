@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tool_aware.console import warn
 from tool_aware.engine.loss import label_losses
 from tool_aware.files import read_json, write_json
+from tool_aware.paths import ADAPTER_WEIGHTS_NAME, BEST_ADAPTER_NAME, VALIDATIONS_NAME
 from tool_aware.prompt import EncodedExample
 from tool_aware.training.choice import AnswerStates, ToolNames, right_choices
 from tool_aware.training.distributed import ALONE, Processes
@@ -22,10 +23,6 @@ from tool_aware.training.distributed import ALONE, Processes
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-
-VALIDATIONS_FILE = "validations.json"
-BEST_WEIGHTS_FILE = "best_adapter.safetensors"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's name
 
 
 @dataclass(frozen=True)
@@ -71,23 +68,23 @@ class Validations:
         from safetensors.torch import save_file
 
         best_step = self.best.step if self.best else None
-        write_json(folder / VALIDATIONS_FILE, {"best": best_step, "history": [asdict(found) for found in self.history]})
+        write_json(folder / VALIDATIONS_NAME, {"best": best_step, "history": [asdict(found) for found in self.history]})
         if self.best and best_step != step:
-            save_file(self.best_weights, folder / BEST_WEIGHTS_FILE)
+            save_file(self.best_weights, folder / BEST_ADAPTER_NAME)
 
     @classmethod
     def load(cls, folder: Path) -> Validations:
         """Read what `save` wrote; nothing known if the checkpoint has none."""
         from safetensors.torch import load_file
 
-        validations, stored = cls(), read_json(folder / VALIDATIONS_FILE)
+        validations, stored = cls(), read_json(folder / VALIDATIONS_NAME)
         if stored is None:
             return validations
         validations.history = [Validation(**found) for found in stored["history"]]
         validations.best = next((found for found in validations.history if found.step == stored["best"]), None)
         if validations.best:
-            own = not (folder / BEST_WEIGHTS_FILE).is_file()
-            validations.best_weights = load_file(folder / (_ADAPTER_WEIGHTS if own else BEST_WEIGHTS_FILE))
+            own = not (folder / BEST_ADAPTER_NAME).is_file()
+            validations.best_weights = load_file(folder / (ADAPTER_WEIGHTS_NAME if own else BEST_ADAPTER_NAME))
         return validations
 
 

@@ -13,14 +13,14 @@ import pytest
 
 from tool_aware.monitor.sampling import TrainingProgress
 from tool_aware.monitor.training_run import TAIL_BYTES, find_training, last_step, training_processes
-from tool_aware.training.run.tracking import METRICS_NAME as WRITTEN_NAME
+from tool_aware.paths import METRICS_NAME
 
 LINE = {"step": 120, "steps": 300, "loss": 0.4312, "eta_s": 250.0}
 
 
 def write_metrics(folder: Path, *lines: object, tail: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WRITTEN_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+    (folder / METRICS_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
 
 
 def fake_process(proc: Path, pid: int, cwd: Path, *words: str, started_s_ago: float = 60.0) -> None:
@@ -69,7 +69,7 @@ def test_settings_that_name_the_directory_are_followed(tmp_path, options):
 def test_the_progress_of_an_earlier_run_in_the_same_directory_is_not_shown(tmp_path):
     write_metrics(tmp_path / "output", LINE)
     written_s = time.time() - 30
-    os.utime(tmp_path / "output" / WRITTEN_NAME, (written_s, written_s))
+    os.utime(tmp_path / "output" / METRICS_NAME, (written_s, written_s))
     fake_process(tmp_path / "new", 77, tmp_path, "python", "train_tool_aware.py", started_s_ago=20)
     assert find_training(tmp_path / "output", tmp_path / "new") is None
     fake_process(tmp_path / "old", 77, tmp_path, "python", "train_tool_aware.py", started_s_ago=40)
@@ -117,13 +117,13 @@ def test_a_finished_run_is_not_shown(tmp_path):
 
 def test_lines_without_a_loss_and_torn_lines_are_passed_over(tmp_path):
     write_metrics(tmp_path, LINE, {"step": 120, "val_loss": 0.5}, tail='{"step": 130, "lo')
-    assert last_step(tmp_path / WRITTEN_NAME)["step"] == 120
+    assert last_step(tmp_path / METRICS_NAME)["step"] == 120
 
 
 def test_a_long_log_is_read_from_its_end(tmp_path):
     lines = [{**LINE, "step": step} for step in range(5 * TAIL_BYTES // 60)]
     write_metrics(tmp_path, *lines)
-    assert last_step(tmp_path / WRITTEN_NAME)["step"] == len(lines) - 1
+    assert last_step(tmp_path / METRICS_NAME)["step"] == len(lines) - 1
 
 
 def test_a_real_process_is_found_by_the_script_it_runs(tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tool_aware.training.validation import BEST_WEIGHTS_FILE, Validation, Validations
+from tool_aware.paths import BEST_ADAPTER_NAME
+from tool_aware.training.validation import Validation, Validations
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:
@@ -53,7 +54,7 @@ def test_a_checkpoint_brings_back_every_scoring_and_the_best_weights_once(tmp_pa
     validations = scored((0.5, 1.0), (0.7, 1.0), (0.6, 1.0))
     save_file(weights(step), tmp_path / "adapter_model.safetensors")
     validations.save(tmp_path, step)
-    assert (tmp_path / BEST_WEIGHTS_FILE).is_file() == (step == 3)
+    assert (tmp_path / BEST_ADAPTER_NAME).is_file() == (step == 3)
     loaded = Validations.load(tmp_path)
     assert loaded.history == validations.history
     assert loaded.best == validations.best

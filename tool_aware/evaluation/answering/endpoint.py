@@ -114,7 +114,6 @@ def _explain(error: urllib.error.HTTPError) -> str:
 
 # ---- is it the tuned model that answers? ------------------------------------------------------------------
 
-PROBE_NAME = "probe.json"
 PROBE_ROWS = 8
 
 

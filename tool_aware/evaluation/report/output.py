@@ -10,7 +10,7 @@ from typing import Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import warn
-from tool_aware.evaluation.answering.endpoint import PROBE_NAME, make_probe
+from tool_aware.evaluation.answering.endpoint import make_probe
 from tool_aware.evaluation.held_out import TestSet
 from tool_aware.evaluation.report.chapters import build_report
 from tool_aware.evaluation.report.figures import draw_confusion
@@ -28,10 +28,28 @@ from tool_aware.evaluation.scoring.calibration import routing_thresholds
 from tool_aware.files import write_json, write_text
 from tool_aware.inference import grammar
 from tool_aware.manifest import read_manifest, write_manifest
+from tool_aware.paths import (
+    BASE_MODEL,
+    CARD_NAME,
+    COMPARISON_NAME,
+    FINETUNED_MODEL,
+    GRAMMAR_GBNF_NAME,
+    GRAMMAR_REGEX_NAME,
+    PROBE_NAME,
+    REPORT_HTML_NAME,
+    REPORT_MARKDOWN_NAME,
+    THRESHOLDS_NAME,
+    confusion_name,
+    metrics_name,
+    results_name,
+)
 
-THRESHOLDS_NAME = "routing_thresholds.json"
-_FILES = {"base": "base_model", "base_choice": "base_model", "finetuned": "finetuned_model",
-          "finetuned_choice": "finetuned_model"}  # fmt: skip
+_FILES = {
+    "base": BASE_MODEL,
+    "base_choice": BASE_MODEL,
+    "finetuned": FINETUNED_MODEL,
+    "finetuned_choice": FINETUNED_MODEL,
+}
 
 
 def write_results(
@@ -49,15 +67,15 @@ def write_results(
 
     for system in results.main:
         name = _FILES[system]
-        put(f"{name}_metrics.json", write_json, results.metrics[system].as_dict())
-        put(f"{name}_results.json", write_json, result_rows(results, system))
-        put(f"{name}_confusion.png", draw_confusion, title(system), results.metrics[system])
-    put("comparison.json", write_json, comparison(results))
+        put(metrics_name(name), write_json, results.metrics[system].as_dict())
+        put(results_name(name), write_json, result_rows(results, system))
+        put(confusion_name(name), draw_confusion, title(system), results.metrics[system])
+    put(COMPARISON_NAME, write_json, comparison(results))
     sections = build_report(results)
-    put("report.md", write_text, render_markdown(sections))
-    put("report.html", write_text, render_html(results, sections, facts=_facts(config, test)))
-    put("answer.gbnf", write_text, grammar.gbnf(config.toolbox))
-    put("answer.regex", write_text, grammar.regex(config.toolbox) + "\n")
+    put(REPORT_MARKDOWN_NAME, write_text, render_markdown(sections))
+    put(REPORT_HTML_NAME, write_text, render_html(results, sections, facts=_facts(config, test)))
+    put(GRAMMAR_GBNF_NAME, write_text, grammar.gbnf(config.toolbox))
+    put(GRAMMAR_REGEX_NAME, write_text, grammar.regex(config.toolbox) + "\n")
     _delete_what_else_an_earlier_run_wrote(folder, outputs)
     write_manifest(
         folder, stage="evaluate", config=config.as_dict(), seed=config.evaluation.seed, started_s=started_s,
@@ -121,7 +139,7 @@ def update_adapter(adapter: Path, results: Results, config: Config, test: TestSe
             base, tuned = (results.predictions[name] for name in results.main)
             write_json(adapter / PROBE_NAME, make_probe(results.rows, base, tuned))
         if results.tuned == "finetuned":  # what only chooses has no whole calls, whose share the card shows
-            _update_model_card(adapter / "README.md", results, test)
+            _update_model_card(adapter / CARD_NAME, results, test)
     except OSError as error:
         warn(f"{adapter} cannot be written ({error.strerror}): no thresholds, probe or figures left there")
 

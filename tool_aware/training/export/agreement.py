@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tool_aware.config.settings import Config
 from tool_aware.engine.packing import Pack, pack_rows
 from tool_aware.model.base import device
+from tool_aware.paths import split_file
 from tool_aware.prompt import EncodedExample, encode_example
 from tool_aware.rows import Row, load_rows
 from tool_aware.training.choice import AnswerStates, ToolNames, chosen_tools, label_count, right_tool
@@ -103,8 +104,8 @@ def references(
     batch_size = config.training.per_device_eval_batch_size  # what validation took in as well
     found = {}
     for split, most in (("val", min(limit, MEASURED_ROWS)), ("test", limit)):
-        file = config.dataset.dir / f"{split}.json"
-        file = file if file.is_file() else config.dataset.dir / "val.json"
+        file = split_file(config.dataset.dir, split)
+        file = file if file.is_file() else split_file(config.dataset.dir, "val")
         sample = Sample.take(file, load_rows(file, config.toolbox).rows, tokenizer, limit=most, max_tokens=max_tokens)
         if split == "test":
             sample = sample.up_to_the_name(names)

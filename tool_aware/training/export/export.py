@@ -18,22 +18,20 @@ from tool_aware.config.settings import Config
 from tool_aware.console import PROBLEMS_SHOWN, GateFailed, UserError, duration, say, table
 from tool_aware.files import atomic_folder, full_disk_as_user_error, read_json, write_json, write_text
 from tool_aware.model.base import device
+from tool_aware.paths import GENERATION_CONFIG_NAME, MODEL_CONFIG_NAME, MODEL_WEIGHTS_INDEX_NAME, PROMPT_TEMPLATE_NAME
 from tool_aware.prompt import render_template
 from tool_aware.tools import Toolbox
 from tool_aware.training.choice import ToolNames
 from tool_aware.training.export.agreement import Agreement, AsTrained, References, agreement
 from tool_aware.training.export.layerwise import empty_model, quantized_names
 from tool_aware.training.export.merge import LoraUpdates, MergeBase, MergedWeights
-from tool_aware.training.export.weights import WEIGHTS_INDEX, WeightFiles, base_folder, shard_header, write_shard
+from tool_aware.training.export.weights import WeightFiles, base_folder, shard_header, write_shard
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-ADAPTERS_FOLDER = "lora_adapters"
-FINAL_MODEL_FOLDER = "final_model"
-PROMPT_FILE = "prompt_template.txt"  # what an agent fills in and sends as the user turn
 WANTED_AGREEMENT = 0.99  # part of the rows that must get the same tool from the merged model as in training
 _FULL_DISK_FIX = "free some space and run again with --resume, or go without it: --skip-final-model"
 _SPARE = 1.02  # disk space wanted beyond the weights: tokenizer, configs, safetensors headers
@@ -49,7 +47,7 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerB
     with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: size, fix=fix):
         model.save_pretrained(part, save_embedding_layers=False)
         tokenizer.save_pretrained(part)
-        write_text(part / PROMPT_FILE, render_template(tools))
+        write_text(part / PROMPT_TEMPLATE_NAME, render_template(tools))
 
 
 @dataclass(frozen=True)
@@ -146,10 +144,10 @@ class Merger:
         with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: sum(sizes), fix=_FULL_DISK_FIX):
             for shard, header in headers.items():
                 write_shard(part / shard.name, header, weights.__getitem__)
-            index = read_json(self._base / WEIGHTS_INDEX)
+            index = read_json(self._base / MODEL_WEIGHTS_INDEX_NAME)
             if index:
                 index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes)}
-                write_json(part / WEIGHTS_INDEX, index)
+                write_json(part / MODEL_WEIGHTS_INDEX_NAME, index)
             _write_configs(self._base, self._adapter, part, way.dtype)
 
     def check(self, folder: Path, reference: AsTrained, names: ToolNames) -> Agreement:
@@ -210,18 +208,18 @@ def _dtype(name: str) -> torch.dtype:
 
 def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     """Copy the base's configs without a trace of quantisation, and the adapter's tokenizer with its template."""
-    config = read_json(base / "config.json")
+    config = read_json(base / MODEL_CONFIG_NAME)
     config.pop("quantization_config", None)
     # transformers 5 writes `dtype`, older ones and other programs read `torch_dtype`
-    write_json(folder / "config.json", {**config, "dtype": dtype, "torch_dtype": dtype})
+    write_json(folder / MODEL_CONFIG_NAME, {**config, "dtype": dtype, "torch_dtype": dtype})
     for path in _tokenizer_files(base):
         shutil.copyfile(path, folder / path.name)
     for path in _tokenizer_files(adapter):
         shutil.copyfile(path, folder / path.name)
-    generation = read_json(base / "generation_config.json") or {
+    generation = read_json(base / GENERATION_CONFIG_NAME) or {
         key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config
     }
-    write_json(folder / "generation_config.json", {**generation, "do_sample": False})
+    write_json(folder / GENERATION_CONFIG_NAME, {**generation, "do_sample": False})
 
 
 def _tokenizer_files(folder: Path) -> Iterator[Path]:

@@ -18,6 +18,7 @@ from tool_aware.console import UserError
 from tool_aware.files import read_json
 from tool_aware.model.adapter import lora_variant
 from tool_aware.model.base import quantized_values
+from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from tool_aware.training.export.weights import WeightFiles
 
 if TYPE_CHECKING:
@@ -37,11 +38,11 @@ class LoraUpdates:
         """Read `adapter_model.safetensors`; its keys are `base_model.model.<module>.lora_A.weight` and `..._B...`."""
         from safetensors.torch import load_file
 
-        settings = read_json(adapter / "adapter_config.json")
+        settings = read_json(adapter / ADAPTER_CONFIG_NAME)
         variant = lora_variant(settings)
         if variant:
             raise UserError(f"only plain LoRA can be merged shard by shard, not {variant}", where=str(adapter))
-        tensors = load_file(adapter / "adapter_model.safetensors")
+        tensors = load_file(adapter / ADAPTER_WEIGHTS_NAME)
         modules = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
         factors = {
             module.removeprefix("base_model.model.") + ".weight": (

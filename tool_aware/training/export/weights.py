@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.settings import ModelSection
 from tool_aware.console import UserError
 from tool_aware.files import read_json
+from tool_aware.paths import CARD_NAME, MODEL_WEIGHTS_INDEX_NAME, MODEL_WEIGHTS_NAME
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS_INDEX = "model.safetensors.index.json"
-_WEIGHTS = "model.safetensors"
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # of what safetensors calls a dtype
 _KINDS = {name: kind for kind, name in _TORCH_NAMES.items()}
 
@@ -29,14 +28,14 @@ def base_folder(model: ModelSection, hf_token: str | None) -> Path:
         return Path(model.name)
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "model*.safetensors", "tokenizer.model", "README.md"]
+    wanted = ["*.json", "model*.safetensors", "tokenizer.model", CARD_NAME]
     return Path(snapshot_download(model.name, revision=model.revision, token=hf_token, allow_patterns=wanted))
 
 
 def weight_files(folder: Path) -> list[Path]:
     """List the safetensors shards of a model folder."""
-    index = read_json(folder / WEIGHTS_INDEX)
-    names = sorted(set(index["weight_map"].values())) if index else [_WEIGHTS]
+    index = read_json(folder / MODEL_WEIGHTS_INDEX_NAME)
+    names = sorted(set(index["weight_map"].values())) if index else [MODEL_WEIGHTS_NAME]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         fix = "use a model with safetensors weights, or go without a merged one: --resume --skip-final-model"

@@ -19,8 +19,8 @@ from typing import Any
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, warn
 from tool_aware.files import bytes_in, full_disk_as_user_error, read_json, sha256_of, write_json
+from tool_aware.paths import CHECKPOINT_MANIFEST_NAME, CHECKPOINT_PREFIX
 
-CHECKPOINT_MANIFEST = "checkpoint.json"
 QUARANTINE_SUFFIX = ".damaged"
 _RUN_SECTIONS = ("model", "quantization", "lora", "training")  # what makes one run differ from another
 _MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch count as their product
@@ -30,12 +30,12 @@ _MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch
 }  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")  # what a library might unpickle
 _FULL_DISK_FIX = "free some space and go on with --resume; older checkpoints are untouched"
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
     """List the checkpoint folders of a run, oldest first; whether they are whole is another question."""
-    found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    found = [path for path in output_dir.glob(f"{CHECKPOINT_PREFIX}*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
@@ -51,8 +51,8 @@ def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Itera
     `run` identifies the run (see `refuse_another_run`). Raises UserError, leaving older checkpoints alone, if the disk
     is full.
     """
-    final = output_dir / f"checkpoint-{step}"
-    part = output_dir / f".checkpoint-{step}.part"
+    final = output_dir / f"{CHECKPOINT_PREFIX}{step}"
+    part = output_dir / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -62,7 +62,7 @@ def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Itera
             yield part
             files = sorted(path for path in part.rglob("*") if path.is_file())
             hashes = {str(path.relative_to(part)): sha256_of(path) for path in files}
-            write_json(part / CHECKPOINT_MANIFEST, {"step": step, "run": dict(run), "sha256": hashes})
+            write_json(part / CHECKPOINT_MANIFEST_NAME, {"step": step, "run": dict(run), "sha256": hashes})
             _sync(part)
         shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from an older checkpoint
         os.replace(part, final)
@@ -96,11 +96,11 @@ def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
 def damage(checkpoint: Path) -> str | None:
     """Say what is wrong with a checkpoint's files; None if they are what was written."""
     try:
-        manifest = read_json(checkpoint / CHECKPOINT_MANIFEST)
+        manifest = read_json(checkpoint / CHECKPOINT_MANIFEST_NAME)
     except UserError:
         manifest = None
     if manifest is None:
-        return f"no readable {CHECKPOINT_MANIFEST}, so it was never finished"
+        return f"no readable {CHECKPOINT_MANIFEST_NAME}, so it was never finished"
     for name, expected in manifest["sha256"].items():
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
@@ -128,7 +128,7 @@ def run_settings(config: Config) -> dict[str, Any]:
 
 def refuse_another_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
     """Raise UserError if `checkpoint` comes from a run with other data or other settings than `run`."""
-    before = read_json(checkpoint / CHECKPOINT_MANIFEST)["run"]
+    before = read_json(checkpoint / CHECKPOINT_MANIFEST_NAME)["run"]
     changed = sorted(key for key in before.keys() | dict(run).keys() if before.get(key) != run.get(key))
     if changed:
         lines = [f"  {key}: {before.get(key)!r} then, {run.get(key)!r} now" for key in changed]

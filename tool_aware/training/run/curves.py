@@ -12,7 +12,6 @@ from tool_aware.training.run.tracking import read_lines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CURVES_NAME = "training.png"
 _TRAIN, _VAL, _QUIET = "#2f6f9f", "#c8553d", "#8a97a5"
 _FEW = 30  # points that are marked one by one; a single point has no line to be seen by
 

@@ -10,12 +10,17 @@ from typing import Any
 
 from tool_aware.console import UserError, say, warn
 from tool_aware.manifest import read_manifest
-from tool_aware.paths import MANIFEST_NAME
-from tool_aware.training.export.export import ADAPTERS_FOLDER, FINAL_MODEL_FOLDER
+from tool_aware.paths import (
+    ADAPTER_FOLDER,
+    CARD_NAME,
+    CHECKPOINT_PREFIX,
+    CURVES_NAME,
+    FINAL_MODEL_FOLDER,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    TENSORBOARD_FOLDER,
+)
 from tool_aware.training.run.checkpoints import checkpoints_in, newest_valid, refuse_another_run
-from tool_aware.training.run.curves import CURVES_NAME
-from tool_aware.training.run.run_card import CARD_NAME
-from tool_aware.training.run.tracking import METRICS_NAME, TENSORBOARD_FOLDER
 
 
 def check_output_dir(output_dir: Path, *, resume: bool, overwrite: bool, adapter: Path | None = None) -> None:
@@ -53,8 +58,12 @@ def clear(output_dir: Path) -> None:
 
 def _left_by_a_run(output_dir: Path) -> list[Path]:
     files = [MANIFEST_NAME, METRICS_NAME, CURVES_NAME, CARD_NAME]
-    ours = [*files, ADAPTERS_FOLDER, FINAL_MODEL_FOLDER, TENSORBOARD_FOLDER]
-    return [*(output_dir / name for name in ours), *output_dir.glob("checkpoint-*"), *output_dir.glob(".*.part")]
+    ours = [*files, ADAPTER_FOLDER, FINAL_MODEL_FOLDER, TENSORBOARD_FOLDER]
+    return [
+        *(output_dir / name for name in ours),
+        *output_dir.glob(f"{CHECKPOINT_PREFIX}*"),
+        *output_dir.glob(".*.part"),
+    ]
 
 
 def find_checkpoint(output_dir: Path, run: Mapping[str, Any]) -> tuple[Path | None, list[str]]:

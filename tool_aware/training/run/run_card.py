@@ -13,11 +13,10 @@ import yaml
 from tool_aware.config.settings import Config, ModelSection
 from tool_aware.console import duration
 from tool_aware.files import write_text
-from tool_aware.training.run.curves import CURVES_NAME, draw_curves, read_metrics
-from tool_aware.training.run.tracking import METRICS_NAME
+from tool_aware.paths import CARD_NAME, CURVES_NAME, FINAL_MODEL_FOLDER, METRICS_NAME, PROMPT_TEMPLATE_NAME, split_name
+from tool_aware.training.run.curves import draw_curves, read_metrics
 from tool_aware.versions import package_versions
 
-CARD_NAME = "README.md"
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 _SECTIONS = ("model", "quantization", "lora", "training", "optimization", "export")  # no names of the user's database
 
@@ -54,7 +53,7 @@ def render_card(facts: RunFacts, logged: Sequence[Mapping[str, Any]], *, picture
         "tags": [f"base_model:adapter:{base}", "lora", "qlora", "transformers", "tool-use", "function-calling"],
     }
     tools = ", ".join(f"`{name}`" for name in facts.config.toolbox.names)
-    data = [(f"{split}.json", f"{examples:,}", sha256) for split, (examples, sha256) in facts.data.items()]
+    data = [(split_name(split), f"{examples:,}", sha256) for split, (examples, sha256) in facts.data.items()]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# Tool choice: a LoRA adapter for {base}",
@@ -127,7 +126,7 @@ model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype="auto", device_m
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 
 query = "What does our travel policy say about trains?"
-turn = Path(adapter, "prompt_template.txt").read_text().replace("{{query}}", query)
+turn = Path(adapter, "{PROMPT_TEMPLATE_NAME}").read_text().replace("{{query}}", query)
 prompt = tokenizer.apply_chat_template([{{"role": "user", "content": turn}}], return_tensors="pt", return_dict=True)
 output = model.generate(**prompt.to(model.device), max_new_tokens=256, do_sample=False)
 print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
@@ -135,7 +134,7 @@ print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_t
 
 
 def _merged_model(merged: Mapping[str, Any], adapter: Path) -> str:
-    folder, into, dtype, check = adapter.parent / "final_model", merged["into"], merged["dtype"], merged["check"]
+    folder, into, dtype, check = adapter.parent / FINAL_MODEL_FOLDER, merged["into"], merged["dtype"], merged["check"]
     text = f"`{folder}` is the base with this adapter merged into its {into} weights, in {dtype}."
     if check:
         equal = check["rows"] - len(check["different"])

@@ -13,9 +13,8 @@ from typing import Any
 from tool_aware.config.settings import Config, Environment
 from tool_aware.console import duration, say, warn
 from tool_aware.files import naming, write_text
+from tool_aware.paths import METRICS_NAME, TENSORBOARD_FOLDER
 
-METRICS_NAME = "metrics.jsonl"
-TENSORBOARD_FOLDER = "runs"
 _WANDB_SECTIONS = (
     "model",
     "quantization",

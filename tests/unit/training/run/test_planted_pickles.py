@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tool_aware.files import read_json, sha256_of, write_json
-from tool_aware.training.run.checkpoints import CHECKPOINT_MANIFEST, newest_valid
+from tool_aware.paths import CHECKPOINT_MANIFEST_NAME
+from tool_aware.training.run.checkpoints import newest_valid
 from tool_aware.training.trainer import train
 
 READ_AT_RESUME = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -53,12 +54,12 @@ def test_who_also_rewrites_the_hashes_still_cannot_run_a_program(make_trainer, m
     trainer = make_trainer(**settings)
     train(trainer, None)
     checkpoint = Path(trainer.args.output_dir) / "checkpoint-1"
-    manifest = read_json(checkpoint / CHECKPOINT_MANIFEST)
+    manifest = read_json(checkpoint / CHECKPOINT_MANIFEST_NAME)
     for name in READ_AT_RESUME:
         original = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(pickle.dumps(Touch(marker), protocol=2))
         forged = {**manifest, "sha256": {**manifest["sha256"], name: sha256_of(checkpoint / name)}}
-        write_json(checkpoint / CHECKPOINT_MANIFEST, forged)
+        write_json(checkpoint / CHECKPOINT_MANIFEST_NAME, forged)
         with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
             train(make_trainer(**settings), checkpoint)
         (checkpoint / name).write_bytes(original)

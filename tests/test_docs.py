@@ -16,11 +16,17 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
+from tool_aware import console
 from tool_aware.config.settings import Config, Section
+from tool_aware.rows import load_rows
 
-PAGES = [REPOSITORY / "docs" / name for name in ("ARCHITECTURE.md", "FORMATS.md", "GLOSSARY.md")]
-CHECKED = [path for path in [*PAGES, REPOSITORY / "README.md"] if path.is_file()]
-LINKED = [path for path in [*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"] if path.is_file()]
+DOCS = REPOSITORY / "docs"
+README = REPOSITORY / "README.md"
+PAGES = [DOCS / name for name in ("ARCHITECTURE.md", "FORMATS.md", "GLOSSARY.md")]
+HOWTO = DOCS / "HOWTO.md"
+ROOT_PAGES = [path for name in ("README.md", "CONTRIBUTING.md") if (path := REPOSITORY / name).is_file()]
+CHECKED = [*PAGES, *ROOT_PAGES, HOWTO, DOCS / "TROUBLESHOOTING.md", DOCS / "BENCHMARKS.md", *DOCS.glob("benchmarks/*.md")]
+LINKED = [*DOCS.rglob("*.md"), *ROOT_PAGES]
 SCRIPTS = ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "monitor_gpu.py")
 SOURCE_FOLDERS = ("tool_aware", "tests", "benchmarks", "docs", "launch", ".ci")
 SUFFIXES = "py|json|jsonl|yaml|yml|md|txt|html|png|toml|gbnf|regex|jinja|safetensors|pt|pth|csv|parquet|lark"
@@ -213,6 +219,16 @@ def test_flags_exist_in_the_script_they_are_given_to(path):
 
 
 @pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.name)
+def test_benchmarks_that_are_named_exist_and_know_their_flags(path):
+    unknown = []
+    for command in commands(path):
+        if script := re.search(r"benchmarks/\w+\.py", command):
+            source = (REPOSITORY / script[0]).read_text(encoding="utf-8")
+            unknown += [f"{script[0]}: {flag}" for flag in FLAG.findall(command) if f'"{flag}"' not in source]
+    assert not unknown
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.name)
 def test_make_targets_exist(path):
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     used = {match[1] for command in commands(path) if (match := re.match(r"make ([a-z]+)", command))}
@@ -226,8 +242,22 @@ def test_functions_and_classes_of_ours_exist(path):
     called = {match[1] for span in spans(path) if (match := re.fullmatch(r"([a-z_]\w*)\(\)", span))}
     classes = {span for span in spans(path) if re.fullmatch(r"(?:[A-Z][a-z]+){2,}\w*", span)}
     assert called <= defined
-    if path in PAGES:  # the README also names classes of the libraries
+    if path in PAGES:  # other pages also name classes of the libraries
         assert classes <= defined
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.name)
+def test_python_examples_import_what_exists(path):
+    imports = [
+        (node.module, alias.name)
+        for language, text in blocks(path)
+        if language == "python"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tool_aware")
+        for alias in node.names
+    ]
+    assert not [name for module, name in imports if not hasattr(importlib.import_module(module), name)]
+    assert imports or path != HOWTO
 
 
 @pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
@@ -262,6 +292,12 @@ def test_a_name_that_is_not_there_is_noticed():
     assert "--until-exit" in parser_of("monitor_gpu")
 
 
+def test_the_rows_that_the_howto_shows_can_be_trained_on(tmp_path, config):
+    (shown,) = (text for language, text in blocks(HOWTO) if language == "json")
+    (tmp_path / "train.json").write_text(shown, encoding="utf-8")
+    assert [row.tool for row in load_rows(tmp_path / "train.json", config.toolbox).rows] == ["rag_retrieval"]
+
+
 # ---- nothing is left out ----------------------------------------------------------------------------------
 
 
@@ -269,6 +305,28 @@ def test_the_map_names_every_module():
     named = {Path(span).name for span in spans(PAGES[0]) if span.endswith(".py")}
     modules = {path.name for path in (REPOSITORY / "tool_aware").rglob("*.py")} - {"__init__.py"}
     assert modules <= named
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    seen, left = set(), [README]
+    while left:
+        page = left.pop().resolve()
+        seen.add(page)
+        targets = re.findall(r"\]\(([^)\s#]+\.md)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        pages = [(page.parent / target).resolve() for target in targets if not re.match(r"[a-z]+:", target)]
+        left += [target for target in pages if target not in seen and target.is_file()]
+    assert {path.resolve() for path in LINKED} <= seen
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 180
+
+
+def test_every_exit_code_is_explained_for_users():
+    codes = {value for name, value in vars(console).items() if name.startswith("EXIT_") and isinstance(value, int)}
+    table = (DOCS / "TROUBLESHOOTING.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
+    assert codes
+    assert all(re.search(rf"^\| .*\b{code}\b.* \|", table, re.MULTILINE) for code in codes)
 
 
 def test_terms_are_in_alphabetical_order_and_explained_once():

@@ -187,8 +187,8 @@ def test_a_fifth_tool_with_examples_gets_rows_in_every_split(tmp_path: Path) -> 
 
 
 def config_with_calendar(folder: Path, examples: int | None = None) -> Path:
-    """config.yaml with the tool of README.md's section on a fifth one, with the first of its examples or all."""
-    section = (REPOSITORY / "README.md").read_text().partition("### A fifth tool")[2]
+    """Return a config with the tool that docs/HOWTO.md adds, with the first of its examples or all of them."""
+    section = (REPOSITORY / "docs/HOWTO.md").read_text().partition("### Add a tool")[2]
     (tool,) = yaml.safe_load(section.partition("```yaml")[2].partition("```")[0])
     tool["examples"] = tool["examples"][:examples]
     values = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
@@ -198,7 +198,7 @@ def config_with_calendar(folder: Path, examples: int | None = None) -> Path:
 
 
 @pytest.mark.parametrize("examples", [3, 5, None])
-def test_the_readmes_fifth_tool_has_rows_in_every_split(examples: int | None, tmp_path: Path) -> None:
+def test_the_tool_that_the_documentation_adds_has_rows_in_every_split(examples: int | None, tmp_path: Path) -> None:
     path = config_with_calendar(tmp_path, examples)
     result = prepare("--config", str(path), "--set", "dataset.synthetic_per_tool=200", *NO_LOG, folder=tmp_path / "d")
     assert result.returncode == 0, result.stderr

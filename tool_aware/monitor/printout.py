@@ -214,7 +214,7 @@ def speed_text(spec: TrainingSpec, card: str | None, examples_in_run: float | No
 
 
 def fit_table(spec: TrainingSpec, is_open: frozenset[str], allowed_gib: float | None = None) -> str:
-    """How common card sizes are used, what they need changed, and how far they go; as Markdown for the README."""
+    """How common card sizes are used, what they need changed, and how far they go; as Markdown for docs/HOWTO.md."""
     lines = [
         "| card | how the plan uses it | needed | edits of config.yaml | longest example | largest micro-batch |",
         "|---|---|---|---|---|---|",

@@ -42,7 +42,8 @@ from tool_aware.evaluation.scoring.code_equality import same_output, same_syntax
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.evaluation.scoring.robustness import make_variants
 from tool_aware.files import read_json, sha256_of
-from tool_aware.model.base import attach_adapter, load_base_model, locate_model
+from tool_aware.model.adapter import attach_adapter
+from tool_aware.model.base import check_model_available, load_base_model
 from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER, PROBE_NAME, REPORT_HTML_NAME
 from tool_aware.prompt import load_tokenizer
 
@@ -273,7 +274,7 @@ def load(job: Job) -> LocalModel:
     merged = {"name": str(job.args.model), "revision": None} if job.args.model else {}
     model = config.model.model_copy(update=merged)
     heading(f"Loading {model.name}")
-    locate_model(model.name, revision=model.revision, hf_token=token)
+    check_model_available(model.name, revision=model.revision, hf_token=token)
     tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
     base = load_base_model(model, config.quantization, hf_token=token)
     if job.adapter:

@@ -149,7 +149,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     """Check settings, output directory, data and model, and tokenise the rows."""
     from tool_aware.model.adapter import with_lora_of
-    from tool_aware.model.base import locate_model
+    from tool_aware.model.base import check_model_available
     from tool_aware.training.leakage import lineage_of
     from tool_aware.training.run.output_folder import check_output_dir
 
@@ -157,7 +157,7 @@ def prepare(arguments: argparse.Namespace, processes: Processes) -> Job:
     output_dir, resume, overwrite = config.training.output_dir, arguments.resume, arguments.overwrite
     check_output_dir(output_dir, resume=resume, overwrite=overwrite, adapter=arguments.adapter)
     data = read_data(config)
-    locate_model(config.model.name, revision=config.model.revision, hf_token=environment.hf_token)
+    check_model_available(config.model.name, revision=config.model.revision, hf_token=environment.hf_token)
     config = with_lora_of(arguments.adapter, config) if arguments.adapter else config
     lineage = lineage_of(arguments.adapter, data, config)
     tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
@@ -293,8 +293,8 @@ def starting_point(job: Job, arguments: argparse.Namespace) -> tuple[Path | None
 
 def load_trainable(job: Job) -> PeftModel:
     """Load the frozen base model and put a new or an earlier adapter on it."""
-    from tool_aware.model.adapter import new_adapter, prepare_for_training
-    from tool_aware.model.base import attach_adapter, load_base_model
+    from tool_aware.model.adapter import attach_adapter, new_adapter, prepare_for_training
+    from tool_aware.model.base import load_base_model
     from tool_aware.training.sharding import load_sharded_base
 
     config = job.engine_config

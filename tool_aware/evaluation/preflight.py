@@ -11,13 +11,14 @@ from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.evaluation.held_out import TestSet
 from tool_aware.manifest import read_manifest
-from tool_aware.model.base import adapter_base, same_model
+from tool_aware.model.adapter import base_name_of
+from tool_aware.model.base import same_model
 from tool_aware.paths import ADAPTER_CONFIG_NAME
 
 
 def check_adapter(config: Config, adapter: Path) -> None:
     """Refuse an adapter that is missing, belongs to another base model, or was trained with other tools."""
-    trained_on = adapter_base(adapter)
+    trained_on = base_name_of(adapter)
     if not same_model(trained_on, config.model.name):
         raise UserError(
             f"was trained on {trained_on}, but model.name is {config.model.name}",

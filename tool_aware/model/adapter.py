@@ -1,4 +1,4 @@
-"""The LoRA adapter: where it sits, in which precision, and what the frozen base needs so that gradients reach it."""
+"""The LoRA adapter: new, or read from a folder; its checks, its precision, and the base model below it."""
 
 from __future__ import annotations
 
@@ -9,40 +9,53 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, say
 from tool_aware.files import read_json
-from tool_aware.model.base import adapter_base, quiet_libraries
-from tool_aware.paths import ADAPTER_CONFIG_NAME
+from tool_aware.model.base import quiet_libraries, same_model
+from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 _LAYERS = ".layers."  # part of the name of everything in a decoder layer
 _ALL_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}  # of Mistral and Llama
-_VARIANTS = (  # keys of adapter_config.json that change what an adapter computes, or give it other weights than A and B
-    "use_dora", "use_rslora", "use_qalora", "use_bdlora", "rank_pattern", "alpha_pattern", "lora_bias",
-    "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters",
-)  # fmt: skip
+# Keys of adapter_config.json that change what an adapter computes, or give it other weights than A and B.
+_VARIANTS = (
+    *("use_dora", "use_rslora", "use_qalora", "use_bdlora", "rank_pattern", "alpha_pattern", "lora_bias"),
+    *("modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters"),
+)
+
+
+def base_of(model: PeftModel) -> PreTrainedModel:
+    """Return the base model under an adapter; peft's own type for it is any torch module."""
+    base: Any = model.get_base_model()
+    return base
+
+
+def lora_config(model: PeftModel) -> LoraConfig:
+    """Return the settings of the model's adapter; peft's own type for them leaves out what only LoRA has."""
+    settings: Any = model.peft_config["default"]
+    return settings
 
 
 def lora_variant(settings: Mapping[str, Any]) -> str | None:
-    """Name what makes an adapter other than plain LoRA, scale * B @ A with one scale; `settings` as peft writes them.
+    """Return what makes an adapter other than plain LoRA, scale * B @ A with one scale; None if it is plain LoRA.
 
-    None if nothing does.
+    `settings` are those of adapter_config.json.
     """
-    kind = settings.get("peft_type", "LORA")
-    if kind != "LORA":  # a string in the file; peft's enum is one as well
-        return f"peft_type {kind}"
+    peft_type = settings.get("peft_type", "LORA")
+    if peft_type != "LORA":  # a string in the file; peft's enum compares like one
+        return f"peft_type {peft_type}"
     if settings.get("bias", "none") != "none":
         return f"bias {settings['bias']}"
     return next((name for name in _VARIANTS if settings.get(name)), None)
 
 
 def with_lora_of(adapter: Path, config: Config) -> Config:
-    """The settings with `lora` as an earlier adapter has it, which is what will be trained; says so where they differ.
+    """Return `config` with the `lora` section of an earlier adapter, which is trained further; print differences.
 
-    Raises UserError if `adapter` holds no adapter, or one that is not plain LoRA.
+    Raises UserError if the folder `adapter` holds no adapter, or one that is not plain LoRA.
     """
-    adapter_base(adapter)
+    base_name_of(adapter)
     settings = read_json(adapter / ADAPTER_CONFIG_NAME)
     variant = lora_variant(settings)
     if variant:
@@ -71,14 +84,17 @@ def with_lora_of(adapter: Path, config: Config) -> Config:
 
 
 def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
-    """Put a fresh adapter on `base`, in place. Its update is zero until it is trained (B starts at 0)."""
+    """Put a new adapter on `base`, in place. Its update is zero until it is trained: B starts at 0.
+
+    Raises UserError if `lora.target_modules` names no linear layer, or one outside the transformer layers.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora.r,
-        lora_alpha=config.lora.alpha,
+        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
         bias="none",
@@ -103,30 +119,68 @@ def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
             fix="name linear layers of the decoder only, or all-linear",
         )
     # A name that peft cannot resolve offline would be looked up on the hub whenever a checkpoint is saved.
-    model.peft_config["default"].base_model_name_or_path = config.model.name
-    model.peft_config["default"].revision = config.model.revision
+    lora_config(model).base_model_name_or_path = config.model.name
+    lora_config(model).revision = config.model.revision
     return model
 
 
-def prepare_for_training(model: PeftModel, config: Config) -> tuple[int, int]:
-    """Bring the adapter into the compute precision and set up the layers; return (trained, total) parameters.
+def attach_adapter(base: PreTrainedModel, adapter: Path, *, base_name: str, is_trainable: bool = False) -> PeftModel:
+    """Put the LoRA adapter saved in `adapter` on `base`, in place.
 
-    The adapter computes in the base's own precision, so nothing is cast on the way; where that is 16 bits, the
-    optimizer keeps float32 masters. Under float16 the gradient scaler wants float32 parameters, and they stay so.
+    Raises UserError if there is none, or if it was trained on another base model than `base_name`.
+    """
+    from peft import PeftModel
+
+    trained_on = base_name_of(adapter)
+    if not same_model(trained_on, base_name):
+        raise UserError(
+            f"was trained on {trained_on}, but the base model is {base_name}",
+            where=str(adapter),
+            fix=f"--set model.name={trained_on}, or train an adapter for {base_name}",
+        )
+    with quiet_libraries():
+        try:
+            return PeftModel.from_pretrained(base, str(adapter), is_trainable=is_trainable)
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            raise UserError(
+                f"its matrices do not fit {base_name}: the base model has changed since this adapter was trained",
+                where=str(adapter),
+                fix="python train_tool_aware.py --overwrite",
+            ) from error
+
+
+def base_name_of(adapter: Path) -> str:
+    """Return the name of the base model that an adapter was trained on.
+
+    Raises UserError if the folder `adapter` holds none.
+    """
+    settings = read_json(adapter / ADAPTER_CONFIG_NAME)
+    if settings is None or not (adapter / ADAPTER_WEIGHTS_NAME).is_file():
+        raise UserError("no adapter found", where=str(adapter), fix="python train_tool_aware.py")
+    return settings["base_model_name_or_path"]
+
+
+def prepare_for_training(model: PeftModel, config: Config) -> tuple[int, int]:
+    """Convert the adapter to the base's precision and set up checkpointing; return (trained, total) parameters.
+
+    In the same precision nothing is cast on the way; if it is bfloat16, the optimizer keeps float32 masters. With a
+    float16 base the adapter is float32, as the gradient scaler needs it.
     """
     import torch
 
     config = config.settled()
-    base = model.get_base_model()
+    base = base_of(model)
     dtype = base.dtype if base.dtype in (torch.bfloat16, torch.float64) else torch.float32
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     base.config.use_cache = False
-    if config.optimization.gradient_checkpointing:  # for transformers' forward pass; decoder.py has its own
+    if config.optimization.gradient_checkpointing:  # of transformers' forward pass; engine/decoder.py has its own
         # transformers 5.2x renamed it; the first argument stayed the same.
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        dropout = model.peft_config["default"].lora_dropout  # an earlier adapter's own may differ from config.yaml's
+        dropout = lora_config(model).lora_dropout  # an earlier adapter's own may differ from config.yaml's
         enable({"use_reentrant": False, "preserve_rng_state": dropout > 0})
     trained, total = model.get_nb_trainable_parameters()
     return trained, total

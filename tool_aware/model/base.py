@@ -1,7 +1,7 @@
-"""The frozen base model, quantised as config.yaml says, and an adapter put on it; training and evaluation share both.
+"""The frozen base model: where it comes from, how it is quantised, on which device it is loaded.
 
 Nothing is upcast: `peft.prepare_model_for_kbit_training` would turn every unquantised weight into float32, which costs
-a 7B 0.5 GiB at rest and more in every activation. Freezing is all that QLoRA needs of it.
+a 7B 0.5 GiB at rest and more in every activation. QLoRA needs the base frozen, no more.
 """
 
 from __future__ import annotations
@@ -16,33 +16,30 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.settings import ModelSection, QuantizationSection
 from tool_aware.console import UserError
-from tool_aware.files import read_json
-from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, MODEL_CONFIG_NAME
+from tool_aware.paths import MODEL_CONFIG_NAME
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+_REPACKS_ON_CPU = "support_avx512bf16_for_cpu"  # an attribute of bitsandbytes' Linear4bit
 _EXAMPLE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 
 
 def device() -> torch.device:
-    """The device this process computes on: its own GPU under torchrun, the first GPU, or the CPU."""
+    """Return the device this process computes on: its own GPU under torchrun, the first GPU, or the CPU."""
     import torch
 
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def start_gpu() -> list[str]:
-    """Take `device()` into use, after which its CUDA context has its memory; returns the UUIDs of all GPUs in sight.
+    """Create the CUDA context of `device()`, which takes memory of its own; return the UUIDs of all visible GPUs.
 
-    Returns nothing on a CPU.
+    Return an empty list on a CPU.
     """
     import torch
 
@@ -53,14 +50,27 @@ def start_gpu() -> list[str]:
 
 
 def compute_dtype(setting: str = "auto") -> torch.dtype:
-    """Resolve `quantization.bnb_4bit_compute_dtype`: bfloat16 where the GPU has it, else float16; float32 on a CPU."""
+    """Return the dtype that `quantization.bnb_4bit_compute_dtype` names.
+
+    `auto` is bfloat16 if the GPU has it, else float16; float32 on a CPU.
+    """
     import torch
 
     if setting != "auto":
-        return getattr(torch, setting)
+        return dtype_named(setting)
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Return the dtype of torch with this name, such as bfloat16."""
+    import torch
+
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"torch.{name} is no dtype")
+    return dtype
 
 
 def load_base_model(
@@ -68,13 +78,13 @@ def load_base_model(
 ) -> PreTrainedModel:
     """Load the base model onto `device()`, quantised, frozen, in eval mode.
 
-    `attention` is what transformers calls attn_implementation; without it the config's, where `auto` means SDPA.
+    `attention` overrides `model.attn_implementation`, of which `auto` means SDPA.
 
-    Raises UserError if the model cannot be had: unknown id, gated, no network, folder without weights.
+    Raises UserError if the model is not available: unknown id, gated, no network, folder without weights.
     """
     from transformers import AutoModelForCausalLM
 
-    locate_model(model.name, revision=model.revision, hf_token=hf_token)
+    check_model_available(model.name, revision=model.revision, hf_token=hf_token)
     dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
     with quiet_libraries():
         base = AutoModelForCausalLM.from_pretrained(
@@ -91,80 +101,45 @@ def load_base_model(
 
 
 def freeze(base: PreTrainedModel) -> None:
-    """Make a loaded base model what everything here expects: frozen, in eval mode, greedy."""
+    """Freeze a loaded base model, in place, and set it to eval mode and greedy generation."""
     import torch
 
     base.requires_grad_(False)
     base.eval()
     if device().type == "cpu":
         _keep_cpu_weights_unpacked(base)
-    # Sampling defaults of the instruct model would otherwise warn whenever text is generated greedily.
+    # With the instruct model's sampling defaults, transformers warns at every greedy generation.
     base.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
     torch.set_float32_matmul_precision("high")
 
 
-def attach_adapter(base: PreTrainedModel, adapter: Path, *, base_name: str, is_trainable: bool = False) -> PeftModel:
-    """Put the LoRA adapter saved in `adapter` on `base`, in place.
-
-    Raises UserError if there is none, or if it was trained on another base model than `base_name`.
-    """
-    from peft import PeftModel
-
-    trained_on = adapter_base(adapter)
-    if not same_model(trained_on, base_name):
-        raise UserError(
-            f"was trained on {trained_on}, but the base model is {base_name}",
-            where=str(adapter),
-            fix=f"--set model.name={trained_on}, or train an adapter for {base_name}",
-        )
-    with quiet_libraries():
-        try:
-            return PeftModel.from_pretrained(base, str(adapter), is_trainable=is_trainable)
-        except RuntimeError as error:
-            if "size mismatch" not in str(error):
-                raise
-            raise UserError(
-                f"its matrices do not fit {base_name}: the base model has changed since this adapter was trained",
-                where=str(adapter),
-                fix="python train_tool_aware.py --overwrite",
-            ) from error
-
-
-def adapter_base(adapter: Path) -> str:
-    """Name the base model an adapter was trained on. Raises UserError if `adapter` does not hold an adapter."""
-    settings = read_json(adapter / ADAPTER_CONFIG_NAME)
-    if settings is None or not (adapter / ADAPTER_WEIGHTS_NAME).is_file():
-        raise UserError("no adapter found", where=str(adapter), fix="python train_tool_aware.py")
-    return settings["base_model_name_or_path"]
-
-
 def same_model(one: str, other: str) -> bool:
-    """Tell whether two model names mean the same: equal ids, or paths of the same folder."""
+    """Return True if two model names mean the same model: equal ids, or paths of the same folder."""
     return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
 
 
-def locate_model(name: str, *, revision: str | None = None, hf_token: str | None = None) -> None:
-    """Check that a model can be had before anything slow begins.
+def check_model_available(name: str, *, revision: str | None = None, hf_token: str | None = None) -> None:
+    """Check that a model is in a local folder, in the cache or accessible on Hugging Face.
 
     Raises UserError with the page to visit or the variable to set.
     """
     where = f"model.name: {name}"
     if Path(name).is_dir():
-        if not (Path(name) / MODEL_CONFIG_NAME).is_file():
-            raise UserError(
-                "the folder has no config.json", where=where, fix="name the folder save_pretrained wrote to"
-            )
-        if not any(path for pattern in _WEIGHT_PATTERNS for path in Path(name).glob(pattern)):
-            raise UserError(
-                "the folder has no weights (*.safetensors)", where=where, fix="copy the weights there as well"
-            )
-        return
-    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        _check_folder(Path(name), where)
+    elif Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError("no such folder", where=where, fix=f"give a Hugging Face id such as {_EXAMPLE_MODEL}")
-    _ask_the_hub(name, revision, hf_token, where)
+    else:
+        _check_hub_access(name, revision, hf_token, where)
 
 
-def _ask_the_hub(name: str, revision: str | None, hf_token: str | None, where: str) -> None:
+def _check_folder(folder: Path, where: str) -> None:
+    if not (folder / MODEL_CONFIG_NAME).is_file():
+        raise UserError("the folder has no config.json", where=where, fix="name the folder save_pretrained wrote to")
+    if not any(path for pattern in _WEIGHT_PATTERNS for path in folder.glob(pattern)):
+        raise UserError("the folder has no weights (*.safetensors)", where=where, fix="copy the weights there as well")
+
+
+def _check_hub_access(name: str, revision: str | None, hf_token: str | None, where: str) -> None:
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -190,19 +165,14 @@ def _ask_the_hub(name: str, revision: str | None, hf_token: str | None, where: s
 
 
 def _gated(status: int, name: str, hf_token: str | None, where: str) -> UserError:
+    new_token = "make one with Read access at https://huggingface.co/settings/tokens"
     if status == 403:
-        what, fix = (
-            "your HF_TOKEN has not been granted access (403)",
-            f"accept its terms at https://huggingface.co/{name}",
-        )
+        what = "your HF_TOKEN has not been granted access (403)"
+        fix = f"accept its terms at https://huggingface.co/{name}"
     elif hf_token:
-        what, fix = (
-            "your HF_TOKEN is not valid (401)",
-            "make one with Read access at https://huggingface.co/settings/tokens",
-        )
+        what, fix = "your HF_TOKEN is not valid (401)", new_token
     else:
-        what = "HF_TOKEN is not set (401)"
-        fix = "make one with Read access at https://huggingface.co/settings/tokens and export it, or put it into .env"
+        what, fix = "HF_TOKEN is not set (401)", f"{new_token} and export it, or put it into .env"
     return UserError(f"the model is gated and {what}", where=where, fix=fix)
 
 
@@ -231,9 +201,9 @@ def _quantization_config(quantization: QuantizationSection, dtype: torch.dtype) 
 
 
 def quantized_values(weight: torch.Tensor, quantization: QuantizationSection) -> torch.Tensor:
-    """Return what `weight` (out, in) becomes in a base model loaded with `quantization`, on `device()`.
+    """Return `weight` (out, in) quantised with `quantization` and dequantised again, on `device()`.
 
-    The precision is that of the computation. Bit-equal to dequantising the loaded layer.
+    It has the compute dtype, and is bit-equal to the dequantised weight of a layer that was loaded so.
     """
     import bitsandbytes.functional as bnb
     import torch
@@ -256,17 +226,17 @@ def quantized_values(weight: torch.Tensor, quantization: QuantizationSection) ->
 def _keep_cpu_weights_unpacked(base: PreTrainedModel) -> None:
     """Stop bitsandbytes from repacking 4-bit weights for AVX512-BF16 in the first eval forward.
 
-    The repacked layout is not understood by its backward pass: gradients after an evaluation are silently wrong
-    (79 % relative error with bitsandbytes 0.50.2). tests/test_base_model.py fails without this.
+    Its backward pass does not understand the repacked layout: gradients after an evaluation are silently wrong
+    (79 % relative error with bitsandbytes 0.50.2). tests/unit/model/test_base.py fails without this.
     """
     for module in base.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, _REPACKS_ON_CPU):
+            setattr(module, _REPACKS_ON_CPU, False)
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own progress bars and hints, none of which ask for an action, out of the story."""
+    """Silence the libraries' own progress bars and hints while active; none of them asks for an action."""
     from transformers.utils import logging as transformers_logging
 
     loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "accelerate", "torchao")]

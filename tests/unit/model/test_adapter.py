@@ -13,8 +13,8 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import UserError
 from tool_aware.engine.supported import unsupported
-from tool_aware.model.adapter import prepare_for_training, with_lora_of
-from tool_aware.model.base import attach_adapter, load_base_model
+from tool_aware.model.adapter import attach_adapter, base_name_of, new_adapter, prepare_for_training, with_lora_of
+from tool_aware.model.base import load_base_model
 from tool_aware.training.export.merge import LoraUpdates
 
 
@@ -104,3 +104,35 @@ def test_variants_of_lora_are_neither_gone_on_from_nor_merged_nor_run_by_the_own
 def test_an_adapter_with_trained_biases_is_refused(make_adapter, make_config):
     with pytest.raises(UserError, match="bias all"):
         with_lora_of(make_adapter(bias="all"), make_config())
+
+
+def test_the_adapter_covers_all_linear_layers_and_starts_as_a_zero_update(tiny_config):
+    base = load_base_model(tiny_config.model, tiny_config.quantization)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        model = new_adapter(base, tiny_config)
+        after = model(input_ids=ids).logits
+    torch.testing.assert_close(after, before)
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 2 * 7
+
+
+def test_unknown_target_modules_are_named(tiny_config):
+    lora = tiny_config.lora.model_copy(update={"target_modules": ["q_projj"]})
+    base = load_base_model(tiny_config.model, tiny_config.quantization)
+    with pytest.raises(UserError, match="no such layers") as caught:
+        new_adapter(base, tiny_config.model_copy(update={"lora": lora}))
+    assert "q_projj" in str(caught.value)
+
+
+def test_an_update_of_the_output_head_is_refused(tiny_config):
+    lora = tiny_config.lora.model_copy(update={"target_modules": ["q_proj", "lm_head"]})
+    base = load_base_model(tiny_config.model, tiny_config.quantization)
+    with pytest.raises(UserError, match="cannot be adapted: lm_head"):
+        new_adapter(base, tiny_config.model_copy(update={"lora": lora}))
+
+
+def test_a_folder_without_an_adapter_says_which_stage_makes_one(tmp_path):
+    with pytest.raises(UserError) as caught:
+        base_name_of(tmp_path)
+    assert "python train_tool_aware.py" in str(caught.value)

@@ -7,21 +7,14 @@ import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.fixtures.repository import REPOSITORY
-from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.model.adapter import new_adapter, prepare_for_training
-from tool_aware.model.base import adapter_base, load_base_model, locate_model, same_model
-
-
-@pytest.fixture
-def tiny_config(config: Config, tiny_model_dir: Path) -> Config:
-    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(tiny_model_dir)})})
+from tool_aware.model.base import check_model_available, load_base_model, same_model
 
 
 def test_linear_layers_are_nf4_and_nothing_is_trained_or_upcast(tiny_config):
@@ -52,50 +45,18 @@ def test_gradients_after_an_evaluation_equal_those_before_it(tiny_config):
     torch.testing.assert_close(gradients(), before)
 
 
-def test_the_adapter_covers_all_linear_layers_and_starts_as_a_zero_update(tiny_config):
-    base = load_base_model(tiny_config.model, tiny_config.quantization)
-    ids = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        before = base(input_ids=ids).logits
-        model = new_adapter(base, tiny_config)
-        after = model(input_ids=ids).logits
-    torch.testing.assert_close(after, before)
-    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 2 * 7
-
-
-def test_unknown_target_modules_are_named(tiny_config):
-    lora = tiny_config.lora.model_copy(update={"target_modules": ["q_projj"]})
-    base = load_base_model(tiny_config.model, tiny_config.quantization)
-    with pytest.raises(UserError, match="no such layers") as caught:
-        new_adapter(base, tiny_config.model_copy(update={"lora": lora}))
-    assert "q_projj" in str(caught.value)
-
-
-def test_an_update_of_the_output_head_is_refused(tiny_config):
-    lora = tiny_config.lora.model_copy(update={"target_modules": ["q_proj", "lm_head"]})
-    base = load_base_model(tiny_config.model, tiny_config.quantization)
-    with pytest.raises(UserError, match="cannot be adapted: lm_head"):
-        new_adapter(base, tiny_config.model_copy(update={"lora": lora}))
-
-
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
-        locate_model(str(tmp_path))
+        check_model_available(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no weights"):
-        locate_model(str(tmp_path))
+        check_model_available(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(name):
     with pytest.raises(UserError, match="no such folder"):
-        locate_model(name)
-
-
-def test_a_folder_without_an_adapter_says_which_stage_makes_one(tmp_path):
-    with pytest.raises(UserError) as caught:
-        adapter_base(tmp_path)
-    assert "python train_tool_aware.py" in str(caught.value)
+        check_model_available(name)
 
 
 def test_two_names_of_one_folder_are_the_same_model(tmp_path, monkeypatch):
@@ -142,9 +103,9 @@ def test_what_the_hub_answers_becomes_advice(status, error_code, token, expected
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
-        "from tool_aware.model.base import locate_model\n"
+        "from tool_aware.model.base import check_model_available\n"
         "from tool_aware.console import UserError\n"
-        f"try: locate_model('mistralai/Gated-Model', hf_token={token!r})\n"
+        f"try: check_model_available('mistralai/Gated-Model', hf_token={token!r})\n"
         "except UserError as error: print(error)"
     )
     environment = {

@@ -42,6 +42,7 @@ from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.paths import ADAPTER_FOLDER, CARD_NAME, FINAL_MODEL_FOLDER, split_file, split_name
 from tool_aware.prompt import EncodedExample, encode_example, load_tokenizer
 from tool_aware.rows import LoadedRows, load_rows
+from tool_aware.text import common_prefix_length
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
 
 if TYPE_CHECKING:
@@ -251,13 +252,13 @@ def plan(job: Job) -> str:
 
 def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: int) -> Plan:
     """Plan how each process uses its GPU, from what is free and the largest micro-batches there can be."""
-    from tool_aware.engine.packing import common_prefix
     from tool_aware.engine.supported import unsupported_gpu
-    from tool_aware.memory.plan import plan_of, visible_gpus
+    from tool_aware.gpu.visible import visible_gpus
+    from tool_aware.memory.plan import plan_of
     from tool_aware.memory.spec import TrainingSpec
     from tool_aware.model.base import device, start_gpu
 
-    shared = common_prefix([example.prompt for example in examples])
+    shared = common_prefix_length([example.prompt for example in examples])
     spec = TrainingSpec.from_config(
         config,
         processes=processes,

@@ -1,9 +1,10 @@
-"""Text as rows are compared: one spelling for what differs only in case, width, punctuation or spaces."""
+"""Text as rows are compared: one spelling for what differs in case, width, punctuation or spaces; shared beginnings."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 EVIDENCE_CHARACTERS = 70
 
@@ -30,3 +31,10 @@ def shortened(text: str, limit: int = EVIDENCE_CHARACTERS) -> str:
     if len(text) <= limit:
         return text or "the query"
     return text[: limit - 3].rsplit(" ", 1)[0].rstrip(" ,;:") + "..."
+
+
+def common_prefix_length(sequences: Sequence[Sequence[int]] | Sequence[str]) -> int:
+    """Count the token ids, or the characters, with which all sequences begin."""
+    first, last = min(sequences), max(sequences)  # in lexicographic order; what these two share, all in between share
+    length = min(len(first), len(last))
+    return next((index for index in range(length) if first[index] != last[index]), length)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-CHUNK_LABELS = 1024  # 1,024 x 32,000 float32 logits are 125 MiB
+from tool_aware.engine.sizes import CHUNK_LABELS
 
 
 def losses_and_gradient(

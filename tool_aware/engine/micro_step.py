@@ -12,14 +12,13 @@ from tool_aware.console import warn
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import Pack, Packing, pack
+from tool_aware.engine.sizes import LENGTHS_MULTIPLE
 from tool_aware.prompt import EncodedExample
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from tool_aware.engine.decoder import PackedDecoder
-
-LENGTHS_MULTIPLE = 32  # packs are padded to it on a GPU, which looks for the best kernels anew for every length
 
 
 class Done(NamedTuple):

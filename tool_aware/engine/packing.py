@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from tool_aware.prompt import EncodedExample
+from tool_aware.text import common_prefix_length
 
 if TYPE_CHECKING:
     import torch
@@ -116,11 +117,6 @@ def packed_tokens(examples: Sequence[EncodedExample]) -> int:
     return sum(_tokens(group) for group in _group_by_prefix(examples))
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Count the tokens that all sequences begin with."""
-    return _common_length(min(sequences), max(sequences))  # what these two share, all in between share
-
-
 def _group_by_prefix(examples: Sequence[EncodedExample]) -> list[_Group]:
     """Split examples into groups with a common prefix so that the total number of tokens is least.
 
@@ -129,7 +125,7 @@ def _group_by_prefix(examples: Sequence[EncodedExample]) -> list[_Group]:
     """
     order = sorted(range(len(examples)), key=lambda index: examples[index].prompt)
     ordered = [examples[index] for index in order]
-    common = [_common_length(a.prompt, b.prompt) for a, b in itertools.pairwise(ordered)]
+    common = [common_prefix_length([a.prompt, b.prompt]) for a, b in itertools.pairwise(ordered)]
     best_tokens, cut = [0.0], [0]
     for end in range(1, len(ordered) + 1):
         candidates = _runs_ending_at(end, ordered, common)
@@ -158,11 +154,6 @@ def _runs_ending_at(end: int, ordered: Sequence[EncodedExample], common: Sequenc
 
 def _tokens(group: _Group) -> int:
     return group.shared + sum(len(example) - group.shared for example in group.examples)
-
-
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    length = min(len(a), len(b))
-    return next((i for i in range(length) if a[i] != b[i]), length)
 
 
 def _lay_out(rows: Sequence[Sequence[_Group]], multiple_of: int) -> Pack:

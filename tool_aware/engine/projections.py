@@ -19,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-RANKS_MULTIPLE = 8  # rows of M begin at multiples of 16 bytes, which the matrix products of the GPU want
+from tool_aware.engine.sizes import RANKS_MULTIPLE, rounded_up
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Projections:
             self._layers.append(_Layer(base.weight, a, b, rows, base.out_features, ranks, rank))
             rows, ranks = rows + base.out_features, ranks + rank
             self.inputs = base.in_features
-        self.outputs, self.ranks = rows, -(-ranks // RANKS_MULTIPLE) * RANKS_MULTIPLE
+        self.outputs, self.ranks = rows, rounded_up(ranks, RANKS_MULTIPLE)
         self.dtype = _compute_dtype(self._layers[0].weight)
         self._device = self._layers[0].weight.device
         self._matrix: torch.Tensor | None = None

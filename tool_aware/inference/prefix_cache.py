@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.text import common_prefix_length
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -61,9 +63,7 @@ class PrefixCache:
 
 def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     """Count the tokens with which all prompts begin; each prompt keeps at least its last token for itself."""
-    first, last = min(prompts), max(prompts)  # in lexicographic order these two differ earliest
-    limit = min(map(len, prompts)) - 1
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == limit), limit)
+    return min(common_prefix_length(prompts), min(map(len, prompts)) - 1)
 
 
 def prefill(model: PreTrainedModel, prefix: Sequence[int]) -> PrefixCache:

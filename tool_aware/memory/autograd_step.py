@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tool_aware.engine.sizes import CHUNK_LABELS
 from tool_aware.memory.architectures import ATTENTION_LINEARS, MLP_LINEARS
-from tool_aware.memory.spec import BYTES_16BIT, LOGIT_BYTES, LOSS_CHUNK, Moment, Term, TrainingSpec, gradients_that_wait
+from tool_aware.memory.spec import BYTES_16BIT, LOGIT_BYTES, Moment, Term, TrainingSpec, gradients_that_wait
 
 STATE_BYTES = 10  # per token and element of width around the loss: the final norm's fp32 copies and its output
 SAVED_SCORE_BYTES = 6  # eager attention, per score: fp32 softmax 4 and its bf16 copy 2
@@ -111,7 +112,7 @@ def mask_bytes(spec: TrainingSpec) -> float:
 
 def loss_bytes(spec: TrainingSpec) -> float:
     """Bytes of logits, chunk by chunk, and of the states they are made from."""
-    logits = LOGIT_BYTES * min(spec.label_tokens, LOSS_CHUNK) * spec.architecture.vocabulary
+    logits = LOGIT_BYTES * min(spec.label_tokens, CHUNK_LABELS) * spec.architecture.vocabulary
     states = STATE_BYTES * spec.architecture.hidden * spec.tokens
     return logits + states
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tool_aware.memory.spec import BYTES_16BIT, LOGIT_BYTES, LOSS_CHUNK, Moment, Term, TrainingSpec, gradients_that_wait
+from tool_aware.engine.sizes import CHUNK_LABELS, FLASH_ROUNDING, RANKS_MULTIPLE, rounded_up
+from tool_aware.memory.spec import BYTES_16BIT, LOGIT_BYTES, Moment, Term, TrainingSpec, gradients_that_wait
 
-RANKS_MULTIPLE = 8  # tool_aware.engine.projections.RANKS_MULTIPLE
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj",), ("up_proj",), ("down_proj",))  # one matrix each
 PACK_BYTES = 4 * 8  # per token: ids, positions, groups and examples as int64
-FLASH_ROUNDING = 128  # FlashAttention's backward pass rounds each segment's queries up to this
 INPUTS_ON_THE_WAY = 2  # with offload: the one in use and the next one to come
 
 
@@ -53,7 +52,7 @@ def working_bytes(spec: TrainingSpec) -> float:
 def loss_bytes(spec: TrainingSpec) -> float:
     """Bytes of the last states, of those at the labels (as they are, normed, their gradient), and of their logits."""
     states = BYTES_16BIT * spec.architecture.hidden * (spec.tokens + 3 * spec.label_tokens)
-    return states + LOGIT_BYTES * min(spec.label_tokens, LOSS_CHUNK) * spec.architecture.vocabulary
+    return states + LOGIT_BYTES * min(spec.label_tokens, CHUNK_LABELS) * spec.architecture.vocabulary
 
 
 def matrix_bytes(spec: TrainingSpec, names: tuple[str, ...]) -> float:
@@ -100,7 +99,7 @@ def _temporary_matrix_bytes(spec: TrainingSpec, names: tuple[str, ...]) -> float
 def _padded_rank(spec: TrainingSpec, names: tuple[str, ...]) -> int:
     """Columns that updates add to a buffer: the ranks of those layers that have one, rounded up."""
     ranks = spec.lora_r * len(spec.target_names & set(names))
-    return -(-ranks // RANKS_MULTIPLE) * RANKS_MULTIPLE
+    return rounded_up(ranks, RANKS_MULTIPLE)
 
 
 def _pack_bytes(spec: TrainingSpec) -> float:

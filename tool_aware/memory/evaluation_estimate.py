@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tool_aware.config.settings import Config
+from tool_aware.engine.sizes import rounded_up
 from tool_aware.gpu.readings import GIB
+from tool_aware.inference.generation import COLUMNS_MULTIPLE
 from tool_aware.memory.architectures import Architecture
 from tool_aware.memory.estimate import BYTES_PER_WEIGHT, CALIBRATION, Calibration, MemoryEstimate
 from tool_aware.memory.fit import LARGEST_BATCH, largest
@@ -19,7 +21,6 @@ from tool_aware.memory.plan import budget_on_card
 from tool_aware.memory.spec import BYTES_16BIT, Term, TrainingSpec
 from tool_aware.memory.workload import Workload
 
-COLUMNS_MULTIPLE = 64  # of evaluation/inference.py: what a row has room for is rounded up
 FED_NAME_TOKENS = 3  # of a tool's name, the last token is only predicted
 # 16-bit values per token in one layer with an adapter, while the update of the up projection is added: intermediates
 # (the gate, the product, the update and its scaled copy) and states; and beside a dequantised matrix.
@@ -72,7 +73,7 @@ class GenerationSpec:
     def columns(self) -> int:
         """Tokens that a row has room for."""
         whole = self.prompt_tokens + self.new_tokens + self.name_tokens
-        return whole if self.name_tokens else -(-whole // COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
+        return whole if self.name_tokens else rounded_up(whole, COLUMNS_MULTIPLE)
 
     @property
     def own_tokens(self) -> int:

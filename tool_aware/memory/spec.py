@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tool_aware.config.settings import Config
+from tool_aware.engine.sizes import LENGTHS_MULTIPLE, rounded_up
 from tool_aware.memory.architectures import Architecture, find_architecture
 
 BYTES_16BIT = 2
-LENGTHS_MULTIPLE = 32  # tokens that packs are padded to; tool_aware.engine.micro_step.LENGTHS_MULTIPLE
-LOSS_CHUNK = 1024  # labels whose logits exist at once; tool_aware.engine.loss.CHUNK_LABELS
 LOGIT_BYTES = 8  # fp32 logits, and the copy that torch.logsumexp makes of them
 
 
@@ -62,12 +61,12 @@ class TrainingSpec:
         if self.packing == "none":
             return self.batch_size * self.row_tokens
         shared = min(self.prefix_tokens, self.seq_length) if self.packing == "prefix" else 0
-        return _padded(shared + self.batch_size * (self.seq_length - shared))
+        return rounded_up(shared + self.batch_size * (self.seq_length - shared), LENGTHS_MULTIPLE)
 
     @property
     def row_tokens(self) -> int:
         """Tokens of one padded row."""
-        return _padded(self.seq_length)
+        return rounded_up(self.seq_length, LENGTHS_MULTIPLE)
 
     @property
     def label_tokens(self) -> int:
@@ -168,10 +167,6 @@ class TrainingSpec:
             decoder="transformers" if wants_transformers else "own",
             shards=processes if optimization.shard_base else 1,
         )
-
-
-def _padded(tokens: int) -> int:
-    return -(-tokens // LENGTHS_MULTIPLE) * LENGTHS_MULTIPLE
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tool_aware.config.settings import Config
+from tool_aware.engine.sizes import FLASH_ROUNDING
 from tool_aware.model.adapter import new_adapter, prepare_for_training
 from tool_aware.prompt import EncodedExample
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tool_aware.engine.decoder import PackedDecoder
-
-FLASH_ROUNDING = 128  # FlashAttention's backward pass rounds each segment's queries up to this
 
 
 class StepShape(Protocol):

@@ -11,6 +11,7 @@ from tool_aware.memory.architectures import Architecture
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.paths import split_file
 from tool_aware.prompt import render_preamble
+from tool_aware.text import common_prefix_length
 
 # Mistral's tokenizer on this toolkit's prompts: 0.25 tokens per character, 0.27 at most; 0.43 at most in answers, which
 # are full of punctuation (24 rows of a sample_raw.json).
@@ -47,7 +48,7 @@ def workload_of(config: Config) -> Workload:
         len(instruction) * PROMPT_TOKENS_PER_CHARACTER + len(response) * ANSWER_TOKENS_PER_CHARACTER
         for instruction, response in texts
     )
-    prefix = _common_length([instruction for instruction, _ in texts]) * PROMPT_TOKENS_PER_CHARACTER
+    prefix = common_prefix_length([instruction for instruction, _ in texts]) * PROMPT_TOKENS_PER_CHARACTER
     return Workload(min(limit, round(longest)), min(limit, round(prefix)), round(answer), len(texts), str(path))
 
 
@@ -70,9 +71,3 @@ def _texts(rows: Any) -> list[tuple[str, str]]:
         return []
     pairs = [(row.get("instruction"), row.get("response")) for row in rows if isinstance(row, dict)]
     return [pair for pair in pairs if all(isinstance(text, str) for text in pair)]
-
-
-def _common_length(texts: list[str]) -> int:
-    """Characters that all texts begin with: those that the first and the last in order have in common."""
-    first, last = min(texts), max(texts)
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import load_config
 from tool_aware.console import UserError
+from tool_aware.engine.sizes import LENGTHS_MULTIPLE
 from tool_aware.gpu.readings import GIB
-from tool_aware.inference import generation as inference
-from tool_aware.memory import decoder_step as own_step
+from tool_aware.inference.generation import COLUMNS_MULTIPLE
 from tool_aware.memory.architectures import (
     PRESETS,
     architecture_from_config,
     find_architecture,
     scaled_mistral,
 )
+from tool_aware.memory.decoder_step import INPUTS_ON_THE_WAY, matrix_bytes
 from tool_aware.memory.estimate import CALIBRATION, estimate_training
 from tool_aware.memory.evaluation_estimate import (
-    COLUMNS_MULTIPLE,
     EVALUATION,
     GenerationSpec,
     estimate_evaluation,
@@ -39,7 +39,7 @@ from tool_aware.memory.measured import (
     mean_and_worst,
     spec_of,
 )
-from tool_aware.memory.spec import LENGTHS_MULTIPLE, LOSS_CHUNK, OPTIMIZERS, TrainingSpec
+from tool_aware.memory.spec import OPTIMIZERS, TrainingSpec
 from tool_aware.memory.speed import (
     MEAN_ERROR_PERCENT,
     MEASURED_ON,
@@ -209,7 +209,7 @@ def test_offloading_moves_the_embedding_and_the_inputs_and_grows_with_the_tokens
     on_card, on_host = (estimate_training(replace(SPEC, offload=offload)) for offload in (False, True))
     embedding = 2 * 32000 * 4096
     assert on_card.term("16-bit weights") - on_host.term("16-bit weights") == embedding
-    on_the_way = own_step.INPUTS_ON_THE_WAY / SPEC.architecture.layers
+    on_the_way = INPUTS_ON_THE_WAY / SPEC.architecture.layers
     assert on_host.term("layer inputs") == pytest.approx(on_card.term("layer inputs") * on_the_way)
 
 
@@ -229,13 +229,25 @@ def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large()
     assert estimate_training(replace(SPEC, lora_r=64, seq_length=256)).peaks_in == "the optimizer step"
 
 
-def test_the_constants_are_those_that_training_uses():
-    from tool_aware.engine.loss import CHUNK_LABELS
-    from tool_aware.engine.micro_step import LENGTHS_MULTIPLE as MULTIPLE
-    from tool_aware.engine.projections import RANKS_MULTIPLE
+@pytest.mark.parametrize("names", [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("down_proj",)])
+def test_a_matrix_is_as_large_as_the_one_that_the_engine_makes(names):
+    import torch
+    from torch import nn
 
-    ours = (LOSS_CHUNK, own_step.RANKS_MULTIPLE, LENGTHS_MULTIPLE)
-    assert ours == (CHUNK_LABELS, RANKS_MULTIPLE, MULTIPLE)
+    from tool_aware.engine import torch_ops
+    from tool_aware.engine.projections import Projections
+
+    small = replace(MISTRAL, hidden=64, intermediate=48, heads=2, kv_heads=1, head_dim=32)
+    spec = TrainingSpec(small, lora_r=3, targets=("q_proj", "v_proj", "down_proj"))
+    modules = [nn.Linear(*small.linear_shapes[name], bias=False) for name in names]
+    for module, name in zip(modules, names, strict=True):
+        if name in spec.target_names:
+            module.lora_A = nn.ModuleDict({"default": nn.Linear(module.in_features, 3, bias=False)})
+            module.lora_B = nn.ModuleDict({"default": nn.Linear(3, module.out_features, bias=False)})
+            module.scaling = {"default": 2.0}
+    matrix = Projections(modules, torch_ops)
+    elements = matrix.output_buffer(1).numel() * matrix.input_buffer(1).numel()
+    assert matrix_bytes(spec, names) == elements * torch.bfloat16.itemsize
 
 
 def test_every_optimizer_of_the_config_has_a_cost():
@@ -322,8 +334,10 @@ def test_the_one_run_of_evaluation_that_it_was_not_calibrated_on_is_estimated_to
     assert estimate_generation(spec).allocated_bytes / GIB == pytest.approx(run["peak_gib"], rel=0.03)
 
 
-def test_what_the_estimate_takes_over_from_evaluation_is_so_there():
-    assert inference.COLUMNS_MULTIPLE == COLUMNS_MULTIPLE
+def test_a_row_has_room_for_its_prompt_and_its_answer_in_whole_blocks_of_columns():
+    spec = GenerationSpec(TrainingSpec(MISTRAL), prompt_tokens=300, new_tokens=5)
+    assert spec.columns == 5 * COLUMNS_MULTIPLE == 320
+    assert replace(spec, new_tokens=21).columns == 6 * COLUMNS_MULTIPLE
 
 
 def test_evaluation_needs_what_answering_needs_or_scoring_many_tools_if_that_is_more():

@@ -21,13 +21,11 @@ from tool_aware.memory.plan import (
     allowed_by,
     budget_of,
     budget_on_card,
-    chosen_gpus,
     leanest,
     make_plan,
     open_choices,
     plan_of,
     step_cost,
-    visible_gpus,
 )
 from tool_aware.memory.spec import TrainingSpec
 
@@ -177,29 +175,6 @@ def test_of_several_cards_the_fullest_counts_and_of_a_sliced_one_the_slice(confi
 @pytest.mark.parametrize("gpus", [[], [replace(CARD, used_bytes=None)]])
 def test_where_free_memory_is_not_known_there_is_no_budget(config, gpus):
     assert budget_of(config, gpus).limit_bytes is None
-
-
-def test_only_cards_that_cuda_may_see_count():
-    other = replace(CARD, index=1, uuid="GPU-5e6f")
-    assert chosen_gpus([CARD, other], {}) == [CARD, other]
-    assert chosen_gpus([CARD, other], {"CUDA_VISIBLE_DEVICES": "1,0"}) == [other, CARD]
-    assert chosen_gpus([CARD, other], {"CUDA_VISIBLE_DEVICES": "GPU-5e"}) == [other]
-    assert chosen_gpus([CARD, other], {"CUDA_VISIBLE_DEVICES": ""}) == []
-    assert chosen_gpus([CARD, other], {"CUDA_VISIBLE_DEVICES": "1,7,0"}) == [other]
-
-
-@pytest.mark.parametrize("name", ["MIG-bbbb", "MIG-b", "GPU-bbbb"])
-def test_a_slice_that_is_named_has_its_own_memory(config, name):
-    slices = (MigInstance("MIG-aaaa", 0, 5 * GIB), MigInstance("MIG-bbbb", GIB, 20 * GIB))
-    sliced = replace(CARD, is_mig=True, instances=slices)
-    (found,) = chosen_gpus([CARD, replace(sliced, index=1, uuid="GPU-5e6f")], {"CUDA_VISIBLE_DEVICES": name})
-    assert (found.index, found.instances, found.free_bytes) == (1, slices[1:], 19 * GIB)
-    assert budget_of(config, [found]).limit_bytes == pytest.approx(19 * GIB - MARGIN_BYTES)
-
-
-def test_without_a_driver_there_are_no_cards(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus([]) == []
 
 
 def test_beside_its_own_context_a_process_has_as_much_as_before_it():

@@ -1,0 +1,30 @@
+"""What sequences of characters or token ids begin with."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tool_aware.text import common_prefix_length
+
+
+@pytest.mark.parametrize(
+    ("sequences", "length"),
+    [
+        (["abc"], 3),
+        (["abc", "abd", "ab"], 2),
+        (["abc", ""], 0),
+        ([[1, 2, 3], [1, 2, 4], [1, 2, 3, 5]], 2),
+        ([[7], [8]], 0),
+    ],
+)
+def test_the_common_beginning_of_texts_and_of_token_ids(sequences, length):
+    assert common_prefix_length(sequences) == length
+
+
+@given(st.lists(st.text("ab", max_size=6), min_size=1, max_size=6))
+def test_all_sequences_begin_so_and_not_with_one_more(texts):
+    assert common_prefix_length(texts) == len(os.path.commonprefix(texts))

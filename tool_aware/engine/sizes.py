@@ -1,0 +1,17 @@
+"""Sizes that the engine rounds and cuts by, and that the memory formulas count with. No torch."""
+
+from __future__ import annotations
+
+# Tokens: packs are padded to it on a GPU, which looks for the best kernels anew for every length.
+LENGTHS_MULTIPLE = 32
+# Ranks: rows of a group's matrix begin at multiples of 16 bytes, which the matrix products of the GPU want.
+RANKS_MULTIPLE = 8
+# Labels whose logits exist at once: 1,024 x 32,000 float32 logits are 125 MiB.
+CHUNK_LABELS = 1024
+# Queries: FlashAttention's backward pass rounds each segment up to this (torch's kernel, not ours).
+FLASH_ROUNDING = 128
+
+
+def rounded_up(size: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is at least `size`."""
+    return -(-size // multiple) * multiple

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tool_aware.config.settings import Config, Environment, add_config_arguments, load_config, read_environment
 from tool_aware.console import GateFailed, duration, heading, run, say, warn
@@ -37,7 +36,7 @@ from tool_aware.evaluation.held_out import TestSet, load_test_set, refuse_rows_t
 from tool_aware.evaluation.preflight import changed_tools, check_adapter, check_merged_model, refuse_other_results
 from tool_aware.evaluation.report.output import print_results, update_adapter, write_results
 from tool_aware.evaluation.results import Results, assemble
-from tool_aware.evaluation.scoring.baselines import rival_predictions
+from tool_aware.evaluation.scoring.baselines import baseline_predictions
 from tool_aware.evaluation.scoring.code_equality import same_output, same_syntax
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.evaluation.scoring.robustness import make_variants
@@ -314,7 +313,7 @@ def ask_server(job: Job) -> Answers:
 
 def work_out(job: Job, answers: Answers) -> Results:
     """Judge the answers, let the cheap rivals choose, and work out all figures."""
-    rivals: dict[str, Any] = rival_predictions(
+    baselines = baseline_predictions(
         job.test.train, job.test.rows, job.config.evaluation.keyword_router, job.config.toolbox.names
     )
     same_code = (lambda a, b: same_syntax(a, b) or same_output(a, b)) if job.args.run_code else same_syntax
@@ -324,7 +323,7 @@ def work_out(job: Job, answers: Answers) -> Results:
         job.test.val,
         answers,
         job.tasks,
-        rivals=rivals,
+        baselines=baselines,
         same_code=same_code,
         notes=doubts(job),
     )

@@ -16,7 +16,7 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware import paths
 from tool_aware.config.settings import Environment, ToolSection, load_config
 from tool_aware.evaluation.scoring.breakdown import Confusion, Part
-from tool_aware.evaluation.scoring.calibration import Bin, CostPolicy, Threshold, Trust
+from tool_aware.evaluation.scoring.calibration import Bin, Calibration, CostPolicy, Threshold
 from tool_aware.evaluation.scoring.judgement import ERRORS, Judgement, ParameterMatch, Prediction
 from tool_aware.evaluation.scoring.metrics import Metrics, ParameterMetrics, ToolMetrics
 from tool_aware.evaluation.scoring.robustness import Shift
@@ -33,9 +33,19 @@ _HEADINGS = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)
 SECTIONS = dict(zip(_HEADINGS[1::2], _HEADINGS[2::2], strict=True))
 
 DESCRIBED = (
-    Metrics, ToolMetrics, ParameterMetrics, Judgement, ParameterMatch, Comparison, PairedTest, Trust, Bin, Shift, Part,
+    Metrics,
+    ToolMetrics,
+    ParameterMetrics,
+    Judgement,
+    ParameterMatch,
+    Comparison,
+    PairedTest,
+    Calibration,
+    Bin,
+    Shift,
+    Part,
     Confusion,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("kind", DESCRIBED, ids=lambda kind: kind.__name__)
@@ -90,7 +100,7 @@ def test_every_file_of_the_evaluation_stage_is_described(tmp_path, toy_rows, con
     rows = dict(enumerate(toy_rows[:8]))
     answers = [Prediction(index, row.response) for index, row in rows.items()]
     tasks = plan_tasks(Plan(constrained=False, choices=False), rows, {}, config.toolbox, [])
-    results = assemble(config, rows, {}, {"base": answers, "finetuned": answers}, tasks, rivals={})
+    results = assemble(config, rows, {}, {"base": answers, "finetuned": answers}, tasks, baselines={})
     test = TestSet(tmp_path / "test.json", "0" * 64, rows, len(rows), [], {}, None)
     test.path.write_text("[]")
     outputs = write_results(tmp_path, results, config, test, started_s=0.0)

@@ -1,4 +1,4 @@
-"""Demands on the figures, for CI: which were met, which were not."""
+"""Gates: the demands on the figures, for CI, and which of them a result misses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tool_aware.console import UserError
 from tool_aware.evaluation.results import Results
+from tool_aware.evaluation.scoring.intervals import Figure
 from tool_aware.evaluation.scoring.metrics import Metrics
 
 FIGURES = (
@@ -51,11 +52,11 @@ def _read(text: str, option: str, known: Sequence[str]) -> tuple[str, float]:
 
 
 def failures(gates: Gates, results: Results) -> list[str]:
-    """Say which demands the tuned model misses; a figure that is n/a meets none."""
+    """Return the demands that the tuned model misses, in words; a figure that is n/a meets none."""
     tuned = results.metrics[results.tuned]
     missed = []
     for name, least in gates.minimum.items():
-        value = figure(tuned, name)
+        value = value_of(tuned, name)
         if value is None or value < least:
             missed.append(f"{name} is {_shown(value)}, wanted at least {least:g}")
     for tool, drop in gates.max_drop.items():
@@ -65,17 +66,18 @@ def failures(gates: Gates, results: Results) -> list[str]:
             missed.append(f"f1.{tool} cannot be compared: base {_shown(before)}, fine-tuned {_shown(after)}")
         elif before - after > drop:
             missed.append(f"f1.{tool} fell from {before:.3f} to {after:.3f}, allowed is a drop of {drop:g}")
-    if gates.require_significant and (not results.comparison or results.comparison.tool_choice.conclusion != "better"):
-        verdict = results.comparison.verdict() if results.comparison else "there is no base to compare with"
+    comparison = results.comparison
+    if gates.require_significant and (not comparison or comparison.tool_choice.conclusion != "better"):
+        verdict = comparison.verdict() if comparison else "there is no base to compare with"
         missed.append(f"no significant improvement: {verdict}")
     return missed
 
 
-def figure(metrics: Metrics, name: str) -> float | None:
-    """Look a figure up by its name, `accuracy` or `f1.web_search`."""
+def value_of(metrics: Metrics, name: str) -> float | None:
+    """Return the value of a figure by its name, `accuracy` or `f1.web_search`; None if it is n/a."""
     kind, _, tool = name.partition(".")
-    estimate = getattr(metrics.per_tool[tool], kind) if tool else getattr(metrics, kind)
-    return None if estimate is None else estimate.value
+    figure: Figure | None = getattr(metrics.per_tool[tool], kind) if tool else getattr(metrics, kind)
+    return None if figure is None else figure.value
 
 
 def _shown(value: float | None) -> str:

@@ -1,14 +1,14 @@
-"""All that one evaluation found, ready to be printed, written and drawn."""
+"""The results of one evaluation, ready to be printed, written and drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tool_aware.config.settings import Config
 from tool_aware.evaluation.answering.tasks import VAL_CHOICE, Task
 from tool_aware.evaluation.scoring.breakdown import Confusion, Part, break_down, top_confusions, worst_rows
-from tool_aware.evaluation.scoring.calibration import FEWEST_VAL_ROWS, Trust, measure_trust
+from tool_aware.evaluation.scoring.calibration import FEWEST_VAL_ROWS, Calibration, LogScores, calibrate
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, judge
 from tool_aware.evaluation.scoring.metrics import Metrics, summarise
@@ -30,7 +30,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Results:
-    """Predictions, verdicts and figures by system; `main` names the systems of the base-against-tuned comparison."""
+    """Predictions, judgements and figures by system; `main` names the one or two systems that are compared."""
 
     rows: Mapping[int, Row]
     tools: Toolbox
@@ -39,8 +39,8 @@ class Results:
     judgements: Mapping[str, Sequence[Judgement]]
     metrics: Mapping[str, Metrics]
     comparison: Comparison | None
-    against_rivals: list[Comparison]
-    trust: Trust | None
+    against_baselines: list[Comparison]
+    calibration: Calibration | None
     parts: list[Part]
     worst: list[Judgement]
     confusions: list[Confusion]
@@ -50,16 +50,16 @@ class Results:
 
     @property
     def tuned(self) -> str:
-        """The system under test."""
+        """Return the name of the system under test."""
         return self.main[-1]
 
     def headline(self) -> list[str]:
-        """The first paragraph: the verdict, whether something cheap does as well, and what formatting explains."""
+        """Return the first paragraph: the verdict, the best baseline, and what constrained decoding alone changes."""
         figures = self.metrics[self.tuned]
         sentences = [f"{title(self.tuned)}: tool accuracy {figures.accuracy.percent()} on {figures.rows} rows."]
         if self.comparison:
             sentences = [_sentence(self.comparison.verdict())]
-        sentences += [_rival_sentence(comparison) for comparison in self.against_rivals[:1]]
+        sentences += [_baseline_sentence(comparison) for comparison in self.against_baselines[:1]]
         forced = self.metrics.get("base_constrained")
         if forced and "base" in self.metrics:
             gain = forced.accuracy.value - self.metrics["base"].accuracy.value
@@ -68,7 +68,7 @@ class Results:
 
 
 def title(system: str) -> str:
-    """A system's name for people."""
+    """Return a system's name for people."""
     return TITLES.get(system, system)
 
 
@@ -79,28 +79,23 @@ def assemble(
     predictions: Mapping[str, Sequence[Prediction]],
     tasks: Sequence[Task],
     *,
-    rivals: Mapping[str, Sequence[Prediction]],
+    baselines: Mapping[str, Sequence[Prediction]],
     same_code: SameCode = same_syntax,
     notes: Sequence[str] = (),
 ) -> Results:
-    """Judge every prediction and work out all figures."""
-    tools, settings = config.toolbox, config.evaluation
+    """Judge every prediction and compute all figures."""
+    tools = config.toolbox
     aside = {task.name for task in tasks if task.variant or task.name == VAL_CHOICE}  # compared elsewhere
-    systems = {name: answers for name, answers in predictions.items() if name not in aside}
-    systems |= dict(rivals)
+    systems = {name: answers for name, answers in predictions.items() if name not in aside} | dict(baselines)
     judgements = {name: _judge(answers, test, tools, same_code) for name, answers in systems.items()}
     metrics = {name: summarise_system(name, judged, config) for name, judged in judgements.items()}
-    main = tuple(name for name in ("base", "finetuned") if name in metrics)
-    main = main or tuple(name for name in ("base_choice", "finetuned_choice") if name in metrics)
-    choices = predictions.get("finetuned_choice", ())
-    confidence = {choice.row: max(probabilities(choice.scores).values()) for choice in choices}
-    tuned = judgements[main[-1]]
+    main = _compared_systems(metrics)
 
     def against(first: str, second: str) -> Comparison:
         names = title(first), title(second)
-        return compare(judgements[first], judgements[second], tools.names, names=names, seed=settings.seed)
+        return compare(judgements[first], judgements[second], tools.names, names=names, seed=config.evaluation.seed)
 
-    by_accuracy = sorted(rivals, key=lambda name: -metrics[name].accuracy.value)
+    by_accuracy = sorted(baselines, key=lambda name: -metrics[name].accuracy.value)
     return Results(
         rows=test,
         tools=tools,
@@ -108,20 +103,28 @@ def assemble(
         predictions=systems,
         judgements=judgements,
         metrics={name: metrics[name] for name in [*(name for name in TITLES if name in metrics), *by_accuracy]},
-        comparison=against(*main) if len(main) > 1 else None,
-        against_rivals=[against(name, main[-1]) for name in by_accuracy],
-        trust=_trust(predictions, test, val, config),
+        comparison=against(*main) if len(main) == 2 else None,
+        against_baselines=[against(name, main[-1]) for name in by_accuracy],
+        calibration=_calibration(predictions, test, val, config),
         parts=break_down({name: judgements[name] for name in main}, test),
-        worst=worst_rows(tuned, confidence),
-        confusions=top_confusions(tuned, test),
+        worst=worst_rows(judgements[main[-1]], _confidence(predictions.get("finetuned_choice", ()))),
+        confusions=top_confusions(judgements[main[-1]], test),
         shifts=_shifts(predictions, tasks, test, config),
         seconds_per_token=_seconds_per_token(systems),
         notes=list(notes),
     )
 
 
+def _compared_systems(systems: Collection[str]) -> tuple[str, ...]:
+    """Return base and tuned model as far as they answered; where neither did, as far as they chose."""
+    for names in (("base", "finetuned"), ("base_choice", "finetuned_choice")):
+        if present := tuple(name for name in names if name in systems):
+            return present
+    raise ValueError(f"neither base nor tuned model among {', '.join(systems)}")
+
+
 def summarise_system(name: str, judgements: Sequence[Judgement], config: Config) -> Metrics:
-    """Figures of one system under the config's settings."""
+    """Compute the figures of one system under the config's settings."""
     settings, tools = config.evaluation, config.toolbox
     no_tool = settings.no_tool if settings.no_tool in tools else None
     return summarise(title(name), judgements, tools.names, no_tool=no_tool, seed=settings.seed)
@@ -133,32 +136,50 @@ def _judge(
     return [judge(prediction, rows[prediction.row], tools, same_code=same_code) for prediction in predictions]
 
 
-def _trust(
+def _confidence(choices: Sequence[Prediction]) -> dict[int, float]:
+    """Return the probability of the chosen tool for each row."""
+    return {choice.row: max(probabilities(choice.scores).values()) for choice in choices if choice.scores}
+
+
+def _calibration(
     predictions: Mapping[str, Sequence[Prediction]], test: Mapping[int, Row], val: Mapping[int, Row], config: Config
-) -> Trust | None:
+) -> Calibration | None:
     on_test, on_val = predictions.get("finetuned_choice"), predictions.get(VAL_CHOICE)
     if not on_test or not on_val or len(on_val) < FEWEST_VAL_ROWS:
         return None
-    return measure_trust(
-        [choice.scores for choice in on_val], [val[choice.row] for choice in on_val],
-        [choice.scores for choice in on_test], [test[choice.row] for choice in on_test],
-        costs=config.evaluation.costs, wanted_precision=config.evaluation.wanted_precision,
-    )  # fmt: skip
+    settings = config.evaluation
+    return calibrate(
+        *_scored(on_val, val),
+        *_scored(on_test, test),
+        costs=settings.costs,
+        wanted_precision=settings.wanted_precision,
+    )
+
+
+def _scored(choices: Sequence[Prediction], rows: Mapping[int, Row]) -> tuple[list[LogScores], list[Row]]:
+    """Return the scores of choices and the rows that they are of."""
+    scored = [(choice.scores, rows[choice.row]) for choice in choices if choice.scores]
+    return [scores for scores, _ in scored], [row for _, row in scored]
 
 
 def _shifts(
     predictions: Mapping[str, Sequence[Prediction]], tasks: Sequence[Task], test: Mapping[int, Row], config: Config
 ) -> dict[str, list[Shift]]:
-    """For base and tuned: how far each variant of the prompt moves the figures of the same rows."""
+    """Compute, for base and tuned, how far each variant of the prompt moves the figures of the same rows."""
     shifts: dict[str, list[Shift]] = {}
     for task in tasks:
         if not task.variant or task.name not in predictions:
             continue
         system = task.name.split("_choice")[0]
         plain = [p for p in predictions[f"{system}_choice"] if p.row in task.rows]
-        judged = [_judge(group, test, config.toolbox, same_syntax) for group in (plain, predictions[task.name])]
-        figures = [summarise_system(system, group, config) for group in judged]
-        shifts.setdefault(system, []).append(shift(task.variant, *zip(figures, judged, strict=True)))
+        before, after = (_judge(group, test, config.toolbox, same_syntax) for group in (plain, predictions[task.name]))
+        shifts.setdefault(system, []).append(
+            shift(
+                task.variant,
+                (summarise_system(system, before, config), before),
+                (summarise_system(system, after, config), after),
+            )
+        )
     return shifts
 
 
@@ -173,8 +194,8 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _rival_sentence(comparison: Comparison) -> str:
-    """Say whether the best cheap rival chooses as well as the tuned model."""
+def _baseline_sentence(comparison: Comparison) -> str:
+    """Write whether the best baseline chooses as well as the tuned model."""
     test, difference = comparison.tool_choice, comparison.accuracy_difference
     gap = f"{100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
     if test.conclusion == "better":

@@ -1,4 +1,4 @@
-"""What the report says, section by section, as text, tables and charts; `report_markdown` and `report_html` set it."""
+"""The report, section by section, as text, tables and charts; `markdown.py` and `html.py` write it out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from tool_aware.evaluation.report import charts
 from tool_aware.evaluation.results import Results, title
-from tool_aware.evaluation.scoring.intervals import Estimate
-from tool_aware.evaluation.scoring.judgement import ERRORS
+from tool_aware.evaluation.scoring.intervals import Estimate, Figure
+from tool_aware.evaluation.scoring.judgement import ERRORS, INVALID
 from tool_aware.evaluation.scoring.metrics import Metrics
 
 
@@ -31,7 +31,7 @@ class Section:
 
 
 def build_report(results: Results) -> list[Section]:
-    """All sections, the verdict first."""
+    """Return all sections, the verdict first."""
     sections = [
         Section("Verdict", paragraphs=[" ".join(results.headline()), *_evidence(results), *results.notes]),
         _systems(results),
@@ -39,16 +39,16 @@ def build_report(results: Results) -> list[Section]:
         _confusions(results),
         _parameters(results),
         _errors(results),
-        _trust(results),
+        _calibration(results),
         _breakdown(results),
         _robustness(results),
         _worst(results),
     ]
-    return [section for section in sections if section]
+    return [section for section in sections if section is not None]
 
 
 def _evidence(results: Results) -> list[str]:
-    """What the comparison says beyond tool accuracy."""
+    """Return what the comparison says beyond tool accuracy."""
     comparison = results.comparison
     if comparison is None:
         return []
@@ -63,8 +63,7 @@ def _evidence(results: Results) -> list[str]:
 
 
 def _systems(results: Results) -> Section:
-    headers = ["System", "Tool accuracy", "Macro-F1", "Parsed", "Whole call", "… given the tool", "BFCL strict",
-               "ms per token"]  # fmt: skip
+    headers = ["System", "Tool accuracy", "Macro-F1", "Parsed", "Whole call", "… given the tool", "BFCL strict"]
     rows = []
     for name, m in results.metrics.items():
         speed = results.seconds_per_token.get(name)
@@ -76,7 +75,7 @@ def _systems(results: Results) -> Section:
         "“Whole call” is the right tool with every parameter right under the router's policy; “BFCL strict” is the "
         "same under the rules of the Berkeley Function-Calling Leaderboard. “–”: the system only chooses a tool."
     ]
-    return Section("All systems on the same rows", notes, [Table(headers, rows)])
+    return Section("All systems on the same rows", notes, [Table([*headers, "ms per token"], rows)])
 
 
 def _per_tool(results: Results) -> Section:
@@ -92,7 +91,7 @@ def _per_tool(results: Results) -> Section:
         f"{name}: calls a tool where none is needed in {interval(m.over_call)} % of those rows, answers itself where a "
         f"tool is needed in {interval(m.under_call)} %; balanced accuracy {interval(m.balanced_accuracy)} %."
         for name, m in main.items()
-        if m.over_call.value is not None or m.under_call.value is not None
+        if isinstance(m.over_call, Estimate) or isinstance(m.under_call, Estimate)
     ]
     rates += [
         f"{name}: the first line names the right tool in {interval(m.names_right_tool)} % of rows, whether or not the "
@@ -158,11 +157,11 @@ def _errors(results: Results) -> Section:
     return Section("Why it errs", notes, [Table(["Error", *map(title, shown)], rows)] if rows else [], items=advice)
 
 
-def _trust(results: Results) -> Section | None:
-    trust = results.trust
-    if trust is None:
+def _calibration(results: Results) -> Section | None:
+    calibration = results.calibration
+    if calibration is None:
         return None
-    t, c = trust.threshold, trust.costs
+    t, c = calibration.threshold, calibration.costs
     if t.confidence is None:
         act = f"No threshold reaches a precision of {100 * t.wanted_precision:.0f} % on val."
     else:
@@ -172,15 +171,16 @@ def _trust(results: Results) -> Section | None:
             f"of {interval(t.test_precision)} %."
         )
     notes = [
-        f"Probability of the chosen tool, temperature {trust.temperature:.2f} fitted on {trust.val_rows} val rows: "
-        f"expected calibration error {100 * trust.ece:.1f} points (uncalibrated {100 * trust.ece_before:.1f}).",
+        f"Probability of the chosen tool, temperature {calibration.temperature:.2f} fitted on "
+        f"{calibration.val_rows} val rows: expected calibration error {100 * calibration.ece:.1f} points "
+        f"(uncalibrated {100 * calibration.ece_before:.1f}).",
         act,
         f"Mean cost per row under the cost matrix of config.yaml: {c.always_act:.3f} when always acting, "
         f"{c.least_expected_cost:.3f} when the cheapest choice is taken ({c.abstained} rows left to someone else).",
     ]
     drawn = [
-        ("Reliability: how often it is right at each confidence", charts.reliability(trust)),
-        ("Risk and coverage: error rate among the most confident rows", charts.risk_coverage(trust)),
+        ("Reliability: how often it is right at each confidence", charts.reliability(calibration)),
+        ("Risk and coverage: error rate among the most confident rows", charts.risk_coverage(calibration)),
     ]
     return Section("When to trust it", notes, charts=drawn)
 
@@ -201,10 +201,14 @@ def _robustness(results: Results) -> Section | None:
     tables = []
     for system, shifts in results.shifts.items():
         rows = [
-            [s.variant, f"{100 * s.accuracy:.1f}", _points(s.accuracy_change), _points(s.macro_f1_change),
-             *(_points(change) for change in s.f1_changes.values()), f"{100 * s.changed:.1f} %"]
+            [
+                s.variant,
+                f"{100 * s.accuracy:.1f}",
+                *map(_points, (s.accuracy_change, s.macro_f1_change, *s.f1_changes.values())),
+                f"{100 * s.changed:.1f} %",
+            ]
             for s in shifts
-        ]  # fmt: skip
+        ]
         tools = [f"F1 {tool}" for tool in shifts[0].f1_changes]
         headers = [f"{title(system)}, choice only", "Accuracy", "Change", "Macro-F1", *tools, "Other tool"]
         tables.append(Table(headers, rows))
@@ -216,7 +220,14 @@ def _worst(results: Results) -> Section | None:
     if not results.worst:
         return None
     rows = [
-        [str(j.row), _short(results.rows[j.row].query), j.expected, j.chosen or "invalid", j.error, _short(j.detail)]
+        [
+            str(j.row),
+            _short(results.rows[j.row].query),
+            j.expected,
+            j.chosen or INVALID,
+            j.error or "",
+            _short(j.detail),
+        ]
         for j in results.worst
     ]
     return Section("The worst rows", tables=[Table(["Row", "Query", "Right", "Chosen", "Error", "Detail"], rows)])
@@ -225,13 +236,13 @@ def _worst(results: Results) -> Section | None:
 # ---- cells ------------------------------------------------------------------------------------------------
 
 
-def interval(estimate: Estimate | None) -> str:
-    """Write an estimate as `87.7 [82–92]`, in percent."""
-    if estimate is None:
+def interval(figure: Figure | None) -> str:
+    """Write a figure as `87.7 [82–92]`, in percent; `–` where a system has no such figure."""
+    if figure is None:
         return "–"
-    if estimate.value is None:
+    if not isinstance(figure, Estimate):
         return "n/a"
-    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.0f}–{100 * estimate.high:.0f}]"
+    return f"{100 * figure.value:.1f} [{100 * figure.low:.0f}–{100 * figure.high:.0f}]"
 
 
 def _share(value: float | None) -> str:

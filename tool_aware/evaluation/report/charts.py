@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from tool_aware.evaluation.scoring.calibration import Trust
+from tool_aware.evaluation.scoring.calibration import Calibration
+from tool_aware.evaluation.scoring.intervals import Estimate
 from tool_aware.evaluation.scoring.metrics import Metrics
 
 _PLOT = (46, 14, 300, 300)  # left, top, width, height of the square charts
 
 
 def tool_bars(systems: Mapping[str, Metrics]) -> str:
-    """F1 of each tool, one bar per system with its 95 % interval."""
+    """Draw the F1 of each tool, one bar per system with its 95 % interval."""
     tools = list(next(iter(systems.values())).per_tool)
     left, width, bar, gap = 150, 420, 16, 14
     block = len(systems) * bar + gap
@@ -23,7 +24,7 @@ def tool_bars(systems: Mapping[str, Metrics]) -> str:
         parts.append(_text(left - 10, top + len(systems) * bar / 2 + 4, tool, anchor="end"))
         for position, metrics in enumerate(systems.values()):
             figure, y = metrics.per_tool[tool].f1, top + position * bar
-            if figure.value is None:
+            if not isinstance(figure, Estimate):
                 parts.append(_text(left + 6, y + 12, "n/a", kind="faint"))
                 continue
             middle = y + bar / 2 - 1
@@ -41,7 +42,7 @@ def tool_bars(systems: Mapping[str, Metrics]) -> str:
 
 
 def confusion(metrics: Metrics) -> str:
-    """A matrix whose cells are shaded by their share of the row."""
+    """Draw a matrix whose cells are shaded by their share of the row."""
     labels, cell_w, cell_h, left, top = metrics.labels, 84, 40, 116, 30
     parts = []
     for row, counts in enumerate(metrics.confusion):
@@ -61,15 +62,15 @@ def confusion(metrics: Metrics) -> str:
     return _svg(left + len(labels) * cell_w + 6, height, "confusion matrix", "".join(parts))
 
 
-def reliability(trust: Trust) -> str:
-    """Accuracy against confidence with Wilson intervals; the diagonal is perfect calibration."""
+def reliability(calibration: Calibration) -> str:
+    """Draw accuracy against confidence with Wilson intervals; the diagonal is perfect calibration."""
     left, top, width, height = _PLOT
     parts = [
         _axes("confidence", "share right"),
         f'<path class="diagonal" d="M{left} {top + height}L{left + width} {top}"/>',
     ]
-    most = max(b.rows for b in trust.reliability)
-    for b in trust.reliability:
+    most = max(b.rows for b in calibration.reliability)
+    for b in calibration.reliability:
         x, y = left + b.confidence * width, top + (1 - b.accuracy.value) * height
         parts.append(
             f'<path class="whisker" d="M{x:.1f} {top + (1 - b.accuracy.low) * height:.1f}'
@@ -80,18 +81,18 @@ def reliability(trust: Trust) -> str:
     return _svg(left + width + 14, top + height + 44, "reliability diagram", "".join(parts))
 
 
-def risk_coverage(trust: Trust) -> str:
-    """Error rate among the rows acted on, against the share acted on; the vertical line is the threshold."""
+def risk_coverage(calibration: Calibration) -> str:
+    """Draw the error rate of the rows acted on against their share; the vertical line is the threshold."""
     left, top, width, height = _PLOT
-    worst = max(risk for _, risk in trust.risk_coverage)
+    worst = max(risk for _, risk in calibration.risk_coverage)
     highest = next(top for top in (0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if top >= worst)
     points = " ".join(
         f"{left + coverage * width:.1f},{top + (1 - risk / highest) * height:.1f}"
-        for coverage, risk in trust.risk_coverage
+        for coverage, risk in calibration.risk_coverage
     )
     parts = [_axes("share of rows acted on", "error rate", highest), f'<polyline class="line" points="{points}"/>']
-    if trust.threshold.confidence is not None:
-        x = left + trust.threshold.test_coverage * width
+    if calibration.threshold.confidence is not None:
+        x = left + calibration.threshold.test_coverage * width
         parts.append(f'<path class="diagonal" d="M{x:.1f} {top}V{top + height}"/>')
         parts.append(_text(x - 5, top + 12, "threshold", anchor="end", kind="small"))
     return _svg(left + width + 14, top + height + 44, "risk against coverage", "".join(parts))

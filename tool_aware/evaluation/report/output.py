@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: tables on stdout, files in the results folder, figures beside the adapter."""
+"""The output of an evaluation: tables on stdout, files in the results folder, figures beside the adapter."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _delete_what_else_an_earlier_run_wrote(folder: Path, outputs: Sequence[Path]
 
 
 def result_rows(results: Results, system: str) -> list[dict[str, Any]]:
-    """One object a row: the row, the answer, the verdict."""
+    """Return one object a row: the row, the answer, the judgement."""
     rows = []
     for prediction, judgement in zip(results.predictions[system], results.judgements[system], strict=True):
         row = results.rows[prediction.row]
@@ -107,13 +107,13 @@ def result_rows(results: Results, system: str) -> list[dict[str, Any]]:
 
 
 def comparison(results: Results) -> dict[str, Any]:
-    """Base against tuned, tuned against each cheap rival, and what only the report shows otherwise."""
+    """Return base against tuned, tuned against each baseline, and what only the report shows otherwise."""
     return {
         "headline": results.headline(),
         "base_against_finetuned": results.comparison.as_dict() if results.comparison else None,
-        "rivals": [rival.as_dict() for rival in results.against_rivals],
+        "rivals": [baseline.as_dict() for baseline in results.against_baselines],
         "systems": {name: figures.as_dict() for name, figures in results.metrics.items() if name not in results.main},
-        "trust": results.trust.as_dict() if results.trust else None,
+        "trust": results.calibration.as_dict() if results.calibration else None,
         "robustness": {system: [asdict(shift) for shift in shifts] for system, shifts in results.shifts.items()},
         "parts": [asdict(part) for part in results.parts],
         "add_to_the_data_next": [asdict(item) | {"advice": item.advice()} for item in results.confusions],
@@ -127,11 +127,11 @@ def _facts(config: Config, test: TestSet) -> list[str]:
 
 
 def update_adapter(adapter: Path, results: Results, config: Config, test: TestSet) -> None:
-    """Leave beside the adapter what its users need: thresholds, a probe for servers, the figures in its model card."""
+    """Write beside the adapter what its users need: thresholds, a probe for servers, the figures in its model card."""
     try:
-        if results.trust:
+        if results.calibration:
             thresholds = routing_thresholds(
-                results.trust, config.evaluation.costs, config.toolbox.names, dataset_sha256=test.sha256,
+                results.calibration, config.evaluation.costs, config.toolbox.names, dataset_sha256=test.sha256,
                 base_model=config.model.name,
             )  # fmt: skip
             write_json(adapter / THRESHOLDS_NAME, thresholds)

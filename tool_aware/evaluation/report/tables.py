@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tool_aware.console import table
-from tool_aware.evaluation.scoring.intervals import Estimate
+from tool_aware.evaluation.scoring.intervals import Estimate, Figure, difference
 from tool_aware.evaluation.scoring.judgement import ERRORS
 from tool_aware.evaluation.scoring.metrics import Metrics
 from tool_aware.evaluation.scoring.significance import Comparison
@@ -14,7 +14,7 @@ RULE = "=" * 42
 
 
 def comparison_table(base: Metrics, tuned: Metrics, comparison: Comparison) -> str:
-    """Base against tuned: accuracy, improvement with its interval, F1 per tool, and the verdict."""
+    """Write base against tuned: accuracy, improvement with its interval, F1 per tool, and the verdict."""
     gain = tuned.accuracy.value - base.accuracy.value
     relative = f" ({100 * gain / base.accuracy.value:+.1f}%)" if base.accuracy.value else ""
     low, high = comparison.accuracy_difference.low, comparison.accuracy_difference.high
@@ -30,19 +30,23 @@ def comparison_table(base: Metrics, tuned: Metrics, comparison: Comparison) -> s
         f"{'Tool':<20} {'Base':<12} {'Fine-tuned':<12} Δ",
     ]
     for tool, ours in base.per_tool.items():
-        one, other = ours.f1.value, tuned.per_tool[tool].f1.value
-        change = "n/a" if one is None or other is None else f"{other - one:+.2f}"
-        lines.append(f"{tool:<20} {_figure(ours.f1):<12} {_figure(tuned.per_tool[tool].f1):<12} {change}")
+        theirs = tuned.per_tool[tool]
+        change = difference(theirs.f1, ours.f1)
+        shown = "n/a" if change is None else f"{change:+.2f}"
+        lines.append(f"{tool:<20} {_figure(ours.f1):<12} {_figure(theirs.f1):<12} {shown}")
     return "\n".join([*lines, "", comparison.verdict()])
 
 
 def systems_table(systems: Sequence[Metrics]) -> str:
-    """All systems side by side; `-` where a system gives no whole answer."""
+    """Write all systems side by side; `-` where a system gives no whole answer."""
     rows = [
-        [m.system, *map(_interval, (m.accuracy, m.macro_f1)), *map(_percent, (m.parse_rate, m.call_accuracy,
-         m.call_accuracy_given_tool, m.bfcl_strict))]
+        [
+            m.system,
+            *map(_interval, (m.accuracy, m.macro_f1)),
+            *map(_percent, (m.parse_rate, m.call_accuracy, m.call_accuracy_given_tool, m.bfcl_strict)),
+        ]
         for m in systems
-    ]  # fmt: skip
+    ]
     headers = [
         "System",
         "Tool accuracy [95 %]",
@@ -56,7 +60,7 @@ def systems_table(systems: Sequence[Metrics]) -> str:
 
 
 def per_tool_table(metrics: Metrics) -> str:
-    """One system's precision, recall and F1 for each tool."""
+    """Write one system's precision, recall and F1 for each tool."""
     rows = [
         [tool, *map(_interval, (figures.precision, figures.recall, figures.f1)), figures.support, figures.predicted]
         for tool, figures in metrics.per_tool.items()
@@ -65,27 +69,29 @@ def per_tool_table(metrics: Metrics) -> str:
 
 
 def confusion_table(metrics: Metrics) -> str:
-    """One system's confusion matrix: right tool down, chosen tool across, `invalid` last."""
+    """Write one system's confusion matrix: right tool down, chosen tool across, `invalid` last."""
     rows = [[tool, *map(str, counts)] for tool, counts in zip(metrics.labels, metrics.confusion, strict=False)]
     return table(["Right \\ chosen", *metrics.labels], rows)
 
 
 def errors_table(systems: Mapping[str, Metrics]) -> str:
-    """How often each kind of error was made."""
+    """Write how often each kind of error was made."""
     kinds = [kind for kind in ERRORS if any(kind in metrics.errors for metrics in systems.values())]
     rows = [[kind, *(str(metrics.errors.get(kind, 0)) for metrics in systems.values())] for kind in kinds]
     return table(["Error", *systems], rows)
 
 
-def _figure(estimate: Estimate) -> str:
-    return "n/a" if estimate.value is None else f"{estimate.value:.2f}"
+def _figure(figure: Figure) -> str:
+    return f"{figure.value:.2f}" if isinstance(figure, Estimate) else "n/a"
 
 
-def _percent(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else "n/a" if estimate.value is None else f"{100 * estimate.value:.1f} %"
+def _percent(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{100 * figure.value:.1f} %" if isinstance(figure, Estimate) else "n/a"
 
 
-def _interval(estimate: Estimate) -> str:
-    if estimate.value is None:
+def _interval(figure: Figure) -> str:
+    if not isinstance(figure, Estimate):
         return "n/a"
-    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.0f}-{100 * estimate.high:.0f}]"
+    return f"{100 * figure.value:.1f} [{100 * figure.low:.0f}-{100 * figure.high:.0f}]"

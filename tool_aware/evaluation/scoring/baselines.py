@@ -1,27 +1,32 @@
-"""Cheap rivals on the same rows: what a language model has to beat to be worth its cost. They choose, nothing more."""
+"""Cheap baselines on the same rows, which a language model must beat to be worth its cost. They only choose a tool."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tool_aware.config.settings import KeywordRouterSection
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.rows import Row
 
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
 NEIGHBOURS = 5
 FEWEST_TRAINING_ROWS = 2 * NEIGHBOURS
 
-Chooser = Callable[[Sequence[str]], list[tuple[str, dict[str, float] | None]]]
+Choice = tuple[str, dict[str, float] | None]  # a tool and, where the baseline has them, the tools' probabilities
+Chooser = Callable[[Sequence[str]], list[Choice]]  # of queries
 
 
-def rival_predictions(
+def baseline_predictions(
     train: Sequence[Row], test: Mapping[int, Row], router: KeywordRouterSection, tools: Sequence[str]
 ) -> dict[str, list[Prediction]]:
-    """Let every rival choose a tool for each test row; those that learn do so from `train` alone.
+    """Return the tool that each baseline chooses for each test row; those that learn do so from `train` alone.
 
-    Rivals that cannot take part (no rules, too few rows or one class only to learn from) are left out.
+    Baselines without rules, or with too few rows or only one class to learn from, are left out.
     """
     choosers: dict[str, Chooser] = {}
     if any(rule.tool in tools for rule in router.rules):
@@ -44,28 +49,28 @@ def rival_predictions(
 
 
 def majority(labels: Sequence[str]) -> Chooser:
-    """Always choose the tool that occurs most often."""
+    """Return a chooser of the tool that occurs most often."""
     (tool, _), *_ = Counter(labels).most_common(1)
     return lambda queries: [(tool, None)] * len(queries)
 
 
 def keyword_router(router: KeywordRouterSection, tools: Sequence[str]) -> Chooser:
-    """Choose by the first rule of which a word occurs in the query, among the rules of tools on offer."""
+    """Return a chooser by the first rule of which a word occurs in the query, among the rules of tools on offer."""
     rules = [
         (rule.tool, re.compile(rf"\b(?:{'|'.join(map(re.escape, rule.words))})\b", re.IGNORECASE))
         for rule in router.rules
         if rule.tool in tools and rule.words
     ]
-    otherwise = router.otherwise if router.otherwise in tools else tools[0]
+    otherwise = next((tool for tool in tools if tool == router.otherwise), tools[0])
 
-    def choose(queries: Sequence[str]) -> list[tuple[str, None]]:
+    def choose(queries: Sequence[str]) -> list[Choice]:
         return [(next((tool for tool, words in rules if words.search(query)), otherwise), None) for query in queries]
 
     return choose
 
 
 def tfidf_regression(queries: Sequence[str], labels: Sequence[str]) -> Chooser:
-    """Logistic regression on TF-IDF of words and word pairs, the strongest of the usual cheap text classifiers."""
+    """Fit logistic regression on TF-IDF of words and word pairs, the strongest of the usual cheap text classifiers."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -78,7 +83,7 @@ def tfidf_regression(queries: Sequence[str], labels: Sequence[str]) -> Chooser:
 
 
 def nearest_neighbours(queries: Sequence[str], labels: Sequence[str]) -> Chooser:
-    """Vote of the NEIGHBOURS training queries nearest in character 2- to 5-grams."""
+    """Fit a vote of the NEIGHBOURS training queries nearest in character 2- to 5-grams."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -90,9 +95,9 @@ def nearest_neighbours(queries: Sequence[str], labels: Sequence[str]) -> Chooser
     return _classifier(model.fit(queries, labels))
 
 
-def _classifier(model: object) -> Chooser:
-    def choose(queries: Sequence[str]) -> list[tuple[str, dict[str, float]]]:
+def _classifier(model: Pipeline) -> Chooser:
+    def choose(queries: Sequence[str]) -> list[Choice]:
         rows = [dict(zip(model.classes_.tolist(), row, strict=True)) for row in model.predict_proba(queries).tolist()]
-        return [(max(row, key=row.get), row) for row in rows]
+        return [(max(row, key=row.__getitem__), row) for row in rows]
 
     return choose

@@ -1,4 +1,4 @@
-"""Is a call what the function document and the accepted answers ask for? BFCL's published matching rules.
+"""BFCL's published rules for matching a call with its function document and the accepted answers.
 
 The rules are those of the Berkeley Function-Calling Leaderboard's AST evaluation for Python
 (https://gorilla.cs.berkeley.edu/blogs/8_berkeley_function_calling_leaderboard.html), written anew. Their odd corners
@@ -33,7 +33,7 @@ _IGNORED_IN_STRINGS = re.compile(r"[ ,./\-_*^]")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a call passes, and if not, which rule it broke (BFCL's names for them)."""
+    """Whether a call passes; if not, `error_type` is the rule it broke, by BFCL's name."""
 
     valid: bool
     error_type: str | None = None
@@ -74,17 +74,17 @@ def _value_verdict(value: Any, accepted: list[Any], schema: Mapping[str, Any]) -
     wanted = _PYTHON_TYPES[kind]
     item_kind = schema.get("items", {}).get("type") if kind in ("array", "tuple") else None
     item_type = _PYTHON_TYPES[item_kind] if item_kind else None
-    if kind == "tuple" and type(value) is tuple:
+    if kind == "tuple" and isinstance(value, tuple):
         value = list(value)
     if wanted is float and type(value) is int:
         value = float(value)
 
-    accepted_type = _type_of_accepted(accepted)
-    if type(value) is wanted:
+    given_type, accepted_type = type(value), _type_of_accepted(accepted)
+    if given_type is wanted:
         if item_type and not any(_items_fit(value, item_type, answer) for answer in accepted):
             return Verdict(False, "type_error:nested")
         is_variable = accepted_type not in (None, wanted)
-    elif type(value) is accepted_type:
+    elif given_type is accepted_type:
         is_variable = True
     else:
         return Verdict(False, "type_error:simple")
@@ -104,12 +104,12 @@ def _value_verdict(value: Any, accepted: list[Any], schema: Mapping[str, Any]) -
 
 
 def _type_of_accepted(accepted: Sequence[Any]) -> type | None:
-    """The type of the first accepted value that is not the mark of an optional parameter."""
+    """Return the type of the first accepted value that is not the mark of an optional parameter."""
     return next((type(answer) for answer in accepted if answer != OPTIONAL), None)
 
 
 def _items_fit(value: list[Any], item_type: type, answer: Any) -> bool:
-    """Tell whether each item has the schema's item type or that of the answer's own items, one level deep."""
+    """Check that each item has the schema's item type or that of the answer's own items, one level deep."""
     return not isinstance(answer, list) or all(type(item) in (item_type, _type_of_accepted(answer)) for item in value)
 
 
@@ -153,8 +153,8 @@ def _list_of_dicts_verdict(value: list[Any], accepted: Sequence[Any]) -> Verdict
 
 
 def _plain(value: Any) -> Any:
-    """A string without the differences that BFCL forgives; anything else as it is."""
-    if type(value) is not str:
+    """Return a string without the differences that BFCL ignores; anything else as it is."""
+    if not isinstance(value, str):
         return value
     return _IGNORED_IN_STRINGS.sub("", value).lower().replace("'", '"')
 
@@ -169,7 +169,7 @@ def bfcl_function(tool: Tool) -> dict[str, Any]:
 
 
 def _bfcl_type(schema: Mapping[str, Any]) -> str:
-    """A union is judged by its first type that is not null; what names no type takes anything, BFCL's `any`."""
+    """Return the first type of a union that is not null; BFCL's `any` for a schema without type."""
     kinds = schema.get("type", "any")
     return kinds if isinstance(kinds, str) else next((kind for kind in kinds if kind != "null"), "any")
 

@@ -1,4 +1,4 @@
-"""Where and why a system errs: by slice, source, language and length; its worst rows; what to add to the data next."""
+"""Errors of a system: by slice, source, language and length; its worst rows; what to add to the data next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tool_aware.evaluation.scoring.intervals import Estimate, proportion
+from tool_aware.evaluation.scoring.intervals import Figure, proportion
 from tool_aware.evaluation.scoring.judgement import INVALID, Judgement
 from tool_aware.rows import Row
 
@@ -22,7 +22,7 @@ class Part:
     property: str
     value: str
     rows: int
-    accuracy: dict[str, Estimate]
+    accuracy: dict[str, Figure]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Confusion:
     examples: list[str]
 
     def advice(self) -> str:
-        """Say what to add to the training data."""
+        """Return what to add to the training data."""
         seen = f"{self.rows} row{'s' * (self.rows > 1)} of {self.right}"
         if self.chosen == INVALID:
             return f"{seen} got no usable call: check their length and format, and train longer"
@@ -48,7 +48,7 @@ class Confusion:
 
 
 def break_down(systems: Mapping[str, Sequence[Judgement]], rows: Mapping[int, Row]) -> list[Part]:
-    """Tool accuracy by property, values with most rows first; properties with one value only are left out."""
+    """Compute tool accuracy by property, values with most rows first; leave out properties that have one value."""
     parts = []
     for name, value_of in _PROPERTIES.items():
         members: dict[str, set[int]] = defaultdict(set)
@@ -78,19 +78,19 @@ _PROPERTIES = {
 }
 
 
-def _accuracy(judgements: Sequence[Judgement], indices: set[int]) -> Estimate:
+def _accuracy(judgements: Sequence[Judgement], indices: set[int]) -> Figure:
     inside = [judgement.is_tool_right for judgement in judgements if judgement.row in indices]
     return proportion(sum(inside), len(inside))
 
 
 def worst_rows(judgements: Sequence[Judgement], confidence: Mapping[int, float]) -> list[Judgement]:
-    """The wrong rows that hurt most: wrong tool or no call before wrong parameters, the most confident first."""
+    """Return the worst rows: wrong tool or no call before wrong parameters, the most confident first."""
     wrong = [judgement for judgement in judgements if judgement.error]
     return sorted(wrong, key=lambda j: (j.is_tool_right, -confidence.get(j.row, 0.0), j.row))[:WORST_ROWS]
 
 
 def top_confusions(judgements: Sequence[Judgement], rows: Mapping[int, Row]) -> list[Confusion]:
-    """The commonest wrong choices, with examples."""
+    """Return the commonest wrong choices, with examples."""
     pairs = Counter((j.expected, j.credited) for j in judgements if not j.is_tool_right)
     confusions = []
     for (right, chosen), count in pairs.most_common(TOP_CONFUSIONS):

@@ -1,4 +1,4 @@
-"""When should the agent not trust the router? Calibrated confidence, what it buys, and a threshold to act on."""
+"""Calibrated confidence of the chosen tools, its reliability and cost, and a threshold to act on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tool_aware.config.settings import CostsSection
-from tool_aware.evaluation.scoring.intervals import Estimate, proportion
+from tool_aware.evaluation.scoring.intervals import Estimate, Figure, known, proportion
 from tool_aware.inference.name_scores import probabilities
 from tool_aware.rows import Row
 
@@ -21,7 +21,7 @@ LogScores = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows whose confidence lies in one tenth of 0-1: how sure the router was and how often it was right."""
+    """Rows whose confidence lies in one tenth of 0-1: their mean confidence and their accuracy."""
 
     low: float
     high: float
@@ -36,9 +36,9 @@ class Threshold:
 
     wanted_precision: float
     confidence: float | None
-    val_precision: Estimate
+    val_precision: Figure
     val_coverage: float
-    test_precision: Estimate
+    test_precision: Figure
     test_coverage: float
 
 
@@ -52,8 +52,8 @@ class CostPolicy:
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What the probabilities of the chosen tools are worth. `risk_coverage` lists (coverage, error rate) points."""
+class Calibration:
+    """The calibrated probabilities of the chosen tools. `risk_coverage` lists (coverage, error rate) points."""
 
     temperature: float
     val_rows: int
@@ -67,11 +67,11 @@ class Trust:
     costs: CostPolicy
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
-def measure_trust(
+def calibrate(
     val: Sequence[LogScores],
     val_rows: Sequence[Row],
     test: Sequence[LogScores],
@@ -79,13 +79,13 @@ def measure_trust(
     *,
     costs: CostsSection,
     wanted_precision: float,
-) -> Trust:
+) -> Calibration:
     """Fit the temperature and the threshold on val, and show on test what they do."""
     temperature = fit_temperature(val, val_rows)
     before = _decisions(test, test_rows, 1.0)
     on_val, on_test = _decisions(val, val_rows, temperature), _decisions(test, test_rows, temperature)
     curve = risk_coverage(on_test)
-    return Trust(
+    return Calibration(
         temperature=temperature,
         val_rows=len(val),
         test_rows=len(test),
@@ -114,7 +114,7 @@ def fit_temperature(scores: Sequence[LogScores], rows: Sequence[Row]) -> float:
 
 
 def _decisions(scores: Sequence[LogScores], rows: Sequence[Row], temperature: float) -> list[tuple[float, bool]]:
-    """For each row: confidence in the chosen tool, and whether it is acceptable."""
+    """Return, for each row, the confidence in the chosen tool and whether that tool is acceptable."""
     decisions = []
     for row_scores, row in zip(scores, rows, strict=True):
         p = probabilities(row_scores, temperature=temperature)
@@ -131,18 +131,19 @@ def reliability(decisions: Sequence[tuple[float, bool]]) -> list[Bin]:
         inside = [d for d in decisions if low < d[0] <= high or (index == 0 and d[0] == 0)]
         if inside:
             confidence = sum(c for c, _ in inside) / len(inside)
-            bins.append(Bin(low, high, len(inside), confidence, proportion(sum(r for _, r in inside), len(inside))))
+            accuracy = known(proportion(sum(is_right for _, is_right in inside), len(inside)))
+            bins.append(Bin(low, high, len(inside), confidence, accuracy))
     return bins
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Expected calibration error: mean gap between confidence and accuracy, weighted by rows (Naeini et al. 2015)."""
+    """Return the expected calibration error: mean gap of confidence and accuracy by rows (Naeini et al. 2015)."""
     total = sum(b.rows for b in bins)
     return sum(b.rows * abs(b.confidence - b.accuracy.value) for b in bins) / total
 
 
 def risk_coverage(decisions: Sequence[tuple[float, bool]]) -> list[tuple[float, float]]:
-    """Error rate among the most confident rows, for every share of rows acted on (El-Yaniv and Wiener 2010)."""
+    """Return the error rate of the most confident rows for every share acted on (El-Yaniv and Wiener 2010)."""
     ordered = sorted(decisions, key=lambda decision: -decision[0])
     wrong, curve = 0, []
     for count, (_, is_right) in enumerate(ordered, start=1):
@@ -164,7 +165,7 @@ def choose_threshold(
     return Threshold(wanted_precision, confidence, *_accepted(val, confidence), *_accepted(test, confidence))
 
 
-def _accepted(decisions: Sequence[tuple[float, bool]], threshold: float | None) -> tuple[Estimate, float]:
+def _accepted(decisions: Sequence[tuple[float, bool]], threshold: float | None) -> tuple[Figure, float]:
     accepted = [is_right for confidence, is_right in decisions if threshold is not None and confidence >= threshold]
     return proportion(sum(accepted), len(accepted)), len(accepted) / len(decisions)
 
@@ -173,12 +174,12 @@ def _accepted(decisions: Sequence[tuple[float, bool]], threshold: float | None) 
 
 
 def cost_of(costs: CostsSection, right: str, chosen: str) -> float:
-    """Cost of choosing `chosen` where `right` is right."""
+    """Return the cost of choosing `chosen` where `right` is right."""
     return 0.0 if right == chosen else costs.pairs.get(right, {}).get(chosen, costs.wrong)
 
 
 def cheapest(p: Mapping[str, float], costs: CostsSection) -> str | None:
-    """The tool of least expected cost, or None where abstaining costs less."""
+    """Return the tool of least expected cost, or None where abstaining costs less."""
     expected = {chosen: sum(p[right] * cost_of(costs, right, chosen) for right in p) for chosen in p}
     best = min(expected, key=expected.__getitem__)
     return best if expected[best] <= costs.abstain else None
@@ -199,13 +200,15 @@ def _cost_policy(test: Sequence[Mapping[str, float]], rows: Sequence[Row], costs
     )
 
 
-def routing_thresholds(trust: Trust, costs: CostsSection, tools: Sequence[str], **origin: Any) -> dict[str, Any]:
-    """What an agent needs to act on the router's confidence: numbers, and how to apply them."""
+def routing_thresholds(
+    calibration: Calibration, costs: CostsSection, tools: Sequence[str], **origin: Any
+) -> dict[str, Any]:
+    """Return what an agent needs to act on the router's confidence: numbers, and how to apply them."""
     matrix = {right: {chosen: cost_of(costs, right, chosen) for chosen in tools} for right in tools}
     return {
-        "temperature": trust.temperature,
-        "threshold": asdict(trust.threshold),
-        "costs": {"right_tool_to_chosen_tool": matrix, "abstain": costs.abstain, **asdict(trust.costs)},
+        "temperature": calibration.temperature,
+        "threshold": asdict(calibration.threshold),
+        "costs": {"right_tool_to_chosen_tool": matrix, "abstain": costs.abstain, **asdict(calibration.costs)},
         "how_to_apply": [
             "score(tool) = sum of log-probabilities of the tokens of ' <tool>\\n' behind the prompt and 'Tool:'",
             "p = softmax(score / temperature) over the tools; the confidence is the largest p",

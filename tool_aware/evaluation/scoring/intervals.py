@@ -1,6 +1,6 @@
 """Figures with their 95 % intervals: Wilson for shares of rows, bootstrap over groups of rows for everything else.
 
-Where rows share a template, a share gets the wider ends of both: Wilson takes the rows as independent, and a bootstrap
+Where rows share a template, a share gets the wider ends of both: Wilson treats the rows as independent, and a bootstrap
 of rows that are all right (or all wrong) has no width at all.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,28 +19,59 @@ RESAMPLES = 2000  # the interval's ends then wobble by about a tenth of its widt
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval, over `n` cases. All None where there were no cases: n/a, never 0 or 1."""
+    """A known figure and its 95 % interval, over `n` cases."""
 
-    value: float | None
-    low: float | None
-    high: float | None
+    value: float
+    low: float
+    high: float
     n: int
 
     def __str__(self) -> str:
-        return "n/a" if self.value is None else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def percent(self) -> str:
         """Write it as `87.65 % [82.1, 91.9]`."""
-        if self.value is None:
-            return "n/a"
         return f"{100 * self.value:.2f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-NOT_AVAILABLE = Estimate(None, None, None, 0)
+@dataclass(frozen=True)
+class NotAvailable:
+    """A figure that has no cases: n/a, never 0 or 1. Its fields are those of an Estimate, for JSON."""
+
+    value: None = None
+    low: None = None
+    high: None = None
+    n: int = 0
+
+    def __str__(self) -> str:
+        return "n/a"
+
+    def percent(self) -> str:
+        """Write `n/a`."""
+        return "n/a"
 
 
-def proportion(hits: int, n: int) -> Estimate:
-    """`hits` of `n` with Wilson's score interval (Wilson 1927), which stays inside 0-1 and honest for small n."""
+Figure: TypeAlias = Estimate | NotAvailable
+
+NOT_AVAILABLE = NotAvailable()
+
+
+def known(figure: Figure) -> Estimate:
+    """Return a figure that has cases by construction. Raises ValueError if it has none."""
+    if not isinstance(figure, Estimate):
+        raise ValueError("a figure over no cases")
+    return figure
+
+
+def difference(figure: Figure, other: Figure) -> float | None:
+    """Return `figure` less `other`; None if one of them is n/a."""
+    if isinstance(figure, Estimate) and isinstance(other, Estimate):
+        return figure.value - other.value
+    return None
+
+
+def proportion(hits: int, n: int) -> Figure:
+    """Return `hits` of `n` with Wilson's score interval (Wilson 1927), which stays inside 0-1, also for small n."""
     from scipy.stats import binomtest
 
     if not n:
@@ -49,8 +80,8 @@ def proportion(hits: int, n: int) -> Estimate:
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
 
 
-def share(flags: Sequence[bool], groups: Sequence[str], *, seed: int) -> Estimate:
-    """The share of true flags: Wilson's interval, widened to that of the bootstrap where rows share a group."""
+def share(flags: Sequence[bool], groups: Sequence[str], *, seed: int) -> Figure:
+    """Return the share of true flags: Wilson's interval, widened to the bootstrap's where rows share a group."""
     import numpy as np
 
     estimate = proportion(sum(flags), len(flags))
@@ -60,21 +91,21 @@ def share(flags: Sequence[bool], groups: Sequence[str], *, seed: int) -> Estimat
     return widest(estimate, bootstrap(lambda w: w @ hits / w.sum(-1), bootstrap_weights(groups, seed=seed)))
 
 
-def f1_proportion(hits: int, misses: int) -> Estimate:
-    """F1 of `hits` true positives and `misses` false positives and negatives, with an interval by Wilson's.
+def f1_proportion(hits: int, misses: int) -> Figure:
+    """Return F1 of `hits` true positives and `misses` false positives and negatives, with an interval by Wilson's.
 
     J = TP / (TP + FP + FN) is a share of rows, and F1 = 2 J / (1 + J) rises with it, so its ends can be mapped.
     """
     j = proportion(hits, hits + misses)
-    if j.value is None:
+    if isinstance(j, NotAvailable):
         return NOT_AVAILABLE
     value, low, high = (2 * x / (1 + x) for x in (j.value, j.low, j.high))
     return Estimate(value, low, high, j.n)
 
 
-def widest(one: Estimate, other: Estimate) -> Estimate:
-    """The first estimate, with the outer ends of both intervals."""
-    if one.value is None or other.value is None:
+def widest(one: Figure, other: Figure) -> Figure:
+    """Return the first figure with the outer ends of both intervals."""
+    if isinstance(one, NotAvailable) or isinstance(other, NotAvailable):
         return one
     return Estimate(one.value, min(one.low, other.low), max(one.high, other.high), one.n)
 
@@ -93,7 +124,7 @@ def bootstrap_weights(groups: Sequence[str], *, seed: int, resamples: int = RESA
     return draws[:, group_of_row]
 
 
-def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> Estimate:
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> Figure:
     """Estimate `statistic`, which maps weights (..., rows) to values (...), with a percentile interval.
 
     Resamples in which it is undefined (NaN) are left out.

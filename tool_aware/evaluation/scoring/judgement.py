@@ -1,4 +1,4 @@
-"""One answer held against one row: was the tool right, were the parameters, and if not, what went wrong."""
+"""The judgement of one answer by its row: the tool, the parameters, and the first error."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from tool_aware.tools import Tool, Toolbox, ToolCall
 INVALID = "invalid"  # the confusion matrix's column for answers that name no tool an agent could call
 PYTHON_MEDIA_TYPE = "text/x-python"  # JSON Schema's contentMediaType of a parameter that holds a program
 ERRORS = (
-    "no parseable call", "truncated", "unknown tool", "wrong tool", "missing parameter", "extra parameter",
-    "wrong-type parameter", "wrong-value parameter",
-)  # fmt: skip
+    "no parseable call",
+    "truncated",
+    "unknown tool",
+    "wrong tool",
+    "missing parameter",
+    "extra parameter",
+    "wrong-type parameter",
+    "wrong-value parameter",
+)
 
 SameCode = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a system answered for one row of the test file.
+    """A system's answer for one row of the test file.
 
     A system that only chooses (a classifier, choice-only scoring) fills `tool` and leaves `text` None.
     `scores` are probabilities per tool, or natural log-probabilities of the tools' full names behind the prompt
@@ -44,7 +50,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ParameterMatch:
-    """One parameter of a row: was it asked for, was it given, did it match, and the overlap of words (0-1)."""
+    """One parameter of a row: asked for, given, matching, and the overlap of words (0-1)."""
 
     name: str
     is_expected: bool
@@ -81,94 +87,111 @@ class Judgement:
 
     @property
     def is_tool_right(self) -> bool:
-        """Whether an acceptable tool was chosen."""
+        """Return whether an acceptable tool was chosen."""
         return self.credited == self.expected
 
 
 def judge(prediction: Prediction, row: Row, tools: Toolbox, *, same_code: SameCode = same_syntax) -> Judgement:
-    """Hold one prediction against its row."""
+    """Judge one prediction by its row."""
     group = str(row.metadata.get("group") or row.metadata.get("template") or f"row {prediction.row}")
     if prediction.text is None:
         return _judge_choice(prediction, row, tools, group)
     answer = parse_response(prediction.text)
-    chosen = answer.tool if answer.call and answer.tool in tools else None
-    verdict = Judgement(
+    call = answer.call
+    chosen = answer.tool if call and answer.tool in tools else None
+    verdict = _judge_call(answer, call, row, tools, same_code)
+    is_cut_off = prediction.is_truncated and call is None
+    return Judgement(
         row=prediction.row,
         expected=row.tool,
         chosen=chosen,
         credited=_credited(chosen, row),
         group=group,
         names_right_tool=answer.tool in row.acceptable_tools,
-        is_parsed=answer.call is not None,
-        fits_schema=chosen is not None and not tools.problems(answer.call),
-        is_bfcl_valid=False,
-        is_call_correct=False,
+        is_parsed=call is not None,
+        fits_schema=call is not None and not tools.problems(call),
+        is_bfcl_valid=verdict.is_bfcl_valid,
+        is_call_correct=verdict.is_call_correct,
         is_truncated=prediction.is_truncated,
-        parameters=match_parameters({}, tools[row.tool], accepted_values(row, tools[row.tool])),
+        parameters=verdict.parameters,
         is_reasoning_sound=is_reasoning_sound(answer, tools),
+        error="truncated" if is_cut_off else verdict.error,
+        detail=verdict.detail,
     )
-    changes = _judge_call(answer, chosen, row, tools, same_code)
-    if prediction.is_truncated and not verdict.is_parsed:
-        changes["error"] = "truncated"
-    return Judgement(**{**vars(verdict), **changes})
 
 
 def _judge_choice(prediction: Prediction, row: Row, tools: Toolbox, group: str) -> Judgement:
     chosen = prediction.tool if prediction.tool in tools else None
     credited = _credited(chosen, row)
     error = None if credited == row.tool else "wrong tool" if chosen else "unknown tool"
-    return Judgement(
-        prediction.row, row.tool, chosen, credited, group, error=error,
-        detail=f"{row.tool} -> {chosen}" if error else "",
-    )  # fmt: skip
+    detail = f"{row.tool} -> {chosen}" if error else ""
+    return Judgement(prediction.row, row.tool, chosen, credited, group, error=error, detail=detail)
 
 
 def _credited(chosen: str | None, row: Row) -> str:
     return row.tool if chosen in row.acceptable_tools else chosen or INVALID
 
 
+@dataclass(frozen=True)
+class CallVerdict:
+    """The verdict on one call: the first of ERRORS that applies, and which of its parameters match."""
+
+    error: str | None
+    detail: str
+    parameters: tuple[ParameterMatch, ...]
+    is_call_correct: bool = False
+    is_bfcl_valid: bool | None = False
+
+
 def _judge_call(
-    answer: ParsedAnswer, chosen: str | None, row: Row, tools: Toolbox, same_code: SameCode
-) -> dict[str, Any]:
-    """Say what is wrong with a call, the first of ERRORS that applies, and which of its parameters match."""
-    if not answer.call:
-        return {"error": "no parseable call", "detail": answer.problem}
-    if chosen is None:
-        return {"error": "unknown tool", "detail": answer.tool}
-    if chosen not in row.acceptable_tools:
-        return {"error": "wrong tool", "detail": f"{row.tool} -> {chosen}"}
-    if chosen != row.tool:  # another acceptable tool: its parameters have no reference, the schema has to do
-        problems = tools.problems(answer.call)
-        outcome = {"is_call_correct": not problems, "is_bfcl_valid": None, "parameters": ()}
-        return outcome | ({"error": "wrong-type parameter", "detail": problems[0]} if problems else {})
-    tool = tools[chosen]
+    answer: ParsedAnswer, call: ToolCall | None, row: Row, tools: Toolbox, same_code: SameCode
+) -> CallVerdict:
+    if call is None:
+        return _no_match("no parseable call", answer.problem or "", row, tools)
+    if call.tool not in tools:
+        return _no_match("unknown tool", call.tool, row, tools)
+    if call.tool not in row.acceptable_tools:
+        return _no_match("wrong tool", f"{row.tool} -> {call.tool}", row, tools)
+    problems = tools.problems(call)
+    if call.tool != row.tool:  # another acceptable tool: its parameters have no reference, only their schema
+        error = "wrong-type parameter" if problems else None
+        return CallVerdict(error, problems[0] if problems else "", (), not problems, is_bfcl_valid=None)
+    tool = tools[call.tool]
     accepted = accepted_values(row, tool)
-    matches = match_parameters(answer.call.parameters, tool, accepted, same_code)
-    arguments = {"name": chosen, "arguments": answer.call.parameters}
+    matches = match_parameters(call.parameters, tool, accepted, same_code)
+    arguments = {"name": call.tool, "arguments": call.parameters}
     bfcl = bfcl_verdict(arguments, bfcl_expected(tool, accepted), bfcl_function(tool))
-    is_correct = all(match.is_match for match in matches) and not tools.problems(answer.call)
-    outcome = {"parameters": matches, "is_bfcl_valid": bfcl.valid, "is_call_correct": is_correct}
-    return outcome if is_correct else outcome | _parameter_error(answer.call, matches, tool)
+    if all(match.is_match for match in matches) and not problems:
+        return CallVerdict(None, "", matches, is_call_correct=True, is_bfcl_valid=bfcl.valid)
+    error, detail = _parameter_error(call, matches, tool)
+    return CallVerdict(error, detail, matches, is_bfcl_valid=bfcl.valid)
 
 
-def _parameter_error(call: ToolCall, matches: tuple[ParameterMatch, ...], tool: Tool) -> dict[str, str]:
+def _no_match(error: str, detail: str, row: Row, tools: Toolbox) -> CallVerdict:
+    """Return the verdict on an answer without an acceptable tool: all parameters that the row asks for are missing."""
+    tool = tools[row.tool]
+    return CallVerdict(error, detail, match_parameters({}, tool, accepted_values(row, tool)))
+
+
+def _parameter_error(call: ToolCall, matches: tuple[ParameterMatch, ...], tool: Tool) -> tuple[str, str]:
+    """Return the kind of error and its detail."""
     missing = [match.name for match in matches if match.is_expected and not match.is_given]
-    extra = [name for name in call.parameters if name not in tool.properties]
     if missing:
-        return {"error": "missing parameter", "detail": ", ".join(missing)}
+        return "missing parameter", ", ".join(missing)
+    extra = [name for name in call.parameters if name not in tool.properties]
     if extra:
-        return {"error": "extra parameter", "detail": ", ".join(extra)}
+        return "extra parameter", ", ".join(extra)
     problems = tool.parameter_problems(call.parameters)
     if problems:
-        return {"error": "wrong-type parameter", "detail": problems[0]}
+        return "wrong-type parameter", problems[0]
     wrong = [match for match in matches if not match.is_match]
     unasked = [match.name for match in wrong if not match.is_expected]
     if len(unasked) == len(wrong):
-        return {"error": "extra parameter", "detail": ", ".join(unasked)}
-    return {"error": "wrong-value parameter", "detail": ", ".join(match.name for match in wrong)}
+        return "extra parameter", ", ".join(unasked)
+    return "wrong-value parameter", ", ".join(match.name for match in wrong)
 
 
-# ---- parameters as the router needs them ------------------------------------------------------------------
+# ---- parameters under the router's policy ----------------------------------------------------------------------
 
 
 def match_parameters(
@@ -223,7 +246,7 @@ def _words(text: str) -> list[str]:
 
 
 def token_f1(one: str, other: str) -> float:
-    """Overlap of two texts' words as F1, SQuAD's measure (Rajpurkar et al. 2016); 1 if both are empty."""
+    """Return the overlap of two texts' words as F1, SQuAD's measure (Rajpurkar et al. 2016); 1 if both are empty."""
     ours, theirs = Counter(_words(one)), Counter(_words(other))
     if not ours or not theirs:
         return float(ours == theirs)

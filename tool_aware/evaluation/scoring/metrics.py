@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.evaluation.scoring.confusion import ConfusionCells, ConfusionCounts
 from tool_aware.evaluation.scoring.intervals import (
     NOT_AVAILABLE,
     Estimate,
+    Figure,
     bootstrap,
     bootstrap_weights,
     f1_proportion,
+    known,
     proportion,
     share,
     widest,
@@ -23,14 +25,18 @@ from tool_aware.evaluation.scoring.judgement import INVALID, Judgement, Paramete
 if TYPE_CHECKING:
     import numpy as np
 
+    from tool_aware.evaluation.scoring.confusion import Statistic
+
+Question = Callable[[Judgement], bool | None]  # about one judgement; None where it does not apply
+
 
 @dataclass(frozen=True)
 class ToolMetrics:
     """One tool's figures: `support` rows ask for it, `predicted` rows got it."""
 
-    precision: Estimate
-    recall: Estimate
-    f1: Estimate
+    precision: Figure
+    recall: Figure
+    f1: Figure
     support: int
     predicted: int
 
@@ -42,8 +48,8 @@ class ParameterMetrics:
     `overall_f1` is over all rows of its tool: where another tool was chosen, the parameter is missing.
     """
 
-    precision: Estimate
-    recall: Estimate
+    precision: Figure
+    recall: Figure
     f1: float | None
     overall_f1: float | None
     token_f1: float | None
@@ -67,168 +73,134 @@ class Metrics:
     macro_recall: Estimate
     macro_f1: Estimate
     weighted_f1: Estimate
-    over_call: Estimate
-    under_call: Estimate
+    over_call: Figure
+    under_call: Figure
     per_tool: dict[str, ToolMetrics]
     labels: list[str]
     confusion: list[list[int]]
-    names_right_tool: Estimate | None
-    parse_rate: Estimate | None
-    schema_rate: Estimate | None
+    names_right_tool: Figure | None
+    parse_rate: Figure | None
+    schema_rate: Figure | None
     truncated: int
-    call_accuracy: Estimate | None
-    call_accuracy_given_tool: Estimate | None
-    bfcl_strict: Estimate | None
-    bfcl_strict_given_tool: Estimate | None
-    reasoning_sound: Estimate | None
+    call_accuracy: Figure | None
+    call_accuracy_given_tool: Figure | None
+    bfcl_strict: Figure | None
+    bfcl_strict_given_tool: Figure | None
+    reasoning_sound: Figure | None
     parameters: dict[str, ParameterMetrics]
     errors: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def summarise(
     system: str, judgements: Sequence[Judgement], tools: Sequence[str], *, no_tool: str | None, seed: int
 ) -> Metrics:
-    """Add up `judgements` of the system called `system`; `no_tool` names the tool that stands for plain chat."""
-    counts = count_confusion(judgements, tools)
-    cells = one_hot(judgements, tools)
+    """Add up `judgements`, at least one, of the system called `system`; `no_tool` names the tool for plain chat."""
+    cells = ConfusionCells.of(judgements, tools)
     weights = bootstrap_weights([judgement.group for judgement in judgements], seed=seed)
-    per_tool = {
-        tool: _tool_metrics(
-            tool, judgements, bootstrap(partial(confusion_figure, cells, len(tools), f"f1:{k}"), weights), seed
-        )
-        for k, tool in enumerate(tools)
-    }
+    per_tool = _per_tool(judgements, tools, cells, weights, seed)
+    precisions, recalls, f1s = zip(*((m.precision, m.recall, m.f1) for m in per_tool.values()), strict=True)
 
-    def average(figure: str, ends: str) -> Estimate:
-        """Bootstrap an average over tools; if all resamples agree, average the ends of the tools' own intervals."""
-        estimate = bootstrap(partial(confusion_figure, cells, len(tools), figure), weights)
-        parts = [getattr(m, ends) for m in per_tool.values() if getattr(m, ends).value is not None]
-        if estimate.low != estimate.high or not parts:
-            return estimate
-        low, high = (sum(getattr(part, end) for part in parts) / len(parts) for end in ("low", "high"))
-        return Estimate(estimate.value, min(low, estimate.low), max(high, estimate.high), estimate.n)
+    def average(statistic: Statistic, parts: Sequence[Figure]) -> Estimate:
+        return _average(known(bootstrap(cells.statistic(statistic), weights)), parts)
 
+    answered = [j for j in judgements if j.is_parsed is not None]
+    right = [j for j in answered if j.is_tool_right]
+
+    def rate(question: Question, among: Sequence[Judgement] = answered) -> Figure | None:
+        return _rate(question, among, seed) if answered else None
+
+    macro_recall = average(ConfusionCounts.macro_recall, recalls)
     return Metrics(
         system=system,
         rows=len(judgements),
         groups=len({judgement.group for judgement in judgements}),
-        accuracy=_share([j.is_tool_right for j in judgements], judgements, seed),
-        balanced_accuracy=average("macro_recall", "recall"),
-        macro_precision=average("macro_precision", "precision"),
-        macro_recall=average("macro_recall", "recall"),
-        macro_f1=average("macro_f1", "f1"),
-        weighted_f1=average("weighted_f1", "f1"),
-        **_call_rates(judgements, no_tool, seed),
+        accuracy=known(_rate(lambda j: j.is_tool_right, judgements, seed)),
+        balanced_accuracy=macro_recall,
+        macro_precision=average(ConfusionCounts.macro_precision, precisions),
+        macro_recall=macro_recall,
+        macro_f1=average(ConfusionCounts.macro_f1, f1s),
+        weighted_f1=average(ConfusionCounts.weighted_f1, f1s),
+        over_call=_over_call(judgements, no_tool, seed),
+        under_call=_under_call(judgements, no_tool, seed),
         per_tool=per_tool,
         labels=[*tools, INVALID],
-        confusion=counts.tolist(),
-        **_answer_figures(judgements, seed),
+        confusion=cells.matrix(),
+        names_right_tool=rate(lambda j: j.names_right_tool),
+        parse_rate=rate(lambda j: j.is_parsed),
+        schema_rate=rate(lambda j: j.fits_schema),
+        truncated=sum(j.is_truncated for j in answered),
+        call_accuracy=rate(lambda j: j.is_call_correct),
+        call_accuracy_given_tool=rate(lambda j: j.is_call_correct, right),
+        bfcl_strict=rate(lambda j: j.is_bfcl_valid),
+        bfcl_strict_given_tool=rate(lambda j: j.is_bfcl_valid, right),
+        reasoning_sound=rate(lambda j: j.is_reasoning_sound),
         parameters=_parameter_metrics(judgements),
         errors=dict(Counter(judgement.error for judgement in judgements if judgement.error).most_common()),
     )
 
 
-def _share(flags: Sequence[bool], judgements: Sequence[Judgement], seed: int) -> Estimate:
-    return share(flags, [judgement.group for judgement in judgements], seed=seed)
+def _rate(question: Question, judgements: Sequence[Judgement], seed: int) -> Figure:
+    """Return the share of judgements answered yes, among those that the question applies to."""
+    answers = [(is_yes, j.group) for j in judgements if (is_yes := question(j)) is not None]
+    return share([is_yes for is_yes, _ in answers], [group for _, group in answers], seed=seed)
 
 
 # ---- tool choice ------------------------------------------------------------------------------------------
 
 
-def one_hot(judgements: Sequence[Judgement], tools: Sequence[str]) -> np.ndarray:
-    """Mark each row's cell of the confusion matrix, shape (rows, tools * (tools + 1))."""
-    import numpy as np
-
-    columns = {name: index for index, name in enumerate([*tools, INVALID])}
-    cells = [columns[j.expected] * len(columns) + columns[j.credited] for j in judgements]
-    return np.eye(len(tools) * len(columns), dtype=np.int64)[cells]
-
-
-def count_confusion(judgements: Sequence[Judgement], tools: Sequence[str]) -> np.ndarray:
-    """Count rows by right tool and chosen tool, shape (tools, tools + 1)."""
-    return one_hot(judgements, tools).sum(0).reshape(len(tools), len(tools) + 1)
+def _average(estimate: Estimate, parts: Sequence[Figure]) -> Estimate:
+    """Return an average over tools; if all its resamples agree, with the mean ends of the tools' own intervals."""
+    ends = [part for part in parts if isinstance(part, Estimate)]
+    if estimate.low != estimate.high or not ends:
+        return estimate
+    low, high = (sum(values) / len(ends) for values in ([part.low for part in ends], [part.high for part in ends]))
+    return Estimate(estimate.value, min(low, estimate.low), max(high, estimate.high), estimate.n)
 
 
-def confusion_figure(cells: np.ndarray, tools: int, figure: str, weights: np.ndarray) -> np.ndarray:
-    """Compute one figure per resample: `weights` (..., rows) -> (...). NaN where it is undefined.
-
-    `figure` is accuracy, macro_precision, macro_recall, macro_f1, weighted_f1, or f1:INDEX.
-    F1 = 2 TP / (2 TP + FP + FN); macro figures average over the tools that occur.
-    """
-    import numpy as np
-
-    counts = (weights @ cells).reshape(*weights.shape[:-1], tools, tools + 1).astype(float)
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)  # (..., tools)
-    support, predicted = counts.sum(-1), counts.sum(-2)[..., :tools]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        f1 = np.where(support > 0, 2 * hits / (support + predicted), np.nan)
-        if figure.startswith("f1:"):
-            return f1[..., int(figure[3:])]
-        if figure == "accuracy":
-            return hits.sum(-1) / support.sum(-1)
-        if figure == "weighted_f1":
-            return np.nansum(f1 * support, -1) / support.sum(-1)
-        per_tool = {
-            # A tool that is never chosen has no precision; the average counts it as 0, as scikit-learn does.
-            "macro_precision": np.where(predicted > 0, hits / predicted, 0.0),
-            "macro_recall": hits / support,
-            "macro_f1": f1,
-        }[figure]
-        occurring = np.where(support > 0, per_tool, 0.0).sum(-1)
-        return occurring / (support > 0).sum(-1)
+def _per_tool(
+    judgements: Sequence[Judgement], tools: Sequence[str], cells: ConfusionCells, weights: np.ndarray, seed: int
+) -> dict[str, ToolMetrics]:
+    metrics = {}
+    for number, tool in enumerate(tools):
+        f1 = bootstrap(cells.statistic(_f1_of(number)), weights)
+        metrics[tool] = _tool_metrics(tool, judgements, f1, seed)
+    return metrics
 
 
-def _tool_metrics(tool: str, judgements: Sequence[Judgement], f1_over_groups: Estimate, seed: int) -> ToolMetrics:
+def _f1_of(number: int) -> Statistic:
+    return lambda counts: counts.f1()[..., number]
+
+
+def _tool_metrics(tool: str, judgements: Sequence[Judgement], f1_over_groups: Figure, seed: int) -> ToolMetrics:
     asked_for = [j for j in judgements if j.expected == tool]
     given = [j for j in judgements if j.credited == tool]
     hits = sum(j.is_tool_right for j in asked_for)
+    misses = len(asked_for) + len(given) - 2 * hits
     return ToolMetrics(
-        precision=_share([j.is_tool_right for j in given], given, seed),
-        recall=_share([j.is_tool_right for j in asked_for], asked_for, seed),
+        precision=_rate(lambda j: j.is_tool_right, given, seed),
+        recall=_rate(lambda j: j.is_tool_right, asked_for, seed),
         # A tool that no row asks for has no F1, however often it was chosen.
-        f1=widest(
-            f1_proportion(hits, len(asked_for) + len(given) - 2 * hits) if asked_for else NOT_AVAILABLE, f1_over_groups
-        ),
+        f1=widest(f1_proportion(hits, misses), f1_over_groups) if asked_for else NOT_AVAILABLE,
         support=len(asked_for),
         predicted=len(given),
     )
 
 
-def _call_rates(judgements: Sequence[Judgement], no_tool: str | None, seed: int) -> dict[str, Estimate]:
-    idle = [j for j in judgements if j.expected == no_tool]
-    busy = [j for j in judgements if j.expected != no_tool] if no_tool else []
-    return {
-        "over_call": _share([j.credited not in (no_tool, INVALID) for j in idle], idle, seed),
-        "under_call": _share([j.credited == no_tool for j in busy], busy, seed),
-    }
+def _over_call(judgements: Sequence[Judgement], no_tool: str | None, seed: int) -> Figure:
+    needing_none = [j for j in judgements if j.expected == no_tool]
+    return _rate(lambda j: j.credited not in (no_tool, INVALID), needing_none, seed)
 
 
-# ---- whole answers ----------------------------------------------------------------------------------------
+def _under_call(judgements: Sequence[Judgement], no_tool: str | None, seed: int) -> Figure:
+    needing_one = [j for j in judgements if j.expected != no_tool] if no_tool else []
+    return _rate(lambda j: j.credited == no_tool, needing_one, seed)
 
 
-def _answer_figures(judgements: Sequence[Judgement], seed: int) -> dict[str, Any]:
-    answered = [j for j in judgements if j.is_parsed is not None]
-    right = [j for j in answered if j.is_tool_right]
-
-    def rate(attribute: str, among: Sequence[Judgement] = answered) -> Estimate | None:
-        judged = [j for j in among if getattr(j, attribute) is not None]
-        return _share([getattr(j, attribute) for j in judged], judged, seed) if answered else None
-
-    return {
-        "names_right_tool": rate("names_right_tool"),
-        "parse_rate": rate("is_parsed"),
-        "schema_rate": rate("fits_schema"),
-        "truncated": sum(j.is_truncated for j in answered),
-        "call_accuracy": rate("is_call_correct"),
-        "call_accuracy_given_tool": rate("is_call_correct", right),
-        "bfcl_strict": rate("is_bfcl_valid"),
-        "bfcl_strict_given_tool": rate("is_bfcl_valid", right),
-        "reasoning_sound": rate("is_reasoning_sound"),
-    }
+# ---- parameters -------------------------------------------------------------------------------------------
 
 
 def _parameter_metrics(judgements: Sequence[Judgement]) -> dict[str, ParameterMetrics]:

@@ -1,4 +1,4 @@
-"""The same questions asked a little differently: how much of a score hangs on the wording of the prompt?"""
+"""The test rows with other prompts: tools in another order, masked names, another opening sentence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tool_aware.evaluation.scoring.intervals import difference
 from tool_aware.evaluation.scoring.judgement import Judgement
 from tool_aware.evaluation.scoring.metrics import Metrics
 from tool_aware.prompt import render_instruction
@@ -27,7 +28,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far a variant moves a system's figures; `changed` is the share of rows that got another tool."""
+    """Changes of a system's figures under a variant; `changed` is the share of rows that got another tool."""
 
     variant: str
     accuracy: float
@@ -40,7 +41,7 @@ class Shift:
 def make_variants(rows: Mapping[int, Row], tools: Toolbox, *, seed: int) -> list[Variant]:
     """Rewrite every prompt three ways: tools in another order, masked names, another opening sentence.
 
-    Rows whose instruction this toolkit did not render are left out: nobody knows where their tool list is.
+    Rows whose instruction this toolkit did not render are left out: the place of their tool list is unknown.
     """
     own = {index: row for index, row in rows.items() if row.instruction == render_instruction(row.query, tools)}
     order = list(tools)
@@ -73,10 +74,7 @@ def shift(
     """Compare a system's figures on the variant with those on the plain prompts of the same rows."""
     (before, judged_before), (after, judged_after) = plain, varied
     changed = sum(a.chosen != b.chosen for a, b in zip(judged_before, judged_after, strict=True))
-    f1_changes = {
-        tool: None if figures.f1.value is None else after.per_tool[tool].f1.value - figures.f1.value
-        for tool, figures in before.per_tool.items()
-    }
+    f1_changes = {tool: difference(after.per_tool[tool].f1, figures.f1) for tool, figures in before.per_tool.items()}
     return Shift(
         variant=variant,
         accuracy=after.accuracy.value,

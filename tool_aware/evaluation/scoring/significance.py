@@ -1,19 +1,18 @@
-"""Is the tuned model better than the base? Both answered the same rows, so the comparison is paired."""
+"""Paired comparison of two systems on the same rows: McNemar's exact test and a bootstrap over groups of rows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from tool_aware.evaluation.scoring.intervals import Estimate, bootstrap, bootstrap_weights
+from tool_aware.evaluation.scoring.confusion import ConfusionCells, ConfusionCounts
+from tool_aware.evaluation.scoring.intervals import Estimate, bootstrap, bootstrap_weights, known
 from tool_aware.evaluation.scoring.judgement import Judgement
-from tool_aware.evaluation.scoring.metrics import confusion_figure, one_hot
 
 if TYPE_CHECKING:
-    import numpy as np
+    from tool_aware.evaluation.scoring.confusion import Statistic
 
 SIGNIFICANCE = 0.05
 POWER = 0.8  # chance that the suggested number of rows shows a difference of the observed size
@@ -38,7 +37,7 @@ class PairedTest:
 
     @property
     def discordant(self) -> int:
-        """Rows on which the systems differ."""
+        """Return the number of rows on which the systems differ."""
         return self.only_first + self.only_second
 
 
@@ -55,11 +54,11 @@ class Comparison:
     whole_call: PairedTest | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self) | {"verdict": self.verdict()}
 
     def verdict(self) -> str:
-        """Say it in a sentence."""
+        """Write the conclusion and its evidence as a sentence."""
         test, difference = self.tool_choice, self.accuracy_difference
         evidence = (
             f"{100 * difference.value:+.1f} points of tool accuracy "
@@ -80,7 +79,7 @@ class Comparison:
 
 
 def _agreed(test: PairedTest, difference: Estimate) -> PairedTest:
-    """Withdraw a conclusion that the bootstrap over groups does not bear out: McNemar takes all rows as independent."""
+    """Withdraw a conclusion that the bootstrap over groups does not confirm: McNemar treats rows as independent."""
     excludes_zero = difference.low > 0 or difference.high < 0
     return test if excludes_zero else replace(test, conclusion="not distinguishable at this size")
 
@@ -123,22 +122,21 @@ def compare(
     """Compare two systems' judgements of the same rows, in the same order."""
     assert [j.row for j in first] == [j.row for j in second], "paired comparison needs the same rows"
     weights = bootstrap_weights([judgement.group for judgement in first], seed=seed)
-    cells = one_hot(first, tools), one_hot(second, tools)
-    has_calls = all(j.is_call_correct is not None for j in (*first, *second))
-    accuracy_difference = bootstrap(partial(_difference, *cells, len(tools), "accuracy"), weights)
+    first_cells, second_cells = ConfusionCells.of(first, tools), ConfusionCells.of(second, tools)
+
+    def difference(statistic: Statistic) -> Estimate:
+        before, after = first_cells.statistic(statistic), second_cells.statistic(statistic)
+        return known(bootstrap(lambda weights: after(weights) - before(weights), weights))
+
+    accuracy_difference = difference(ConfusionCounts.accuracy)
+    tool_choice = mcnemar([j.is_tool_right for j in first], [j.is_tool_right for j in second])
+    calls = [[j.is_call_correct for j in judged if j.is_call_correct is not None] for judged in (first, second)]
+    has_calls = all(len(group) == len(first) for group in calls)
     return Comparison(
         *names,
         groups=len({judgement.group for judgement in first}),
         accuracy_difference=accuracy_difference,
-        macro_f1_difference=bootstrap(partial(_difference, *cells, len(tools), "macro_f1"), weights),
-        tool_choice=_agreed(
-            mcnemar([j.is_tool_right for j in first], [j.is_tool_right for j in second]), accuracy_difference
-        ),
-        whole_call=mcnemar([j.is_call_correct for j in first], [j.is_call_correct for j in second])
-        if has_calls
-        else None,
+        macro_f1_difference=difference(ConfusionCounts.macro_f1),
+        tool_choice=_agreed(tool_choice, accuracy_difference),
+        whole_call=mcnemar(*calls) if has_calls else None,
     )
-
-
-def _difference(first: np.ndarray, second: np.ndarray, tools: int, figure: str, weights: np.ndarray) -> np.ndarray:
-    return confusion_figure(second, tools, figure, weights) - confusion_figure(first, tools, figure, weights)

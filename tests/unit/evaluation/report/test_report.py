@@ -54,8 +54,8 @@ def results(config):
         if task.kind == "choice"
     }
     predictions |= {"base": base, "finetuned": tuned, "base_constrained": base, "finetuned_constrained": tuned}
-    rivals = {"majority": [Prediction(index, tool="web_search") for index in rows]}
-    return assemble(config, rows, rows, predictions, tasks, rivals=rivals)
+    baselines = {"majority": [Prediction(index, tool="web_search") for index in rows]}
+    return assemble(config, rows, rows, predictions, tasks, baselines=baselines)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def page(results):
     return render_html(results, build_report(results), facts=["test.json & <b>", "model x"])
 
 
-def test_the_verdict_comes_first_and_names_the_best_rival(results):
+def test_the_verdict_comes_first_and_names_the_best_baseline(results):
     first = build_report(results)[0]
     assert first.title == "Verdict"
     assert first.paragraphs[0].startswith("Fine-tuned is better than base: +")
@@ -71,10 +71,10 @@ def test_the_verdict_comes_first_and_names_the_best_rival(results):
     assert "Constrained decoding alone moves the base by +0.0 points" in first.paragraphs[0]
 
 
-def test_a_rival_that_wins_is_in_the_first_paragraph(config, results):
+def test_a_baseline_that_wins_is_in_the_first_paragraph(config, results):
     perfect = {"TF-IDF": [Prediction(index, tool=row.tool) for index, row in results.rows.items()]}
     worse = {"base": results.predictions["base"], "finetuned": results.predictions["base"]}
-    beaten = assemble(config, results.rows, {}, worse, [], rivals=perfect)
+    beaten = assemble(config, results.rows, {}, worse, [], baselines=perfect)
     assert "the cheap rival TF-IDF wins over fine-tuned" in build_report(beaten)[0].paragraphs[0]
 
 

@@ -1,5 +1,5 @@
 from tool_aware.config.settings import KeywordRouterSection
-from tool_aware.evaluation.scoring.baselines import rival_predictions
+from tool_aware.evaluation.scoring.baselines import baseline_predictions
 from tool_aware.evaluation.scoring.breakdown import break_down, top_confusions, worst_rows
 from tool_aware.evaluation.scoring.judgement import Judgement
 from tool_aware.evaluation.scoring.robustness import make_variants
@@ -80,19 +80,19 @@ ROUTER = KeywordRouterSection.model_validate(
 )
 
 
-def test_rivals_choose_from_what_they_learned_and_only_tools_on_offer():
+def test_baselines_choose_from_what_they_learned_and_only_tools_on_offer():
     test = {7: row("find budgets", "rag"), 9: row("LATEST numbers", "web"), 11: row("explain latestness", "chat")}
-    rivals = rival_predictions(TRAIN, test, ROUTER, TOOLS.names)
-    chosen = {name: [p.tool for p in predictions] for name, predictions in rivals.items()}
+    baselines = baseline_predictions(TRAIN, test, ROUTER, TOOLS.names)
+    chosen = {name: [p.tool for p in predictions] for name, predictions in baselines.items()}
     assert chosen["keyword router"] == ["rag", "web", "rag"]  # whole words, any case
     assert chosen["TF-IDF + logistic regression"] == ["rag", "web", "chat"]
     assert chosen["char n-gram k-NN"] == ["rag", "web", "chat"]
     assert chosen["majority"][0] in TOOLS.names
-    assert [p.row for p in rivals["majority"]] == [7, 9, 11]
+    assert [p.row for p in baselines["majority"]] == [7, 9, 11]
 
 
-def test_rivals_that_cannot_learn_are_left_out():
+def test_baselines_that_cannot_learn_are_left_out():
     test = {0: row("find", "rag")}
-    assert set(rival_predictions([], test, ROUTER, TOOLS.names)) == {"keyword router"}
-    assert set(rival_predictions(TRAIN[:3], test, KeywordRouterSection(), TOOLS.names)) == {"majority"}
+    assert set(baseline_predictions([], test, ROUTER, TOOLS.names)) == {"keyword router"}
+    assert set(baseline_predictions(TRAIN[:3], test, KeywordRouterSection(), TOOLS.names)) == {"majority"}
     assert parse_response(TRAIN[0].response).call is not None

@@ -5,11 +5,11 @@ import pytest
 
 from tool_aware.config.settings import CostsSection
 from tool_aware.evaluation.scoring.calibration import (
+    calibrate,
     calibration_error,
     cheapest,
     choose_threshold,
     fit_temperature,
-    measure_trust,
     reliability,
     risk_coverage,
     routing_thresholds,
@@ -35,15 +35,15 @@ def test_temperature_undoes_over_and_under_confidence():
 
 
 def test_calibration_fitted_on_val_shows_on_test():
-    trust = measure_trust(
+    calibration = calibrate(
         *sample(1500, sharpened=3, seed=1), *sample(1500, sharpened=3, seed=2),
         costs=CostsSection(), wanted_precision=0.8,
     )  # fmt: skip
-    assert trust.ece < 0.04 < 0.1 < trust.ece_before
-    assert trust.threshold.val_precision.value >= 0.8
-    assert trust.threshold.test_precision.value == pytest.approx(0.8, abs=0.04)
-    assert 0.1 < trust.threshold.test_coverage < 1
-    assert trust.costs.least_expected_cost < trust.costs.always_act
+    assert calibration.ece < 0.04 < 0.1 < calibration.ece_before
+    assert calibration.threshold.val_precision.value >= 0.8
+    assert calibration.threshold.test_precision.value == pytest.approx(0.8, abs=0.04)
+    assert 0.1 < calibration.threshold.test_coverage < 1
+    assert calibration.costs.least_expected_cost < calibration.costs.always_act
 
 
 def test_calibration_error_is_the_mean_gap_weighted_by_rows():
@@ -75,8 +75,8 @@ def test_a_costly_mistake_is_avoided_even_when_it_is_the_likelier_tool():
 def test_the_thresholds_file_lets_another_program_reach_the_same_decision():
     scores, rows = sample(400, sharpened=2, seed=3)
     costs = CostsSection(abstain=0.4)
-    trust = measure_trust(scores, rows, scores, rows, costs=costs, wanted_precision=0.7)
-    document = routing_thresholds(trust, costs, TOOLS)
+    calibration = calibrate(scores, rows, scores, rows, costs=costs, wanted_precision=0.7)
+    document = routing_thresholds(calibration, costs, TOOLS)
     accepted = right = 0
     for row_scores, row in zip(scores, rows, strict=True):  # exactly what `how_to_apply` says
         weights = {tool: math.exp(score / document["temperature"]) for tool, score in row_scores.items()}

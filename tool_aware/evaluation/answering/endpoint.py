@@ -7,7 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,15 @@ from tool_aware.rows import Row
 RETRY_WAITS_S = (0.5, 2.0, 8.0)
 RETRIED_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of a server. `is_truncated`: the limit of new tokens came before its end."""
+
+    text: str
+    new_tokens: int
+    is_truncated: bool
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,16 @@ class Endpoint:
             )
 
     def answer(self, row: int, instruction: str) -> Prediction:
-        """Ask for one greedy answer."""
+        """Ask for the greedy answer to one row."""
         begun_s = time.perf_counter()
+        reply = self.ask(instruction)
+        seconds = time.perf_counter() - begun_s
+        return Prediction(
+            row, reply.text, new_tokens=reply.new_tokens, is_truncated=reply.is_truncated, seconds=seconds
+        )
+
+    def ask(self, instruction: str) -> Reply:
+        """Ask for one greedy answer. Raises UserError if the server gives none."""
         body = {
             "model": self.served_name,
             "messages": [{"role": "user", "content": instruction}],
@@ -57,13 +74,8 @@ class Endpoint:
             text = choice["message"]["content"] or ""
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"its reply holds no answer: {json.dumps(reply)[:200]}", where=self.url) from error
-        return Prediction(
-            row,
-            text,
-            new_tokens=(reply.get("usage") or {}).get("completion_tokens") or 0,
-            is_truncated=choice.get("finish_reason") == "length",
-            seconds=time.perf_counter() - begun_s,
-        )
+        new_tokens = (reply.get("usage") or {}).get("completion_tokens") or 0
+        return Reply(text, new_tokens, is_truncated=choice.get("finish_reason") == "length")
 
     def answer_rows(self, rows: Mapping[int, Row], log: PredictionLog) -> list[Prediction]:
         """Answer what `log` does not hold yet, `concurrency` at a time, and return all answers in row order."""
@@ -110,44 +122,3 @@ def _explain(error: urllib.error.HTTPError) -> str:
     detail = error.read(500).decode(errors="replace").strip()
     advice = "; set OPENAI_API_KEY to the server's key" if error.code in (401, 403) else ""
     return f"answered {error.code} {error.reason}{advice}: {detail}"
-
-
-# ---- is it the tuned model that answers? ------------------------------------------------------------------
-
-PROBE_ROWS = 8
-
-
-def make_probe(
-    rows: Mapping[int, Row], base: Sequence[Prediction], tuned: Sequence[Prediction]
-) -> list[dict[str, str]]:
-    """Pick prompts that base and tuned model answer differently: they tell which of the two a server runs."""
-    differing = [(b, t) for b, t in zip(base, tuned, strict=True) if b.text.strip() != t.text.strip()]
-    differing.sort(key=lambda pair: pair[0].text.split("\n")[0] == pair[1].text.split("\n")[0])  # other tool first
-    return [
-        {"instruction": rows[b.row].instruction, "base": b.text.strip(), "tuned": t.text.strip()}
-        for b, t in differing[:PROBE_ROWS]
-    ]
-
-
-def run_probe(endpoint: Endpoint, probe: Sequence[Mapping[str, str]]) -> dict[str, int]:
-    """Ask the probe's prompts and count whose answer each reply resembles.
-
-    Another engine's rounding may change a word, so a reply counts for the answer with which it shares more text.
-
-    Raises UserError if the server answers as the base model does.
-    """
-    from difflib import SequenceMatcher
-
-    counts = {"tuned": 0, "base": 0, "neither": 0}
-    for number, item in enumerate(probe):
-        reply = endpoint.answer(number, item["instruction"]).text.strip()
-        base, tuned = (SequenceMatcher(None, reply, item[key], autojunk=False).ratio() for key in ("base", "tuned"))
-        counts["neither" if base == tuned else "base" if base > tuned else "tuned"] += 1
-    if counts["base"] > counts["tuned"]:
-        raise UserError(
-            f"answers as the base model does ({counts['base']} of {len(probe)} probe prompts, {counts['tuned']} as the "
-            "fine-tuned one): the adapter is not applied",
-            where=f"{endpoint.url}, model {endpoint.served_name}",
-            fix="vLLM: --enable-lora --lora-modules NAME=output/lora_adapters, then --served-model NAME",
-        )
-    return counts

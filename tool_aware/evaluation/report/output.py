@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import warn
-from tool_aware.evaluation.answering.endpoint import make_probe
+from tool_aware.evaluation.answering.probe import make_probe
 from tool_aware.evaluation.held_out import TestSet
 from tool_aware.evaluation.report.chapters import build_report
 from tool_aware.evaluation.report.figures import draw_confusion
@@ -25,6 +25,7 @@ from tool_aware.evaluation.report.tables import (
 )
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.calibration import routing_thresholds
+from tool_aware.evaluation.scoring.intervals import Estimate
 from tool_aware.files import write_json, write_text
 from tool_aware.inference import grammar
 from tool_aware.manifest import read_manifest, write_manifest
@@ -61,7 +62,7 @@ def write_results(
     """
     outputs: list[Path] = []
 
-    def put(name: str, writer: Any, *content: Any) -> None:
+    def put(name: str, writer: Callable[..., None], *content: object) -> None:
         writer(folder / name, *content)
         outputs.append(folder / name)
 
@@ -76,17 +77,25 @@ def write_results(
     put(REPORT_HTML_NAME, write_text, render_html(results, sections, facts=_facts(config, test)))
     put(GRAMMAR_GBNF_NAME, write_text, grammar.gbnf(config.toolbox))
     put(GRAMMAR_REGEX_NAME, write_text, grammar.regex(config.toolbox) + "\n")
-    _delete_what_else_an_earlier_run_wrote(folder, outputs)
+    _delete_outdated(folder, outputs)
     write_manifest(
-        folder, stage="evaluate", config=config.as_dict(), seed=config.evaluation.seed, started_s=started_s,
-        inputs=[test.path], outputs=outputs, counts={"rows": len(test.rows)}, fallbacks=results.notes,
-        dataset_sha256=test.sha256, partial=list(partial),
-    )  # fmt: skip
+        folder,
+        stage="evaluate",
+        config=config.as_dict(),
+        seed=config.evaluation.seed,
+        started_s=started_s,
+        inputs=[test.path],
+        outputs=outputs,
+        counts={"rows": len(test.rows)},
+        fallbacks=results.notes,
+        dataset_sha256=test.sha256,
+        partial=list(partial),
+    )
     return outputs
 
 
-def _delete_what_else_an_earlier_run_wrote(folder: Path, outputs: Sequence[Path]) -> None:
-    """Delete the outputs of the folder's manifest that this run did not write: figures of other answers than these."""
+def _delete_outdated(folder: Path, outputs: Sequence[Path]) -> None:
+    """Delete the outputs of the folder's earlier manifest that this run did not write: they are of other answers."""
     earlier = read_manifest(folder) or {}
     if earlier.get("stage") == "evaluate":
         for name in earlier["outputs"].keys() - {path.name for path in outputs}:
@@ -100,9 +109,16 @@ def result_rows(results: Results, system: str) -> list[dict[str, Any]]:
         row = results.rows[prediction.row]
         verdict = {key: value for key, value in asdict(judgement).items() if key != "row"}
         rows.append(
-            {"row": prediction.row, "query": row.query, "expected_response": row.response, "response": prediction.text,
-             **verdict, "scores": prediction.scores, "metadata": dict(row.metadata)}
-        )  # fmt: skip
+            {
+                "row": prediction.row,
+                "query": row.query,
+                "expected_response": row.response,
+                "response": prediction.text,
+                **verdict,
+                "scores": prediction.scores,
+                "metadata": dict(row.metadata),
+            }
+        )
     return rows
 
 
@@ -131,9 +147,12 @@ def update_adapter(adapter: Path, results: Results, config: Config, test: TestSe
     try:
         if results.calibration:
             thresholds = routing_thresholds(
-                results.calibration, config.evaluation.costs, config.toolbox.names, dataset_sha256=test.sha256,
+                results.calibration,
+                config.evaluation.costs,
+                config.toolbox.names,
+                dataset_sha256=test.sha256,
                 base_model=config.model.name,
-            )  # fmt: skip
+            )
             write_json(adapter / THRESHOLDS_NAME, thresholds)
         if results.main == ("base", "finetuned"):
             base, tuned = (results.predictions[name] for name in results.main)
@@ -156,7 +175,7 @@ def _update_model_card(card: Path, results: Results, test: TestSet) -> None:
     metrics = [
         {"type": name, "value": round(figure.value, 4), "name": name.replace("_", " ")}
         for name, figure in figures.items()
-        if figure and figure.value is not None
+        if isinstance(figure, Estimate)
     ]
     dataset = {"name": "held-out tool choice", "type": "custom", "revision": test.sha256[:12]}
     result = {"task": {"type": "text-generation", "name": "tool choice"}, "dataset": dataset, "metrics": metrics}
@@ -169,7 +188,8 @@ def print_results(results: Results) -> None:
     """Print the tables: base against tuned first, then all systems, then the tuned model in detail."""
     metrics = results.metrics
     if results.comparison:
-        print(comparison_table(*(metrics[name] for name in results.main), results.comparison))
+        base, tuned = (metrics[name] for name in results.main)
+        print(comparison_table(base, tuned, results.comparison))
     print("\n" + "\n".join(results.headline()[1:] if results.comparison else results.headline()))
     print("\nAll systems on the same rows\n" + systems_table(list(metrics.values())))
     print(f"\n{title(results.tuned)}: figures per tool\n{per_tool_table(metrics[results.tuned])}")

@@ -9,8 +9,9 @@ import pytest
 
 from tool_aware.console import UserError
 from tool_aware.evaluation.answering import endpoint as endpoint_module
-from tool_aware.evaluation.answering.endpoint import Endpoint, make_probe, run_probe
+from tool_aware.evaluation.answering.endpoint import Endpoint
 from tool_aware.evaluation.answering.predictions import PredictionLog
+from tool_aware.evaluation.answering.probe import make_probe, run_probe
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.rows import Row
 

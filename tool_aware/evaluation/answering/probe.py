@@ -1,0 +1,58 @@
+"""The probe of a server: prompts that base and tuned model answer differently show which of the two it runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from tool_aware.console import UserError
+from tool_aware.evaluation.answering.endpoint import Endpoint
+from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.rows import Row
+
+PROBE_ROWS = 8
+
+
+def make_probe(
+    rows: Mapping[int, Row], base: Sequence[Prediction], tuned: Sequence[Prediction]
+) -> list[dict[str, str]]:
+    """Pick prompts that base and tuned model answer differently; those that name another tool come first."""
+    texts = {
+        b.row: (b.text.strip(), t.text.strip())
+        for b, t in zip(base, tuned, strict=True)
+        if b.text is not None and t.text is not None
+    }
+    differing = [row for row, (b, t) in texts.items() if b != t]
+    differing.sort(key=lambda row: _first_line(texts[row][0]) == _first_line(texts[row][1]))
+    return [
+        {"instruction": rows[row].instruction, "base": texts[row][0], "tuned": texts[row][1]}
+        for row in differing[:PROBE_ROWS]
+    ]
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+def run_probe(endpoint: Endpoint, probe: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """Ask the probe's prompts and count whose answer each reply resembles.
+
+    Another engine's rounding may change a word, so a reply counts for the answer with which it shares more text.
+
+    Raises UserError if the server answers as the base model does.
+    """
+    from difflib import SequenceMatcher
+
+    counts = Counter(tuned=0, base=0, neither=0)
+    for item in probe:
+        reply = endpoint.ask(item["instruction"]).text.strip()
+        base, tuned = (SequenceMatcher(None, reply, item[key], autojunk=False).ratio() for key in ("base", "tuned"))
+        counts["neither" if base == tuned else "base" if base > tuned else "tuned"] += 1
+    if counts["base"] > counts["tuned"]:
+        raise UserError(
+            f"answers as the base model does ({counts['base']} of {len(probe)} probe prompts, {counts['tuned']} as the "
+            "fine-tuned one): the adapter is not applied",
+            where=f"{endpoint.url}, model {endpoint.served_name}",
+            fix="vLLM: --enable-lora --lora-modules NAME=output/lora_adapters, then --served-model NAME",
+        )
+    return counts

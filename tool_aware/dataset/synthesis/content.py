@@ -6,8 +6,18 @@ Below `content/`:
     domains/*.yaml      slots by domain: within one sentence all of them come from the same domain
     reasons.yaml        tool -> kind -> one-sentence patterns that quote the evidence
     noise.yaml          greetings, surrounding sentences, decoys, injected instructions
-    frames/**/*.yaml    the sentences; see `Frame`
+    frames/*/*.yaml     the sentences, one a line, in files by language, tool and slice:
+        en/direct_chat_terse.yaml             English; `_plain_advice` and the like where a slice fills several files
+        en/pairs_contrast.yaml                pairs and triples of several tools that differ in the deciding words
+        de/web_search.yaml                    other languages; their slice is `language`
+        many/code_execution_plain.yaml        programs asked for in many languages, by kind
+
+A file is a list of blocks. Keys of a block: `tool`, `say` (sentences, or sentences by language) or `pairs` (one sentence
+by tool), and where they differ from the usual `slice`, `language`, `kind`, `acceptable`, `slots`, `code`, `name` (of the
+program), `wrap` (false: without noise), `share`, and `id_prefix`. Ids are seeds: a sentence that changes its file, or its
+place in one, makes the same rows as before; with another `id_prefix` or other words it makes new ones.
 """
+
 
 from __future__ import annotations
 
@@ -20,14 +30,14 @@ from typing import Any
 import yaml
 
 from tool_aware.console import UserError, listing
-from tool_aware.dataset.synthesis import fillers
-from tool_aware.dataset.synthesis import frames as grammar
+from tool_aware.dataset.synthesis import fillers, frames
 
 CONTENT_DIR = Path(__file__).parent / "content"
 COUNT_SLOT = "count"  # "top {count} results": sets the tool's integer parameter
 
 _BLOCK_KEYS = {
     "tool", "slice", "language", "kind", "acceptable", "slots", "code", "name", "say", "pairs", "wrap", "share",
+    "id_prefix",
 }  # fmt: skip
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times faster
 
@@ -36,8 +46,9 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten t
 class Frame:
     """A sentence pattern and what it means.
 
-    `id` depends on the pattern alone, so adding a frame changes no other frame's rows. `group` is what splits keep
-    together: the frame itself, the program it belongs to, or the contrast pair it is one side of.
+    `id` depends on the pattern and its block's `id_prefix`, not on the file, so adding or moving frames changes no
+    other frame's rows. `group` is what splits keep together: the frame itself, the program it belongs to, or the
+    contrast pair it is one side of.
     """
 
     id: str
@@ -78,7 +89,7 @@ def load_content(directory: Path = CONTENT_DIR) -> Content:
     """
     problems: list[str] = []
     content = Content(
-        frames=tuple(_frames(directory, problems)),
+        frames=tuple(sorted(_frames(directory, problems), key=lambda frame: frame.id)),
         mix=_read(directory / "mix.yaml"),
         common=_read(directory / "fillers.yaml"),
         domains={path.stem: dict(_read(path)) for path in sorted((directory / "domains").glob("*.yaml"))},
@@ -99,15 +110,16 @@ def _read(path: Path) -> Any:
 
 
 def _frames(directory: Path, problems: list[str]) -> Iterator[Frame]:
-    for path in sorted((directory / "frames").rglob("*.yaml")):
+    folder = directory / "frames"
+    for path in sorted(folder.rglob("*.yaml")):
         for block in _read(path):
             unknown = set(block) - _BLOCK_KEYS
             if unknown:
-                problems.append(f"{path.name}: unknown keys {sorted(unknown)}")
-            yield from _frames_of(block, path.stem)
+                problems.append(f"{path.relative_to(folder)}: unknown keys {sorted(unknown)}")
+            yield from _frames_of(block)
 
 
-def _frames_of(block: Mapping[str, Any], stem: str) -> Iterator[Frame]:
+def _frames_of(block: Mapping[str, Any]) -> Iterator[Frame]:
     shared = {
         "slice": block.get("slice", "plain"),
         "acceptable": tuple(block.get("acceptable", ())),
@@ -126,7 +138,8 @@ def _frames_of(block: Mapping[str, Any], stem: str) -> Iterator[Frame]:
         by_language = {block.get("language", "en"): by_language}
     for language, patterns in by_language.items():
         for pattern in map(str, patterns):
-            identity = f"{stem}-{_digest(pattern)}"
+            prefix = block.get("id_prefix", f"{language}-{block['tool']}")
+            identity = f"{prefix}-{_digest(pattern)}"
             group = f"program-{block['name']}" if "name" in block else identity
             details = {**shared, "slice": shared["slice"] if language == "en" else "language"}
             kind = block.get("kind", "plain")
@@ -144,8 +157,8 @@ def _problems(content: Content) -> Iterator[str]:
         where = f"{frame.id} {frame.pattern!r:.70}"
         local = frame.slots or {}
         known = {*content.common, *domain_slots, *local, COUNT_SLOT}
-        yield from (f"{where}: {problem}" for problem in grammar.problems_of(frame.pattern, known))
-        needed = [slot for slot in grammar.slots_of(frame.pattern) if slot in domain_slots and slot not in local]
+        yield from (f"{where}: {problem}" for problem in frames.problems_of(frame.pattern, known))
+        needed = [slot for slot in frames.slots_of(frame.pattern) if slot in domain_slots and slot not in local]
         if needed and not content.domains_with(needed):
             yield f"{where}: no domain fills all of {', '.join(needed)}"
         if frame.slice not in content.mix:

@@ -12,10 +12,10 @@ Below `content/`:
         de/web_search.yaml                    other languages; their slice is `language`
         many/code_execution_plain.yaml        programs asked for in many languages, by kind
 
-A file is a list of blocks. Keys of a block: `tool`, `say` (sentences, or sentences by language) or `pairs` (one sentence
-by tool), and where they differ from the usual `slice`, `language`, `kind`, `acceptable`, `slots`, `code`, `name` (of the
-program), `wrap` (false: without noise), `share`, and `id_prefix`. Ids are seeds: a sentence that changes its file, or its
-place in one, makes the same rows as before; with another `id_prefix` or other words it makes new ones.
+A file is a list of blocks. Keys of a block: `tool` and `say` (sentences, or sentences by language), or `pairs` (one
+sentence by tool); and where they differ from the usual, `slice`, `language`, `kind`, `acceptable`, `slots`, `code`,
+`name` (of the program), `wrap` (false: without noise), `share`, `id_prefix`. Ids seed the random draws: a sentence that
+moves to another file makes the same rows as before; other words or another `id_prefix` make new ones.
 """
 
 

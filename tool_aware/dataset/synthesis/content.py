@@ -18,7 +18,6 @@ sentence by tool); and where they differ from the usual, `slice`, `language`, `k
 moves to another file makes the same rows as before; other words or another `id_prefix` make new ones.
 """
 
-
 from __future__ import annotations
 
 import hashlib

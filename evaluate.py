@@ -27,9 +27,10 @@ from pathlib import Path
 
 from tool_aware.config.settings import Config, Environment, add_config_arguments, load_config, read_environment
 from tool_aware.console import GateFailed, duration, heading, run, say, warn
-from tool_aware.evaluation.answering.endpoint import Endpoint, run_probe
+from tool_aware.evaluation.answering.endpoint import Endpoint
 from tool_aware.evaluation.answering.local_model import LocalModel
 from tool_aware.evaluation.answering.predictions import PredictionLog, read_answers
+from tool_aware.evaluation.answering.probe import run_probe
 from tool_aware.evaluation.answering.tasks import Plan, Task, origin_of, plan_tasks
 from tool_aware.evaluation.gates import Gates, failures, parse_gates
 from tool_aware.evaluation.held_out import TestSet, load_test_set, refuse_rows_taught_before

@@ -1,12 +1,13 @@
-"""What every script shares at its edge: errors for people, exit codes, tables, progress.
+"""The edge of every script: errors for people, exit codes, messages, fallbacks, tables, progress.
 
-stdout carries results, stderr carries the story. Colour and carriage returns appear on a terminal only,
+Results go to stdout, messages to stderr. Colour and carriage returns are written to a terminal only,
 and never when NO_COLOR is set (https://no-color.org).
 """
 
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import signal
 import sys
@@ -25,15 +26,24 @@ EXIT_SIGTERM = 128 + signal.SIGTERM
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
+# Names under which pip installs what is imported under another name.
+_DISTRIBUTIONS = {
+    "dotenv": "python-dotenv",
+    "google": "protobuf",
+    "psycopg2": "psycopg2-binary",
+    "pynvml": "nvidia-ml-py",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a full disk, a quota, a terminal that was closed
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can fix: what is wrong, where, and what to do about it."""
+    """A mistake that the user can fix: what is wrong, where, and how to fix it."""
 
     exit_code = EXIT_USER
-    is_silent = False  # another process of the run tells it
+    is_silent = False  # True where another process of the run reports it
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
@@ -47,13 +57,13 @@ class UserError(Exception):
 
 
 class GateFailed(UserError):
-    """The work was done and its result is below what was asked for."""
+    """A result below what was asked for; the work itself was done."""
 
     exit_code = EXIT_GATE
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to stop. `signum` decides the exit code, 128 + signum."""
+    """A signal that stops the program with exit code 128 + `signum`."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -61,41 +71,92 @@ class Interrupted(BaseException):
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Call `main` and leave the process with the exit code its outcome deserves."""
+    """Call `main`, report its outcome and exit with the code for it."""
     _open_closed_streams()
     signal.signal(signal.SIGTERM, _raise_interrupted)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has the run outlive its terminal
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup a run goes on after its terminal closes
         signal.signal(signal.SIGHUP, _raise_interrupted)
     sys.exit(_flush(_outcome(main)))
 
 
 def _outcome(main: Callable[[], int]) -> int:
-    """Call `main`, tell of what ended it, and return the exit code."""
+    """Call `main`, report the error that ended it, if any, and return the exit code."""
     try:
         return main()
-    except UserError as error:
-        if not error.is_silent:
-            _complain(f"{style('error:', 'red')} {error}")
-        return exit_code_of(error)
     except (KeyboardInterrupt, Interrupted) as stop:
         say(f"stopped by {signal.Signals(exit_code_of(stop) - 128).name}")
         return exit_code_of(stop)
-    except BrokenPipeError:  # the reader (`| head`) has gone
+    except BrokenPipeError:  # the reader (`| head`) has ended
         return EXIT_DONE
     except Exception as error:
-        code = exit_code_of(error)
-        if code == EXIT_USER and isinstance(error, OSError):
-            _complain(f"{style('error:', 'red')} {error.filename or 'output'}: {error.strerror}")
-        else:
-            traceback.print_exc()
-            _complain("this is a bug: please open an issue with the text above, your config.yaml and your GPU model")
-        return code
+        mistake = _as_user_error(error)
+        if mistake is None:
+            _report_bug()
+        elif not mistake.is_silent:
+            _complain(f"{style('error:', 'red')} {mistake}")
+        return exit_code_of(error)
+
+
+def _as_user_error(error: BaseException) -> UserError | None:
+    """Return what the user can fix about `error`; None if it is a bug."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        return _missing_package(error)
+    if not isinstance(error, OSError) or error.strerror is None:
+        return None
+    # A full disk, a read-only file system, a permission: path and reason say it all. A failed write(2) has no path.
+    if error.filename or error.errno in _NO_ROOM:
+        return UserError(error.strerror, where=str(error.filename or "output"))
+    return None
+
+
+def _missing_package(error: ModuleNotFoundError) -> UserError | None:
+    """Return the pip line for a package that is not installed; None for a module of this toolkit or of Python."""
+    package = (error.name or "").partition(".")[0]
+    if not package or package == "tool_aware" or package in sys.stdlib_module_names:
+        return None
+    name = distribution_of(package)
+    if package in sys.modules or importlib.util.find_spec(package):
+        what = f"the installed {name} has no {error.name}: another version is needed"
+    else:
+        what = f"{name} is not installed for {sys.executable}"
+    fix = f"{sys.executable} -m pip install {name}, or everything at once: pip install -r requirements.txt"
+    return UserError(what, fix=fix)
+
+
+def distribution_of(package: str) -> str:
+    """Return the name under which pip installs the package that is imported as `package`."""
+    return _DISTRIBUTIONS.get(package, package)
+
+
+def require_packages(*packages: str) -> None:
+    """Exit with an error that has the pip line unless these can be imported.
+
+    For what modules import at their top: that fails before `run` is called, so nobody else reports it.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            _complain(f"{style('error:', 'red')} {_missing_package(ModuleNotFoundError(name=package))}")
+            raise SystemExit(EXIT_USER)
+
+
+def _report_bug() -> None:
+    """Print the traceback, the versions it occurred with, and what to do with them."""
+    from tool_aware.versions import versions_in_words
+
+    traceback.print_exc()
+    _complain(
+        f"{versions_in_words()}\n"
+        "this is a bug: please open an issue with all of the text above, your config.yaml, your GPU model\n"
+        "and what `python monitor_gpu.py check` prints"
+    )
 
 
 def _open_closed_streams() -> None:
-    """Let what is written to a stream that the caller has closed (`>&-`) go nowhere.
+    """Open the null device in place of each standard stream that the caller has closed (`>&-`).
 
-    Its number is taken as well: else the next file to be opened would have it, and children would write into that.
+    Otherwise the next file to be opened would get its number, and children would write into that file.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
@@ -106,9 +167,9 @@ def _open_closed_streams() -> None:
 
 
 def _flush(code: int) -> int:
-    """Write what is left and return the exit code: EXIT_USER instead of EXIT_DONE if the result cannot be written.
+    """Flush both streams and return the exit code: EXIT_USER instead of EXIT_DONE if the result cannot be written.
 
-    The interpreter would complain again while closing a stream that fails, so such a one is led nowhere.
+    A stream that fails is redirected to the null device, as the interpreter would report it again while closing it.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -122,42 +183,38 @@ def _flush(code: int) -> int:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """Return the exit code a script leaves with after `error`."""
-    if isinstance(error, UserError):
-        return error.exit_code
+    """Return the exit code of a script that `error` ended."""
     if isinstance(error, KeyboardInterrupt | Interrupted):
         return 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT)
-    if not isinstance(error, OSError) or error.strerror is None:
-        return EXIT_BUG
-    # Read-only file system, full disk, permission: the path and the reason are the whole story. write(2) has no path.
-    return EXIT_USER if error.filename or error.errno in _NO_ROOM else EXIT_BUG
+    mistake = _as_user_error(error)
+    return mistake.exit_code if mistake else EXIT_BUG
 
 
 def _raise_interrupted(signum: int, _frame: object) -> NoReturn:
-    if signum == signal.SIGHUP:  # the kernel and the shell both send it; the second must not disturb the clearing up
+    if signum == signal.SIGHUP:  # the kernel and the shell both send it; the second must not interrupt the cleanup
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise Interrupted(signum)
 
 
 def process_number() -> int:
-    """Tell the rank of this process among those a launcher such as `torchrun` has started; 0 for one that is alone."""
+    """Return the rank of this process among those that a launcher such as `torchrun` started; 0 for a single one."""
     return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def say(message: str = "") -> None:
-    """Tell the story: one line on stderr. Of several processes of one run, the first tells it."""
+    """Print a message to stderr; of several processes of one run only the first does."""
     if process_number() == 0:
-        _tell(message)
+        _write(message)
 
 
 def _complain(message: str) -> None:
-    """Say what only this process knows, whichever it is."""
+    """Print a message to stderr from whichever process this is, with its number."""
     number = process_number()
-    _tell(f"[process {number}] {message}" if number else message)
+    _write(f"[process {number}] {message}" if number else message)
 
 
-def _tell(line: str) -> None:
-    """Write to stderr. That its disk is full or its terminal was closed ends no work."""
+def _write(line: str) -> None:
+    """Write a line to stderr. A full disk or a closed terminal behind it does not end the work."""
     try:
         print(line, file=sys.stderr, flush=True)
     except BrokenPipeError:
@@ -167,36 +224,35 @@ def _tell(line: str) -> None:
 
 
 def heading(title: str) -> None:
-    """Announce the next step of the story."""
+    """Print the title of the next step."""
     say(f"\n{style(title, 'bold', stream=sys.stderr)}")
 
 
 def warn(message: str, *, from_any_process: bool = False) -> None:
-    """Tell of a fallback or a doubt; whoever calls this also notes it in the manifest.
+    """Print a warning to stderr. For a fallback call `Fallbacks.add`, which also keeps it for the manifest.
 
-    `from_any_process` is for what may happen to one process of several alone.
+    `from_any_process` is for what can happen to one process of several only.
     """
     (_complain if from_any_process else say)(f"{style('warning:', 'yellow')} {message}")
 
 
 class Fallbacks(Collection[str]):
-    """What a run did in another way than asked for or planned, in order, each once, for the stage's manifest.
+    """What a run did differently than asked for or planned: messages in order, each once, for the stage's manifest.
 
-    One object per run, passed to what may fall back; `write_manifest(..., fallbacks=fallbacks)` takes it as it is.
-    It can be pickled, so that one process can send it to others.
+    One object per run, passed to the functions that may fall back. It can be pickled to send it to other processes.
     """
 
     def __init__(self, messages: Iterable[str] = ()) -> None:
-        self._messages = dict.fromkeys(messages)  # these have been told
+        self._messages = dict.fromkeys(messages)  # already reported
 
     def add(self, message: str, *, from_any_process: bool = False) -> None:
-        """Warn of a fallback and keep it; a repeated message is not told again."""
+        """Warn of a fallback and keep it; a repeated message is not printed again."""
         if message not in self._messages:
             warn(message, from_any_process=from_any_process)
         self._messages[message] = None
 
     def extend(self, messages: Iterable[str]) -> None:
-        """Keep fallbacks that have been told where they happened."""
+        """Keep fallbacks that were reported where they happened."""
         self._messages.update(dict.fromkeys(messages))
 
     def __iter__(self) -> Iterator[str]:
@@ -218,7 +274,7 @@ def style(text: str, *names: str, stream: TextIO | None = None) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> str:
-    """Lay out rows as text columns. `align` has one of `<` `>` per column; the default is text left, then right."""
+    """Return rows as text columns. `align` has one of `<` `>` per column; the default is text left, then right."""
     cells = [[str(cell) for cell in row] for row in [headers, *rows]]
     align = align or "<" + ">" * (len(headers) - 1)
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
@@ -231,7 +287,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: str =
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for reading: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Return seconds as people read them: `42 s`, `3 min 05 s`, `2 h 07 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -244,7 +300,7 @@ PROBLEMS_SHOWN = 20
 
 
 def listing(problems: Sequence[str], noun: str) -> str:
-    """Count the problems and show the first 20, one a line."""
+    """Return the number of problems and the first 20 of them, one a line."""
     lines = [
         f"{len(problems)} {noun}{'s' if len(problems) > 1 else ''}:",
         *(f"  {problem}" for problem in problems[:PROBLEMS_SHOWN]),
@@ -255,7 +311,7 @@ def listing(problems: Sequence[str], noun: str) -> str:
 
 
 class Progress:
-    """A line that says how far a loop is and when it will end.
+    """A line that shows how far a loop is and when it will end.
 
     On a terminal the line is redrawn in place, at most ten times a second; elsewhere a new line is written
     at most every `plain_interval_s` seconds, so that logs stay short.
@@ -268,7 +324,7 @@ class Progress:
         self._interval_s = 0.1 if self._is_terminal else plain_interval_s
 
     def update(self, done: int, note: str = "") -> None:
-        """Report that `done` of `total` are finished."""
+        """Show that `done` of `total` are finished."""
         self.done = done
         now_s = time.monotonic()
         if now_s - self._drawn_s < self._interval_s:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import tool_aware
@@ -29,6 +28,8 @@ def git_commit() -> str | None:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the installed libraries that results depend on. Imports none of them."""
+    from importlib import metadata
+
     versions = {}
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tool_aware.config.settings import Config, Environment, add_config_arguments, load_config, read_environment
+from tool_aware.config.environment import Environment, read_environment
+from tool_aware.config.options import add_config_arguments
+from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed, duration, heading, run, say, warn
 from tool_aware.evaluation.answering.endpoint import Endpoint
 from tool_aware.evaluation.answering.local_model import LocalModel

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.command_line import add_version_argument
-from tool_aware.config.settings import DEFAULT_CONFIG, Config, add_config_arguments, load_config, read_environment
+from tool_aware.config.environment import read_environment
+from tool_aware.config.options import add_config_arguments
+from tool_aware.config.settings import DEFAULT_CONFIG, Config, load_config
 from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style, warn
 from tool_aware.gpu.nvml import open_driver
 from tool_aware.gpu.readings import GIB, GpuReading

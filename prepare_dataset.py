@@ -24,14 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config.settings import (
-    Config,
-    Environment,
-    add_config_arguments,
-    load_config,
-    next_command,
-    read_environment,
-)
+from tool_aware.config.environment import Environment, read_environment
+from tool_aware.config.options import add_config_arguments, next_command
+from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed, Progress, UserError, duration, heading, run, say, table, warn
 from tool_aware.manifest import write_manifest
 from tool_aware.paths import PARAPHRASES_NAME

@@ -29,14 +29,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config.settings import (
-    Config,
-    Environment,
-    add_config_arguments,
-    load_config,
-    next_command,
-    read_environment,
-)
+from tool_aware.config.environment import Environment, read_environment
+from tool_aware.config.options import add_config_arguments, next_command
+from tool_aware.config.settings import Config, load_config
 from tool_aware.console import UserError, duration, heading, listing, run, say, table, warn
 from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.paths import ADAPTER_FOLDER, CARD_NAME, FINAL_MODEL_FOLDER, split_file, split_name

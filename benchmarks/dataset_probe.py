@@ -37,7 +37,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # benchmarks run from a checkout, nothing is installed
 
-from tool_aware.config.settings import Config, add_config_arguments, load_config  # noqa: E402
+from tool_aware.config.options import add_config_arguments  # noqa: E402
+from tool_aware.config.settings import Config, load_config  # noqa: E402
 from tool_aware.console import run, say, table, warn  # noqa: E402
 from tool_aware.files import write_json  # noqa: E402
 from tool_aware.rows import Row, load_rows  # noqa: E402

@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tool_aware.config.settings import ModelSection, QuantizationSection
+from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError, run, say, table
 from tool_aware.inference.generation import Generation, generate
 from tool_aware.inference.name_scores import score_names

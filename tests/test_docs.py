@@ -17,7 +17,8 @@ import pytest
 
 from tests.fixtures.repository import REPOSITORY
 from tool_aware import console
-from tool_aware.config.settings import Config, Section
+from tool_aware.config.sections import Section
+from tool_aware.config.settings import Config
 from tool_aware.rows import load_rows
 
 DOCS = REPOSITORY / "docs"

@@ -14,7 +14,9 @@ import yaml
 
 from tests.fixtures.repository import REPOSITORY
 from tool_aware import paths
-from tool_aware.config.settings import Environment, ToolSection, load_config
+from tool_aware.config.data_sections import ToolSection
+from tool_aware.config.environment import Environment
+from tool_aware.config.settings import load_config
 from tool_aware.evaluation.scoring.breakdown import Confusion, Part
 from tool_aware.evaluation.scoring.calibration import Bin, Calibration, CostPolicy, Threshold
 from tool_aware.evaluation.scoring.judgement import ERRORS, Judgement, ParameterMatch, Prediction

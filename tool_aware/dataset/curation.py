@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tool_aware.config.settings import FiltersSection
+from tool_aware.config.data_sections import FiltersSection
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.quarantine import reason_to_quarantine
 from tool_aware.dataset.query_log import LogRecord

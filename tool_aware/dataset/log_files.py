@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tool_aware.config.settings import DatabaseSection
+from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.console import UserError
 from tool_aware.dataset.query_log import LogRecord
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tool_aware.config.settings import DatabaseSection, Environment
+from tool_aware.config.data_sections import DatabaseSection
+from tool_aware.config.environment import Environment
 from tool_aware.console import UserError, warn
 
 APPLICATION_NAME = "tool-aware prepare_dataset"

@@ -18,7 +18,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tool_aware.config.settings import Config, add_config_arguments, load_config
+from tool_aware.config.options import add_config_arguments
+from tool_aware.config.settings import Config, load_config
 from tool_aware.console import EXIT_DONE, EXIT_USER, UserError, duration, heading, run, say, table
 from tool_aware.demo.database import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config.settings import ModelSection, QuantizationSection
+from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
 from tool_aware.paths import MODEL_CONFIG_NAME
 

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tool_aware.config.settings import Config, Environment
+from tool_aware.config.environment import Environment
+from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver
 from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance

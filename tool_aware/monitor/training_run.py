@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.config import yaml as yaml_file
-from tool_aware.config.settings import add_config_arguments
+from tool_aware.config.options import add_config_arguments
 from tool_aware.console import UserError
 from tool_aware.monitor.sampling import TrainingProgress
 from tool_aware.paths import METRICS_NAME

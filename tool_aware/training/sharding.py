@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tool_aware.config.settings import ModelSection, QuantizationSection
+from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError, say
 from tool_aware.model.base import compute_dtype, device, freeze, quiet_libraries
 from tool_aware.training.distributed import Processes

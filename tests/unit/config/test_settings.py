@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.fixtures.repository import REPOSITORY
-from tool_aware.config.settings import Config, Environment, load_config, next_command, read_environment
+from tool_aware.config.environment import Environment, read_environment
+from tool_aware.config.settings import Config, load_config
 from tool_aware.console import UserError
 
 SHIPPED = REPOSITORY / "config.yaml"
@@ -175,15 +175,6 @@ def test_tools_are_checked():
     assert "must match" in problems_of(SHIPPED, "tools.0.name=two words")
     assert "is not a JSON Schema" in problems_of(SHIPPED, "tools.0.parameters.type=objekt")
     assert "examples.0" in problems_of(SHIPPED, "tools.0.examples=[{query: q, parameters: {limit: many}}]")
-
-
-def test_the_next_stage_is_named_with_the_settings_in_use():
-    plain = Namespace(config=Path("config.yaml"), overrides=[])
-    assert next_command("evaluate.py", plain) == "python evaluate.py"
-    own = Namespace(config=Path("my config.yaml"), overrides=["lora.r=16", "training.output_dir=./output_stage2"])
-    expected = "python evaluate.py --config 'my config.yaml' --set lora.r=16 --output_dir ./output_stage2"
-    assert next_command("evaluate.py", own) == expected
-    assert next_command("evaluate.py", plain, config=Path("a.yaml")) == "python evaluate.py --config a.yaml"
 
 
 def test_both_quantisation_widths_at_once_are_refused():

@@ -13,7 +13,9 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tool_aware.config.settings import Config, DatabaseSection, Environment, read_environment
+from tool_aware.config.data_sections import DatabaseSection
+from tool_aware.config.environment import Environment, read_environment
+from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.dataset.curation import code_in, curate, derive_parameters
 from tool_aware.dataset.log_files import read_log_file

@@ -253,7 +253,7 @@ def test_a_matrix_is_as_large_as_the_one_that_the_engine_makes(names):
 def test_every_optimizer_of_the_config_has_a_cost():
     from typing import get_args
 
-    from tool_aware.config.settings import OptimizationSection
+    from tool_aware.config.sections import OptimizationSection
 
     assert set(OPTIMIZERS) == set(get_args(OptimizationSection.model_fields["optim"].annotation))
 

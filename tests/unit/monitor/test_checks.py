@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
-from tool_aware.config.settings import Config, Environment, load_config
+from tool_aware.config.environment import Environment
+from tool_aware.config.settings import Config, load_config
 from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance, Process
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.estimate import estimate_training

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tool_aware.config.settings import KeywordRouterSection
+from tool_aware.config.data_sections import KeywordRouterSection
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.rows import Row
 

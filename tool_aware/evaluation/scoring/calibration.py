@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tool_aware.config.settings import CostsSection
+from tool_aware.config.data_sections import CostsSection
 from tool_aware.evaluation.scoring.intervals import Estimate, Figure, known, proportion
 from tool_aware.inference.name_scores import probabilities
 from tool_aware.rows import Row

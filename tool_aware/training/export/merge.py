@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tool_aware.config.settings import QuantizationSection
+from tool_aware.config.sections import QuantizationSection
 from tool_aware.console import UserError
 from tool_aware.files import read_json
 from tool_aware.model.adapter import lora_variant

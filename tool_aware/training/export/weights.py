@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.config.settings import ModelSection
+from tool_aware.config.sections import ModelSection
 from tool_aware.console import UserError
 from tool_aware.files import read_json
 from tool_aware.paths import CARD_NAME, MODEL_WEIGHTS_INDEX_NAME, MODEL_WEIGHTS_NAME

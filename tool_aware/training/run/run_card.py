@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from tool_aware.config.settings import Config, ModelSection
+from tool_aware.config.sections import ModelSection
+from tool_aware.config.settings import Config
 from tool_aware.console import duration
 from tool_aware.files import write_text
 from tool_aware.paths import CARD_NAME, CURVES_NAME, FINAL_MODEL_FOLDER, METRICS_NAME, PROMPT_TEMPLATE_NAME, split_name

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tool_aware.config.settings import Config, Environment
+from tool_aware.config.environment import Environment
+from tool_aware.config.settings import Config
 from tool_aware.console import duration, say, warn
 from tool_aware.files import naming, write_text
 from tool_aware.paths import METRICS_NAME, TENSORBOARD_FOLDER

@@ -1,4 +1,4 @@
-from tool_aware.config.settings import KeywordRouterSection
+from tool_aware.config.data_sections import KeywordRouterSection
 from tool_aware.evaluation.scoring.baselines import baseline_predictions
 from tool_aware.evaluation.scoring.breakdown import break_down, top_confusions, worst_rows
 from tool_aware.evaluation.scoring.judgement import Judgement

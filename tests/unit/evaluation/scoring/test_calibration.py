@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from tool_aware.config.settings import CostsSection
+from tool_aware.config.data_sections import CostsSection
 from tool_aware.evaluation.scoring.calibration import (
     calibrate,
     calibration_error,

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     heading("Splitting")
     split = split_rows(rows, config.dataset.splits, config.dataset.seed, earlier)
     if earlier:
-        kept, dropped = sum(split.kept_in_place.values()), split.dropped_as_taught
+        kept, dropped = sum(split.kept_in_place.values()), split.dropped_as_trained_on
         say(f"{kept} rows stay in their split of {earlier.folder}; {dropped} dropped that its train.json has")
     check_split(split, config, fallbacks, source=arguments.import_path)
 
@@ -341,7 +341,7 @@ def splits_kept(split: Split, earlier: EarlierSplits | None) -> dict[str, Any] |
         "folder": str(earlier.folder),
         "sha256": dict(earlier.sha256),
         "rows": dict(split.kept_in_place),
-        "dropped": split.dropped_as_taught,
+        "dropped": split.dropped_as_trained_on,
     }
 
 

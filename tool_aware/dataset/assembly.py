@@ -50,7 +50,7 @@ def _synthesise(config: Config, content: Content, wanted: Mapping[str, int], spa
 
 
 def make_generator(config: Config, tools: Toolbox, content: Content) -> Generator:
-    """The generator for a config: its seed, slices, tools and the tools' example queries."""
+    """Return the generator for a config: its seed, slices, tools and the tools' example queries."""
     slices = None if config.dataset.slices == "all" else config.dataset.slices
     examples = {
         tool.name: [Example(example.query, example.parameters, example.reasoning) for example in tool.examples]
@@ -60,7 +60,7 @@ def make_generator(config: Config, tools: Toolbox, content: Content) -> Generato
 
 
 def _trimmed(unique: Deduplicated, wanted: Mapping[str, int], ambiguous: int) -> tuple[list[Row], dict[str, int]]:
-    """Keep all logged rows and the first wanted number of each synthetic kind; say what is missing."""
+    """Keep all logged rows and the first wanted number of each synthetic kind; also return how many are missing."""
     left = Counter({**wanted, "ambiguous": ambiguous})
     rows = []
     for row in unique.rows:

@@ -1,4 +1,4 @@
-"""data/README.md: the dataset card in the Hugging Face format, with the numbers of this very dataset."""
+"""Builds data/README.md: the dataset card in the Hugging Face format, with the numbers of this dataset."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tool_aware.dataset.curation import counts_in_words
 from tool_aware.paths import split_name
 from tool_aware.rows import SPLITS, Row
 from tool_aware.tools import Toolbox
@@ -17,7 +18,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 
 def build_card(parts: Mapping[str, Sequence[Row]], tools: Toolbox, counts: Mapping[str, Any], seed: int) -> str:
-    """Write the card."""
+    """Return the text of the card."""
     rows = [row for name in SPLITS for row in parts[name]]
     return f"---\n{_front_matter(parts, rows)}---\n\n{_body(parts, rows, tools, counts, seed)}"
 
@@ -102,7 +103,4 @@ def _markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
-    if not counts:
-        return ""
-    words = (f"{name.replace('_', ' ')} {count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-    return f" ({', '.join(words)})"
+    return f" ({counts_in_words(counts)})" if counts else ""

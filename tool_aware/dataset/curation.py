@@ -1,7 +1,8 @@
-"""From logged choices to rows that may be learnt from.
+"""Turns logged choices into rows to train on.
 
-A logged tool is what the old router chose, not the truth. What is kept went well by the log's own account, has no
-second opinion in the log, is clean, private and not over-represented. Every rejected record is counted by its reason.
+A logged tool is what the old router chose, not a label. A record is kept if the log marks it as successful, no record
+of the same query names another tool, its text is clean, and its session is not over-represented. Personal data is
+replaced. Every rejected record is counted by its reason.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class _Candidate:
 
 def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection, *, max_per_session: int) -> Curated:
     """Filter, redact, resolve conflicts, cap, and turn what is left into rows. Memory grows with distinct queries."""
-    redactor, rejected = Redactor(), Counter()
+    redactor = Redactor()
+    rejected: Counter[str] = Counter()
     read = 0
     candidates: dict[str, list[_Candidate]] = defaultdict(list)
     per_session: Counter[str] = Counter()
@@ -64,8 +66,8 @@ def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection
         read += 1
         query = one_line_if_short(record.query or "")
         reason = _reason_to_reject(record, query, tools, filters)
-        if reason:
-            rejected[reason] += 1
+        if reason or record.tool is None:
+            rejected[reason or "unknown_tool"] += 1
             continue
         candidate = _Candidate(redactor.redact(query), record.tool, record.session)
         same = candidates[normalised(candidate.query)]
@@ -96,7 +98,7 @@ def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection
 
 
 def one_line_if_short(text: str) -> str:
-    """Trim a query; line breaks stay where the text is code or a list."""
+    """Return the query trimmed, and on one line; line breaks stay where the text is code or a list."""
     return text.strip() if "\n" in text.strip() else one_line(text)
 
 
@@ -108,8 +110,8 @@ def _reason_to_reject(record: LogRecord, query: str, tools: Toolbox, filters: Fi
         return "not_successful"
     if record.error:
         return "error"
-    is_measured = filters.min_result_quality is not None and record.quality is not None
-    if is_measured and record.quality < filters.min_result_quality:
+    least = filters.min_result_quality
+    if least is not None and record.quality is not None and record.quality < least:
         return "low_quality"
     reason = reason_to_quarantine(query)
     return f"quarantine_{reason}" if reason else None
@@ -156,7 +158,7 @@ def _row(candidate: _Candidate, tools: Toolbox) -> Row | None:
 
 
 def derive_parameters(tool: Tool, query: str) -> dict[str, Any] | None:
-    """Derive a logged call's parameters by rule; None where that would mean to invent them.
+    """Return a logged call's parameters, derived by rule; None where they would be invented.
 
     1. No required parameter: none are sent.
     2. One required text parameter named like a query or a message: the logged text.
@@ -177,7 +179,7 @@ def derive_parameters(tool: Tool, query: str) -> dict[str, Any] | None:
 
 
 def code_in(query: str) -> str | None:
-    """The program a text contains: a fenced block, or an arithmetic expression to print; None without exactly one."""
+    """Return the program in a text: a fenced block, or its only expression printed; None if there is none."""
     block = _CODE_BLOCK.search(query)
     if block:
         return block["code"].strip()
@@ -192,5 +194,5 @@ def code_in(query: str) -> str | None:
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:
-    """Reasons and counts, the most frequent first."""
+    """Return reasons and counts as text, the most frequent first."""
     return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in sorted(counts.items(), key=lambda x: -x[1]))

@@ -1,4 +1,4 @@
-"""Check data files that someone else wrote: bad rows, missing files, class balance, token lengths, leakage."""
+"""Checks of data files of any origin: bad rows, missing files, class balance, token lengths, leakage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Leakage:
 
 
 def files_to_check(path: Path) -> dict[str, Path]:
-    """Name the files meant by PATH: one JSON file, or the splits in a folder.
+    """Return the files that PATH stands for: one JSON file, or the splits in a folder.
 
     Raises UserError if there is none.
     """
@@ -50,14 +50,14 @@ def files_to_check(path: Path) -> dict[str, Path]:
 
 
 def missing_files(path: Path, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
-    """Name what a folder lacks: files that training cannot do without, and those that evaluation needs."""
+    """Return what a folder lacks: files that training cannot do without, and those that evaluation needs."""
     absent = [name for name in SPLITS if name not in files] if path.is_dir() else []
     for_training = [split_name(name) for name in absent if name != "test"]
     return for_training, [split_name(name) for name in absent if name == "test"]
 
 
 def load_all(files: Mapping[str, Path], tools: Toolbox) -> dict[str, LoadedRows]:
-    """Read all files; raises one UserError with the bad rows of every file."""
+    """Read all files. Raises one UserError with the bad rows of every file."""
     loaded, problems = {}, []
     for name, path in files.items():
         try:
@@ -70,14 +70,14 @@ def load_all(files: Mapping[str, Path], tools: Toolbox) -> dict[str, LoadedRows]
 
 
 def balance(loaded: Mapping[str, LoadedRows], tools: Toolbox) -> str:
-    """Rows of each tool in each file."""
+    """Return a table of the rows of each tool in each file."""
     counts = {name: Counter(row.tool for row in part.rows) for name, part in loaded.items()}
     lines = [(tool, *(counts[name][tool] for name in loaded)) for tool in tools.names]
     return table(("rows", *loaded), [*lines, ("all", *(len(part.rows) for part in loaded.values()))])
 
 
 def imbalance(loaded: Mapping[str, LoadedRows], tools: Toolbox) -> list[str]:
-    """Warnings about the tools of the first file (train): none at all, or a fifth of the most frequent."""
+    """Return a warning for each tool of the first file (train) with under a fifth of the rows of the most frequent."""
     name, part = next(iter(loaded.items()))
     counts = Counter(row.tool for row in part.rows)
     most = max(counts.values())
@@ -89,14 +89,14 @@ def imbalance(loaded: Mapping[str, LoadedRows], tools: Toolbox) -> list[str]:
 
 
 def token_lengths(loaded: LoadedRows, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """Tokens of each example, counted, or estimated from characters where there is no tokenizer."""
+    """Return the tokens of each example, counted, or estimated from characters where there is no tokenizer."""
     if tokenizer is None:
         return [round((len(row.instruction) + len(row.response)) / CHARACTERS_PER_TOKEN) + 8 for row in loaded.rows]
     return [len(encode_example(tokenizer, row.instruction, row.response)) for row in loaded.rows]
 
 
 def describe_lengths(lengths: Sequence[int], limit: int, *, is_estimate: bool) -> str:
-    """Median, 95th percentile and maximum, and how many examples are too long."""
+    """Return a line with the median, 95th percentile and maximum, and how many examples are too long."""
     ordered = sorted(lengths)
     p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
     too_long = sum(length > limit for length in lengths)
@@ -108,7 +108,7 @@ def describe_lengths(lengths: Sequence[int], limit: int, *, is_estimate: bool) -
 
 
 def leakage(loaded: Mapping[str, LoadedRows]) -> list[Leakage]:
-    """Queries of val and test that train has as well, or nearly."""
+    """Return the queries of val and test that train has as well, or nearly."""
     if "train" not in loaded:
         return []
     train = [row.query for row in loaded["train"].rows]

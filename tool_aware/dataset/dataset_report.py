@@ -1,6 +1,6 @@
-"""data/dataset_report.html: the dataset to look at, in one file without scripts, fonts or network.
+"""Builds data/dataset_report.html: a page about the dataset, one file without scripts, fonts or network access.
 
-Every text that comes from data is escaped; a logged query can contain markup.
+Every text that comes from data is escaped: a logged query can contain markup.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.55 ui-monospa
 
 @dataclass(frozen=True)
 class ReportData:
-    """What the report shows. `dropped`: rows by why they were left out; `redacted`: replacements by rule."""
+    """The content of the report. `dropped`: rows left out, by reason; `redacted`: replacements, by rule."""
 
     parts: Mapping[str, Sequence[Row]]
     nearest: Sequence[Leak]
@@ -71,7 +71,7 @@ class ReportData:
 
 
 def build_report(data: ReportData, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Write the page."""
+    """Return the page as HTML."""
     rows = [row for name in SPLITS for row in data.parts[name]]
     counts = ", ".join(f"{len(data.parts[name])} {name}" for name in SPLITS)
     sections = (
@@ -96,7 +96,7 @@ def _section(title: str, identity: str, body: str) -> str:
 
 
 def _table(headers: Sequence[str], lines: Iterable[Sequence[str]], numbers: Sequence[bool]) -> str:
-    """An HTML table of cells that are already escaped."""
+    """Return an HTML table of cells that are already escaped."""
 
     def cells(kind: str, line: Sequence[str]) -> str:
         return "".join(
@@ -148,7 +148,7 @@ def _histograms(rows: Sequence[Row]) -> str:
 
 
 def _histogram(heights: Sequence[int]) -> str:
-    """Bars of LENGTH_STEP words as SVG; every fourth bar is labelled with the words it starts at."""
+    """Return bars of LENGTH_STEP words as SVG; every fourth bar is labelled with the words it starts at."""
     most = max(heights) or 1
     parts = []
     for number, count in enumerate(heights):
@@ -203,9 +203,10 @@ def _completion(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> str:
         return f'<span class="loss">{escape(row.response)}&lt;/s&gt;</span>'
     example = encode_example(tokenizer, row.instruction, row.response)
     supervised = [label for label in example.labels if label != IGNORE_INDEX]
-    texts, written = [], ""
+    texts: list[str] = []
+    written = ""
     for end in range(1, len(supervised) + 1):  # decoding prefixes keeps spaces and many-token characters right
-        decoded = tokenizer.decode(supervised[:end], skip_special_tokens=False)
+        decoded = str(tokenizer.decode(supervised[:end], skip_special_tokens=False))
         texts.append(decoded[len(written) :])
         written = decoded
     return "".join(f'<span class="loss token">{escape(text)}</span>' for text in texts)

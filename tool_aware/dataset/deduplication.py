@@ -1,4 +1,4 @@
-"""Remove rows that say the same thing as an earlier row."""
+"""Removal of rows whose query equals that of an earlier row, or nearly so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NEAR_DUPLICATE = 0.85  # cosine of trigram sets from which on two queries count 
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """The rows that stay, in their order, and how many went."""
+    """The rows that stay, in their order, and how many were dropped."""
 
     rows: list[Row]
     exact: int
@@ -22,7 +22,7 @@ class Deduplicated:
 
 
 def group_of(row: Row, number: int) -> str:
-    """What splits must keep together with this row: its template, contrast pair, program or session."""
+    """Return what splits must keep together with this row: its template, contrast pair, program or session."""
     return str(row.metadata.get("group") or row.metadata.get("session") or f"row-{number}")
 
 

@@ -1,10 +1,11 @@
-"""The splits of an earlier data set, which a later one can keep: what a model was taught stays out of val and test."""
+"""The splits of an earlier data set, which a later one can keep, so that no row trained on gets into val or test."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tool_aware.console import UserError
 from tool_aware.files import read_json, sha256_of
@@ -24,10 +25,10 @@ class EarlierSplits:
     groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def split_of(self, rows: Iterable[Row]) -> str | None:
-        """Where rows that must stay together belong: test before val before train; None if none of them is known.
+        """Return the split of rows that must stay together: test before val before train; None if none is known.
 
-        Queries decide. Only a group without any known query follows its name, as with another seed a template says
-        other things.
+        Queries decide. A group without any known query follows its name: with another seed a template yields other
+        queries.
         """
         rows = list(rows)
         queries = {normalised(row.query) for row in rows}
@@ -38,8 +39,8 @@ class EarlierSplits:
                     return split
         return None
 
-    def has_taught(self, row: Row) -> bool:
-        """Whether the query stands in the earlier train.json."""
+    def is_in_train(self, row: Row) -> bool:
+        """Return whether the query is in the earlier train.json."""
         return normalised(row.query) in self.queries.get("train", ())
 
 
@@ -63,12 +64,12 @@ def read_earlier_splits(folder: Path) -> EarlierSplits:
 
 
 def name_of_group(metadata: Mapping[str, object]) -> str | None:
-    """The name of a row's group; None for a row that stands alone."""
+    """Return the name of a row's group; None for a row that stands alone."""
     name = metadata.get("group") or metadata.get("session")
     return str(name) if name else None
 
 
-def _items(path: Path) -> list[dict]:
+def _items(path: Path) -> list[dict[str, Any]]:
     items = read_json(path)
     is_row = [isinstance(item, dict) and isinstance(item.get("instruction"), str) for item in items or ()]
     if not isinstance(items, list) or not all(is_row):

@@ -1,10 +1,10 @@
-"""Turn other people's tool-calling data into our rows: chat messages with tool calls, and BFCL questions with answers.
+"""Converts tool-calling data of others into rows: chat messages with tool calls, BFCL questions with answers.
 
     messages   {"messages": [...], "tools": [...]} a line, as OpenAI and Mistral fine-tuning take it
     BFCL       {"id", "question", "function"} a line, and {"id", "ground_truth"} a line in a second file
 
 A row may bring its own tools; then its instruction shows those and not config.yaml's. Rows that our format cannot hold
-(several calls, no call, a call that does not fit its schema) are counted by reason, never bent into shape.
+(several calls, no call, a call that does not fit its schema) are counted by reason and left out.
 """
 
 from __future__ import annotations
@@ -57,10 +57,12 @@ def import_file(path: Path, tools: Toolbox, answers: Path | None = None) -> Impo
     if not is_bfcl and "messages" not in items[0]:
         raise UserError(
             f"rows have {', '.join(sorted(items[0]))}; expected messages (and tools), or BFCL's id, question, function",
-            where=str(path), fix="see docs/FORMATS.md",
-        )  # fmt: skip
+            where=str(path),
+            fix="see docs/FORMATS.md",
+        )
     truths = _bfcl_answers(path, answers) if is_bfcl else {}
-    rows, skipped = [], Counter()
+    rows: list[Row] = []
+    skipped: Counter[str] = Counter()
     known = {tool.name: tool for tool in tools}
     for item in items:
         try:
@@ -155,12 +157,10 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _bfcl_answers(path: Path, answers: Path | None) -> dict[str, Any]:
-    places = [answers] if answers else [path.parent / "possible_answer" / path.name]
-    if not places[0].is_file():
-        raise UserError(
-            "BFCL questions need their answers", where=str(places[0]), fix="name the file with --answers FILE"
-        )
-    return {item["id"]: item.get("ground_truth") for item in _lines(places[0]) if "id" in item}
+    place = answers or path.parent / "possible_answer" / path.name
+    if not place.is_file():
+        raise UserError("BFCL questions need their answers", where=str(place), fix="name the file with --answers FILE")
+    return {item["id"]: item.get("ground_truth") for item in _lines(place) if "id" in item}
 
 
 def _bfcl_row(item: Mapping[str, Any], truths: Mapping[str, Any]) -> tuple[Row, Toolbox]:
@@ -193,7 +193,7 @@ def _bfcl_tool(function: Mapping[str, Any]) -> Tool:
 
 
 def _schema(schema: Any) -> Any:
-    """Give BFCL's schema the type names of JSON Schema, at every depth."""
+    """Return BFCL's schema with the type names of JSON Schema, at every depth."""
     if not isinstance(schema, Mapping):
         return schema
     converted = {key: value for key, value in schema.items() if key not in ("properties", "items", "optional")}
@@ -207,7 +207,7 @@ def _schema(schema: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """BFCL lists accepted values inside dicts as well; take the first of each."""
+    """Return a value with the first of the accepted values that BFCL lists inside dicts as well."""
     if isinstance(value, dict):
         return {
             key: _plain(next((item for item in options if item != OPTIONAL), OPTIONAL))

@@ -1,4 +1,4 @@
-"""Read a query log from a file, one row at a time: JSON Lines, CSV or Parquet with the columns of the table."""
+"""Reads a query log from a file, one row at a time: JSON Lines, CSV or Parquet with the columns of the table."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ def read_log_file(path: Path, settings: DatabaseSection) -> Iterator[LogRecord]:
         raise UserError("not found", where=str(path), fix="name an export with --logs FILE")
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path.suffix or 'no ending'} is not a known kind of file", where=str(path),
-                        fix=f"use one of {', '.join(readers)}")  # fmt: skip
+        raise UserError(
+            f"{path.suffix or 'no ending'} is not a known kind of file",
+            where=str(path),
+            fix=f"use one of {', '.join(readers)}",
+        )
     names = {field: column for field, column in settings.columns.model_dump().items() if column and field != "id"}
     filters, kept = settings.filters, 0
     for number, item in enumerate(reader(path), start=1):
@@ -96,8 +99,9 @@ def _jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
                     f"is not JSON: {error}", where=f"{path}:{number}", fix="one JSON object a line"
                 ) from error
             if not isinstance(item, dict):
-                raise UserError(f"is {type(item).__name__}, not an object", where=f"{path}:{number}",
-                                fix="one JSON object a line")  # fmt: skip
+                raise UserError(
+                    f"is {type(item).__name__}, not an object", where=f"{path}:{number}", fix="one JSON object a line"
+                )
             yield item
 
 

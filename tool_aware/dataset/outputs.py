@@ -1,4 +1,4 @@
-"""The files of the stage: made in memory first, then written one right after the other, so that they always match."""
+"""The files of the stage: rendered in memory first, then written one after the other, so that they match."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything the stage found out."""
+    """The splits and all counts of a run."""
 
     split: Split
     seed: int
@@ -46,15 +46,15 @@ class Result:
     exact_duplicates: int = 0
     near_duplicates: int = 0
     stopped_at_gates: Mapping[str, int] = field(default_factory=dict)
-    more_files: Mapping[str, str] = field(default_factory=dict)  # by name: what only an import has to write
+    more_files: Mapping[str, str] = field(default_factory=dict)  # by name: those that only an import writes
 
     @property
     def highest_similarity(self) -> float:
-        """Similarity of the held-out row that is nearest to a training row."""
+        """Return the similarity of the held-out row that is nearest to a training row."""
         return max((leak.similarity for leak in self.split.nearest), default=0.0)
 
     def counts(self) -> dict[str, Any]:
-        """Numbers for the manifest and the card."""
+        """Return the numbers for the manifest and the card."""
         rows = [row for name in SPLITS for row in self.split.rows[name]]
         by_key = {
             key: dict(Counter(str(row.metadata.get(key)) for row in rows).most_common())
@@ -75,7 +75,7 @@ class Result:
 
 
 def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str]:
-    """Make the content of every file, by name."""
+    """Return the content of every file, by name."""
     parts = result.split.rows
     rows = [row for name in SPLITS for row in parts[name]]
     files = {split_name(name): _json([asdict(row) for row in parts[name]]) for name in SPLITS}
@@ -88,8 +88,14 @@ def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | 
         "held-out_rows_too_close_to_train": result.split.dropped_after_check,
         **{f"paraphrase gate {gate}": count for gate, count in result.stopped_at_gates.items()},
     }
-    report = ReportData(parts, result.split.nearest, {name: count for name, count in dropped.items() if count},
-                        result.redacted, result.seed, result.split.is_exhaustive)  # fmt: skip
+    report = ReportData(
+        parts,
+        result.split.nearest,
+        {name: count for name, count in dropped.items() if count},
+        result.redacted,
+        result.seed,
+        result.split.is_exhaustive,
+    )
     files[DATASET_REPORT_NAME] = build_report(report, tokenizer)
     files[CARD_NAME] = build_card(parts, tools, result.counts(), result.seed)
     if result.to_label:
@@ -98,7 +104,7 @@ def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | 
 
 
 def split_report(result: Result) -> dict[str, Any]:
-    """What the splits guarantee, and for each held-out row how near train comes to it."""
+    """Return what the splits guarantee, and for each held-out row its similarity to the nearest training row."""
     by_slice: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(SPLITS, 0))
     for name in SPLITS:
         for row in result.split.rows[name]:
@@ -126,13 +132,14 @@ def refuse_foreign_files(folder: Path, *, overwrite: bool) -> None:
     foreign = [path.name for path in paths if path.is_file() and written.get(path.name) != sha256_of(path)]
     if foreign:
         raise UserError(
-            f"{', '.join(foreign)}: written by someone else, or edited since", where=str(folder),
+            f"{', '.join(foreign)}: written by someone else, or edited since",
+            where=str(folder),
             fix="move them away, choose another --set dataset.dir=DIR, or replace them with --overwrite",
-        )  # fmt: skip
+        )
 
 
 def write(folder: Path, files: Mapping[str, str]) -> list[Path]:
-    """Write all files; an old list of rows to label does not outlive a run without any."""
+    """Write all files and return their paths; remove an old list of rows to label if there is no new one."""
     if TO_LABEL_NAME not in files:
         (folder / TO_LABEL_NAME).unlink(missing_ok=True)
     for name, text in files.items():

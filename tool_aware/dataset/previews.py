@@ -1,4 +1,4 @@
-"""A few rows of each source and tool as the model will see them: text, tokens, and which tokens carry loss."""
+"""A few rows of each source and tool as the model gets them: text, tokens, and which tokens carry loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS_PER_KIND = 3
 
 
 def preview_rows(rows: Sequence[Row], per_kind: int = ROWS_PER_KIND) -> list[Row]:
-    """The first `per_kind` rows of each source and tool."""
+    """Return the first `per_kind` rows of each source and tool."""
     chosen: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         kind = chosen[row.metadata["source"], row.tool]
@@ -27,7 +27,7 @@ def preview_rows(rows: Sequence[Row], per_kind: int = ROWS_PER_KIND) -> list[Row
 
 
 def preview(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
-    """One row for a person to read. Without a tokenizer the fields that need one are None."""
+    """Return one row for a person to read. Without a tokenizer the fields that need one are None."""
     shown: dict[str, Any] = {
         "source": row.metadata["source"],
         "tool": row.tool,

@@ -1,4 +1,4 @@
-"""Keep texts out that could mislead a model or a reader: control tokens, invisible characters, encoded blobs."""
+"""Detection of texts that could mislead a model or a reader: control tokens, invisible characters, encoded blobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HIDDEN_JOINER = re.compile("[A-Za-z0-9][\u200c\u200d]+[A-Za-z0-9]")
 
 
 def reason_to_quarantine(text: str) -> str | None:
-    """Name what is wrong with a logged text; None for one that may be used."""
+    """Return what is wrong with a logged text; None for one that may be used."""
     if not text.strip():
         return "empty"
     if len(text) > MAX_CHARACTERS:

@@ -1,4 +1,4 @@
-"""Read the agent's query log: from PostgreSQL in pages, or from a file with the same columns (log_files.py).
+"""Reads the agent's query log: from PostgreSQL in pages, or from a file with the same columns (log_files.py).
 
 Reading is read-only and bounded: one page of rows in memory, a time limit for each page and for the whole. Where the
 table has an indexed id, pages continue after the last id seen, so a lost connection costs one page and no row is read
@@ -28,7 +28,7 @@ _INSUFFICIENT_PRIVILEGE, _QUERY_CANCELED = "42501", "57014"
 
 
 class DatabaseUnreachable(UserError):
-    """Nobody answers at the configured address; the stage may go on without a query log."""
+    """No server answers at the configured address; the stage may continue without a query log."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ def _connect(settings: DatabaseSection, environment: Environment) -> Any:
 
 
 def ssl_mode(configured: str, host: str) -> str:
-    """Resolve `auto`: an encrypted and verified connection unless the server runs on this machine."""
+    """Return the SSL mode; `auto` means an encrypted and verified connection unless the server runs on this machine."""
     if configured != "auto":
         return configured
     return "prefer" if is_this_machine(host) else "verify-full"
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host is a socket directory, localhost, or a loopback address."""
+    """Return whether a host is a socket directory, localhost, or a loopback address."""
     if host.startswith("/") or host.casefold() == "localhost":
         return True
     try:
@@ -117,31 +117,43 @@ def _refused(error: Exception, environment: Environment) -> UserError:
         reason = reason.replace(environment.postgres_password, "***")
     lowered = str(error).lower()
     if "password" in lowered or "authentication" in lowered or "no pg_hba.conf entry" in lowered:
-        return UserError(f"the database refused the login: {reason}", where=where,
-                         fix="check POSTGRES_USER and POSTGRES_PASSWORD in the environment or .env")  # fmt: skip
+        return UserError(
+            f"the database refused the login: {reason}",
+            where=where,
+            fix="check POSTGRES_USER and POSTGRES_PASSWORD in the environment or .env",
+        )
     if "does not exist" in lowered and "database" in lowered:
         return UserError(reason, where=where, fix="check POSTGRES_DB")
     if "certificate" in lowered or "ssl" in lowered:
-        return UserError(f"no verified connection: {reason}", where=where,
-                         fix="put its root certificate in ~/.postgresql/root.crt, or set database.sslmode")  # fmt: skip
+        return UserError(
+            f"no verified connection: {reason}",
+            where=where,
+            fix="put its root certificate in ~/.postgresql/root.crt, or set database.sslmode",
+        )
     return DatabaseUnreachable(reason, where=where, fix="start it, correct the POSTGRES_* variables, or go on without")
 
 
 def _explained(error: Exception, settings: DatabaseSection) -> Exception:
-    """Turn a server's error into one about the configuration where it is; other errors stay what they are."""
+    """Return the UserError that a server's error amounts to; other errors are returned as they are."""
     code = getattr(error, "pgcode", None)
     table = f"{settings.schema_name}.{settings.table}"
     what = (str(error).strip() or type(error).__name__).splitlines()[0]
     if code in (_UNDEFINED_TABLE, _INVALID_SCHEMA):
         return UserError(f"no table {table}", where="database.table", fix="name your query log's schema_name and table")
     if code == _UNDEFINED_COLUMN:
-        return UserError(f"{table}: {what}", where="database.columns",
-                         fix="name your columns there; null for an optional one that is missing")  # fmt: skip
+        return UserError(
+            f"{table}: {what}",
+            where="database.columns",
+            fix="name your columns there; null for an optional one that is missing",
+        )
     if code == _INSUFFICIENT_PRIVILEGE:
         return UserError(what, where=table, fix=f"GRANT SELECT ON {table} to the user in POSTGRES_USER")
     if code == _QUERY_CANCELED:
-        return UserError("one page took longer than database.statement_timeout_s", where=table,
-                         fix="raise it, lower database.fetch_size, or index the id column")  # fmt: skip
+        return UserError(
+            "one page took longer than database.statement_timeout_s",
+            where=table,
+            fix="raise it, lower database.fetch_size, or index the id column",
+        )
     if code is not None or _is_lost(error):
         return UserError(what, where=table, fix="look at the server's log, or run again")
     return error
@@ -153,7 +165,7 @@ def _explained(error: Exception, settings: DatabaseSection) -> Exception:
 def _keyset_pages(
     settings: DatabaseSection, open_connection: Callable[[], Any], deadline_s: float
 ) -> Iterator[list[LogRecord]]:
-    """Pages by descending id, each asked for by the last id of the page before."""
+    """Yield pages by descending id, each requested by the last id of the page before."""
     connection, last_id, read, failures = None, None, 0, 0
     limit = settings.filters.limit
     try:
@@ -186,7 +198,7 @@ def _keyset_pages(
 def _cursor_pages(
     settings: DatabaseSection, open_connection: Callable[[], Any], deadline_s: float
 ) -> Iterator[list[LogRecord]]:
-    """Pages of one server-side cursor, for a table without an id."""
+    """Yield the pages of one server-side cursor, for a table without an id."""
     connection = open_connection()
     try:
         with connection.cursor(name="query_log") as cursor:
@@ -199,20 +211,13 @@ def _cursor_pages(
 
 
 def _page_query(settings: DatabaseSection, last_id: object, size: int | None) -> tuple[Any, list[Any]]:
-    """The SELECT and its values. Names are quoted as identifiers and values are bound, so neither can inject SQL."""
+    """Return the SELECT and its values. Names are quoted as identifiers and values bound, so neither can inject SQL."""
     from psycopg2 import sql
 
     columns, filters = settings.columns, settings.filters
-    wanted = [
-        columns.query,
-        columns.tool,
-        columns.success,
-        columns.quality,
-        columns.timestamp,
-        columns.session,
-        columns.error,
-    ]
-    selected = [sql.Identifier(name) if name else sql.SQL("NULL") for name in wanted]
+    required, optional = (columns.query, columns.tool), (columns.success, columns.quality, columns.timestamp)
+    names: list[str | None] = [*required, *optional, columns.session, columns.error]  # in the order of LogRecord
+    selected = [sql.Identifier(name) if name else sql.SQL("NULL") for name in names]
     conditions: list[Any] = [sql.SQL("{} IS NOT NULL").format(sql.Identifier(columns.query))]
     values: list[Any] = []
     if filters.only_success and columns.success:
@@ -249,16 +254,18 @@ def _is_lost(error: Exception) -> bool:
 
     if isinstance(error, DatabaseUnreachable):
         return True
-    is_connection_error = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-    return is_connection_error and error.pgcode in (None, "57P01", "57P02", "57P03", "08006", "08003", "08000")
+    if not isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
+        return False
+    return error.pgcode in (None, "57P01", "57P02", "57P03", "08006", "08003", "08000")
 
 
 def _check_deadline(deadline_s: float, settings: DatabaseSection) -> None:
     if time.monotonic() > deadline_s:
         raise UserError(
-            f"reading took longer than {settings.deadline_s} s", where="database.deadline_s",
+            f"reading took longer than {settings.deadline_s} s",
+            where="database.deadline_s",
             fix="raise it, or read less: database.filters.since or .limit",
-        )  # fmt: skip
+        )
 
 
 def _close(connection: Any) -> None:
@@ -268,4 +275,4 @@ def _close(connection: Any) -> None:
         if connection is not None:
             connection.close()
     except psycopg2.Error:
-        pass  # it is gone anyway
+        pass  # the server has closed it already

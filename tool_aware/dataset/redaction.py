@@ -1,6 +1,6 @@
-"""Replace what identifies a person or opens a door by stable placeholders, before anything is written.
+"""Replacement of personal data and secrets by stable placeholders, before anything is written.
 
-The same secret gets the same placeholder within one run (`<EMAIL_1>`), so that a text still makes sense. Rules are
+The same secret gets the same placeholder within one run (`<EMAIL_1>`), so that a text stays readable. Rules are
 ordered from the most specific to the least; counts per rule go into the manifest.
 """
 
@@ -11,14 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A kind of secret: what it looks like, and which part of a match it really is.
+    """A kind of secret: its pattern, and a check of what matches.
 
-    `real_part` returns None for a look-alike (an order number, a version), which then stays. Where the pattern has a
-    group `secret`, only that group is looked at and replaced.
+    `real_part` returns the secret within a match, or None for a look-alike (an order number, a version), which stays.
+    Where the pattern has a group `secret`, only that group is checked and replaced.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Rule:
 
 
 def passes_luhn(text: str) -> bool:
-    """The check digit of payment cards, ISO/IEC 7812-1 annex B."""
+    """Return whether the check digit of a payment card is right, ISO/IEC 7812-1 annex B."""
     digits = [int(character) for character in text if character.isdigit()]
     if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
         return False
@@ -36,7 +37,7 @@ def passes_luhn(text: str) -> bool:
 
 
 def passes_iban(text: str) -> bool:
-    """The check digits of an IBAN, ISO 13616: mod 97 of the rearranged number is 1."""
+    """Return whether the check digits of an IBAN are right, ISO 13616: mod 97 of the rearranged number is 1."""
     compact = re.sub(r"[\s-]", "", text).upper()
     if not 15 <= len(compact) <= 34:
         return False
@@ -44,7 +45,7 @@ def passes_iban(text: str) -> bool:
 
 
 def _card(text: str) -> str | None:
-    """The card number within a run of digits, which may be followed by a date or a code."""
+    """Return the card number within a run of digits, which a date or a code may follow."""
     starts = [0, *(match.end() for match in re.finditer(r"[ -]", text))]
     for start in starts:
         ends = [match.end() for match in re.finditer(r"\d", text[start:])]
@@ -55,7 +56,7 @@ def _card(text: str) -> str | None:
 
 
 def _iban(text: str) -> str | None:
-    """The IBAN at the start of a match that may have run on into the words behind it."""
+    """Return the IBAN at the start of a match, which may include the words behind it."""
     while not passes_iban(text):
         shorter = re.match(r"(.*)[ -]", text)
         if not shorter:
@@ -83,7 +84,7 @@ def _phone(text: str) -> str | None:
 
 
 def _random(text: str) -> str | None:
-    """A key has letters and digits mixed; a word has not."""
+    """Return the text if it mixes letters and digits, as a key does and a word does not."""
     kinds = [any(test(character) for character in text) for test in (str.islower, str.isupper, str.isdigit)]
     return text if sum(kinds) >= 2 and len(set(text)) >= 8 else None
 
@@ -135,7 +136,7 @@ class Redactor:
         if not _MAYBE.search(text):
             return text
         for rule in RULES:
-            text = rule.pattern.sub(lambda match, rule=rule: self._replacement(rule, match), text)
+            text = rule.pattern.sub(partial(self._replacement, rule), text)
         return text
 
     def _replacement(self, rule: Rule, match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""How alike queries are, and which pairs of a large set are nearly the same.
+"""Similarity of queries, and the pairs of a large set that are nearly the same.
 
 The measure is the cosine of two queries' sets of character trigrams: |A and B| / sqrt(|A| |B|), between 0 and 1, taken
 over normalised text with a space at both ends. Up to `EXACT_PAIRS` comparisons everything is compared with everything;
@@ -12,10 +12,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tool_aware.text import normalised
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 GRAM_CHARACTERS = 3
 BANDS, ROWS_PER_BAND = 25, 5  # finds a pair of Jaccard 0.7225 (the least that cosine 0.85 allows) with p = 0.996
@@ -43,8 +47,8 @@ class GramIndex:
         self._starts = np.searchsorted(self._rows, np.arange(self.size + 1))  # (size + 1,)
 
     @cached_property
-    def _matrix(self) -> object:
-        """Binary row-by-gram matrix, each row of Euclidean length 1, so that products are cosines."""
+    def _matrix(self) -> csr_matrix:
+        """Return the binary row-by-gram matrix, each row of Euclidean length 1, so that products are cosines."""
         from scipy.sparse import csr_matrix
 
         _, columns = np.unique(self._hashes, return_inverse=True)
@@ -55,7 +59,7 @@ class GramIndex:
 
     @cached_property
     def _signatures(self) -> np.ndarray:
-        """MinHash signatures, (BANDS * ROWS_PER_BAND, size) uint32."""
+        """Return the MinHash signatures, (BANDS * ROWS_PER_BAND, size) uint32."""
         generator = np.random.default_rng(_SEED)
         count = BANDS * ROWS_PER_BAND
         factors = generator.integers(1, 2**32, count, dtype=np.uint64).astype(np.uint32) | np.uint32(1)
@@ -66,12 +70,12 @@ class GramIndex:
         )
 
     def similarity(self, first: int, second: int) -> float:
-        """Cosine of two rows' trigram sets."""
+        """Return the cosine of two rows' trigram sets."""
         a, b = (self._hashes[self._starts[row] : self._starts[row + 1]] for row in (first, second))
         return len(np.intersect1d(a, b, assume_unique=True)) / math.sqrt(len(a) * len(b))
 
     def pairs(self, threshold: float, groups: Sequence[object] | None = None) -> list[Pair]:
-        """All pairs at or above `threshold`, without those within one group; sorted by (second, first)."""
+        """Return all pairs at or above `threshold`, without those within one group; sorted by (second, first)."""
         codes = np.arange(self.size) if groups is None else np.unique(np.asarray(groups, str), return_inverse=True)[1]
         found = self._exact_pairs if self.size**2 / 2 <= EXACT_PAIRS else self._banded_pairs
         return sorted(found(threshold, codes), key=lambda pair: (pair.second, pair.first))
@@ -97,7 +101,7 @@ class GramIndex:
                     yield Pair(a, b, value)
 
     def _bucket_pairs(self, band: int, codes: np.ndarray) -> np.ndarray:
-        """Pairs that agree in one band, coded as first * size + second."""
+        """Return the pairs that agree in one band, coded as first * size + second."""
         rows = self._signatures[band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND].astype(np.uint64)
         key = np.zeros(self.size, np.uint64)
         for values in rows:
@@ -139,7 +143,7 @@ def nearest(texts: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray, np
 
 
 def _grams(padded: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and hashes of the distinct trigrams of each text, sorted by row; every text yields at least one."""
+    """Return rows and hashes of the distinct trigrams of each text, sorted by row; every text yields at least one."""
     lengths = np.fromiter((max(len(text), GRAM_CHARACTERS) for text in padded), np.int64, len(padded))
     joined = "".join(text.ljust(GRAM_CHARACTERS) for text in padded)
     points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
@@ -154,7 +158,7 @@ def _grams(padded: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:
-    """The distinct values in order; on millions of integers several times as fast as np.unique since NumPy 2.3."""
+    """Return the distinct values in order; on millions of integers several times as fast as np.unique of NumPy 2.3."""
     ordered = np.sort(values)
     is_new = np.ones(len(ordered), bool)
     is_new[1:] = ordered[1:] != ordered[:-1]
@@ -162,7 +166,7 @@ def _distinct(values: np.ndarray) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Scatter uint32 values over the whole range (the finaliser of MurmurHash3)."""
+    """Return uint32 values scattered over the whole range (the finaliser of MurmurHash3)."""
     values = values ^ (values >> np.uint32(16))
     values = values * np.uint32(0x85EBCA6B)
     values = values ^ (values >> np.uint32(13))

@@ -1,4 +1,4 @@
-"""Split rows into train, val and test so that nothing leaks: whole groups to one side, then a check against train."""
+"""The split of rows into train, val and test: whole groups to one side, then a check of held-out rows against train."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Leak:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows by split name, and what the check of the held-out rows found."""
+    """Rows by split name, and the result of the check of the held-out rows."""
 
     rows: Mapping[str, list[Row]]
     nearest: list[Leak] = field(default_factory=list)
     dropped_after_check: int = 0
     is_exhaustive: bool = True
     kept_in_place: Mapping[str, int] = field(default_factory=dict)  # rows that stay in the split of an earlier data set
-    dropped_as_taught: int = 0  # rows of its train.json whose group is held out
+    dropped_as_trained_on: int = 0  # rows of its train.json whose group is held out
 
     @property
     def leaks(self) -> list[Leak]:
-        """Held-out rows that are still too close to a training row; empty if the guarantee holds."""
+        """Return the held-out rows that are still too close to a training row; empty if the guarantee holds."""
         return [leak for leak in self.nearest if leak.similarity >= NEAR_DUPLICATE]
 
 
@@ -62,7 +62,7 @@ def split_rows(
     no query of its train.json is in val or test, and none of its val.json or test.json is in train.
     """
     random_ = random.Random(f"{seed}/split")
-    groups, taught_rows = _groups(rows, earlier)
+    groups, dropped_as_trained_on = _groups(rows, earlier)
     assigned = _assign(groups, dict(zip(SPLITS, fractions, strict=True)), random_)
     for part in assigned.values():
         random_.shuffle(part)
@@ -72,11 +72,11 @@ def split_rows(
     dropped = sum(map(len, assigned.values())) - sum(map(len, kept.values()))
     # Train stays as it was, and with it the nearest training row of every held-out row that is kept.
     remaining = [leak for leak in checked if leak.query not in close]
-    return Split(kept, remaining, dropped, is_exhaustive, _rows_kept_in_place(groups), taught_rows)
+    return Split(kept, remaining, dropped, is_exhaustive, _rows_kept_in_place(groups), dropped_as_trained_on)
 
 
 def _groups(rows: Sequence[Row], earlier: EarlierSplits | None) -> tuple[list[_Group], int]:
-    """Rows by group, less those that were taught earlier and whose group is held out; also returns their number."""
+    """Return rows by group, and how many were left out: those of the earlier train.json whose group is held out."""
     members: dict[str, list[Row]] = defaultdict(list)
     for number, row in enumerate(rows):
         members[group_of(row, number)].append(row)
@@ -86,14 +86,14 @@ def _groups(rows: Sequence[Row], earlier: EarlierSplits | None) -> tuple[list[_G
     for part in members.values():
         split = earlier.split_of(part)
         is_held_out = split in SPLITS[1:]
-        kept = [row for row in part if not (is_held_out and earlier.has_taught(row))]
+        kept = [row for row in part if not (is_held_out and earlier.is_in_train(row))]
         if kept:
             groups.append(_Group(kept, split))
     return groups, len(rows) - sum(len(group.rows) for group in groups)
 
 
 def _rows_kept_in_place(groups: Sequence[_Group]) -> dict[str, int]:
-    """Rows by split of the groups that an earlier data set has placed."""
+    """Count the rows, by split, of the groups that an earlier data set has placed."""
     counts: Counter[str] = Counter()
     for group in groups:
         if group.earlier_split:
@@ -101,10 +101,10 @@ def _rows_kept_in_place(groups: Sequence[_Group]) -> dict[str, int]:
     return {name: counts[name] for name in SPLITS}
 
 
-def _check(parts: Mapping[str, Sequence[Row]], taught: Collection[str] = ()) -> tuple[list[Leak], bool]:
-    """Measure the similarity of every held-out row to its nearest training row, those `taught` earlier included."""
+def _check(parts: Mapping[str, Sequence[Row]], trained_on: Collection[str] = ()) -> tuple[list[Leak], bool]:
+    """Measure the similarity of every held-out row to its nearest training row, those `trained_on` earlier included."""
     train = [row.query for row in parts["train"]]
-    train += sorted(set(taught) - set(map(normalised, train))) if taught else []
+    train += sorted(set(trained_on) - set(map(normalised, train))) if trained_on else []
     held_out = [(name, row.query) for name in SPLITS[1:] for row in parts[name]]
     values, indices, is_exhaustive = nearest([query for _, query in held_out], train)
     leaks = [
@@ -125,13 +125,13 @@ def _assign(groups: list[_Group], fractions: Mapping[str, float], random_: rando
     random_.shuffle(groups)
     groups.sort(key=lambda group: (group.earlier_split is None, -len(group.rows)))
     totals = Counter(stratum for group in groups for row in group.rows for stratum in _strata(row))
-    filled = {name: Counter() for name in fractions}
+    filled: dict[str, Counter[str]] = {name: Counter() for name in fractions}
     parts: dict[str, list[_Group]] = {name: [] for name in fractions}
     for group in groups:
         needed = Counter(stratum for row in group.rows for stratum in _strata(row))
 
-        def lag(name: str, needed: Counter = needed) -> float:
-            """How far `name` is behind its targets, each as a part of the target, were it given half the group."""
+        def lag(name: str, needed: Counter[str] = needed) -> float:
+            """Return how far `name` is behind its targets, in parts of each, if it were given half the group."""
             behind = 0.0
             for stratum, count in needed.items():
                 target = fractions[name] * totals[stratum]
@@ -149,7 +149,7 @@ def _assign(groups: list[_Group], fractions: Mapping[str, float], random_: rando
 def _reach_every_split(parts: dict[str, list[_Group]]) -> None:
     """Move groups so that every tool with a group for each split has rows in each.
 
-    A tool of a few large groups needs it: its share of val and test is less than half a group.
+    A tool with a few large groups needs this: its share of val and test is less than half a group.
     """
     counts = {name: Counter(tool for group in part for tool in group.tools) for name, part in parts.items()}
     in_all = sum(counts.values(), Counter())

@@ -9,7 +9,7 @@ import pytest
 
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
-from tool_aware.dataset import data_check as validation
+from tool_aware.dataset import data_check
 from tool_aware.dataset.importing import import_file
 from tool_aware.prompt import query_of
 from tool_aware.rows import Row, write_rows
@@ -156,7 +156,7 @@ def test_bad_rows_of_all_files_are_in_one_report(tmp_path: Path, config: Config,
         json.dumps([{"instruction": "x", "response": "Tool: web_search\nParameters: {}\nReasoning: y"}])
     )
     with pytest.raises(UserError) as caught:
-        validation.load_all(validation.files_to_check(tmp_path), config.toolbox)
+        data_check.load_all(data_check.files_to_check(tmp_path), config.toolbox)
     for part in (
         "train.json: row 1: response: unknown tool 'nope'",
         "row 2: instruction",
@@ -169,15 +169,15 @@ def test_bad_rows_of_all_files_are_in_one_report(tmp_path: Path, config: Config,
 def test_leaks_between_files_are_found(tmp_path: Path, config: Config, toy_rows: list[Row]) -> None:
     write_rows(tmp_path / "train.json", toy_rows[:40])
     write_rows(tmp_path / "test.json", [*toy_rows[40:], toy_rows[0]])
-    loaded = validation.load_all(validation.files_to_check(tmp_path), config.toolbox)
-    (leak,) = validation.leakage(loaded)
+    loaded = data_check.load_all(data_check.files_to_check(tmp_path), config.toolbox)
+    (leak,) = data_check.leakage(loaded)
     assert (leak.held_out, leak.exact) == ("test", 1)
 
 
 def test_a_rare_tool_is_warned_about(tmp_path: Path, config: Config, toy_rows: list[Row]) -> None:
     write_rows(tmp_path / "train.json", [row for row in toy_rows if row.tool != "web_search"])
-    loaded = validation.load_all(validation.files_to_check(tmp_path), config.toolbox)
-    (warning,) = validation.imbalance(loaded, config.toolbox)
+    loaded = data_check.load_all(data_check.files_to_check(tmp_path), config.toolbox)
+    (warning,) = data_check.imbalance(loaded, config.toolbox)
     assert "web_search has 0 rows" in warning
 
 
@@ -185,10 +185,10 @@ def test_token_lengths_are_counted_with_a_tokenizer_and_estimated_closely_withou
     tmp_path: Path, config: Config, toy_rows: list[Row], tokenizer
 ) -> None:
     write_rows(tmp_path / "train.json", toy_rows)
-    loaded = validation.load_all(validation.files_to_check(tmp_path), config.toolbox)["train"]
-    counted, estimated = validation.token_lengths(loaded, tokenizer), validation.token_lengths(loaded, None)
+    loaded = data_check.load_all(data_check.files_to_check(tmp_path), config.toolbox)["train"]
+    counted, estimated = data_check.token_lengths(loaded, tokenizer), data_check.token_lengths(loaded, None)
     assert sum(estimated) == pytest.approx(sum(counted), rel=0.15)
-    assert "0 above model.max_seq_length 2048" in validation.describe_lengths(counted, 2048, is_estimate=False)
-    assert f"{len(toy_rows)} above model.max_seq_length 64" in validation.describe_lengths(
+    assert "0 above model.max_seq_length 2048" in data_check.describe_lengths(counted, 2048, is_estimate=False)
+    assert f"{len(toy_rows)} above model.max_seq_length 64" in data_check.describe_lengths(
         counted, 64, is_estimate=False
     )

@@ -207,7 +207,7 @@ def test_added_rows_leave_earlier_ones_in_their_split_if_it_is_named(config: Con
     split = split_rows(more, FRACTIONS, 1, written(tmp_path, first))
     assert shared(first, split.rows) == (0, 0)
     assert sum(split.kept_in_place.values()) == 600
-    assert split.dropped_as_taught == 0
+    assert split.dropped_as_trained_on == 0
     for name, fraction in zip(SPLITS, FRACTIONS, strict=True):
         assert len(split.rows[name]) / 680 == pytest.approx(fraction, abs=0.02)
 
@@ -219,7 +219,7 @@ def test_a_group_that_was_on_both_sides_is_held_out_without_what_was_taught(conf
     sessions = [row(config, item.query, session=f"s{number % 10}") for number, item in enumerate(rows[:60])]
     split = split_rows([*sessions, *rows[60:]], FRACTIONS, 1, written(tmp_path, earlier))
     assert shared(earlier, split.rows) == (0, 0)
-    assert split.dropped_as_taught == 40
+    assert split.dropped_as_trained_on == 40
     assert queries(rows[50:60]) <= queries(split.rows["test"])
 
 

@@ -1,4 +1,4 @@
-"""Load the content that rows are made of from YAML, and check all of it before the first row is made.
+"""Loads the content that rows are made of from YAML, and checks all of it before the first row is made.
 
 Below `content/`:
     mix.yaml            share of each slice in the dataset
@@ -76,12 +76,12 @@ class Content:
     noise: Mapping[str, Any]
 
     def domains_with(self, slots: Sequence[str]) -> list[str]:
-        """Names of the domains that fill every one of the given slots."""
+        """Return the names of the domains that fill every one of the given slots."""
         return [name for name, domain in self.domains.items() if all(slot in domain for slot in slots)]
 
 
 def load_content(directory: Path = CONTENT_DIR) -> Content:
-    """Read and check all content.
+    """Read, check and return all content.
 
     Raises UserError listing every problem with file and pattern: unknown keys and slots, unbalanced marks,
     two frames that are the same, slots that no single domain fills, missing reasons.

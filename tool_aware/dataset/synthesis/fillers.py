@@ -33,7 +33,7 @@ class Value:
 
 
 def draw(spec: object, random_: random.Random) -> Value:
-    """Draw one value.
+    """Draw and return one value.
 
     `spec` is one of: a list of texts; `{choose: {text: code}}`; `{verbatim: [code]}`; `{int: [low, high, step]}`;
     `{decimal: [low, high, digits]}`; `{numbers: SPEC, count: [low, high]}`; `{words: [...], count: [low, high]}`;
@@ -65,7 +65,8 @@ def draw(spec: object, random_: random.Random) -> Value:
         chosen = random_.sample(spec["words"], random_.randint(*spec["count"]))
         return _listing([Value(str(word), repr(str(word))) for word in chosen], random_, joints=_LIST_STYLES[:3])
     if "date" in spec:
-        return _date(*spec["date"], random_)
+        first, last = (date.fromisoformat(str(day)) for day in spec["date"])
+        return _date(first, last, random_)
     raise ValueError(f"{dict(spec)!r} describes no filler")
 
 
@@ -76,8 +77,7 @@ def _listing(values: Sequence[Value], random_: random.Random, joints: Sequence[s
     return Value(text, f"[{', '.join(value.code for value in values)}]")
 
 
-def _date(first: date | str, last: date | str, random_: random.Random) -> Value:
-    first, last = (date.fromisoformat(str(day)) for day in (first, last))
+def _date(first: date, last: date, random_: random.Random) -> Value:
     day = first + timedelta(days=random_.randint(0, (last - first).days))
     month = _MONTHS[day.month - 1]
     text = random_.choice(
@@ -93,7 +93,7 @@ def _date(first: date | str, last: date | str, random_: random.Random) -> Value:
 
 
 def problem_of(spec: object) -> str | None:
-    """Say in words why `spec` cannot be drawn from; None if it can."""
+    """Return why `spec` cannot be drawn from, in words; None if it can."""
     try:
         draw(spec, random.Random(0))
     except (ValueError, TypeError, IndexError, AttributeError) as error:

@@ -34,12 +34,12 @@ class Expansion:
 
 @cache
 def slots_of(pattern: str) -> tuple[str, ...]:
-    """Names of the slots in `pattern`, each once, in order of appearance."""
+    """Return the names of the slots in `pattern`, each once, in order of appearance."""
     return tuple(dict.fromkeys(_SLOT.findall(pattern)))
 
 
 def expand(pattern: str, values: Mapping[str, str], random_: random.Random) -> Expansion:
-    """Expand one frame with the given slot values.
+    """Return one expansion of a frame with the given slot values.
 
     Marks and alternatives are resolved before slots are filled, so a filler may hold `*`, `(a|b)` or braces.
     Raises KeyError naming a slot without a value.
@@ -55,24 +55,24 @@ def expand(pattern: str, values: Mapping[str, str], random_: random.Random) -> E
 
 
 def choose(pattern: str, random_: random.Random) -> str:
-    """Replace every `(a|b|c)`, innermost first, by one of its alternatives."""
+    """Return the pattern with every `(a|b|c)`, innermost first, replaced by one of its alternatives."""
     while "|" in pattern and _ALTERNATIVES.search(pattern):
         pattern = _ALTERNATIVES.sub(lambda match: random_.choice(match[1].split("|")), pattern)
     return pattern
 
 
 def fill(pattern: str, values: Mapping[str, str]) -> str:
-    """Replace every `{slot}` by its value; a slot without a value is a KeyError."""
+    """Return the pattern with every `{slot}` replaced by its value. Raises KeyError for a slot without one."""
     return _SLOT.sub(lambda match: values[match[1]], pattern)
 
 
 def fill_known(pattern: str, values: Mapping[str, str]) -> str:
-    """Replace the slots that have a value and leave other braces alone, as in a program with f-strings."""
+    """Replace the slots that have a value and keep other braces, as in a program with f-strings."""
     return _SLOT.sub(lambda match: values.get(match[1], match[0]), pattern)
 
 
 def problems_of(pattern: str, known_slots: Collection[str]) -> list[str]:
-    """Say in words what is wrong with a frame; an empty list means that it expands."""
+    """Return what is wrong with a frame, in words; an empty list means that it expands."""
     problems = [f"unknown slot {{{slot}}}" for slot in slots_of(pattern) if slot not in known_slots]
     if pattern.count("*") % 2:
         problems.append("an odd number of * marks")

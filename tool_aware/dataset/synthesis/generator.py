@@ -1,7 +1,7 @@
-"""Make rows: which frame is used when, how it is filled, and what call it stands for.
+"""Makes rows from frames: chooses the next frame, fills its slots, adds noise, and renders the call.
 
-Every row is a function of (seed, frame, how often the frame was used before), so asking for more rows only adds rows,
-and adding a frame leaves the rows of all other frames as they were.
+Every row is a function of (seed, frame, how often the frame was used before). More rows therefore only add rows, and a
+new frame leaves the rows of all other frames as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from tool_aware.console import UserError
 from tool_aware.dataset.synthesis import fillers
-from tool_aware.dataset.synthesis import frames as grammar
 from tool_aware.dataset.synthesis.content import COUNT_SLOT, Content, Frame
+from tool_aware.dataset.synthesis.frames import Expansion, expand, fill_known, slots_of
 from tool_aware.dataset.synthesis.noise import Noise
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row
@@ -42,7 +42,7 @@ class Example:
 
 
 class Generator:
-    """Makes rows for the tools on offer from content and from the examples in config.yaml."""
+    """Maker of rows for the tools of a config, from content and from the examples in config.yaml."""
 
     def __init__(
         self,
@@ -67,16 +67,17 @@ class Generator:
         self._seen: set[str] = set()
 
     def rows_for(self, tool: str, count: int) -> list[Row]:
-        """Make up to `count` distinct rows whose right answer is `tool`.
+        """Return up to `count` distinct rows whose right answer is `tool`.
 
         Raises UserError if there is no content for it, and too few examples for rows in every split.
         """
         frames = [frame for frame in self._content.frames if frame.tool == tool and self._is_wanted(frame)]
         if count and not frames:
-            self._demand_examples(tool)
+            self._check_examples(tool)
         return list(self._rows([*frames, *self._example_frames(tool)], count))
 
-    def _demand_examples(self, tool: str) -> None:
+    def _check_examples(self, tool: str) -> None:
+        """Raise UserError if a tool has too few different examples to make its rows from."""
         distinct = len({normalised(example.query) for example in self._examples.get(tool, ())})
         if distinct < MIN_EXAMPLES:
             number = f"{distinct or 'no'} example {'query' if distinct == 1 else 'queries'}"
@@ -88,7 +89,7 @@ class Generator:
             )
 
     def ambiguous_rows(self, count: int) -> list[Row]:
-        """Make up to `count` distinct rows that more than one tool may answer."""
+        """Return up to `count` distinct rows that more than one tool may answer."""
         frames = [frame for frame in self._content.frames if len(self._acceptable(frame)) > 1]
         return list(self._rows(frames, count))
 
@@ -96,13 +97,13 @@ class Generator:
         return not frame.acceptable and (self._slices is None or frame.slice in self._slices)
 
     def _acceptable(self, frame: Frame) -> tuple[str, ...]:
-        """The acceptable tools that are on offer; none if the best one is not."""
+        """Return the acceptable tools that the config has; none if it lacks the best one."""
         return tuple(name for name in frame.acceptable if name in self._tools) if frame.tool in self._tools else ()
 
     # ---- which frame is next ----
 
     def _rows(self, frames: Sequence[Frame], count: int) -> Iterator[Row]:
-        """Use frames in turn, each slice as often as its share in mix.yaml says."""
+        """Yield rows of the frames in turn, each slice as often as its share in mix.yaml says."""
         queue = [
             (_hash_unit(self._seed, frame.group) / rate, frame.id, 0, 0, frame, rate)
             for frame, rate in self._rates(frames)
@@ -133,9 +134,15 @@ class Generator:
         for number, example in enumerate(self._examples.get(tool, ())):
             identity = f"example-{tool}-{number}"
             yield Frame(
-                id=identity, group=identity, tool=tool, slice="plain", language="en", kind="example",
-                pattern="{example}", slots={"example": [example.query]},
-            )  # fmt: skip
+                id=identity,
+                group=identity,
+                tool=tool,
+                slice="plain",
+                language="en",
+                kind="example",
+                pattern="{example}",
+                slots={"example": [example.query]},
+            )
 
     # ---- one row ----
 
@@ -144,7 +151,7 @@ class Generator:
         key = frame.group if frame.kind == "contrast" else frame.id
         values, domain = self._values(frame, random.Random(f"{self._seed}/{key}/{use}"))
         random_ = random.Random(f"{self._seed}/{frame.id}/{use}/text")
-        said = grammar.expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
+        said = expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
         query, slice_ = said.text, frame.slice
         if frame.is_wrapped and frame.language == "en":
             protected = self._protected(frame, values)
@@ -167,17 +174,18 @@ class Generator:
         return Row(render_instruction(query, self._tools), render_response(call), details)
 
     def _protected(self, frame: Frame, values: Mapping[str, fillers.Value]) -> str:
-        """The words that the call repeats literally, which noise must therefore leave alone."""
+        """Return the words that the call repeats literally, which noise must not change."""
         example = self._example(frame)
         if example and example.parameters:
             return " ".join(map(str, example.parameters.values()))
         return " ".join(value.text for value in values.values()) if frame.code else ""
 
     def _values(self, frame: Frame, random_: random.Random) -> tuple[dict[str, fillers.Value], str | None]:
-        slots = dict.fromkeys([*grammar.slots_of(frame.pattern), *(frame.slots or {})])
+        slots = dict.fromkeys([*slots_of(frame.pattern), *(frame.slots or {})])
         local, common = frame.slots or {}, self._content.common
         from_domain = [slot for slot in slots if slot not in local and slot not in common and slot != COUNT_SLOT]
         domain = random_.choice(self._content.domains_with(from_domain)) if from_domain else None
+        sources = (local, common, self._content.domains[domain] if domain else {})
         values = {}
         for slot in slots:
             if slot == COUNT_SLOT:
@@ -185,26 +193,21 @@ class Generator:
                 is_word = number in _COUNT_WORDS and random_.random() < 0.4
                 values[slot] = fillers.Value(_COUNT_WORDS[number] if is_word else str(number), str(number))
             else:
-                spec = (
-                    local[slot]
-                    if slot in local
-                    else common[slot]
-                    if slot in common
-                    else self._content.domains[domain][slot]
-                )
+                spec = next(source[slot] for source in sources if slot in source)
                 values[slot] = fillers.draw(spec, random_)
         return values, domain
 
     def _call(
-        self, frame: Frame, said: grammar.Expansion, values: Mapping[str, fillers.Value], random_: random.Random
+        self, frame: Frame, said: Expansion, values: Mapping[str, fillers.Value], random_: random.Random
     ) -> tuple[ToolCall, dict[str, list[Any]]]:
         tool = self._tools[frame.tool]
         example = self._example(frame)
+        accepted: dict[str, list[Any]] = {}
         if example and example.parameters is not None:
-            parameters, accepted = dict(example.parameters), {}
+            parameters = dict(example.parameters)
         elif frame.code is not None and "code" in tool.required:  # the other side of a pair takes text
-            code = grammar.fill_known(frame.code, {slot: value.code for slot, value in values.items()}).strip()
-            parameters, accepted = {"code": code}, {}
+            code = fill_known(frame.code, {slot: value.code for slot, value in values.items()}).strip()
+            parameters = {"code": code}
         else:
             parameters, accepted = _text_parameters(tool, said, values)
         reasoning = (example and example.reasoning) or self._reasoning(frame, said, random_)
@@ -224,7 +227,7 @@ class Generator:
             return None
         return self._examples[frame.tool][int(frame.id.rpartition("-")[2])]
 
-    def _reasoning(self, frame: Frame, said: grammar.Expansion, random_: random.Random) -> str:
+    def _reasoning(self, frame: Frame, said: Expansion, random_: random.Random) -> str:
         evidence = shortened(said.evidence or said.argument or said.text)
         if frame.kind == "example":
             return f'"{evidence}" is what {frame.tool} is there for.'
@@ -233,9 +236,9 @@ class Generator:
 
 
 def _text_parameters(
-    tool: Tool, said: grammar.Expansion, values: Mapping[str, fillers.Value]
+    tool: Tool, said: Expansion, values: Mapping[str, fillers.Value]
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Parameters of a tool that takes one text and perhaps a count; and other values that are as good."""
+    """Return the parameters of a tool that takes one text and perhaps a count, and other values that are as good."""
     text_name = next((name for name in tool.properties if name in tool.required), None)
     if text_name is None:
         return {}, {}
@@ -250,5 +253,5 @@ def _text_parameters(
 
 
 def _hash_unit(seed: int, text: str) -> float:
-    """Map text to [0, 1), the same on every machine."""
+    """Return a number in [0, 1) for a text, the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:6], "big") / 2**48

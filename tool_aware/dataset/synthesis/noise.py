@@ -1,4 +1,4 @@
-"""How people really type: greetings, sentences around the ask, typos, lost capitals; hostile or misleading wrapping.
+"""Noise as in what people type: greetings, sentences around the request, typos, lost capitals, hostile wrapping.
 
 Noise changes the query only. Parameters and reasoning are made from the clean sentence, and words a program depends on
 (`protected`) are never touched.
@@ -19,20 +19,20 @@ _NEIGHBOURS = {
     "u": "yi", "v": "cb", "w": "qe", "x": "zc", "y": "tu", "z": "x",
 }  # fmt: skip
 MAX_TYPOS = 3
-_BEFORE = (1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 5, 7, 10)  # sentences in front of the ask; ten make about 90 words
+_BEFORE = (1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 5, 7, 10)  # sentences in front of the request; ten make about 90 words
 _AFTER = (0, 0, 0, 1, 1, 3)
 
 
 @dataclass(frozen=True)
 class Noisy:
-    """A query as it might be typed, and the slice it then belongs to (None = the frame's own)."""
+    """A query with noise, and the slice it then belongs to (None = the frame's own)."""
 
     text: str
     slice: str | None = None
 
 
 class Noise:
-    """Applies the wrapping described in noise.yaml, within the slices that are wanted."""
+    """The wrapping described in noise.yaml, within the slices that are wanted."""
 
     def __init__(self, settings: Mapping[str, Any], slices: frozenset[str] | None = None) -> None:
         self._settings = settings
@@ -45,7 +45,7 @@ class Noise:
     def apply(
         self, text: str, *, tool: str, other_tools: Sequence[str], protected: str, random_: random.Random
     ) -> Noisy:
-        """Wrap and roughen an English sentence meant for `tool`."""
+        """Return an English sentence meant for `tool` with wrapping, typos and lost capitals."""
         slice_ = None
         rolls = {name: random_.random() < chance for name, chance in self._probability.items()}
         if rolls.get("injection") and other_tools:
@@ -87,7 +87,7 @@ class Noise:
         return " ".join([*before, _as_sentence(text), *after])
 
     def _negated(self, text: str, tool: str, other_tools: Sequence[str], random_: random.Random) -> str:
-        """Forbid one of the other tools in words; never the right one."""
+        """Return the text with a sentence that forbids one of the other tools, never the right one."""
         actions = self._settings["actions"]
         others = [name for name in other_tools if name in actions]
         if not others:
@@ -104,7 +104,7 @@ class Noise:
 
 
 def with_typos(text: str, protected: str, random_: random.Random) -> str:
-    """Mistype one to three words of four letters or more, none of which occurs in `protected`."""
+    """Return the text with typos in one to three words of four letters or more, none of which occurs in `protected`."""
     kept = set(_WORD.findall(protected))
     words = [match for match in _WORD.finditer(text) if match[0] not in kept]
     if not words:
@@ -128,7 +128,7 @@ def _mistyped(word: str, random_: random.Random) -> str:
 
 
 def _decapitalised(text: str) -> str:
-    """Start a sentence small, unless its first word is I, a name in capitals, or has a capital further on."""
+    """Return a sentence in lower case at its start, unless its first word is I or has a capital further on."""
     first = re.match(r"[A-Z][a-z]*(?=[\s,'’])", text)
     if not first or first[0] == "I" or text.startswith(("I'", "I’")):
         return text

@@ -1,4 +1,4 @@
-"""Check that a program is harmless and runs: what a code parameter has to do before it is put into a row.
+"""Checks that a program is harmless and runs, before it is put into a row as a code parameter.
 
 Programs that a remote model wrote are not trusted: they may import a short list of modules only, may not touch files,
 dunder names or the interpreter, and run in a process of their own with limits on time, memory and output.
@@ -82,12 +82,12 @@ exec(compile(sys.stdin.read(), "program", "exec"), {{"__name__": "__main__"}})
 
 
 def problem_of_program(code: str) -> str | None:
-    """Say in words why `code` may not be used; None for a program that is allowed, runs, and prints something."""
+    """Return why `code` may not be used, in words; None for a program that is allowed, runs, and prints something."""
     return problem_of_source(code) or _problem_of_run(code)
 
 
 def problem_of_source(code: str) -> str | None:
-    """Say what a program's text does that it may not; None if there is nothing."""
+    """Return what a program's text does that it may not; None if there is nothing."""
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -113,8 +113,14 @@ def _problem_of_run(code: str) -> str | None:
         try:
             result = subprocess.run(
                 [sys.executable, "-I", "-c", _RUNNER],
-                input=code, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=folder, env={}, check=False,
-            )  # fmt: skip
+                input=code,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                cwd=folder,
+                env={},
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             return f"runs longer than {TIMEOUT_S:g} s"
     if result.returncode:

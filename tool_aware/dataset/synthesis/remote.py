@@ -1,4 +1,4 @@
-"""Paraphrase rows through any OpenAI-compatible endpoint, and let only what passes five gates through.
+"""Paraphrases of rows from an OpenAI-compatible endpoint; only what passes five gates is kept.
 
 The gates, in order: format, schema, executable code, round trip (the model, asked as the agent would ask it, must
 choose the same tool), near-duplicate. Every finished request is appended to a journal, so a stopped run goes on.
@@ -59,7 +59,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to send chat requests. The key is kept out of `repr`."""
+    """An address for chat requests, with model and key. The key is kept out of `repr`."""
 
     base_url: str
     model: str
@@ -104,15 +104,24 @@ def _with_retries(send: Callable[[], Any], url: str) -> Any:
             reason = str(getattr(error, "reason", error))
         if attempt < RETRIES:
             time.sleep(pause_s)
-    raise UserError(f"no usable answer after {RETRIES + 1} attempts: {reason}", where=url,
-                    fix="run the same command again later: it goes on where it stopped")  # fmt: skip
+    raise UserError(
+        f"no usable answer after {RETRIES + 1} attempts: {reason}",
+        where=url,
+        fix="run the same command again later: it goes on where it stopped",
+    )
 
 
 def paraphrase(
-    sources: Sequence[Row], known: Sequence[str], tools: Toolbox, chat: Chat, journal: Path, *, wanted: int,
+    sources: Sequence[Row],
+    known: Sequence[str],
+    tools: Toolbox,
+    chat: Chat,
+    journal: Path,
+    *,
+    wanted: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> Remote:  # fmt: skip
-    """Paraphrase `sources` one after the other until `wanted` rows have passed, and journal every request.
+) -> Remote:
+    """Return paraphrases of `sources`, taken in turn until `wanted` rows have passed; journal every request.
 
     `known` are queries that no new row may nearly repeat. Requests that the journal has are not sent again.
     """
@@ -139,7 +148,7 @@ def paraphrase(
 
 
 def _read_journal(journal: Path) -> dict[str, dict[str, Any]]:
-    """Finished requests by source query; a last line cut off by a crash is ignored."""
+    """Return finished requests by source query; a last line cut off by a crash is ignored."""
     done: dict[str, dict[str, Any]] = {}
     if journal.is_file():
         for line in journal.read_text(encoding="utf-8").splitlines():
@@ -152,9 +161,7 @@ def _read_journal(journal: Path) -> dict[str, dict[str, Any]]:
 
 
 def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat) -> dict[str, Any]:
-    prompt = _REQUEST.format(
-        count=PARAPHRASES_PER_REQUEST, instruction=source.instruction, response=source.response
-    )  # fmt: skip
+    prompt = _REQUEST.format(count=PARAPHRASES_PER_REQUEST, instruction=source.instruction, response=source.response)
     rows: list[Row] = []
     stopped: Counter[str] = Counter()
     candidates = 0
@@ -178,7 +185,7 @@ def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat) -> dict[
 
 
 def _candidates(text: str) -> Iterator[object]:
-    """The objects of the JSON array in an answer, which may stand in a code block; one None if there is no array."""
+    """Yield the objects of the JSON array in an answer, which may be in a code block; one None if there is no array."""
     start, end = text.find("["), text.rfind("]")
     try:
         items = json.loads(text[start : end + 1])
@@ -188,7 +195,7 @@ def _candidates(text: str) -> Iterator[object]:
 
 
 def _as_row(candidate: object, source: Row, tools: Toolbox) -> Row | None:
-    """The format gate: a query that is text, and a call that can be written down, for the same tool."""
+    """Return a candidate as a row; None if it fails the format gate: a text query and a valid call of the same tool."""
     if not isinstance(candidate, dict) or not isinstance(candidate.get("query"), str) or not candidate["query"].strip():
         return None
     parameters, reasoning = candidate.get("parameters"), candidate.get("reasoning")

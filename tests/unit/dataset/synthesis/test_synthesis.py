@@ -15,8 +15,7 @@ import yaml
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
-from tool_aware.dataset.synthesis import fillers
-from tool_aware.dataset.synthesis import frames as grammar
+from tool_aware.dataset.synthesis import fillers, frames
 from tool_aware.dataset.synthesis.content import CONTENT_DIR, Content, load_content
 from tool_aware.dataset.synthesis.generator import Example, Generator
 from tool_aware.dataset.synthesis.noise import Noise, with_typos
@@ -42,26 +41,26 @@ def made(content: Content, config: Config) -> dict[str, list[Row]]:
     return generate(content, config.toolbox, 1500)
 
 
-# ---- grammar and fillers --------------------------------------------------------------------------------
+# ---- frames and fillers ---------------------------------------------------------------------------------
 
 
 def test_a_frame_expands_into_sentence_evidence_and_argument() -> None:
-    said = grammar.expand("(find|find) *our {doc}* (please|please) => {doc}", {"doc": "price list"}, random.Random(0))
-    assert said == grammar.Expansion("find our price list please", "our price list", "price list")
+    said = frames.expand("(find|find) *our {doc}* (please|please) => {doc}", {"doc": "price list"}, random.Random(0))
+    assert said == frames.Expansion("find our price list please", "our price list", "price list")
 
 
-def test_fillers_may_contain_the_marks_of_the_grammar() -> None:
-    said = grammar.expand("run {code}", {"code": "a * b * (x|y) {z}"}, random.Random(0))
+def test_fillers_may_contain_the_marks_of_a_frame() -> None:
+    said = frames.expand("run {code}", {"code": "a * b * (x|y) {z}"}, random.Random(0))
     assert said.text == "run a * b * (x|y) {z}"
 
 
 @pytest.mark.parametrize("pattern", ["*odd", "{nowhere} x", "a => b => c", " => only the argument"])
 def test_a_broken_frame_is_reported(pattern: str) -> None:
-    assert grammar.problems_of(pattern, {"doc"})
+    assert frames.problems_of(pattern, {"doc"})
 
 
 def test_programs_keep_the_braces_that_are_not_slots() -> None:
-    assert grammar.fill_known("print(f'{x} {y}')", {"x": "3"}) == "print(f'3 {y}')"
+    assert frames.fill_known("print(f'{x} {y}')", {"x": "3"}) == "print(f'3 {y}')"
 
 
 def test_a_date_reads_as_people_write_it_and_runs_as_python() -> None:

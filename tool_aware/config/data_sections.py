@@ -1,4 +1,7 @@
-"""Sections of config.yaml on the data set, the query log, the tools and the evaluation."""
+"""Sections of config.yaml on the data set, the query log, the tools and the evaluation.
+
+The text under a field is the comment above its key in config.yaml.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,29 @@ class DatasetSection(Section):
     """What the data set is made of, and how it is split."""
 
     dir: FolderPath = Path("data")
+    """train.json, val.json, test.json and sample_raw.json are written here."""
     seed: int = 42
+    """Seed of synthesis and splits."""
     use_query_log: bool = True
+    """Read database.table; without a reachable database the data set is made by synthesis alone."""
     max_per_session: PositiveInt = 20
+    """Rows kept of one logged session, >= 1, so that one busy user does not dominate."""
     slices: Literal["all"] | list[str] = "all"
+    """Kinds of synthetic queries: all, or a list such as [plain, terse]; tool_aware/dataset/synthesis/content/mix.yaml
+    names them. Ambiguous rows are counted separately."""
     synthetic_per_tool: Annotated[int, Field(ge=0)] = 3000
+    """Synthetic rows per tool, >= 0; chosen by a learning curve (docs/benchmarks/dataset.md). 25 with `ambiguous: 5`
+    gives the ~100 rows of a first quick try."""
     ambiguous: Annotated[int, Field(ge=0)] = 800
+    """Rows that need careful reasoning, >= 0: two tools look right, the wording decides."""
     paraphrases: Annotated[int, Field(ge=0)] = 200
+    """Rows, >= 0, added by `prepare_dataset.py --generator openai`: an OpenAI-compatible endpoint (OPENAI_BASE_URL,
+    OPENAI_MODEL, OPENAI_API_KEY) rewrites synthetic rows."""
     splits: list[OpenFraction] = [0.8, 0.1, 0.1]
+    """Fractions of train, val and test; stratified by tool, groups of similar rows are never divided."""
     splits_from: FolderPath | None = None
+    """A folder with an earlier train.json, val.json and test.json: rows found there stay in their split. Needed where
+    training starts from an adapter (`--adapter`) that was trained on that folder."""
 
     @field_validator("splits")
     @classmethod
@@ -35,25 +52,39 @@ class DatasetSection(Section):
 
 
 class ColumnsSection(Section):
-    """Your names of the query log's columns; null where there is none."""
+    """Your names of the query log's columns; the log must have query and tool, the others may be null (= there is no
+    such column)."""
 
     query: str = "query_text"
+    """What the user typed."""
     tool: str = "tool_used"
+    """The tool that was called."""
     success: str | None = "success"
+    """Whether the call succeeded."""
     quality: str | None = "result_quality"
+    """How good the result was, 0-1."""
     timestamp: str | None = "timestamp"
+    """When it was asked."""
     id: str | None = "id"
+    """A unique, indexed number: the log is read in pages by it, and reading goes on after a lost connection."""
     session: str | None = "session_id"
+    """Rows of one session stay in one split."""
     error: str | None = "error_message"
+    """Rows with an error are left out."""
 
 
 class FiltersSection(Section):
     """Which rows of the query log are kept."""
 
     only_success: bool = True
+    """Keep only rows whose success column is true."""
     min_result_quality: Fraction | None = 0.7
+    """0-1: keep rows of this quality or more; null = keep all. Logged tools are the old router's choices, so rows that
+    went badly would teach its mistakes."""
     since: datetime | None = None
+    """Keep rows from this date on, for example 2026-01-31; null = all."""
     limit: PositiveInt | None = None
+    """Rows to read at most, >= 1, the newest; null = all."""
 
     @field_validator("since", mode="before")
     @classmethod
@@ -66,34 +97,49 @@ class FiltersSection(Section):
 
 
 class DatabaseSection(Section):
-    """Where the agent's query log lies, and how it is read."""
+    """Where the agent's query log lies, and how it is read; host, port, name, user and password are the POSTGRES_*
+    variables."""
 
     schema_name: str = "public"
+    """Schema of the table."""
     table: str = "query_logs"
+    """Table or view with one row a query."""
     columns: ColumnsSection = ColumnsSection()
     filters: FiltersSection = FiltersSection()
     sslmode: Literal["auto", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "auto"
+    """auto = verify-full for a remote host, prefer for this machine; or one of libpq's modes."""
     connect_timeout_s: PositiveInt = 5
+    """Seconds to wait for a connection, >= 1."""
     statement_timeout_s: PositiveInt = 60
+    """Seconds the server may spend on one page of rows, >= 1."""
     deadline_s: PositiveInt = 600
+    """Seconds for the whole extraction, >= 1."""
     fetch_size: PositiveInt = 10000
+    """Rows per page, >= 1."""
 
 
 class ExampleQuery(Section):
     """A query that calls a tool, from which training rows are made."""
 
     query: str = Field(min_length=1)
+    """What the user types."""
     parameters: dict[str, Any] | None = None
+    """Arguments of the call; null = they are made from the query."""
     reasoning: str | None = None
+    """Why this tool; null = a general reason."""
 
 
 class ToolSection(Section):
     """A tool that the agent can call."""
 
     name: str
+    """Name in calls: a letter or _, then letters, digits, _ and -; 64 characters at most."""
     description: str = Field(min_length=1)
+    """What the tool does and when to use it, as the model reads it."""
     parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    """JSON Schema (draft 2020-12) of the arguments, of type object."""
     examples: list[ExampleQuery] = []
+    """Queries that call the tool, for a tool that the synthesis has no content for."""
 
     @field_validator("name")
     @classmethod
@@ -129,7 +175,7 @@ class ToolSection(Section):
         return self
 
     def as_tool(self) -> Tool:
-        """The tool without its example queries."""
+        """Return the tool without its example queries."""
         return Tool(self.name, self.description, self.parameters)
 
 
@@ -137,32 +183,46 @@ class KeywordRule(Section):
     """A tool, and the words in a query that choose it."""
 
     tool: str
+    """The tool that is chosen."""
     words: list[str]
+    """Words of which one in the query is enough."""
 
 
 class KeywordRouterSection(Section):
-    """Rules that choose a tool by words: a baseline to compare with."""
+    """The agent's present rules, as a baseline to compare with."""
 
     rules: list[KeywordRule] = []
+    """The first rule with a word in the query wins."""
     otherwise: str | None = None
+    """The tool where no rule applies; null = none."""
 
 
 class CostsSection(Section):
-    """What a routing decision costs; a right one costs 0."""
+    """What a routing decision costs, in a unit of your choice; a right one costs 0."""
 
     wrong: Annotated[float, Field(gt=0)] = 1.0
+    """Any wrong tool, unless listed in `pairs`; > 0."""
     abstain: Annotated[float, Field(ge=0)] = 0.3
+    """Not deciding, >= 0: asking back, or handing over to a larger model."""
     pairs: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = {}
+    """right tool: {chosen tool: cost}, >= 0. Here: running code that nobody asked for."""
 
 
 class EvaluationSection(Section):
     """How the models are evaluated."""
 
     results_dir: FolderPath = Path("evaluation_results")
+    """Metrics, per-row results, comparison.json, figures and report.html are written here."""
     batch_size: PositiveInt = 16
+    """Prompts answered at once, >= 1; more is faster. On a 7B each keeps 0.07 GiB of keys and values (128 KiB per
+    token), so 48 fit 12 GB."""
     max_new_tokens: PositiveInt = 256
+    """Tokens, >= 1, after which an unfinished answer counts as truncated."""
     seed: int = 42
+    """Seed of the bootstrap's resamples and of the order of shuffled tools."""
     no_tool: str | None = "direct_chat"
+    """The tool that stands for calling none; null = there is none."""
     wanted_precision: OpenFraction = 0.9
+    """0-1 exclusive: the precision that the confidence threshold in routing_thresholds.json is chosen to reach."""
     costs: CostsSection = CostsSection()
     keyword_router: KeywordRouterSection = KeywordRouterSection()

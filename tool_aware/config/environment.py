@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tool_aware.console import UserError
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What the environment holds. Secrets are kept out of `repr`, and no other module reads os.environ for them."""
+    """Values of the environment. Secrets are not in its `repr`; no other module reads them from os.environ."""
 
     postgres_host: str = "localhost"
     postgres_port: int = 5432
@@ -28,7 +29,7 @@ class Environment:
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
-    """Read the variables the README lists, from `environ` or from `.env` and the process environment (which wins)."""
+    """Read the variables from `environ`, or from `.env` and the process environment, which takes precedence."""
     if environ is None:
         from dotenv import load_dotenv
 
@@ -41,4 +42,5 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
     use_wandb = known.get("use_wandb", "false").strip().lower()
     if use_wandb not in ("true", "false", "1", "0", "yes", "no"):
         raise UserError(f"{use_wandb!r} is neither true nor false", where="USE_WANDB")
-    return Environment(**{**known, "postgres_port": int(port), "use_wandb": use_wandb in ("true", "1", "yes")})
+    texts: dict[str, Any] = {**known, "postgres_port": int(port), "use_wandb": use_wandb in ("true", "1", "yes")}
+    return Environment(**texts)

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words: each mistake once, with its dotted key."""
+"""Errors of a config in words: each mistake once, with its dotted key."""
 
 from __future__ import annotations
 
@@ -54,19 +54,21 @@ def _suggestion(location: Sequence[str | int], config: type[BaseModel]) -> str:
 
 
 def _known_keys(location: Sequence[str | int], config: type[BaseModel]) -> list[str]:
-    model: type[BaseModel] | None = config
+    model = config
     for part in location:
         if isinstance(part, int):
             continue
-        model = _section_of(model.model_fields[part].annotation)
-        if model is None:
+        below = section_of(model.model_fields[part].annotation)
+        if below is None:
             return []
+        model = below
     return list(model.model_fields)
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field holds, alone or in a list; None for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (list, Union, Annotated):
-        return next(filter(None, map(_section_of, get_args(annotation))), None)
+        return next(filter(None, map(section_of, get_args(annotation))), None)
     return None

@@ -1,4 +1,7 @@
-"""Sections of config.yaml on the model, its training and its export. Their keys are documented in config.yaml."""
+"""Sections of config.yaml on the model, its training and its export.
+
+The text under a field is the comment above its key in config.yaml.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,29 @@ class ModelSection(Section):
     """The base model, and the longest example that is accepted."""
 
     name: str = Field(min_length=1)
+    """A Hugging Face id, or a folder with weights and tokenizer."""
     revision: str | None = None
+    """A branch, tag or commit of that id; null = its main branch."""
     max_seq_length: Annotated[int, Field(ge=64, le=32768)] = 2048
+    """Tokens, 64-32768: the longest example (tools + query + answer) that is accepted. Memory follows the longest
+    example present, not this limit."""
     attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
+    """Attention of transformers' forward pass: auto (= sdpa) | sdpa | eager."""
 
 
 class QuantizationSection(Section):
     """How the frozen base weights are stored."""
 
     load_in_4bit: bool = True
+    """QLoRA: the frozen base weights take 3.4 GiB instead of 13.5."""
     load_in_8bit: bool = False
+    """6.6 GiB, for cards of 16 GB and more; not together with load_in_4bit."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """nf4 | fp4; nf4 is the better grid for normally distributed weights."""
     bnb_4bit_use_double_quant: bool = True
+    """Quantise the scales too: saves 0.37 bit per weight, 0.3 GiB on a 7B."""
     bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """auto | bfloat16 | float16 | float32; auto = bfloat16 where the device has it, else float16 (float32 on a CPU)."""
 
     @model_validator(mode="after")
     def _one_width(self) -> QuantizationSection:
@@ -46,7 +59,7 @@ class QuantizationSection(Section):
 
     @property
     def kind(self) -> Literal["4bit", "8bit", "none"]:
-        """The name `monitor_gpu.py estimate --quantization` uses for it."""
+        """Return its name in `monitor_gpu.py estimate --quantization`."""
         return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else "none"
 
 
@@ -54,57 +67,104 @@ class LoraSection(Section):
     """The adapter that is trained."""
 
     r: Annotated[int, Field(ge=1, le=512)] = 8
+    """Rank, 1-512: 8 is 21 million trained parameters on a 7B; 16 for larger datasets, 4 for the smallest cards."""
     alpha: Annotated[float, Field(gt=0)] = 16
+    """The update is scaled by alpha / r; > 0."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """0.0-1.0 exclusive; above 0 it costs memory and speed and rarely helps at this rank."""
     target_modules: str | list[str] = "all-linear"
+    """all-linear, or a list such as [q_proj, v_proj]."""
 
 
 class TrainingSection(Section):
-    """What is learnt from the data, and when it is scored and saved."""
+    """What is learnt from the data, when it is scored and saved, and the memory it may take."""
 
     output_dir: FolderPath = Path("output")
+    """Adapter, merged model, checkpoints and logs are written here; --output_dir overrides it."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 3
+    """Passes over train.json, > 0; fractions are allowed."""
     max_steps: PositiveInt | None = None
+    """Optimizer steps, >= 1; overrides num_train_epochs when given."""
     packing: Literal["prefix", "block", "none"] = "prefix"
+    """prefix = the common beginning of a micro-batch (the tools) is computed once; block = packed without sharing; none
+    = padded rows. Loss and gradients are the same in all three."""
     per_device_train_batch_size: PositiveInt = 8
+    """Examples per forward pass, >= 1; an H200 takes 0.12 s for 8 and 0.34 s for 33."""
     gradient_accumulation_steps: PositiveInt = 1
+    """Micro-steps per optimizer step, >= 1; the effective batch is the product of the two."""
     per_device_eval_batch_size: PositiveInt = 8
+    """Examples per forward pass of a validation, >= 1."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Peak learning rate, 0-1; about ten times that of full fine-tuning."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """linear | cosine | constant | constant_with_warmup."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
+    """Fraction of all steps in which the learning rate rises from 0, 0-1 exclusive."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's decoupled decay, >= 0."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this L2 norm, > 0."""
     too_long: Literal["error", "drop"] = "error"
+    """Examples above model.max_seq_length: error | drop. They are never cut: that would cut the answer."""
     save_steps: PositiveInt = 100
+    """Optimizer steps between checkpoints, >= 1."""
     save_total_limit: PositiveInt = 3
+    """Checkpoints kept, >= 1; the oldest are deleted first."""
     eval_steps: PositiveInt | None = None
+    """Optimizer steps between two validations on val.json, >= 1; null = after every epoch. The last step is validated
+    too."""
     keep_best: bool = True
+    """Export the adapter of the best validation (tool accuracy on val.json, then loss), not of the last."""
     early_stopping_patience: PositiveInt | None = None
+    """Stop after so many validations in a row without a better one, >= 1; null = never."""
     seed: int = 42
+    """Seed of the order of examples and of the initial adapter weights."""
     memory_budget_gib: Annotated[float, Field(gt=0)] | Auto | None = "auto"
+    """GiB of the card, > 0, that the run may fill: the memory plan chooses every `auto` under `optimization` so that a
+    step is as short as the budget allows. auto = what is free on the card, less 0.3; null = no plan: what is auto gets
+    the value named as without a budget."""
 
     @property
     def effective_batch(self) -> int:
-        """Examples of one optimizer step on one GPU."""
+        """Return the number of examples of one optimizer step on one GPU."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
 class OptimizationSection(Section):
-    """How the same result is computed. The memory plan replaces every `auto` before the engine sees it."""
+    """How the same result is computed. The keys with auto decide how memory is used and not what is learnt; the plan
+    that sets them (see training.memory_budget_gib) is printed with its reasons before training."""
 
     gradient_checkpointing: bool | Auto = "auto"
+    """Recompute activations in the backward pass: a third slower, several times less memory. auto | true | false;
+    without a budget true."""
     offload: bool | Auto = "auto"
+    """Keep the inputs of checkpointed layers in host memory: 0.25 GiB less for 1,024 tokens on a 7B, a little slower;
+    needs gradient_checkpointing. auto | true | false; without a budget false."""
     cached_layers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Decoder layers that keep their weights dequantised as well: 0.41 GiB each on a 7B, up to 8 % faster for all of
+    them. auto | a number >= 0; without a budget 0."""
     micro_batch: Literal["auto", "fixed"] = "auto"
+    """auto = the effective batch is split into as few micro-batches as pays and fits, whatever the two factors in
+    `training` are; fixed = micro-batches as written there (also without a budget)."""
     kept_layers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Decoder layers that keep their activations although gradient_checkpointing is on: 0.08 MiB a token and layer on a
+    7B, each 0.6 to 0.9 % faster. auto | a number >= 0; without a budget 0."""
     decoder: Literal["auto", "transformers"] = "auto"
+    """auto = the toolkit's own forward and backward pass where it covers the model (Mistral and Llama in 4 or 16 bit,
+    no dropout): 1.7 to 2.9 times as fast, in less memory; transformers = always the library's."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch_fused"
     )
+    """adamw_torch_fused | adamw_torch | adamw_bnb_8bit | paged_adamw_8bit | paged_adamw_32bit. The first is the best
+    choice from 6 GB up: one launch per step, 0.2 GiB of state at r=8. paged_adamw_8bit saves 0.25 GiB at r=8. The last
+    three are bitsandbytes': they update the 16-bit weights themselves and lose what is below their rounding, so they do
+    not suit a learning_rate under 1e-4."""
     shard_base: bool = False
+    """true = the frozen weights are spread over the GPUs of a launch and fetched layer by layer (FSDP), for models that
+    do not fit on one; slower. Without a launcher it changes nothing."""
 
     @model_validator(mode="after")
-    def _only_checkpoints_move(self) -> OptimizationSection:
+    def _offload_needs_checkpoints(self) -> OptimizationSection:
         if self.offload is True and self.gradient_checkpointing is False:
             raise ValueError("offload needs gradient_checkpointing: it moves the inputs of checkpointed layers")
         return self
@@ -114,12 +174,22 @@ class ExportSection(Section):
     """How the adapter is merged into the base model, and how the result is checked."""
 
     merge_base: Literal["auto", "original", "dequantized"] = "auto"
+    """What final_model adds the adapter to: original = the base's own weights; dequantized = their 4- or 8-bit values,
+    which the adapter was trained on; auto = whichever answers val.json most like base + adapter as trained."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of final_model: auto = also measured, the base's own or float16, which is as small; bfloat16 | float16
+    | float32 (twice as large). Each choice that `auto` leaves open reads the weights once, a layer at a time; the
+    seconds are printed."""
     check_rows: Annotated[int, Field(ge=0)] = 200
+    """Rows, >= 0, on which final_model is read back and must choose the same tools as base + adapter as trained
+    (test.json, else val.json). Below 99 % the exit code is 3. 0 = no check, and auto takes the weights that the adapter
+    was trained on and the base's own precision."""
 
 
 class LoggingSection(Section):
     """What is logged during training."""
 
     logging_steps: PositiveInt = 10
+    """Optimizer steps between lines of output/metrics.jsonl, >= 1."""
     tensorboard: bool = True
+    """Write event files below output/. Weights & Biases: set USE_WANDB=true in the environment."""

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from tool_aware.config import yaml as yaml_file
 from tool_aware.config.data_sections import DatabaseSection, DatasetSection, EvaluationSection, ToolSection
 from tool_aware.config.problems import explain
 from tool_aware.config.sections import (
@@ -24,6 +23,7 @@ from tool_aware.config.sections import (
     Section,
     TrainingSection,
 )
+from tool_aware.config.yaml_file import apply_override, read_yaml_file
 from tool_aware.console import UserError
 from tool_aware.tools import Toolbox
 
@@ -42,6 +42,8 @@ class Config(Section):
     dataset: DatasetSection = DatasetSection()
     database: DatabaseSection = DatabaseSection()
     tools: Annotated[list[ToolSection], Field(min_length=2)]
+    """What the agent can call: name, description and JSON Schema, in the order shown to the model. To add one, append
+    an entry with three `examples` or more; then run all stages again."""
     evaluation: EvaluationSection = EvaluationSection()
     logging: LoggingSection = LoggingSection()
 
@@ -55,19 +57,24 @@ class Config(Section):
         return value
 
     def settled(self) -> Config:
-        """Return it without what is `auto` for the memory plan: as it is where no budget is looked at."""
-        plain = {"gradient_checkpointing": True, "offload": False, "kept_layers": 0, "cached_layers": 0}
-        plain["micro_batch"] = "fixed"
-        open_ones = {key: value for key, value in plain.items() if getattr(self.optimization, key) == "auto"}
-        return self.model_copy(update={"optimization": self.optimization.model_copy(update=open_ones)})
+        """Return a copy in which what is `auto` has its value without a memory budget."""
+        without_budget: dict[str, Any] = {
+            "gradient_checkpointing": True,
+            "offload": False,
+            "kept_layers": 0,
+            "cached_layers": 0,
+            "micro_batch": "fixed",
+        }
+        open_keys = {key: value for key, value in without_budget.items() if getattr(self.optimization, key) == "auto"}
+        return self.model_copy(update={"optimization": self.optimization.model_copy(update=open_keys)})
 
     @property
     def toolbox(self) -> Toolbox:
-        """The tools on offer."""
+        """Return the tools that the agent can call."""
         return Toolbox(tool.as_tool() for tool in self.tools)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, fit for a manifest. A config cannot hold a secret: there is no key for one."""
+        """Return plain values, as manifests hold them. No key is a secret."""
         return self.model_dump(mode="json")
 
 
@@ -76,9 +83,9 @@ def load_config(path: Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()) -> C
 
     Raises UserError naming every unknown key, duplicate key, missing key and wrong value, each with its dotted path.
     """
-    values = yaml_file.read_file(path)
+    values = read_yaml_file(path)
     for override in overrides:
-        yaml_file.apply_override(values, override)
+        apply_override(values, override)
     try:
         return Config.model_validate(values)
     except ValidationError as error:

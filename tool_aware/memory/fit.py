@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tool_aware.config import yaml as yaml_file
+from tool_aware.config.yaml_file import apply_override, read_yaml_file
 from tool_aware.console import UserError
 from tool_aware.files import write_text
 from tool_aware.gpu.readings import GIB
@@ -248,9 +248,9 @@ def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequenc
         raise UserError("no edit makes it fit", where=f"--vram {size}", fix="a smaller model")
     if path.exists():
         raise UserError("is there already", where=str(path), fix="delete it, or name another file")
-    before, after = (yaml_file.read_file(base) for _ in range(2))
+    before, after = (read_yaml_file(base) for _ in range(2))
     for override in (*overrides, *(f"{key}={json.dumps(value)}" for key, value in answer.keys.items())):
-        yaml_file.apply_override(after, override)
+        apply_override(after, override)
     values = {"extends": os.path.relpath(base, path.parent), **_changed(before, after)}
     head = f"# Fits {size} GiB: python monitor_gpu.py estimate --vram {size}\n"
     write_text(path, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

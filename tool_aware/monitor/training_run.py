@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tool_aware.config import yaml as yaml_file
 from tool_aware.config.options import add_config_arguments
+from tool_aware.config.yaml_file import apply_override, read_yaml_file
 from tool_aware.console import UserError
 from tool_aware.monitor.sampling import TrainingProgress
 from tool_aware.paths import METRICS_NAME
@@ -94,10 +94,10 @@ def _configured_output_dir(config: Path, overrides: Sequence[str]) -> Path | Non
     """What training.output_dir is in a config file with its overrides; None where it is not said."""
     values: dict[str, Any] = {}
     with contextlib.suppress(UserError, OSError):
-        values = yaml_file.read_file(config)
+        values = read_yaml_file(config)
     for override in overrides:
         with contextlib.suppress(UserError):
-            yaml_file.apply_override(values, override)
+            apply_override(values, override)
     training = values.get("training")
     told = training.get("output_dir") if isinstance(training, dict) else None
     return None if told is None else Path(str(told))

@@ -64,24 +64,6 @@ def test_the_shipped_config_states_the_defaults_of_the_code(config):
     assert differing <= FREE_FORM
 
 
-def test_every_key_of_the_shipped_config_has_a_comment():
-    lines = SHIPPED.read_text().split("\ntools:")[0].splitlines()
-    bare = [line for line in lines if ":" in line and "#" not in line and not line.rstrip().endswith(":")]
-    allowed = (
-        "schema_name",
-        "table",
-        "query:",
-        "tool:",
-        "success:",
-        "quality:",
-        "timestamp:",
-        "session:",
-        "error:",
-        "name:",
-    )
-    assert [line for line in bare if not line.strip().startswith(allowed)] == []
-
-
 def test_the_demo_config_extends_the_shipped_one(config):
     demo = load_config(REPOSITORY / "config.demo.yaml")
     assert demo.model.name == ".demo/base_model"

@@ -1,4 +1,4 @@
-"""YAML as people write it: a key given twice is a mistake, `2e-4` is a number, and one file can extend another."""
+"""Read YAML files that may extend one another; a key given twice is an error, and `2e-4` is a number."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import yaml
 from tool_aware.console import UserError
 
 
-def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a file; where it says `extends: other.yaml`, lay its values over that file's. Raises UserError."""
+def read_yaml_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file; its values replace those of the file that it names with `extends`. Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -31,7 +31,7 @@ def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = path.parent / str(values.pop("extends"))
     if base.resolve() in (*extended_by, path.resolve()):
         raise UserError(f"extends {base}, which extends it", where=str(path))
-    return _merged(read_file(base, (*extended_by, path.resolve())), values)
+    return _merged(read_yaml_file(base, (*extended_by, path.resolve())), values)
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +43,10 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in place; list items are named by their index. Raises UserError if that is no place."""
+    """Set `section.key=value` in place; list items are named by their index.
+
+    Raises UserError if there is no such place.
+    """
     dotted, equals, value = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
@@ -64,7 +67,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as people write it: `2e-4` is a number, and a key given twice is a mistake, not a silent override."""
+    """YAML 1.1 with two differences: `2e-4` is a number, and a key given twice is an error."""
 
 
 _Loader.add_implicit_resolver(

@@ -1,8 +1,8 @@
 """Attention over a pack, forward and backward, for the hand-written decoder.
 
-A token of a pack sees the prefix of its group and what precedes it in its own example. Both are attentions that
-FlashAttention computes without a mask: causal over each part of the pack by itself, and full over the prefix. The
-results are joined by their log-sum-exp; given the joint log-sum-exp, the gradients of both simply add up.
+A token of a pack sees the prefix of its group and what precedes it in its own example. FlashAttention computes both
+without a mask: causal attention over each part of the pack by itself, and full attention over the prefix. The results
+are merged by their log-sum-exp; given the merged log-sum-exp, the gradients of both add up.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from tool_aware.engine.packing import PREFIX, Pack
 
 
 class PackedAttention(Protocol):
-    """T tokens; H heads, h key-value heads, D elements each."""
+    """Attention over one pack. T tokens; A attention heads, K key-value heads, D elements each."""
 
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Write the attention of query (T, H, D) to key and value (T, h, D) into `out` (T, H, D); return its lse."""
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write the attention of query (T, A, D) to key and value (T, K, D) into `out` (T, A, D).
+
+        Return the log-sum-exp of its scores, (A, T) float32; empty if the backward pass does not need it.
+        """
 
     def backward(  # noqa: PLR0917
         self,
@@ -31,20 +32,24 @@ class PackedAttention(Protocol):
         key: torch.Tensor,
         value: torch.Tensor,
         out: torch.Tensor,
-        lse: torch.Tensor | None,
+        lse: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-        """Return the gradients: two addends of the query's (the second may be None), the key's, the value's."""
+        """Return the gradients: two addends of the query's (the second may be None), the key's, the value's.
+
+        `gradient` (T, A, D) is that of `out`; the others are what `forward` read, wrote and returned.
+        """
 
 
 class DenseAttention:
-    """Torch's SDPA over a dense (T, T) mask: for the CPU."""
+    """Torch's SDPA with a dense (T, T) mask, for the CPU; the backward pass computes the attention again."""
 
     def __init__(self, pack: Pack) -> None:
         self._visible = pack.visible()  # (1, 1, T, T)
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> None:
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """See PackedAttention.forward."""
         out.copy_(self._attend(query, key, value))
+        return query.new_empty(0)
 
     def backward(  # noqa: PLR0917
         self,
@@ -53,39 +58,42 @@ class DenseAttention:
         key: torch.Tensor,
         value: torch.Tensor,
         out: torch.Tensor,
-        lse: None,
+        lse: torch.Tensor,
     ) -> tuple[torch.Tensor, None, torch.Tensor, torch.Tensor]:
         """See PackedAttention.backward."""
         inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
         with torch.enable_grad():
-            of_query, of_key, of_value = torch.autograd.grad(self._attend(*inputs), inputs, gradient)
-        return of_query, None, of_key, of_value
+            grad_query, grad_key, grad_value = torch.autograd.grad(self._attend(*inputs), inputs, gradient)
+        return grad_query, None, grad_key, grad_value
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # (T, A, D)
+        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))  # (1, A, T, D)
         return functional.scaled_dot_product_attention(query, key, value, self._visible)[0].transpose(0, 1)
 
 
 @dataclass(frozen=True)
 class _Segments:
-    """Consecutive stretches of queries and of the keys they see, for FlashAttention's variable lengths."""
+    """S consecutive segments of queries and the keys that each sees, for FlashAttention's variable lengths."""
 
-    queries: torch.Tensor  # (S + 1,) int32: where each begins, and the end
+    queries: torch.Tensor  # (S + 1,) int32: where each begins, and the end of the last
     keys: torch.Tensor  # (S + 1,) int32
     longest_query: int
     longest_key: int
 
     @classmethod
     def of(cls, query_lengths: torch.Tensor, key_lengths: torch.Tensor, device: torch.device) -> _Segments:
-        starts = [torch.nn.functional.pad(x.cumsum(0), (1, 0)).int() for x in (query_lengths, key_lengths)]
+        starts = [functional.pad(x.cumsum(0), (1, 0)).int() for x in (query_lengths, key_lengths)]
         queries, keys = (start.to(device, non_blocking=True) for start in starts)
         return cls(queries, keys, int(query_lengths.max()), int(key_lengths.max()))
 
 
 class FlashAttention:
-    """FlashAttention of torch, twice: for CUDA from compute capability 8.0 on, in 16 bit."""
+    """FlashAttention of torch, twice, for 16-bit tensors on CUDA from compute capability 8.0 on.
+
+    A segment is a group's prefix, or what one example has of its own.
+    """
 
     def __init__(self, pack: Pack, device: torch.device) -> None:
         group, example = pack.group_ids[0].cpu(), pack.example_ids[0].cpu()
@@ -95,7 +103,7 @@ class FlashAttention:
         self._prefix_columns = is_prefix.nonzero()[:, 0]
         self._prefix: _Segments | None = None
         if len(self._prefix_columns):
-            # In turn the prefix of a group, which sees itself above and nothing here, and all its examples.
+            # The segments are a group's prefix, which attends to itself above and to nothing here, then its examples.
             lengths = _run_lengths(torch.stack([group, is_prefix]))
             ends = lengths.cumsum(0) - 1
             prefix_tokens = {int(g): int((is_prefix & (group == g)).sum()) for g in group[ends].unique()}
@@ -105,7 +113,7 @@ class FlashAttention:
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """See PackedAttention.forward."""
-        from tool_aware.engine import triton_ops as kernels
+        from tool_aware.engine import triton_ops
 
         own, lse = self._attend(self._own, query, key, value, is_causal=True)
         if self._prefix is None:
@@ -113,7 +121,7 @@ class FlashAttention:
             return lse
         shared_key, shared_value = key[self._prefix_columns], value[self._prefix_columns]
         shared, shared_lse = self._attend(self._prefix, query, shared_key, shared_value, is_causal=False)
-        kernels.merge_attention(own, lse, shared, shared_lse, out)
+        triton_ops.merge_attention(own, lse, shared, shared_lse, out)
         return lse
 
     def backward(  # noqa: PLR0917
@@ -126,25 +134,28 @@ class FlashAttention:
         lse: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """See PackedAttention.backward."""
-        of_query, of_key, of_value = self._gradients(self._own, gradient, query, key, value, out, lse, is_causal=True)
+        grad_query, grad_key, grad_value = self._gradients(
+            self._own, gradient, query, key, value, out, lse, is_causal=True
+        )
         if self._prefix is None:
-            return of_query, None, of_key, of_value
+            return grad_query, None, grad_key, grad_value
         columns = self._prefix_columns
-        through_prefix, of_shared_key, of_shared_value = self._gradients(
+        through_prefix, grad_shared_key, grad_shared_value = self._gradients(
             self._prefix, gradient, query, key[columns], value[columns], out, lse, is_causal=False
         )
-        of_key.index_add_(0, columns, of_shared_key)
-        of_value.index_add_(0, columns, of_shared_value)
-        return of_query, through_prefix, of_key, of_value
+        grad_key.index_add_(0, columns, grad_shared_key)
+        grad_value.index_add_(0, columns, grad_shared_value)
+        return grad_query, through_prefix, grad_key, grad_value
 
     @staticmethod
     def _attend(
         segments: _Segments, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        dropout, returns_mask = 0.0, False
+        lengths = (segments.queries, segments.keys, segments.longest_query, segments.longest_key)
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            query, key, value, segments.queries, segments.keys, segments.longest_query, segments.longest_key,
-            0.0, is_causal, False,
-        )  # fmt: skip
+            query, key, value, *lengths, dropout, is_causal, returns_mask
+        )
         return out, lse
 
     @staticmethod
@@ -159,15 +170,15 @@ class FlashAttention:
         *,
         is_causal: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        no_dropout = torch.empty(2, dtype=torch.uint64, device=query.device)
+        dropout, no_seed = 0.0, torch.empty(2, dtype=torch.uint64, device=query.device)
+        lengths = (segments.queries, segments.keys, segments.longest_query, segments.longest_key)
         return torch.ops.aten._flash_attention_backward(
-            gradient, query, key, value, out, lse, segments.queries, segments.keys, segments.longest_query,
-            segments.longest_key, 0.0, is_causal, no_dropout, no_dropout,
-        )  # fmt: skip
+            gradient, query, key, value, out, lse, *lengths, dropout, is_causal, no_seed, no_seed
+        )
 
 
 def _run_lengths(labels: torch.Tensor) -> torch.Tensor:
-    """Count the columns of each run of equal columns of `labels` (n, T)."""
+    """Return the length of each run of equal columns of `labels` (n, T)."""
     changes = (labels[:, 1:] != labels[:, :-1]).any(0).nonzero()[:, 0] + 1
     edges = torch.cat([torch.tensor([0]), changes, torch.tensor([labels.shape[1]])])
     return edges.diff()

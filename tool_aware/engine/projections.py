@@ -1,46 +1,104 @@
 """Linear layers with LoRA updates as plain matrix products.
 
-A LoRA layer computes x W^T + s (x A^T) B^T. Written as separate products, the update reads and writes the layer's whole
-output twice more, and its gradient the whole input. Here the update rides along as a few more columns: with
+A LoRA layer computes x W^T + s (x A^T) B^T. As separate products, the update reads and writes the layer's whole output
+twice more, and its gradient the whole input. Here the update is computed as a few more columns of the same product:
 
     M = [ W  B ]   (N + R, K + R)        layers that read the same input are stacked: W (N, K), A (R, K),
         [ A  0 ]                         B (N, R) block-diagonal
 
-the output is [x | s x A^T] @ M[:N]^T and the gradient of the input [g | s g B] @ M[:, :K], one product each. M is made
-where it is needed, from 4-bit weights in one pass, and dropped after use.
+    output                  [x | s x A^T] @ M[:N]^T
+    gradient of the input   [g | s g B]   @ M[:, :K]
+
+M is written where it is used, from 4-bit weights in one pass, and dropped after use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tool_aware.engine.sizes import RANKS_MULTIPLE, rounded_up
 
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
+
+    from tool_aware.engine.backend import Operations
+
 
 @dataclass(frozen=True)
-class _Layer:
-    """One linear layer of a group: its frozen weight (N, K), and where it stands in the group's matrix."""
+class LowRankUpdate:
+    """The update of one linear layer, scale * B @ A, with r its rank."""
 
-    weight: nn.Parameter  # 4-bit: packed, with `quant_state`
-    a: nn.Parameter | None  # (r, K); None where no update was asked for
-    b: nn.Parameter | None  # (N, r)
+    a: nn.Parameter  # (r, K)
+    b: nn.Parameter  # (N, r)
+    scale: float
+
+    @property
+    def grads(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the `.grad` of A and that of B; PackedDecoder makes them before the pass."""
+        grad_a, grad_b = self.a.grad, self.b.grad
+        assert grad_a is not None
+        assert grad_b is not None
+        return grad_a, grad_b
+
+
+@dataclass(frozen=True)
+class StackedLinear:
+    """One linear layer of a group: its frozen weight (N, K), its update, and where both stand in the group's matrix."""
+
+    weight: nn.Parameter  # 4-bit: packed
+    update: LowRankUpdate | None
+    inputs: int  # K
     first_row: int
-    rows: int
+    rows: int  # N
     first_rank: int
-    ranks: int
+
+    @classmethod
+    def of(cls, module: nn.Module, *, first_row: int, first_rank: int) -> StackedLinear:
+        """Read a linear layer of torch or bitsandbytes, or peft's around one."""
+        lora: Any = module
+        base = getattr(lora, "base_layer", lora)
+        update = None
+        if hasattr(lora, "lora_A"):
+            update = LowRankUpdate(
+                lora.lora_A["default"].weight, lora.lora_B["default"].weight, lora.scaling["default"]
+            )
+        return cls(base.weight, update, base.in_features, first_row, base.out_features, first_rank)
+
+    @property
+    def ranks(self) -> int:
+        """Return the rank of the update, 0 if there is none."""
+        return len(self.update.a) if self.update else 0
 
     @property
     def in_rows(self) -> slice:
+        """Return the layer's rows in the group's outputs."""
         return slice(self.first_row, self.first_row + self.rows)
 
     @property
     def in_ranks(self) -> slice:
+        """Return the update's place in the group's ranks."""
         return slice(self.first_rank, self.first_rank + self.ranks)
+
+    @property
+    def quant_state(self) -> QuantState | None:
+        """Return what bitsandbytes needs to dequantise the weight; None if it is not quantised to 4 bits."""
+        return getattr(self.weight, "quant_state", None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the precision that the layer computes in."""
+        return self.weight.dtype if self.quant_state is None else self.quant_state.dtype
+
+    def dequantised(self) -> torch.Tensor:
+        """Return the weight, (N, K)."""
+        import bitsandbytes
+
+        return bitsandbytes.functional.dequantize_4bit(self.weight.data, self.quant_state)
 
 
 class Projections:
@@ -50,54 +108,53 @@ class Projections:
     spare columns behind an input or an output's gradient; the products fill them.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], operations: ModuleType, *, cached: bool = False) -> None:
+    def __init__(self, modules: Sequence[nn.Module], operations: Operations, *, is_cached: bool = False) -> None:
         self._operations = operations
-        self._layers: list[_Layer] = []
+        self._layers: list[StackedLinear] = []
         self.scale = 1.0
         rows = ranks = 0
         for module in modules:
-            base = getattr(module, "base_layer", module)
-            a, b = _update(module)
-            if a is not None:
-                self.scale = module.scaling["default"]
-            rank = 0 if a is None else len(a)
-            self._layers.append(_Layer(base.weight, a, b, rows, base.out_features, ranks, rank))
-            rows, ranks = rows + base.out_features, ranks + rank
-            self.inputs = base.in_features
-        self.outputs, self.ranks = rows, rounded_up(ranks, RANKS_MULTIPLE)
-        self.dtype = _compute_dtype(self._layers[0].weight)
-        self._device = self._layers[0].weight.device
+            layer = StackedLinear.of(module, first_row=rows, first_rank=ranks)
+            if layer.update:
+                self.scale = layer.update.scale
+            self._layers.append(layer)
+            rows, ranks = rows + layer.rows, ranks + layer.ranks
+        first = self._layers[0]
+        self.inputs, self.outputs = first.inputs, rows
+        self.ranks = rounded_up(ranks, RANKS_MULTIPLE)
+        self.dtype, self._device = first.dtype, first.weight.device
         self._matrix: torch.Tensor | None = None
-        if not _is_quantised(self._layers[0].weight):
-            self._adopt_weights()
-        elif cached:
+        if first.quant_state is None:
+            self._matrix = self._matrix_that_holds_the_weights()
+        elif is_cached:
             self._matrix = self._new_matrix()
 
     def drop_cached(self) -> None:
-        """Make the matrix anew where it is needed; unquantised weights stay, for they have no other place."""
-        if _is_quantised(self._layers[0].weight):
+        """Write the matrix anew at each use from here on; unquantised weights stay, as they have no other place."""
+        if self._layers[0].quant_state is not None:
             self._matrix = None
 
-    # -- buffers --
+    @property
+    def columns(self) -> list[slice]:
+        """Return the columns of each layer in an output (T, N)."""
+        return [layer.in_rows for layer in self._layers]
+
+    # ---- buffers ----------------------------------------------------------------------------------------
 
     def input_buffer(self, tokens: int) -> torch.Tensor:
-        """Make room for an input: (T, K + R), of which the caller fills [:, :K]."""
+        """Return an empty buffer for an input: (T, K + R), of which the caller fills [:, :K]."""
         return torch.empty(tokens, self.inputs + self.ranks, dtype=self.dtype, device=self._device)
 
     def output_buffer(self, tokens: int) -> torch.Tensor:
-        """Make room for an output or its gradient: (T, N + R), of which the caller fills [:, :N]."""
+        """Return an empty buffer for an output or its gradient: (T, N + R), of which the caller fills [:, :N]."""
         return torch.empty(tokens, self.outputs + self.ranks, dtype=self.dtype, device=self._device)
 
-    # -- products --
+    # ---- products ---------------------------------------------------------------------------------------
 
     def forward(
-        self,
-        inputs: torch.Tensor,
-        *,
-        residual: torch.Tensor | None = None,
-        out: torch.Tensor | None = None,
+        self, inputs: torch.Tensor, *, residual: torch.Tensor | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Project `inputs` (T, K + R), whose last R columns are overwritten: (T, N), plus `residual` (T, N) if given.
+        """Project `inputs` (T, K + R), whose last R columns are overwritten; return (T, N), plus `residual` if given.
 
         `out` may be `residual`.
         """
@@ -105,59 +162,61 @@ class Projections:
         inputs = inputs[:, : self.inputs + self.ranks]
         if self.ranks:
             self._append_update(inputs, matrix)
-        weight = matrix[: self.outputs].T
+        weight = matrix[: self.outputs].T  # (K + R, N)
         if residual is not None:
             return torch.addmm(residual, inputs, weight, out=out)
         return torch.mm(inputs, weight, out=out)
 
     def backward(
-        self,
-        gradient: torch.Tensor,
-        make_inputs: Callable[[], torch.Tensor],
-        *,
-        add: torch.Tensor | None = None,
-        wants_input: bool = True,
-    ) -> torch.Tensor | None:
+        self, gradient: torch.Tensor, make_inputs: Callable[[], torch.Tensor], *, add: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Add the updates' gradients to their `.grad`; return that of the input, (T, K), plus `add`, which may change.
 
         `gradient` (T, N + R) is that of the output; its last R columns are overwritten. `make_inputs` returns the input
-        (T, K + R), whose last R columns are overwritten too; it is called where there are updates, and what it returns
-        is let go before the gradient of the input takes its room. Returns None unless `wants_input`.
+        (T, K + R), whose last R columns are overwritten too. It is called only if there are updates, and its result is
+        freed before the gradient of the input is made.
         """
         matrix = self._filled(is_refreshed=True)
-        if self.ranks:
-            through_b = gradient[:, self.outputs :]
-            through_b.addmm_(
-                gradient[:, : self.outputs], matrix[: self.outputs, self.inputs :], beta=0, alpha=self.scale
-            )
-            self._add_gradients(gradient, make_inputs()[:, : self.inputs + self.ranks], matrix)
-        if not wants_input:
-            return None
-        weight = matrix[:, : self.inputs]
+        self._add_gradients(gradient, make_inputs, matrix)
+        weight = matrix[:, : self.inputs]  # (N + R, K)
         return torch.mm(gradient, weight) if add is None else add.addmm_(gradient, weight)
 
+    def backward_to_updates(self, gradient: torch.Tensor, make_inputs: Callable[[], torch.Tensor]) -> None:
+        """Add the updates' gradients as `backward` does, without computing that of the input."""
+        self._add_gradients(gradient, make_inputs, self._filled(is_refreshed=True))
+
+    def _add_gradients(
+        self, gradient: torch.Tensor, make_inputs: Callable[[], torch.Tensor], matrix: torch.Tensor
+    ) -> None:
+        if not self.ranks:
+            return
+        grad_output, through_b = gradient[:, : self.outputs], gradient[:, self.outputs :]  # (T, N), (T, R)
+        b = matrix[: self.outputs, self.inputs :]  # (N, R)
+        through_b.addmm_(grad_output, b, beta=0, alpha=self.scale)
+        inputs = make_inputs()[:, : self.inputs + self.ranks]
+        self._append_update(inputs, matrix)
+        x, through_a = inputs[:, : self.inputs], inputs[:, self.inputs :]  # (T, K), (T, R)
+        if len(self._layers) == 1 and self._layers[0].update and self._layers[0].ranks == self.ranks:
+            grad_a, grad_b = self._layers[0].update.grads
+            grad_b.addmm_(grad_output.T, through_a)
+            grad_a.addmm_(through_b.T, x)
+            return
+        all_b, all_a = grad_output.T @ through_a, through_b.T @ x  # (N, R) with the blocks on its diagonal, (R, K)
+        for layer in self._layers:
+            if layer.update:
+                grad_a, grad_b = layer.update.grads
+                grad_b += all_b[layer.in_rows, layer.in_ranks]
+                grad_a += all_a[layer.in_ranks]
+
     def _append_update(self, inputs: torch.Tensor, matrix: torch.Tensor) -> None:
-        a = matrix[self.outputs :, : self.inputs]
+        """Write s x A^T into the last R columns of `inputs` (T, K + R)."""
+        a = matrix[self.outputs :, : self.inputs]  # (R, K)
         inputs[:, self.inputs :].addmm_(inputs[:, : self.inputs], a.T, beta=0, alpha=self.scale)
 
-    def _add_gradients(self, gradient: torch.Tensor, inputs: torch.Tensor, matrix: torch.Tensor) -> None:
-        self._append_update(inputs, matrix)
-        of_output, through_b = gradient[:, : self.outputs], gradient[:, self.outputs :]
-        x, through_a = inputs[:, : self.inputs], inputs[:, self.inputs :]
-        if len(self._layers) == 1 and self._layers[0].ranks == self.ranks:
-            (layer,) = self._layers
-            layer.b.grad.addmm_(of_output.T, through_a)
-            layer.a.grad.addmm_(through_b.T, x)
-            return
-        of_b, of_a = of_output.T @ through_a, through_b.T @ x  # (N, R) with the blocks on its diagonal, (R, K)
-        for layer in self._layers:
-            if layer.ranks:
-                layer.b.grad += of_b[layer.in_rows, layer.in_ranks]
-                layer.a.grad += of_a[layer.in_ranks]
-
-    # -- the matrix --
+    # ---- the matrix -------------------------------------------------------------------------------------
 
     def _filled(self, *, is_refreshed: bool = False) -> torch.Tensor:
+        """Return the matrix, (N + R, K + R); a cached one has this step's updates already if `is_refreshed`."""
         if self._matrix is None:
             return self._new_matrix()
         if not is_refreshed:
@@ -169,53 +228,33 @@ class Projections:
         if self._fill_in_one_pass(matrix):
             return matrix
         for layer in self._layers:
-            matrix[layer.in_rows, : self.inputs] = _dequantised(layer.weight)
+            matrix[layer.in_rows, : self.inputs] = layer.dequantised()
         self._write_updates(matrix)
         return matrix
 
     def _fill_in_one_pass(self, matrix: torch.Tensor) -> bool:
-        sizes = {"outputs": self.outputs, "ranks": self.ranks}
+        last = self._layers[-1]
         return all(
-            self._operations.fill_matrix(matrix, layer, **sizes, is_last=layer is self._layers[-1])
+            self._operations.fill_matrix(matrix, layer, outputs=self.outputs, ranks=self.ranks, is_last=layer is last)
             for layer in self._layers
         )
 
     def _write_updates(self, matrix: torch.Tensor) -> None:
         if not self.ranks:
             return
-        matrix[: self.outputs, self.inputs :] = 0
-        matrix[self.outputs :, : self.inputs] = 0
+        b_part, a_part = matrix[: self.outputs, self.inputs :], matrix[self.outputs :, : self.inputs]  # (N, R), (R, K)
+        b_part[:] = 0
+        a_part[:] = 0
         for layer in self._layers:
-            if layer.ranks:
-                matrix[layer.in_rows, self.inputs :][:, layer.in_ranks] = layer.b
-                matrix[self.outputs :, : self.inputs][layer.in_ranks] = layer.a
+            if layer.update:
+                b_part[layer.in_rows, layer.in_ranks] = layer.update.b
+                a_part[layer.in_ranks] = layer.update.a
 
-    def _adopt_weights(self) -> None:
-        """Move unquantised weights into the matrix and let their layers look at it there: no byte is held twice."""
-        self._matrix = torch.zeros(
-            self.outputs + self.ranks, self.inputs + self.ranks, dtype=self.dtype, device=self._device
-        )
+    def _matrix_that_holds_the_weights(self) -> torch.Tensor:
+        """Move unquantised weights into a matrix and make them views of it, so that no byte is held twice."""
+        matrix = torch.zeros(self.outputs + self.ranks, self.inputs + self.ranks, dtype=self.dtype, device=self._device)
         for layer in self._layers:
-            view = self._matrix[layer.in_rows, : self.inputs]
+            view = matrix[layer.in_rows, : self.inputs]
             view.copy_(layer.weight)
             layer.weight.data = view
-
-
-def _update(module: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-    if not hasattr(module, "lora_A"):
-        return None, None
-    return module.lora_A["default"].weight, module.lora_B["default"].weight
-
-
-def _is_quantised(weight: nn.Parameter) -> bool:
-    return getattr(weight, "quant_state", None) is not None
-
-
-def _compute_dtype(weight: nn.Parameter) -> torch.dtype:
-    return weight.quant_state.dtype if _is_quantised(weight) else weight.dtype
-
-
-def _dequantised(weight: nn.Parameter) -> torch.Tensor:
-    import bitsandbytes
-
-    return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return matrix

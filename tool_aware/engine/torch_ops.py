@@ -1,17 +1,18 @@
-"""The element-wise parts of a decoder layer and their gradients, in plain torch. `kernels.py` has them for CUDA.
-
-T tokens, H hidden size, I intermediate size, D size of a head. Everything is computed in float32 at least and rounded
-once. Outputs may be views of wider buffers.
-"""
+"""The operations of backend.Operations in plain torch, for the CPU. triton_ops.py has them for CUDA."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    from tool_aware.engine.projections import StackedLinear
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
-    """Write x / rms(x) * weight into `out`; x and out (T, H), weight (H,)."""
+    """See Operations.rms_norm."""
     wide = _wide(x)
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     out.copy_(weight * normed.to(x.dtype))
@@ -25,21 +26,18 @@ def rms_norm_backward(  # noqa: PLR0917
     residual: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """Write the gradient of x, given that of the norm's output, plus `residual`, into `out`; all (T, H)."""
+    """See Operations.rms_norm_backward."""
     wide, scaled = _wide(x), _wide(gradient) * _wide(weight)
     factor = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     normed = wide * factor
-    of_x = factor * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
-    out.copy_(of_x if residual is None else of_x + residual)
+    grad_x = factor * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
+    out.copy_(grad_x if residual is None else grad_x + residual)
 
 
 def rotate(
     heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, *, add: torch.Tensor | None = None
 ) -> None:
-    """Apply rotary position embeddings to `heads` + `add` (T, heads, D); cos and sin (T, D / 2). -sin rotates back.
-
-    `out` may be `heads`.
-    """
+    """See Operations.rotate."""
     summed = _wide(heads) if add is None else _wide(heads) + _wide(add)
     first, second = summed.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
@@ -47,21 +45,21 @@ def rotate(
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
-    """Write silu(gate) * up into `out`; all (T, I)."""
+    """See Operations.swiglu."""
     out.copy_(functional.silu(_wide(gate)) * up)
 
 
 def swiglu_backward_(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> None:
-    """Replace `gate` and `up` by their gradients, given that of silu(gate) * up; all (T, I)."""
+    """See Operations.swiglu_backward_."""
     wide_gate, wide = _wide(gate), _wide(gradient)
     sigmoid = torch.sigmoid(wide_gate)
-    of_gate = wide * up * sigmoid * (1 + wide_gate * (1 - sigmoid))
+    grad_gate = wide * up * sigmoid * (1 + wide_gate * (1 - sigmoid))
     up.copy_(wide * wide_gate * sigmoid)
-    gate.copy_(of_gate)
+    gate.copy_(grad_gate)
 
 
-def fill_matrix(*_: object, **__: object) -> bool:
-    """Leave it to projections.py to write weights and updates into their matrix, part by part."""
+def fill_matrix(matrix: torch.Tensor, layer: StackedLinear, *, outputs: int, ranks: int, is_last: bool) -> bool:
+    """See Operations.fill_matrix; projections.py writes the matrix part by part instead."""
     return False
 
 

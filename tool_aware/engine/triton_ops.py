@@ -1,7 +1,6 @@
-"""The functions of `pointwise.py` as Triton kernels, and a layer's 4-bit weights written out in one pass.
+"""The operations of backend.Operations as Triton kernels, for CUDA. torch_ops.py has them for the CPU.
 
-Each reads its inputs once and writes its outputs once, in place where that saves memory. Rows may lie apart (views of
-wider buffers); columns are contiguous.
+Each kernel reads its inputs once and writes its outputs once, in place where that saves memory.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import triton
 import triton.language as tl
 
 if TYPE_CHECKING:
-    from tool_aware.engine.projections import _Layer
+    from tool_aware.engine.projections import StackedLinear
 
 _BLOCK = 1024  # elements of one program of an element-wise kernel
 _TILE = 4096  # weights of one program of the dequantisation; fewer where they do not divide a row
@@ -24,7 +23,7 @@ _FILL_WARPS = 4  # tiles of 1,024 to 16,384 and 2 to 16 warps were tried on an H
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
-    """See pointwise.rms_norm."""
+    """See Operations.rms_norm."""
     tokens, size = x.shape
     _rms_norm[(tokens,)](
         x, weight, out, x.stride(0), out.stride(0), eps, size, triton.next_power_of_2(size), num_warps=8
@@ -51,14 +50,14 @@ def rms_norm_backward(
     residual: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """See pointwise.rms_norm_backward."""
+    """See Operations.rms_norm_backward."""
     tokens, size = x.shape
     added = gradient if residual is None else residual
     strides = (x.stride(0), gradient.stride(0), added.stride(0), out.stride(0))
+    sizes = (size, triton.next_power_of_2(size))
     _rms_norm_backward[(tokens,)](
-        x, weight, gradient, added, out, *strides, eps,
-        residual is not None, size, triton.next_power_of_2(size), num_warps=8,
-    )  # fmt: skip
+        x, weight, gradient, added, out, *strides, eps, residual is not None, *sizes, num_warps=8
+    )
 
 
 @triton.jit
@@ -86,14 +85,12 @@ def _rms_norm_backward(
 def rotate(
     heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, *, add: torch.Tensor | None = None
 ) -> None:
-    """See pointwise.rotate."""
+    """See Operations.rotate."""
     tokens, count, size = heads.shape
     added = heads if add is None else add
     strides = (heads.stride(0), added.stride(0), out.stride(0))
-    _rotate[(tokens,)](
-        heads, added, cos, sin, out, *strides, add is not None, count,
-        triton.next_power_of_2(count), size // 2, triton.next_power_of_2(size // 2),
-    )  # fmt: skip
+    sizes = (count, triton.next_power_of_2(count), size // 2, triton.next_power_of_2(size // 2))
+    _rotate[(tokens,)](heads, added, cos, sin, out, *strides, add is not None, *sizes)
 
 
 @triton.jit
@@ -122,7 +119,7 @@ def _rotate(
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
-    """See pointwise.swiglu."""
+    """See Operations.swiglu."""
     tokens, size = out.shape
     grid = (tokens, triton.cdiv(size, _BLOCK))
     _swiglu[grid](gate, up, out, gate.stride(0), up.stride(0), out.stride(0), size, _BLOCK)
@@ -139,7 +136,7 @@ def _swiglu(gate, up, out, gate_stride, up_stride, out_stride, size: tl.constexp
 
 
 def swiglu_backward_(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> None:
-    """See pointwise.swiglu_backward_."""
+    """See Operations.swiglu_backward_."""
     tokens, size = gradient.shape
     grid = (tokens, triton.cdiv(size, _BLOCK))
     _swiglu_backward[grid](gate, up, gradient, gate.stride(0), up.stride(0), gradient.stride(0), size, _BLOCK)
@@ -148,7 +145,7 @@ def swiglu_backward_(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tenso
 @triton.jit
 def _swiglu_backward(
     gate, up, gradient, gate_stride, up_stride, gradient_stride, size: tl.constexpr, block: tl.constexpr
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)
     inside = column < size
@@ -173,10 +170,9 @@ def merge_attention(
     the log-sum-exp of their scores, +inf where there is no key (FlashAttention's sign).
     """
     tokens, heads, size = own.shape
-    _merge_attention[(tokens,)](
-        own, own_lse, prefix, prefix_lse, out, own.stride(0), prefix.stride(0), out.stride(0), tokens,
-        heads, triton.next_power_of_2(heads), size, triton.next_power_of_2(size),
-    )  # fmt: skip
+    strides = (own.stride(0), prefix.stride(0), out.stride(0))
+    sizes = (heads, triton.next_power_of_2(heads), size, triton.next_power_of_2(size))
+    _merge_attention[(tokens,)](own, own_lse, prefix, prefix_lse, out, *strides, tokens, *sizes)
 
 
 @triton.jit
@@ -204,13 +200,15 @@ def _merge_attention(
 # ---- 4-bit weights --------------------------------------------------------------------------------------
 
 
-def fill_matrix(matrix: torch.Tensor, layer: _Layer, *, outputs: int, ranks: int, is_last: bool) -> bool:
-    """Write `layer`'s weight and update into its group's matrix (projections.py); False if that is not possible here.
+def fill_matrix(matrix: torch.Tensor, layer: StackedLinear, *, outputs: int, ranks: int, is_last: bool) -> bool:
+    """See Operations.fill_matrix.
 
     A 4-bit weight is codebook[nibble] * scale of its block; the scales are 8-bit themselves if quantised twice:
     codebook2[byte] * scale2 + offset (QLoRA, section 3). The same values as bitsandbytes gives, to the last bit.
     """
-    state = layer.weight.quant_state
+    state = layer.quant_state
+    if state is None:
+        return False
     inputs = matrix.shape[1] - ranks
     tile = _TILE
     while inputs % tile:
@@ -220,14 +218,15 @@ def fill_matrix(matrix: torch.Tensor, layer: _Layer, *, outputs: int, ranks: int
     nested = state.state2
     rank_rows = (ranks if is_last else layer.first_rank + layer.ranks) - layer.first_rank
     scales = (nested.absmax, nested.code, state.offset, nested.blocksize) if nested else (state.absmax,) * 3 + (1,)
-    none = matrix  # never read
+    update = (layer.update.a, layer.update.b) if layer.update else (matrix, matrix)  # without one, neither is read
+    place = (layer.first_row, layer.rows, outputs, layer.first_rank)
+    sizes = (inputs, ranks, triton.next_power_of_2(max(ranks, 1)), layer.ranks, state.blocksize, tile)
     _fill_matrix[((layer.rows + rank_rows) * (inputs // tile),)](
-        matrix, matrix.stride(0), layer.weight, state.code, state.absmax, *scales,
-        none if layer.a is None else layer.a, none if layer.b is None else layer.b,
-        layer.first_row, layer.rows, outputs, layer.first_rank,
-        nested is not None, inputs, ranks, triton.next_power_of_2(max(ranks, 1)), layer.ranks,
-        state.blocksize, tile, enable_fp_fusion=False, num_warps=_FILL_WARPS,
-    )  # fmt: skip
+        *(matrix, matrix.stride(0), layer.weight, state.code, state.absmax, *scales, *update, *place),
+        *(nested is not None, *sizes),
+        enable_fp_fusion=False,
+        num_warps=_FILL_WARPS,
+    )
     return True
 
 

@@ -12,8 +12,7 @@ import bitsandbytes
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig, MistralConfig, MistralForCausalLM
 
-from tool_aware.engine import torch_ops as pointwise
-from tool_aware.engine import triton_ops as kernels
+from tool_aware.engine import torch_ops, triton_ops
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import pack
@@ -34,8 +33,8 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def assert_alike(function, *outputs):
     """Run `function(operations, *outputs)` with kernels and with plain torch; what it changes must be the same."""
     found, expected = ([output.clone() for output in outputs] for _ in range(2))
-    function(kernels, *found)
-    function(pointwise, *expected)
+    function(triton_ops, *found)
+    function(torch_ops, *expected)
     torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-3)
     for a, b in zip(found, expected, strict=True):
         assert (a.float() - b.float()).norm() <= 1e-3 * b.float().norm()

@@ -1,0 +1,84 @@
+"""What a device computes with: element-wise operations, written-out weights, and attention over a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tool_aware.engine.packed_attention import DenseAttention, FlashAttention, PackedAttention
+from tool_aware.engine.packing import Pack
+
+if TYPE_CHECKING:
+    import torch
+
+    from tool_aware.engine.projections import StackedLinear
+
+
+class Operations(Protocol):
+    """The element-wise parts of a transformer layer and their gradients; torch_ops.py and triton_ops.py have them.
+
+    T tokens, H hidden size, I intermediate size, D size of a head. Everything is computed in float32 at least and
+    rounded once. Outputs may be views of wider buffers: rows may lie apart, columns are contiguous.
+    """
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+        """Write x / rms(x) * weight into `out`; x and out (T, H), weight (H,)."""
+
+    def rms_norm_backward(  # noqa: PLR0917
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        gradient: torch.Tensor,
+        residual: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """Write the gradient of x, given that of the norm's output, plus `residual`, into `out`; all (T, H)."""
+
+    def rotate(
+        self,
+        heads: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        add: torch.Tensor | None = None,
+    ) -> None:
+        """Apply rotary position embeddings to `heads` + `add` (T, heads, D); cos and sin (T, D / 2). -sin rotates back.
+
+        `out` may be `heads`.
+        """
+
+    def swiglu(self, gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
+        """Write silu(gate) * up into `out`; all (T, I)."""
+
+    def swiglu_backward_(self, gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Replace `gate` and `up` by their gradients, given that of silu(gate) * up; all (T, I)."""
+
+    def fill_matrix(
+        self, matrix: torch.Tensor, layer: StackedLinear, *, outputs: int, ranks: int, is_last: bool
+    ) -> bool:
+        """Write the layer's 4-bit weight and its update into its group's matrix (projections.py), in one pass.
+
+        Return False, with nothing written, if this backend cannot; projections.py then writes them part by part.
+        """
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a device computes with."""
+
+    operations: Operations
+    attention: Callable[[Pack], PackedAttention]
+
+    @classmethod
+    def of(cls, device: torch.device) -> Backend:
+        """Return Triton and FlashAttention for a GPU, plain torch for the CPU."""
+        if device.type != "cuda":
+            from tool_aware.engine import torch_ops
+
+            return cls(torch_ops, DenseAttention)
+        from tool_aware.engine import triton_ops
+
+        return cls(triton_ops, lambda pack: FlashAttention(pack, device))

@@ -1,0 +1,212 @@
+"""Forward and backward pass of one transformer layer with LoRA over a pack, written out by hand.
+
+    n = rms_norm(x)                   q, k, v = rotate(n Wq, n Wk), n Wv        a = attention(q, k, v)
+    r = x + a Wo                      g, u = rms_norm(r) Wg, rms_norm(r) Wu     y = r + (silu(g) * u) Wd
+
+Each W stands for a frozen weight with its LoRA update (projections.py). The backward pass follows the same lines from
+the last to the first. Only x is kept between the passes, or x and `Activations`; what is missing is computed again.
+Activations are overwritten by their gradients, and every buffer is dropped as soon as nothing reads it any more.
+
+T tokens of the pack, H hidden size, I intermediate size, D size of a head, A attention heads, K key-value heads.
+R spare columns of a buffer, which a group of projections fills with its updates; they differ from group to group.
+`grad_y` is the gradient of the loss with respect to y, and has its shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tool_aware.engine.backend import Operations
+from tool_aware.engine.packed_attention import PackedAttention
+from tool_aware.engine.projections import Projections
+from tool_aware.engine.transformer_modules import LayerModule, NormModule
+
+
+@dataclass
+class Activations:
+    """What a layer's backward pass reads beside the layer's input."""
+
+    query_key_value: torch.Tensor  # (T, (A + 2 K) D), query and key rotated
+    attention: torch.Tensor  # (T, A D + R)
+    lse: torch.Tensor  # (A, T) float32, log-sum-exp of the attention's scores; empty on the CPU
+    residual: torch.Tensor  # (T, H), after attention
+    gate: torch.Tensor  # (T, I + R)
+    up: torch.Tensor  # (T, I + R)
+
+
+@dataclass(frozen=True)
+class PackContext:
+    """What all layers share on one pack."""
+
+    attention: PackedAttention
+    cos: torch.Tensor  # (T, D / 2)
+    sin: torch.Tensor  # (T, D / 2)
+
+
+class DecoderLayer:
+    """One transformer layer as a forward and a backward pass; its weights stay where transformers put them."""
+
+    def __init__(self, layer: LayerModule, operations: Operations, *, is_cached: bool) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+
+        def projections(*modules: nn.Module) -> Projections:
+            return Projections(modules, operations, is_cached=is_cached)
+
+        self._query_key_value = projections(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._attention_out = projections(attention.o_proj)
+        # Gate and up read the same input; apart, half as many dequantised weights are held at once.
+        self._gate = projections(mlp.gate_proj)
+        self._up = projections(mlp.up_proj)
+        self._down = projections(mlp.down_proj)
+        self._attention_norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self._head_size = attention.head_dim  # D
+        self._query_columns, self._key_columns, self._value_columns = self._query_key_value.columns
+        self._intermediate, self._hidden = self._gate.outputs, self._down.outputs  # I, H
+        self._operations = operations
+
+    # ---- the whole layer --------------------------------------------------------------------------------
+
+    def forward(
+        self, x: torch.Tensor, context: PackContext, *, keep: bool = False
+    ) -> tuple[torch.Tensor, Activations | None]:
+        """Return the layer's output for its input `x`, both (T, H), and the activations if they are to be kept."""
+        query_key_value, attention, lse = self._attend(x, context)
+        residual = self._attention_out.forward(attention, residual=x)  # (T, H)
+        if not keep:
+            del query_key_value, attention
+        gate, up = self._gate_and_up(residual)
+        swiglu = self._swiglu(gate, up)
+        if keep:
+            kept = Activations(query_key_value, attention, lse, residual, gate, up)
+            return self._down.forward(swiglu, residual=residual), kept
+        del gate, up
+        return self._down.forward(swiglu, residual=residual, out=residual), None
+
+    def activations(self, x: torch.Tensor, context: PackContext) -> Activations:
+        """Compute the layer again from its input (T, H), up to the down projection: no gradient needs its output."""
+        query_key_value, attention, lse = self._attend(x, context)
+        residual = self._attention_out.forward(attention, residual=x)  # (T, H)
+        return Activations(query_key_value, attention, lse, residual, *self._gate_and_up(residual))
+
+    def backward(
+        self, grad_out: torch.Tensor, x: torch.Tensor, kept: Activations, context: PackContext
+    ) -> torch.Tensor:
+        """Add the gradients of the layer's updates; return that of its input `x` (T, H) in a buffer (T, H + R).
+
+        `grad_out` (T, H + R) is that of its output, in such a buffer. `kept` is used up.
+        """
+        grad_residual = self._backward_mlp(grad_out, kept)  # (T, H + R)
+        grad_projected = self._backward_attention(grad_residual, x, kept, context)  # (T, (A + 2 K) D + R)
+        grad_normed = self._query_key_value.backward(grad_projected, lambda: self._attention_input(x))  # (T, H)
+        grad_x = self._down.output_buffer(len(x))
+        self._norm_backward(x, self._attention_norm, grad_normed, grad_residual, grad_x)
+        return grad_x
+
+    def backward_to_updates(
+        self, grad_out: torch.Tensor, x: torch.Tensor, kept: Activations, context: PackContext
+    ) -> None:
+        """Add the gradients of the layer's updates as `backward` does, for the first layer: the embedding is frozen."""
+        grad_residual = self._backward_mlp(grad_out, kept)
+        grad_projected = self._backward_attention(grad_residual, x, kept, context)
+        self._query_key_value.backward_to_updates(grad_projected, lambda: self._attention_input(x))
+
+    # ---- attention, forward and backward ----------------------------------------------------------------
+
+    def _attend(self, x: torch.Tensor, context: PackContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query_key_value = self._query_key_value.forward(self._attention_input(x))  # (T, (A + 2 K) D)
+        rotated = self._heads(query_key_value[:, : self._value_columns.start])  # (T, A + K, D)
+        self._operations.rotate(rotated, context.cos, context.sin, rotated)
+        attention = self._attention_out.input_buffer(len(x))  # (T, A D + R)
+        out = self._heads(attention[:, self._query_columns])  # (T, A, D)
+        lse = context.attention.forward(*self._split(query_key_value), out)
+        return query_key_value, attention, lse
+
+    def _backward_attention(
+        self, grad_residual: torch.Tensor, x: torch.Tensor, kept: Activations, context: PackContext
+    ) -> torch.Tensor:
+        """Return the gradient of the projected query, key and value, in a buffer (T, (A + 2 K) D + R)."""
+        grad_attention = self._attention_out.backward(grad_residual, lambda: kept.attention)  # (T, A D)
+        grad_query, addend, grad_key, grad_value = context.attention.backward(
+            self._heads(grad_attention),
+            *self._split(kept.query_key_value),
+            self._heads(kept.attention[:, self._query_columns]),
+            kept.lse,
+        )
+        del grad_attention
+        grad_projected = self._query_key_value.output_buffer(len(x))
+        to_query, to_key, to_value = self._split(grad_projected)
+        self._operations.rotate(grad_query, context.cos, -context.sin, to_query, add=addend)
+        self._operations.rotate(grad_key, context.cos, -context.sin, to_key)
+        to_value.copy_(grad_value)
+        return grad_projected
+
+    # ---- SwiGLU block, forward and backward -------------------------------------------------------------
+
+    def _gate_and_up(self, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, width = self._mlp_input(residual), self._intermediate
+        gate, up = self._gate.output_buffer(len(residual)), self._up.output_buffer(len(residual))  # (T, I + R) each
+        self._gate.forward(inputs, out=gate[:, :width])
+        self._up.forward(inputs, out=up[:, :width])
+        return gate, up
+
+    def _swiglu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        out, width = self._down.input_buffer(len(gate)), self._intermediate  # (T, I + R)
+        self._operations.swiglu(gate[:, :width], up[:, :width], out[:, :width])
+        return out
+
+    def _backward_mlp(self, grad_out: torch.Tensor, kept: Activations) -> torch.Tensor:
+        """Return the gradient of the residual after attention, in a buffer (T, H + R)."""
+        gate, up, width = kept.gate, kept.up, self._intermediate
+        grad_swiglu = self._down.backward(grad_out, lambda: self._swiglu(gate, up))  # (T, I)
+        self._operations.swiglu_backward_(gate[:, :width], up[:, :width], grad_swiglu)  # now gradients themselves
+        del grad_swiglu
+        inputs = self._mlp_input(kept.residual)  # (T, H + R)
+        grad_normed = self._up.backward(up, lambda: inputs)  # (T, H)
+        grad_normed = self._gate.backward(gate, lambda: inputs, add=grad_normed)
+        del kept.gate, kept.up  # used up, and not held while the gradients of attention are computed
+        grad_residual = self._attention_out.output_buffer(len(grad_out))
+        self._norm_backward(kept.residual, self._mlp_norm, grad_normed, grad_out, grad_residual)
+        return grad_residual
+
+    # ---- norms ------------------------------------------------------------------------------------------
+
+    def _attention_input(self, x: torch.Tensor) -> torch.Tensor:
+        return self._normed(x, self._attention_norm, self._query_key_value)
+
+    def _mlp_input(self, residual: torch.Tensor) -> torch.Tensor:
+        # A buffer with spare columns serves both gate and up, of which only one may have an update.
+        return self._normed(residual, self._mlp_norm, self._gate if self._gate.ranks else self._up)
+
+    def _normed(self, x: torch.Tensor, norm: NormModule, reader: Projections) -> torch.Tensor:
+        out = reader.input_buffer(len(x))  # (T, H + R)
+        self._operations.rms_norm(x, norm.weight, norm.variance_epsilon, out[:, : self._hidden])
+        return out
+
+    def _norm_backward(
+        self, x: torch.Tensor, norm: NormModule, grad_normed: torch.Tensor, residual: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """Write the gradient of `x` (T, H), given that of the norm's output, plus `residual`, into `out`."""
+        width, eps = self._hidden, norm.variance_epsilon
+        self._operations.rms_norm_backward(x, norm.weight, eps, grad_normed, residual[:, :width], out[:, :width])
+
+    # ---- views and buffers ------------------------------------------------------------------------------
+
+    def grad_buffer(self, tokens: int) -> torch.Tensor:
+        """Return an empty buffer for the gradient of the layer's output: (T, H + R)."""
+        return self._down.output_buffer(tokens)
+
+    def drop_cached_weights(self) -> None:
+        """Dequantise the weights at each use from here on."""
+        for group in (self._query_key_value, self._attention_out, self._gate, self._up, self._down):
+            group.drop_cached()
+
+    def _heads(self, flat: torch.Tensor) -> torch.Tensor:
+        return flat.unflatten(1, (-1, self._head_size))  # (T, heads D) -> (T, heads, D)
+
+    def _split(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return views of query (T, A, D), key and value (T, K, D)."""
+        query, key, value = flat[:, self._query_columns], flat[:, self._key_columns], flat[:, self._value_columns]
+        return self._heads(query), self._heads(key), self._heads(value)

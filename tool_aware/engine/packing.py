@@ -60,8 +60,12 @@ class Pack:
     def row(self, number: int) -> Pack:
         """Take one row of tokens, without its labels."""
         only = slice(number, number + 1)
-        tokens = (self.input_ids[only], self.position_ids[only], self.group_ids[only], self.example_ids[only])
-        return Pack(*tokens, *(labels[:0] for labels in (self.label_rows, self.label_columns, self.labels)), order=())
+        no_labels = self.labels[:0]
+        return Pack(
+            *(self.input_ids[only], self.position_ids[only], self.group_ids[only], self.example_ids[only]),
+            *(no_labels, no_labels, no_labels),
+            order=(),
+        )
 
     def visible(self, window: int | None = None) -> torch.Tensor:
         """Say which token (dim 2) sees which (dim 3): shape (B, 1, T, T) bool, the mask SDPA takes.

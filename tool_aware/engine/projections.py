@@ -127,7 +127,8 @@ class Projections:
         if first.quant_state is None:
             self._matrix = self._matrix_that_holds_the_weights()
         elif is_cached:
-            self._matrix = self._new_matrix()
+            with torch.no_grad():
+                self._matrix = self._new_matrix()
 
     def drop_cached(self) -> None:
         """Write the matrix anew at each use from here on; unquantised weights stay, as they have no other place."""

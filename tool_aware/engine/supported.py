@@ -1,4 +1,4 @@
-"""Which models, adapters and machines the toolkit's own decoder covers."""
+"""The models, adapters and machines that the hand-written decoder does not support, with the reason in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tool_aware.model.adapter import lora_variant
+from tool_aware.model.adapter import base_of, lora_config, lora_variant
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -17,8 +17,8 @@ _LINEAR_KINDS = ("Linear", "Linear4bit")  # plain and 4-bit, of torch, peft and 
 
 
 def unsupported(model: PeftModel, longest: int) -> str | None:
-    """Say why PackedDecoder cannot run `model` on examples of up to `longest` tokens; None if it can."""
-    base = model.get_base_model()
+    """Return why PackedDecoder cannot run `model` on examples of up to `longest` tokens; None if it can."""
+    base = base_of(model)
     return _unsupported_shape(base.config, longest) or _unsupported_adapter(model) or _unsupported_device(base)
 
 
@@ -34,7 +34,7 @@ def _unsupported_shape(shape: PreTrainedConfig, longest: int) -> str | None:
 
 
 def _unsupported_adapter(model: PeftModel) -> str | None:
-    base, settings = model.get_base_model(), model.peft_config["default"]
+    base, settings = base_of(model), lora_config(model)
     if settings.lora_dropout:
         return "dropout"
     if lora_variant(settings.to_dict()):
@@ -44,7 +44,7 @@ def _unsupported_adapter(model: PeftModel) -> str | None:
         return "an adapter in another precision than its base"
     linear = [
         getattr(module, "base_layer", module)
-        for name, module in base.model.layers.named_modules()
+        for name, module in base.get_submodule("model.layers").named_modules()
         if name.endswith("_proj")
     ]
     if any(type(layer).__name__ not in _LINEAR_KINDS for layer in linear):
@@ -63,21 +63,24 @@ def _unsupported_device(base: PreTrainedModel) -> str | None:
 
 
 def unsupported_gpu(device: torch.device) -> str | None:
-    """Say why PackedDecoder can run no model on this GPU, as far as that shows before there is one; None if it can."""
+    """Return why PackedDecoder can run no model on this GPU; None if no reason is known before a model is loaded."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "GPUs without bfloat16"
     return broken_kernels(device)
 
 
 def broken_kernels(device: torch.device) -> str | None:
-    """Say why Triton kernels cannot run on `device`, which takes a C compiler and Python's headers; None if they do."""
+    """Return why Triton kernels cannot run on `device`, by running one; None if they can.
+
+    They need a C compiler and Python's headers.
+    """
     if device.type != "cuda":
         return None
     try:
-        from tool_aware.engine import triton_ops as kernels
+        from tool_aware.engine import triton_ops
 
         x = torch.ones(1, 16, device=device)
-        kernels.rms_norm(x, x[0], 1e-6, x)
+        triton_ops.rms_norm(x, x[0], 1e-6, x)
         torch.cuda.synchronize(device)
     except Exception as error:  # no Triton, no compiler, no headers, a GPU that Triton does not know: each its own type
         first_line = (str(error).splitlines() or [""])[0]

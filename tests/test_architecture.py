@@ -83,7 +83,8 @@ def test_no_script_imports_another(script):
 
 # torch-based modules that are imported by functions only, after the plan has been printed
 TORCH_AT_IMPORT = {
-    "engine/decoder.py", "engine/decoder_layer.py", "engine/layer_inputs.py", "engine/loss.py", "engine/micro_step.py", "engine/optimizer.py",
+    "engine/decoder_layer.py",
+    "engine/decoder.py", "engine/layer_inputs.py", "engine/loss.py", "engine/micro_step.py", "engine/optimizer.py",
     "engine/packed_attention.py", "engine/projections.py", "engine/supported.py", "engine/torch_ops.py",
     "engine/triton_ops.py", "training/arguments.py", "training/trainer.py", "training/validation.py",
 }  # fmt: skip

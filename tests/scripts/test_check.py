@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from tests.fixtures.imports import heavy_among, modules_imported
 from tests.fixtures.nvidia_driver import EMPTY_DATA
+from tests.fixtures.repository import REPOSITORY
 
 
 def test_check_on_a_machine_without_a_gpu_says_what_is_missing(script_without_driver):
@@ -31,7 +33,11 @@ def test_check_shows_each_gpu_and_answers_in_json(script):
 
 
 def test_check_is_quick(script):
-    assert script.cpu_seconds("check", *EMPTY_DATA) < 1.0
+    command = ("monitor_gpu.py", "check", *EMPTY_DATA)
+    modules = modules_imported(*command, folder=REPOSITORY, environment=script.environment, exit_codes=(0, 2))
+    assert heavy_among(modules) <= {"pynvml", "psycopg2"}  # the driver, the query log
+    assert len(modules) < 500  # 373 today; torch alone brings 1,500
+    assert script.times_help("check", *EMPTY_DATA) < 3  # 1.4 today, torch would make it 8
 
 
 def test_check_shows_no_secret(script):

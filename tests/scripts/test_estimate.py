@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 import yaml
 
-from tests.fixtures.nvidia_driver import EMPTY_DATA, REPOSITORY, Script
+from tests.fixtures.imports import heavy_among, modules_imported
+from tests.fixtures.nvidia_driver import EMPTY_DATA
+from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import load_config
 
 BRIEF = ("--model-size", "7.0", "--quantization", "4bit", "--lora-r", "8", "--batch-size", "1", "--seq-length", "2048")
@@ -24,8 +25,12 @@ def test_the_briefs_estimate(script_without_driver):
     assert "H200" in record["calibrated_on"]
 
 
-def test_an_estimate_takes_less_than_half_a_second(script_without_driver):
-    assert script_without_driver.cpu_seconds("estimate", *BRIEF) < 0.5
+def test_an_estimate_is_quick(script_without_driver):
+    command, environment = ("monitor_gpu.py", "estimate", *BRIEF), script_without_driver.environment
+    modules = modules_imported(*command, folder=REPOSITORY, environment=environment)
+    assert heavy_among(modules) <= {"pynvml"}  # the driver
+    assert len(modules) < 500  # 357 today
+    assert script_without_driver.times_help("estimate", *BRIEF) < 3  # 1.5 today
 
 
 def test_an_estimate_that_does_not_fit_exits_with_3_and_writes_a_config_that_does(script_without_driver, tmp_path):
@@ -194,5 +199,8 @@ def test_a_mistake_in_an_estimate_is_one_message(script_without_driver, argument
     assert "Traceback" not in result.stderr
 
 
-def test_help_answers_at_once():
-    assert Script(dict(os.environ)).cpu_seconds("--help") < 0.3
+@pytest.mark.parametrize("command", ["check", "monitor", "plot", "estimate"])
+def test_help_answers_at_once(command):
+    modules = modules_imported("monitor_gpu.py", command, "--help", folder=REPOSITORY)
+    assert not heavy_among(modules)
+    assert len(modules) < 450  # 294 today

@@ -114,7 +114,7 @@ def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = command(tiny_model_dir, adapter, evaluation_data_dir, tmp_path / "killed", *slow)
     process = subprocess.Popen(arguments, cwd=REPOSITORY, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log, deadline_s = tmp_path / "killed" / "predictions" / "base.jsonl", time.time() + 60
+    log, deadline_s = tmp_path / "killed" / "predictions" / "base.jsonl", time.time() + 300
     while not (log.exists() and log.read_bytes().count(b"\n") > 3):
         assert time.time() < deadline_s
         assert process.poll() is None

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.fixtures.imports import heavy_among, modules_imported
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed
@@ -49,7 +49,7 @@ def prepare(*arguments: str, folder: Path | None = None, **variables: str) -> su
         command += ["--set", f"dataset.dir={folder}"]
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("POSTGRES_", "OPENAI_"))}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, cwd=REPOSITORY,
+        command, capture_output=True, text=True, timeout=600, check=False, cwd=REPOSITORY,
         env={**environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **variables},
     )  # fmt: skip
 
@@ -96,10 +96,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_help_answers_quickly() -> None:
-    started = time.perf_counter()
-    assert prepare("--help").returncode == 0
-    assert time.perf_counter() - started < 1.0  # 0.2 s alone; CI shares its cores
+def test_a_dry_run_imports_nothing_heavy(tmp_path: Path) -> None:
+    command = ["prepare_dataset.py", "--dry-run", "--set", f"dataset.dir={tmp_path}"]
+    assert not heavy_among(modules_imported(*command, folder=REPOSITORY))
 
 
 # ---- the query log --------------------------------------------------------------------------------------
@@ -278,9 +277,10 @@ def test_ctrl_c_leaves_no_half_written_file(tmp_path: Path) -> None:
     command = [sys.executable, "prepare_dataset.py", *NO_LOG, "--set", "dataset.synthetic_per_tool=8000",
                "--set", f"dataset.dir={tmp_path}"]  # fmt: skip
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-    time.sleep(2.0)
+    while "Synthesising" not in process.stderr.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "stopped by SIGINT" in stderr
     assert list(tmp_path.iterdir()) == []
@@ -303,7 +303,7 @@ def test_check_leaves_memory_and_time_to_the_estimate(prepared: Path) -> None:
     command = result.stderr.rpartition("training on it: ")[2].split()
     assert command[:3] == ["python", "monitor_gpu.py", "estimate"]
     estimated = subprocess.run(
-        [sys.executable, *command[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *command[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
     )
     assert estimated.returncode == 0, estimated.stderr
 

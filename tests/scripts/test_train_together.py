@@ -63,7 +63,7 @@ def launched(arguments, tmp_path_factory) -> tuple[Path, subprocess.CompletedPro
     output = tmp_path_factory.mktemp("launched") / "output"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, str(REPOSITORY / "train_tool_aware.py"), *arguments(output)]
-    done = subprocess.run(command, cwd=output.parent, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=output.parent, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     return output, done
 
@@ -100,7 +100,7 @@ class Pair:
 
     def wait_for(self, text: str) -> None:
         """Wait until the first process says `text`."""
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 300
         while text not in self.messages()[0]:
             assert time.monotonic() < deadline_s, self.messages()
             time.sleep(0.02)

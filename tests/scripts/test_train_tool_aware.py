@@ -31,7 +31,7 @@ def train(tiny_model_dir, toy_data_dir, tmp_path):
 
     def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command(*arguments, **options), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+            command(*arguments, **options), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
         )
 
     run.command = command
@@ -259,7 +259,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(trai
             if line.startswith("step"):
                 process.send_signal(signum)
                 break
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == code
         assert not (train.output / "lora_adapters").exists()
     assert "unfinished run" in refused(train(*LONG))
@@ -304,7 +304,7 @@ def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(train,
                 break
         time.sleep(generator.uniform(0.0, 1.5))
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         if (train.output / "manifest.json").exists():  # it was faster: look, and go on killing a new run
             assert_same_ending(train.output, tmp_path / "whole", best_came_early=False)
             shutil.rmtree(train.output)

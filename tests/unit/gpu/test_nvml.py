@@ -107,16 +107,14 @@ def test_sampling_resumes_after_the_whole_driver_was_reloaded(stub_here):
 def test_a_gpu_that_hangs_holds_up_neither_the_other_nor_the_next_reading(stub_here):
     driver = open_driver()
     driver.read()
-    stub_here.add("hang 1 1")
-    started = time.monotonic()
-    first, second = driver.read(timeout_s=0.2)
-    assert time.monotonic() - started < 0.5
+    stub_here.add("hang 1 3")
+    first, second = driver.read(timeout_s=1.0)
     assert first.problem is None
-    assert "no answer" in second.problem
+    assert "no answer" in second.problem  # so it was not waited for
     assert second.name == "NVIDIA H100 80GB HBM3"
     stub_here.add("used 1 5")
-    deadline = time.monotonic() + 20
-    while driver.read(timeout_s=0.2)[1].problem:
+    deadline = time.monotonic() + 120
+    while driver.read(timeout_s=1.0)[1].problem:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert driver.read()[1].used_bytes == 5 * MIB
@@ -141,11 +139,9 @@ def test_each_reason_for_having_no_driver_has_its_words_and_its_remedy(stub_here
 
 
 def test_a_driver_that_does_not_even_start_is_given_up(stub_here):
-    stub_here.set("init_hang -1 1")
-    started = time.monotonic()
-    with pytest.raises(DriverUnavailable, match="has not answered"):
+    stub_here.set("init_hang -1 3")
+    with pytest.raises(DriverUnavailable, match="has not answered"):  # it would answer after 3 s
         open_driver(timeout_s=0.2)
-    assert time.monotonic() - started < 0.5
 
 
 def test_a_driver_without_a_gpu_says_so(stub_here):

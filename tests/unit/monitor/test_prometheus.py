@@ -31,11 +31,11 @@ def test_a_scrape_gets_the_newest_sample():
     exporter = Exporter(0)
     try:
         exporter.take(Sample(0.0, datetime.now(UTC), GPUS))
-        with urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}/metrics", timeout=120) as answer:
             assert answer.headers["Content-Type"] == CONTENT_TYPE
             assert answer.read().decode() == exposition(GPUS)
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}/other", timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}/other", timeout=120)
     finally:
         exporter.close()
 

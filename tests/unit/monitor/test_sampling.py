@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from tool_aware.console import UserError
 from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.monitor import watching
 from tool_aware.monitor.sampling import HISTOGRAM_STEP_BYTES, MIB, GpuStatistics, Sample, Statistics
 from tool_aware.monitor.watching import Pace, ticks
 
@@ -76,33 +76,61 @@ def test_a_week_of_samples_takes_no_more_memory_than_the_card_has_steps():
     assert len(gpu._used_seconds) <= 12 * GIB // HISTOGRAM_STEP_BYTES
 
 
-def test_ticks_do_not_drift_when_the_body_takes_time():
-    started = time.monotonic()
-    for seconds in ticks(Pace(0.05, count=10)):
-        assert seconds == pytest.approx(round(seconds / 0.05) * 0.05, abs=0.02)
-        time.sleep(0.02)
-    assert time.monotonic() - started == pytest.approx(9 * 0.05 + 0.02, abs=0.06)
+class Clock:
+    """A clock that only sleeping moves, so that a slow machine changes nothing."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
 
 
-def test_ticks_that_were_missed_are_skipped_and_not_made_up_for():
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(watching, "time", clock)
+    return clock
+
+
+def test_ticks_do_not_drift_when_the_body_takes_time(clock):
+    started_s = clock.monotonic()
+    for number, seconds in enumerate(ticks(Pace(0.05, count=10))):
+        assert seconds == pytest.approx(number * 0.05)
+        clock.sleep(0.02)
+    assert clock.monotonic() - started_s == pytest.approx(9 * 0.05 + 0.02)
+
+
+def test_ticks_that_were_missed_are_skipped_and_not_made_up_for(clock):
     seen = []
     for seconds in ticks(Pace(0.05, count=3)):
         seen.append(round(seconds / 0.05))
         if len(seen) == 1:
-            time.sleep(0.22)
+            clock.sleep(0.22)
     assert seen == [0, 4, 5]
 
 
-def test_a_duration_ends_the_ticks():
+def test_a_duration_ends_the_ticks(clock):
     assert len(list(ticks(Pace(0.02, duration_s=0.1)))) == 6
 
 
+def test_the_pace_is_kept_by_the_clock_on_the_wall():
+    started_s = time.monotonic()
+    assert len(list(ticks(Pace(0.05, count=3)))) == 3
+    assert time.monotonic() - started_s >= 2 * 0.05
+
+
 def test_ticks_end_with_the_process_they_wait_for():
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"]) as process:
-        started = time.monotonic()
-        seen = list(ticks(Pace(60, process_id=process.pid)))
+    started_s, seen = time.monotonic(), []
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        for seconds in ticks(Pace(600, process_id=process.pid)):
+            seen.append(seconds)
+            process.stdin.close()
     assert len(seen) == 1
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started_s < 600
 
 
 def test_waiting_for_a_process_that_is_not_there_is_the_users_mistake():

@@ -128,11 +128,11 @@ def test_a_long_log_is_read_from_its_end(tmp_path):
 
 def test_a_real_process_is_found_by_the_script_it_runs(tmp_path):
     script = tmp_path / "train_tool_aware.py"
-    script.write_text("import time; time.sleep(30)")
+    script.write_text("import time; time.sleep(600)")
     command = [sys.executable, str(script), "--output_dir", "run_of_this_test"]
     with subprocess.Popen(command, cwd=tmp_path) as process:
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 120
             while process.pid not in dict(training_processes()) and time.monotonic() < deadline:
                 time.sleep(0.05)
             write_metrics(tmp_path / "run_of_this_test", LINE)

@@ -174,7 +174,7 @@ def test_the_page_works_in_a_browser(page, tmp_path, width):
         [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
          f"--window-size={width},900", "--virtual-time-budget=2000", "--enable-logging=stderr", "--dump-dom",
          path.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in result.stderr  # no message of any level, so no error
     shown = html.unescape(re.search(r"SEEN(\{.*\})END", result.stdout, re.DOTALL)[1])

@@ -1,4 +1,4 @@
-"""The configurations that train_memory.py measures, the most valuable ones first."""
+"""The configurations that train_memory.py measures, the most important ones first."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Case:
 
     @property
     def process(self) -> str:
-        """Cases of one name are measured in one process, which loads the base model once.
+        """Return the name of the process that measures the case; cases of one name share it and its base model.
 
-        What NVML shows beyond torch's reserve grows with the libraries that a process has used, so cases that use
-        others than most do not share theirs.
+        What NVML shows beyond torch's reserve grows with the libraries that a process has used. So cases that use other
+        libraries than most have a process of their own.
         """
         name = f"{self.preset}-{self.quantization}" + "-offload" * self.offload
         name += "-transformers" * (self.running_decoder == "transformers") + "-bnb" * ("8bit" in self.optimizer)
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def running_decoder(self) -> str:
-        """Whose pass runs: "own" unless the case wants the library's or needs it."""
+        """Return "own", or "transformers" if the case asks for the library's pass or needs it."""
         is_covered = self.packing != "none" and self.quantization != "8bit"
         return self.decoder if self.decoder != "auto" else "own" if is_covered else "transformers"
 
@@ -67,7 +67,7 @@ SMALL = Case(preset="1b")
 
 
 def goals() -> Iterator[Case]:
-    """What the training engine promises for small cards."""
+    """Yield the cases with goals for small cards."""
     yield replace(ROW, offload=True, goal_gib=4.5)
     yield replace(ROW, seq_length=4096, offload=True, goal_gib=5.0)
     yield replace(ROW, offload=True, cap_gib=6.0, is_alone=True)
@@ -75,7 +75,7 @@ def goals() -> Iterator[Case]:
 
 
 def grid() -> Iterator[Case]:
-    """All cases, those first without which the formula could not be calibrated."""
+    """Yield all cases, those first that the calibration needs."""
     yield from _seven_billion_in_4_bit()
     yield from goals()
     yield from _one_billion()
@@ -112,7 +112,7 @@ def _seven_billion_in_4_bit() -> Iterator[Case]:
 
 
 def _transformers_forward_pass() -> Iterator[Case]:
-    """Padded rows, and what the toolkit's own decoder does not cover or is told not to."""
+    """Yield padded rows, and cases that transformers' forward pass has to compute or is asked to."""
     yield PADDED
     yield replace(PADDED, batch_size=16)
     yield replace(PADDED, batch_size=4, seq_length=2048)
@@ -147,7 +147,7 @@ def _one_billion() -> Iterator[Case]:
 
 
 def planned(case: Case, gib: float) -> Case:
-    """The case as a run's memory plan settles it for a budget, under a cap of that size."""
+    """Return the case with the memory plan of a run for a budget, under a cap of that size."""
     shared = {name: getattr(case, name) for name in TrainingSpec.__dataclass_fields__.keys() & asdict(case).keys()}
     spec = TrainingSpec(PRESETS[ARCHITECTURES[case.preset]], **{**shared, "decoder": "own"})
     plan = make_plan(spec, Budget(gib * GIB, "the grid"), CHOICES).spec
@@ -158,7 +158,7 @@ TINY_LAYERS = 2
 
 
 def tiny(case: Case) -> Case:
-    """The case on a model and at lengths that a CPU trains in a moment; it then measures no memory."""
+    """Return the case with a tiny model and short examples, for a smoke test on a CPU; it measures no memory."""
     return replace(
         case, preset="tiny", seq_length=min(case.seq_length, 96), prefix_tokens=min(case.prefix_tokens, 48),
         batch_size=min(case.batch_size, 4), answer_tokens=min(case.answer_tokens, 24),

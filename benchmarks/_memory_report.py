@@ -14,12 +14,12 @@ Rows = Sequence[dict[str, Any]]
 
 
 def short(row: dict[str, Any]) -> str:
-    """The case in a few words and what was measured."""
+    """Return the case in a few words and what was measured."""
     return f"{described(row)}: {row.get('why') or outcome(row)}"
 
 
 def described(row: dict[str, Any]) -> str:
-    """A case as one phrase; what is usual is not mentioned."""
+    """Return a case as one phrase, without the usual settings."""
     targets = "all-linear" if row["targets"] == "all-linear" else "attention"
     unusual = {
         f"prefix {row['prefix_tokens']}": row["prefix_tokens"],
@@ -43,18 +43,18 @@ def described(row: dict[str, Any]) -> str:
 
 
 def outcome(row: dict[str, Any]) -> str:
-    """The peaks in GiB."""
+    """Return the peaks in GiB as text."""
     figures = " / ".join("-" if figure is None else f"{figure:.2f}" for figure in measured(row))
     return f"{'out of memory at ' if row['oom'] else ''}{figures} GiB, {row['seconds_per_step']} s a step"
 
 
 def measured(row: dict[str, Any]) -> tuple[float | None, ...]:
-    """The three peaks in GiB."""
+    """Return the three peaks in GiB."""
     return row["allocated_gib"], row["reserved_gib"], row["nvml_gib"]
 
 
 def report(measured_rows: Rows, skipped: Rows) -> str:
-    """The table, the goals, and what was left out."""
+    """Return the table, the goals, and what was left out."""
     return "\n".join(_report_lines(measured_rows, skipped))
 
 

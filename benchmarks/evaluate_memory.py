@@ -1,4 +1,4 @@
-"""How much memory of a GPU does evaluation take?
+"""Measure how much GPU memory evaluation takes.
 
     python benchmarks/evaluate_memory.py                  # needs a GPU with 24 GB; two minutes on an H200
     python benchmarks/evaluate_memory.py --preset 1b      # one shape only
@@ -63,7 +63,7 @@ class Case:
 
 
 def all_cases() -> Iterator[Case]:
-    """The shipped settings, and each of them varied."""
+    """Yield the shipped settings, and each of them varied."""
     shipped = Case()
     yield from (replace(shipped, batch_size=size) for size in (1, 4, 16, 64, 128))
     yield from (replace(shipped, batch_size=64, new_tokens=tokens) for tokens in (64, 1024))
@@ -81,7 +81,7 @@ def all_cases() -> Iterator[Case]:
 
 
 def tiny(case: Case) -> Case:
-    """The case on a model and at lengths that a CPU works off in a moment; it then measures no memory."""
+    """Return the case with a tiny model and short prompts, for a smoke test on a CPU; it measures no memory."""
     return replace(
         case, preset="tiny", batch_size=min(case.batch_size, 4), prompt_tokens=min(case.prompt_tokens, 80),
         prefix_tokens=min(case.prefix_tokens, 40), new_tokens=min(case.new_tokens, 24),
@@ -157,7 +157,7 @@ def measure_all(cases: Sequence[Case], models: Path) -> int:
 
 
 def measure(case: Case, model: PeftModel) -> dict[str, Any]:
-    """Work off two batches and return the record of the case."""
+    """Run two batches and return the record of the case."""
     import torch
 
     if torch.cuda.is_available():
@@ -194,7 +194,7 @@ def random_tokens(generator: random.Random, count: int) -> list[int]:
 
 
 def end_early(written: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """A logits processor that lets every answer end; in place, so that it takes no memory."""
+    """Make every answer end early, as a logits processor; in place, so that it takes no memory."""
     scores[:, EOS_ID] = float("inf") if written.shape[1] >= ANSWERED_TOKENS else -float("inf")
     return scores
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How long does evaluating 500 rows take: one by one with two loads, in batches with one load, or by choice only?
+"""Measure the time to evaluate 500 rows: one by one with two loads, in batches with one load, and by choice only.
 
     python benchmarks/evaluate_throughput.py                          # needs a GPU with 40 GB free, and 15 GB of disk
     python benchmarks/evaluate_throughput.py --size tiny --rows 24    # a smoke test without a GPU
 
 A 7B of random weights is written to a scratch folder, loaded from there as NF4 and given a random LoRA adapter. Random
-weights never say EOS, so every answer is exactly NEW_TOKENS long for every method. The one-by-one figure is what a few
-rows take, times the rows. Every total contains its loads.
+weights never generate EOS, so every answer has exactly NEW_TOKENS tokens with every method. The one-by-one figure is
+measured on a few rows and multiplied. Totals include loading.
 
 Reads:  nothing. Writes: benchmarks/results/evaluate_throughput.json (--output). Exit codes: 0 done, 2 no GPU.
 """
@@ -89,20 +89,20 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_prompts(rows: int) -> list[list[int]]:
-    """Prompts of random ids that share their first PREFIX_TOKENS."""
+    """Return prompts of random ids that share their first PREFIX_TOKENS."""
     rng = random.Random(0)
     prefix = [rng.randrange(3, 32000) for _ in range(PREFIX_TOKENS)]
     return [prefix + [rng.randrange(3, 32000) for _ in range(rng.randint(*TAIL_TOKENS))] for _ in range(rows)]
 
 
 def make_names() -> dict[str, list[int]]:
-    """Random ids in place of the tool names' tokens."""
+    """Return random ids for the tokens of the tool names."""
     rng = random.Random(1)
     return {name: [rng.randrange(3, 32000) for _ in range(count)] for name, count in NAME_TOKENS.items()}
 
 
 def random_model(size: str, dtype: Any) -> Any:
-    """A Mistral-7B-v0.2 architecture (or a tiny one) with random weights."""
+    """Return a model of the Mistral-7B-v0.2 architecture, or a tiny one, with random weights."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -120,7 +120,7 @@ def random_model(size: str, dtype: Any) -> Any:
 
 
 def write_random_model(folder: Path, size: str) -> None:
-    """Save random bf16 weights, so that loading them costs what loading costs."""
+    """Save random bf16 weights, so that loading is part of the measurement."""
     import torch
 
     random_model(size, torch.bfloat16).save_pretrained(folder)
@@ -129,7 +129,7 @@ def write_random_model(folder: Path, size: str) -> None:
 
 
 def add_random_adapter(base: Any) -> Any:
-    """LoRA of rank 8 on all linear layers, both matrices random."""
+    """Add LoRA of rank 8 on all linear layers, with both matrices random."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -154,13 +154,13 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float]:
 
 @contextlib.contextmanager
 def system(model: Any, name: str) -> Iterator[Any]:
-    """The model as base (adapter off) or tuned (adapter on)."""
+    """Run the block with the model as base (adapter off) or tuned (adapter on)."""
     with model.disable_adapter() if name == "base" else contextlib.nullcontext():
         yield model
 
 
 def measure_one_by_one(model: Any, prompts: list[list[int]], reference_rows: int) -> dict[str, Any]:
-    """Greedy `model.generate`, one row at a time: what an evaluation loop is written like."""
+    """Time greedy `model.generate`, one row at a time, as a plain evaluation loop does."""
     import torch
 
     def answer(model: Any, prompt: list[int]) -> list[int]:
@@ -182,7 +182,7 @@ def measure_one_by_one(model: Any, prompts: list[list[int]], reference_rows: int
 
 
 def collect(model: Any, prompts: list[list[int]], batch_size: int, *, graph: bool = True) -> list[Generation]:
-    """Answers of the toolkit's own decoder, in order."""
+    """Return the answers of the toolkit's generation, in order."""
     answers = {}
     for batch in generate(
         model, prompts, eos_id=NEVER, max_new_tokens=NEW_TOKENS, batch_size=batch_size, uses_cuda_graph=graph
@@ -220,7 +220,7 @@ def measure_choice(
 
 
 def measure_agreement(model: Any, prompts: list[list[int]], reference: dict[str, list[list[int]]]) -> dict[str, float]:
-    """Share of tokens before the first one that differs from one-by-one generation.
+    """Return the share of tokens before the first that differs from one-by-one generation.
 
     Below 1 in 16-bit: kernels for other batch sizes round differently, and random weights have near-ties everywhere.
     """
@@ -251,7 +251,7 @@ def answers_equal_in_float32(prompts: list[list[int]]) -> bool:
 
 
 def describe_machine() -> dict[str, str]:
-    """Device and versions."""
+    """Return device and versions."""
     import bitsandbytes
     import peft
     import torch
@@ -273,7 +273,7 @@ def add_speedups(result: dict[str, Any]) -> None:
 
 
 def report(result: dict[str, Any]) -> str:
-    """The table for people."""
+    """Return the table."""
     slow = result["one_by_one"]
     lines = [["one by one, two loads", "", "", "", f"{slow['total_s']:,.0f}", "1", ""]]
     for kind in ("generate", "choice"):

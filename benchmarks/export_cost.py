@@ -1,13 +1,13 @@
-"""What does the merged model cost: choosing how to merge, merging, and reading the result back?
+"""Measure the cost of the merged model: choosing how to merge, merging, and reading the result back.
 
     python benchmarks/export_cost.py                             # a 7B of random weights; 30 GB of disk, a few minutes
     python benchmarks/export_cost.py --preset 1b
     python benchmarks/export_cost.py --preset tiny               # a smoke test without a GPU
 
-It is what train_tool_aware.py does after its last step, with a 4-bit base and an adapter of random numbers, on rows of
-the tool task. Peaks are of resident memory, beyond what the process held before, and of torch on the GPU, the 4-bit
-model included. How well the merged models agree is printed too, but says little: a model of random weights has no
-opinion that rounding could not change.
+These are the phases of train_tool_aware.py after its last step, with a 4-bit base and a random adapter, on rows of the
+tool task. Peaks are of resident memory, beyond what the process held before, and of torch on the GPU, the 4-bit model
+included. The agreement of the merged models is printed too, but means little with random weights, whose tokens are
+nearly equally probable.
 
 Reads   nothing
 Writes  benchmarks/results/export_cost_<device>.json
@@ -104,7 +104,7 @@ def prepare(folder: Path, preset: str, layers: int | None) -> Config:
 
 
 def measure(config: Config, folder: Path) -> dict[str, Any]:
-    """Run the phases of the export and note seconds and peaks of each."""
+    """Run the phases of the export and record seconds and peaks of each."""
     from tool_aware.model.adapter import new_adapter
     from tool_aware.model.base import load_base_model
     from tool_aware.prompt import load_tokenizer
@@ -130,7 +130,7 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def with_update(model: PeftModel) -> PeftModel:
-    """Give a new adapter, whose update is zero, one."""
+    """Set the update of a new adapter, which is zero, to random values."""
     import torch
 
     torch.manual_seed(0)
@@ -141,7 +141,7 @@ def with_update(model: PeftModel) -> PeftModel:
 
 
 def answers_of(model: PeftModel) -> Callable[[Sequence[EncodedExample]], tuple[Pack, torch.Tensor, torch.Tensor]]:
-    """The states of answers by a plain forward pass."""
+    """Return the states of answers from a plain forward pass."""
     from tool_aware.engine.loss import without_head
     from tool_aware.engine.packing import pack
 
@@ -163,7 +163,7 @@ class Clock:
         self._shard_bytes = shard_bytes
 
     def time(self, name: str, work: Callable[[], T]) -> T:
-        """Do `work` and note what it took."""
+        """Run `work` and record its seconds and peaks."""
         import torch
 
         Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory begins anew

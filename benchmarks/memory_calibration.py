@@ -1,11 +1,11 @@
-"""Fit the constants of the memory estimate to measured runs, and say how far they carry.
+"""Fit the constants of the memory estimate to measured runs, and print its errors.
 
     python benchmarks/memory_calibration.py
     python benchmarks/memory_calibration.py benchmarks/results/train_memory_nvidia_l4.json
 
-The formula counts tensors from shapes; what libraries and the allocator add can only be measured: cuBLAS' workspace,
-what the allocator reserves beyond what is in use, and the CUDA context. Each is fitted to all runs, and for the error
-that a new configuration may expect once more for every run to all runs but that one.
+The formula counts tensors from shapes. What libraries and the allocator add can only be measured: the cuBLAS workspace,
+what the allocator reserves beyond what is in use, and the CUDA context. Each is fitted to all runs. To estimate the
+error of a new configuration, each run is also estimated from a fit to all other runs.
 
 Reads   benchmarks/results/train_memory_*.json, or the files given
 Writes  nothing; the constants live in tool_aware/memory/estimate.py
@@ -74,14 +74,14 @@ NAMES = ("workspace MiB", *(f"slack, of {part}" for part in SLACK_PARTS), "bare 
 
 
 def constants(calibration: Calibration) -> tuple[float, ...]:
-    """The constants in the order of NAMES."""
+    """Return the constants in the order of NAMES."""
     contexts = (round(size / GIB, 3) for size in (calibration.bare_context_bytes, calibration.libraries_bytes))
     shares = (round(share, 3) for share in calibration.slack_shares)
     return round(calibration.workspace_bytes / MIB, 1), *shares, *contexts
 
 
 def fit(rows: Sequence[Row]) -> Calibration:
-    """Fit all constants: workspace and contexts are medians, the slack comes from least squares without negatives."""
+    """Fit all constants: workspace and contexts are medians, the slack is a non-negative least squares fit."""
     specs = [spec_of(row) for row in rows]
     workspaces = [
         (row["allocated_gib"] * GIB - estimate_training(spec).tensor_bytes) / (1 if spec.has_own_decoder else 2)
@@ -103,7 +103,7 @@ def fit(rows: Sequence[Row]) -> Calibration:
 
 
 def _slack_shares(rows: Sequence[Row]) -> list[float]:
-    """Least squares without negatives, of errors relative to all that a run takes."""
+    """Fit the slack by non-negative least squares on errors relative to all that a run takes."""
     from scipy.optimize import nnls
 
     parts = [[part / GIB / row["nvml_gib"] for part in slack_parts(spec_of(row))] for row in rows]

@@ -1,9 +1,9 @@
-"""What does watching cost? Processor time and memory of `monitor_gpu.py monitor` on this machine.
+"""Measure processor time and memory of `monitor_gpu.py monitor` on this machine.
 
     python benchmarks/monitor_cost.py                 # 60 s at an interval of 1 s, 20 s at 0.1 s
     python benchmarks/monitor_cost.py --seconds 600
 
-Without an NVIDIA driver the stub of tests/gpu is compiled and watched instead; the result says which it was.
+Without an NVIDIA driver, a stub of it (tests/fixtures) is compiled and watched. The result says which was used.
 
 Reads   nothing
 Writes  benchmarks/results/monitor_cost.json
@@ -37,7 +37,7 @@ SCENARIO = "name 0 Stub\ntotal 0 12282\nused 0 6050\nuse 0 98\ncelsius 0 64\nmil
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Watch for a while at two intervals and weigh the process."""
+    """Run the monitor at two intervals and measure its process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="time at an interval of 1 s (default: 60)")
     arguments = parser.parse_args(argv)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_driver(folder: Path) -> tuple[str, dict[str, str]]:
-    """Name the driver to watch and give the environment in which the monitor finds it.
+    """Return the name of the driver and the environment in which the monitor finds it.
 
     Raises UserError if there is neither a driver nor a compiler for the stub.
     """
@@ -70,7 +70,7 @@ def find_driver(folder: Path) -> tuple[str, dict[str, str]]:
     else:
         driver.close()
         return f"NVIDIA {driver.info.version}", dict(os.environ)
-    source, library = _REPOSITORY / "tests" / "gpu" / "stub_nvml.c", folder / "libnvidia-ml.so.1"
+    source, library = _REPOSITORY / "tests" / "fixtures" / "stub_nvml.c", folder / "libnvidia-ml.so.1"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
     (folder / "scenario.txt").write_text(SCENARIO)
     return "stub", {**os.environ, "LD_LIBRARY_PATH": str(folder), "STUB_NVML": str(folder / "scenario.txt")}
@@ -98,13 +98,13 @@ def measure(interval_s: float, seconds: float, environment: dict[str, str], log:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far (proc(5), fields 14 and 15 of stat)."""
+    """Return user and system time of a process so far (proc(5), fields 14 and 15 of stat)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_kib(pid: int) -> int:
-    """Resident memory of a process."""
+    """Return the resident memory of a process in KiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:")))
 

@@ -1,4 +1,4 @@
-"""Do the two estimates agree? The formula against the training step traced on tensors without data; no GPU needed.
+"""Compare the memory formula with the training step traced on tensors without data; no GPU needed.
 
     python benchmarks/monitor_estimate.py             # 60 configurations, about 3 minutes
     python benchmarks/monitor_estimate.py --every 5

@@ -1,4 +1,4 @@
-"""How much memory of a GPU does a training step take?
+"""Measure how much GPU memory a training step takes.
 
     python benchmarks/train_memory.py                                   # the goals for small cards; a minute
     python benchmarks/train_memory.py --grid                            # 76 configurations; 9 minutes on an H200
@@ -7,9 +7,9 @@
     python benchmarks/train_memory.py --grid --preset tiny              # a smoke test without a GPU
 
 Every configuration is two optimizer steps of this toolkit's own trainer on random weights and ids. One process loads a
-base model once and puts a new adapter on it for each configuration; that nothing stays behind is checked. `allocated`
-and `reserved` are torch's peaks, `NVML` is what nvidia-smi shows at the end, when what is reserved is at its peak.
-Configurations with a cap may take so much of the card and no more, the CUDA context included.
+base model once and adds a new adapter for each configuration; it checks that no memory stays allocated. `allocated` and
+`reserved` are torch's peaks, `NVML` is what nvidia-smi shows at the end, when reserved memory is at its peak. A cap
+limits what a configuration may take of the card, the CUDA context included.
 
 Reads   nothing
 Writes  benchmarks/results/train_memory_<device>.json, after every process
@@ -63,7 +63,7 @@ GIB = 2**30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the cases process by process, keep what is known after each, and print the table."""
+    """Measure the cases process by process, save the results after each, and print the table."""
     arguments = parse_arguments(argv)
     cases = chosen_cases(arguments)
     if arguments.child is not None:
@@ -102,7 +102,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
-    """The cases that the flags ask for, each once, in order."""
+    """Return the cases that the flags ask for, each once, in order."""
     cases = list(grid() if arguments.grid else goals())
     if arguments.preset == "tiny":
         cases = [tiny(case) for case in cases if case.preset == "7b"]
@@ -116,7 +116,7 @@ def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def by_process(cases: Sequence[Case]) -> list[list[int]]:
-    """Numbers of the cases that share a process; processes in the order of their first case."""
+    """Return the numbers of the cases of each process, in the order of their first case."""
     groups: dict[str, list[int]] = {}
     for index, case in enumerate(cases):
         groups.setdefault(case.process, []).append(index)
@@ -124,12 +124,12 @@ def by_process(cases: Sequence[Case]) -> list[list[int]]:
 
 
 def command() -> str:
-    """How this was called."""
+    """Return the command line of this run."""
     return " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
 
 
 def earlier_result(results: Path, cases: Sequence[Case]) -> Result:
-    """Rows of an earlier run, each with the commit it was measured at; they stay until they are measured anew."""
+    """Return the rows of an earlier run, each with its commit; they are kept until they are measured again."""
     document = read_json(results)
     if document is None:
         raise UserError("there are no earlier results", where=f"--continue {results}")
@@ -137,13 +137,13 @@ def earlier_result(results: Path, cases: Sequence[Case]) -> Result:
 
 
 def case_of(row: dict[str, Any], cases: Sequence[Case]) -> Case | None:
-    """The case that a row was measured for."""
+    """Return the case that a row was measured for."""
     given = {**row, "targets": row["targets"] if isinstance(row["targets"], str) else tuple(row["targets"])}
     return next((case for case in cases if all(given.get(name) == value for name, value in as_row(case).items())), None)
 
 
 def as_row(case: Case) -> dict[str, Any]:
-    """A case as its row will have it: with the name of the architecture and the decoder that runs."""
+    """Return a case as a row, with the name of the architecture and the decoder that runs."""
     return {**asdict(case), "preset": ARCHITECTURES[case.preset], "decoder": case.running_decoder}
 
 
@@ -152,7 +152,7 @@ def as_row(case: Case) -> dict[str, Any]:
 
 @dataclass
 class Result:
-    """What has been measured so far."""
+    """The figures measured so far."""
 
     origin: dict[str, Any] = field(default_factory=dict)
     device: str | None = None
@@ -160,7 +160,7 @@ class Result:
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, answer: dict[str, Any], cases: Sequence[Case]) -> None:
-        """Take up what a process says of a case; a new row replaces an earlier one."""
+        """Add the row that a process printed for a case; it replaces an earlier one."""
         if "why" in answer:
             self.skipped.append(answer)
             return
@@ -168,7 +168,7 @@ class Result:
         self.rows = [row for row in self.rows if case is None or case_of(row, cases) != case] + [answer]
 
     def context_gib(self, case: Case) -> float | None:
-        """What NVML shows beyond torch's reserve in the rows most like `case`: the least, as processes gather more."""
+        """Return the least that NVML showed beyond torch's reserve in the rows most like `case`."""
         for alike in (("offload", "quantization", "preset"), ("quantization", "preset"), ()):
             seen = [
                 row["nvml_gib"] - row["reserved_gib"]
@@ -242,7 +242,7 @@ def child_command(
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child, with the allocator that train_tool_aware.py asks for before it imports torch."""
+    """Return the environment of a child, with the allocator settings of train_tool_aware.py."""
     return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
@@ -276,7 +276,7 @@ def measure_all(cases: Sequence[Case], arguments: argparse.Namespace) -> int:
 
 
 def bare_context_gib() -> float | None:
-    """What a process takes of the card before it has computed anything."""
+    """Return what a process takes of the card before it has computed anything."""
     import torch
 
     if not torch.cuda.is_available():
@@ -315,7 +315,7 @@ def measure(case: Case, base: PreTrainedModel, arguments: argparse.Namespace) ->
 
 
 def two_steps(case: Case, config: Config, base: PreTrainedModel) -> TimedSteps:
-    """Put an adapter on and train."""
+    """Add an adapter and train two steps."""
     from tool_aware.model.adapter import new_adapter, prepare_for_training
 
     model = new_adapter(base, config)
@@ -329,7 +329,7 @@ def two_steps(case: Case, config: Config, base: PreTrainedModel) -> TimedSteps:
 
 
 def config_of(case: Case, models: Path) -> Config:
-    """The shipped config with the settings of a case; raises UserError if a setting does not exist."""
+    """Return the shipped config with the settings of a case. Raises UserError if a setting does not exist."""
     targets = case.targets if isinstance(case.targets, str) else json.dumps(list(case.targets))
     settings: dict[str, Any] = {
         "model.name": models / case.preset,
@@ -359,7 +359,7 @@ def config_of(case: Case, models: Path) -> Config:
 
 
 def limit_memory(cap_gib: float | None, arguments: argparse.Namespace) -> None:
-    """Let torch have no more than the cap less the CUDA context, or the part of the card that was asked for."""
+    """Limit torch to the cap less the CUDA context, or to the requested fraction of the card."""
     import torch
 
     if not torch.cuda.is_available():

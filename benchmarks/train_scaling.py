@@ -1,14 +1,14 @@
-"""How much faster are several GPUs of one machine, each with packs of the same size, and do they learn the same?
+"""Measure how much faster several GPUs of one machine train, and check that their losses are those of one GPU.
 
     python benchmarks/train_scaling.py                                  # 1 and 2 GPUs of 80 GB; about 3 minutes
     python benchmarks/train_scaling.py --gpus 1,2,4 --cases ours-64     # one way of training only
     python benchmarks/train_scaling.py --preset tiny --steps 3          # a smoke test without a GPU
 
-For every number of GPUs the processes are started once and train each case in turn, on the same random weights: 260
-tokens that all examples begin with, a query of 24, an answer of 80. Every GPU gets as many examples a step as one that
-is alone, so linear means N times the examples a second; `efficiency` is the part of that which is reached. Figures are
-medians after the warm-up, of the slowest process: a step ends when all have its gradients. Beforehand a few steps of an
-effective batch are taken, shared by all GPUs, and their losses compared with one GPU's.
+For every number of GPUs the processes are started once and train each case in turn, on the same random weights. An
+example has 260 shared tokens, a query of 24 and an answer of 80. Every GPU gets as many examples a step as a single
+one, so linear scaling means N times the examples a second; `efficiency` is the fraction reached. Figures are medians
+after the warm-up, of the slowest process, because a step ends when all have its gradients. Before that, a few steps of
+an effective batch are shared by all GPUs and their losses compared with those of one GPU.
 
 Reads   nothing
 Writes  benchmarks/results/train_scaling_<device>.json
@@ -107,7 +107,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def start(arguments: argparse.Namespace, model_dir: Path, gpus: int) -> dict[str, Any]:
-    """Run the cases in `gpus` processes, as a user starts them, and return what the first one printed."""
+    """Run the cases in `gpus` processes under torchrun and return what the first one printed."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
     options = ["--cases", arguments.cases, "--steps", str(arguments.steps), "--model-dir", str(model_dir), "--child"]
     say(f"{gpus} GPU{'s' * (gpus > 1)}")
@@ -146,7 +146,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, An
 
 
 def config_of(arguments: argparse.Namespace, examples: int, steps: int, overrides: dict[str, str]) -> Config:
-    """The shipped config.yaml for `steps` steps of `examples` examples on each GPU."""
+    """Return the shipped config for `steps` steps of `examples` examples on each GPU."""
     settings = {
         "model.name": arguments.model_dir,
         "training.per_device_train_batch_size": examples,
@@ -159,7 +159,7 @@ def config_of(arguments: argparse.Namespace, examples: int, steps: int, override
 
 
 def train_case(base: PreTrainedModel, config: Config, processes: Processes) -> dict[str, Any]:
-    """Train one case; returns its figures, the same on every process."""
+    """Train one case and return its figures, the same on every process."""
     import torch
 
     from tool_aware.model.adapter import new_adapter, prepare_for_training

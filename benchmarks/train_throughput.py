@@ -1,12 +1,12 @@
-"""How many examples a second does each way of training take through the model, and in how much memory?
+"""Measure examples a second and memory of several ways to train.
 
     python benchmarks/train_throughput.py                                  # needs a GPU with 80 GB; about 8 minutes
     python benchmarks/train_throughput.py --rows stock,ours-33             # some rows only
     python benchmarks/train_throughput.py --preset tiny --steps 2          # a smoke test without a GPU
 
-Every row is a process of its own on the same random weights, token ids and labels: 260 tokens that all examples begin
-with, a query of 24, an answer of 80. The loss of the first rows is taken before any step and must be the same in all,
-as nobody is to win by computing something else. Figures are the median of the steps after the warm-up; `allocated` and
+Every row of the table is a process of its own on the same random weights, token ids and labels. An example has 260
+shared tokens, a query of 24 and an answer of 80. The loss of the first examples is computed before any step and must be
+equal in all, so that all compute the same. Figures are medians of the steps after the warm-up. `allocated` and
 `reserved` are torch's peaks, `NVML` is what nvidia-smi shows for the process.
 
 Reads   nothing
@@ -159,7 +159,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_examples(count: int) -> list[EncodedExample]:
-    """Draw the token ids that every stack sees."""
+    """Draw the token ids that every stack trains on."""
     return random_examples(count, prefix=PREFIX_TOKENS, query=QUERY_TOKENS, answer=ANSWER_TOKENS)
 
 
@@ -167,7 +167,7 @@ def make_examples(count: int) -> list[EncodedExample]:
 
 
 class Step(NamedTuple):
-    """An optimizer step."""
+    """One optimizer step: its time and loss."""
 
     seconds: float
     loss: float
@@ -175,7 +175,7 @@ class Step(NamedTuple):
 
 
 def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[Any]:
-    """The trainer of this toolkit, as train_tool_aware.py uses it."""
+    """Train with this toolkit, as train_tool_aware.py does."""
     from tool_aware.model.adapter import new_adapter, prepare_for_training
     from tool_aware.model.base import load_base_model
 
@@ -188,7 +188,7 @@ def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator
 
 
 def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[Any]:
-    """The usual recipe: peft's float32 preparation, dropout, autocast, paged 8-bit AdamW, padded rows, all logits."""
+    """Train by the usual recipe: peft's float32 preparation, dropout, autocast, paged 8-bit AdamW, all logits."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     from tool_aware.model.base import load_base_model
@@ -203,7 +203,7 @@ def stock(config: Config, examples: list[EncodedExample], batch: int) -> Iterato
 
 
 def unsloth(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[Any]:
-    """Unsloth's patched model and checkpointing in the same loop; needs the package."""
+    """Train with Unsloth's patched model and checkpointing in the same loop; needs the package."""
     from unsloth import FastLanguageModel
 
     model, _ = FastLanguageModel.from_pretrained(
@@ -227,7 +227,7 @@ def paged_adamw(model: Any) -> Any:
 def plain_loop(
     model: Any, optimizer: Any, examples: list[EncodedExample], batch: int, micro_batch: int
 ) -> Iterator[Any]:
-    """Train with rows beside one another, autocast and accumulation; the loss is the mean over the step's labels."""
+    """Train on padded rows with autocast and accumulation; the loss is the mean over the step's labels."""
     import torch
 
     from tool_aware.model.base import device
@@ -276,7 +276,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def demand_equal_losses(rows: list[dict[str, Any]]) -> None:
-    """Raise GateFailed unless all rows begin at the same loss: nobody wins by computing something else."""
+    """Raise GateFailed unless all rows begin at the same loss, that is, compute the same."""
     losses = {row["row"]: row["loss_before"] for row in rows if "loss_before" in row}
     if losses and max(losses.values()) - min(losses.values()) > SAME_LOSS * min(losses.values()):
         raise GateFailed(f"the stacks do not compute the same loss of the first {SAME_ROWS} rows: {losses}")

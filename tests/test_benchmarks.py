@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -80,3 +81,9 @@ def test_a_base_model_is_as_it_was_once_an_adapter_is_off_again(config, tiny_mod
     reuse.free_memory()
     assert reuse.allocated_bytes() == pytest.approx(at_rest, abs=1024)
     assert torch.equal(base(ids).logits, before)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_cost_of_monitoring_can_be_measured_without_a_driver(tmp_path, benchmark_module):
+    name, environment = benchmark_module("monitor_cost").find_driver(tmp_path)
+    assert name.startswith("NVIDIA") or "STUB_NVML" in environment

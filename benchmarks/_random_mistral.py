@@ -1,4 +1,4 @@
-"""What the training benchmarks share: a Mistral of random weights, rows of random ids, the timed trainer, the peaks.
+"""Shared by the training benchmarks: a Mistral of random weights, rows of random ids, the timed loop, peaks.
 
 Speed and memory do not depend on what the weights are, so any card can be measured without a download.
 """
@@ -20,9 +20,10 @@ from tool_aware.prompt import EncodedExample
 from tool_aware.training.distributed import ALONE, Processes
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
 
-    from tool_aware.training.trainer import PackedTrainer
+    from tool_aware.training.loop import TrainingLoop
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY = 32000
@@ -90,55 +91,57 @@ def train_timed(
     With `compare`, the loss of that many examples is taken first.
     """
     from tool_aware.training.choice import ToolNames
+    from tool_aware.training.loop import TrainingLoop
     from tool_aware.training.run.tracking import Tracker
-    from tool_aware.training.trainer import PackedTrainer, train
 
     seconds: list[float] = []
     losses: list[float] = []
     tokens: list[int] = []
 
-    class Timed(PackedTrainer):
-        def training_step(self, *arguments: Any) -> Any:
+    class Timed(TrainingLoop):
+        def _take_step(self) -> None:
             self.began_s = getattr(self, "began_s", None) or synchronised()
-            return super().training_step(*arguments)
+            super()._take_step()
 
-        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-            if "loss" in logs:
-                now_s = synchronised()
-                seconds.append(now_s - self.began_s)
-                losses.append(logs["loss"])
-                tokens.append(self.throughput.lap(self.state.global_step, self.state.max_steps)["tokens"])
-                self.began_s = now_s
+        def _log(self, learning_rate: float, norm: torch.Tensor) -> None:
+            now_s = synchronised()
+            seconds.append(now_s - self.began_s)
+            losses.append(sum(self.processes.gather(self._loss_since_log.item())))
+            self._loss_since_log.zero_()
+            tokens.append(self.throughput.lap(self.step, self.schedule.steps)["tokens"])
+            self.began_s = now_s
+
+        def save(self) -> None:
+            """Write no checkpoint: its time and memory are not measured here."""
 
     config = config.model_copy(
         update={"logging": config.logging.model_copy(update={"logging_steps": 1, "tensorboard": False})}
     )
     with Tracker(config, Environment(), config.training.output_dir) as tracker:
         names = ToolNames(0, [[1]])
-        trainer = Timed(
+        loop = Timed(
             model, config, train=examples, val=[], tool_names=names, tracker=tracker, run={}, processes=processes
         )
-        trainer._save_checkpoint = lambda *_: None
-        loss_before = mean_loss(trainer, examples[:compare]) if compare else None
-        train(trainer, None)
+        loss_before = mean_loss(loop, examples[:compare]) if compare else None
+        loop.run()
     return TimedSteps(
         seconds,
         losses,
-        has_given_way=bool(trainer.micro_step.concessions),
-        decoder="own" if trainer.micro_step.decoder else "transformers",
+        has_given_way=any("out of GPU memory" in message for message in loop.fallbacks),
+        decoder="own" if loop.micro_step.decoder else "transformers",
         tokens=tokens,
         loss_before=loss_before,
     )
 
 
-def mean_loss(trainer: PackedTrainer, examples: Sequence[EncodedExample]) -> float:
+def mean_loss(loop: TrainingLoop, examples: Sequence[EncodedExample]) -> float:
     """Score `examples` as validation does: the mean loss over their labels."""
     import torch
 
     from tool_aware.engine.loss import label_losses
 
     with torch.no_grad():
-        pack, states, head = trainer.micro_step.answer_states(examples)
+        pack, states, head = loop.micro_step.answer_states(examples)
         return label_losses(states, head, pack.labels).mean().item()
 
 

@@ -18,7 +18,7 @@ pytest_plugins = [
     "tests.fixtures.evaluate_script",
     "tests.fixtures.nvidia_driver",
     "tests.fixtures.quantized_model",
-    "tests.fixtures.trainer",
+    "tests.fixtures.training",
 ]
 
 # No test may fail because a machine is slow.

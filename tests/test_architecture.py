@@ -85,7 +85,7 @@ TORCH_AT_IMPORT = {
     "engine/decoder_layer.py",
     "engine/decoder.py", "engine/layer_inputs.py", "engine/loss.py", "engine/micro_step.py", "engine/optimizer.py",
     "engine/packed_attention.py", "engine/projections.py", "engine/supported.py", "engine/torch_ops.py",
-    "engine/triton_ops.py", "training/arguments.py", "training/trainer.py", "training/validation.py",
+    "engine/triton_ops.py", "training/loop.py", "training/validation.py",
 }  # fmt: skip
 
 

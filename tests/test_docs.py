@@ -37,8 +37,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 
 # Files that peft, transformers and torch write, and files of other projects that the pages speak of.
 FOREIGN_FILES = {
-    "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "rng_state_1.pth",
-    "trainer_state.json", "tokenizer.json", "tokenizer_config.json",
+    "random_state_0.safetensors", "tokenizer.json", "tokenizer_config.json",
     "chat_template.jinja", "special_tokens_map.json", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py",
 }  # fmt: skip
 FOREIGN_FOLDERS = {"possible_answer"}

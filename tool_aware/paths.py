@@ -38,8 +38,16 @@ TENSORBOARD_FOLDER = "runs"
 CURVES_NAME = "training.png"
 CHECKPOINT_PREFIX = "checkpoint-"  # checkpoint-STEP, a folder
 CHECKPOINT_MANIFEST_NAME = "checkpoint.json"
+TRAINING_STATE_NAME = "training_state.json"
+OPTIMIZER_NAME = "optimizer.safetensors"
 VALIDATIONS_NAME = "validations.json"
 BEST_ADAPTER_NAME = "best_adapter.safetensors"
+
+
+def random_state_name(rank: int) -> str:
+    """Return the name of the file with the random numbers of process `rank` in a checkpoint."""
+    return f"random_state_{rank}.safetensors"
+
 
 # ---- stage 3: evaluation_results/, and what it adds to the adapter -----------------------------------------
 

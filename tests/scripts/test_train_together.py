@@ -142,7 +142,7 @@ def test_one_process_speaks_and_writes(launched):
     assert names >= {"lora_adapters", "manifest.json", "metrics.jsonl", "runs", "checkpoint-12"}
     assert not {name for name in names if name.startswith(".")}
     checkpoint = next(output.glob("checkpoint-*"))
-    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
+    assert {"random_state_0.safetensors", "random_state_1.safetensors"} <= {path.name for path in checkpoint.iterdir()}
 
 
 def test_a_signal_to_one_process_stops_all_and_the_resumed_run_ends_as_if_nothing_had_happened(
@@ -162,7 +162,7 @@ def test_a_signal_to_one_process_stops_all_and_the_resumed_run_ends_as_if_nothin
 
     pair = Pair(arguments(output, "--resume"), tmp_path / "second")
     assert pair.exit_codes() == [0, 0], pair.messages()
-    assert "going on from" in pair.messages()[0]
+    assert "resuming from" in pair.messages()[0]
     assert adapter_of(output) == adapter_of(launched[0])
 
 

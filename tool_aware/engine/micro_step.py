@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
-from tool_aware.console import warn
+from tool_aware.console import Fallbacks
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import Pack, Packing, pack
 from tool_aware.engine.sizes import LENGTHS_MULTIPLE
+from tool_aware.model.adapter import base_of
 from tool_aware.prompt import EncodedExample
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from tool_aware.engine.decoder import PackedDecoder
 
 
 class Done(NamedTuple):
-    """What a micro-batch came to."""
+    """The result of one micro-batch."""
 
     loss: torch.Tensor  # its share of the step's loss, a scalar
     examples: int
@@ -32,9 +34,9 @@ class Done(NamedTuple):
 class MicroStep:
     """Losses and gradients of micro-batches of `examples`, which are named by their row numbers.
 
-    `limit` examples at most are computed at once. When memory runs out, the decoder gives up what only saves time, and
-    then the limit is halved. Without a `decoder`, the library's forward pass and autograd are taken. `flat_gradient` is
-    set where all of the adapter's gradients are views of it.
+    At most `limit` examples are computed at once. When memory runs out, the decoder gives up what only saves time, and
+    then the limit is halved. Without a `decoder`, transformers' forward pass and autograd are used, under float16
+    autocast if the `scaler` is enabled. `flat_gradient` is given if all of the adapter's gradients are views of it.
     """
 
     def __init__(
@@ -46,14 +48,17 @@ class MicroStep:
         limit: int,
         device: torch.device,
         decoder: PackedDecoder | None = None,
+        scaler: torch.amp.GradScaler | None = None,
         is_sharded: bool = False,
+        flat_gradient: torch.Tensor | None = None,
+        fallbacks: Fallbacks | None = None,
     ) -> None:
         self._model, self._examples, self._packing = model, examples, packing
         self._device, self.decoder, self._is_sharded = device, decoder, is_sharded
         self.limit = limit
-        self.concessions: list[str] = []  # to memory that ran out
-        self.backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
-        self.flat_gradient: torch.Tensor | None = None
+        self.fallbacks = Fallbacks() if fallbacks is None else fallbacks
+        self._scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
+        self._flat_gradient = flat_gradient
         self._packed_ahead: tuple[list[int], Pack] | None = None
 
     def add_gradient(self, rows: list[int], labels_in_step: torch.Tensor) -> Done:
@@ -78,8 +83,8 @@ class MicroStep:
         if concession is None:
             self.limit = -(-min(self.limit, rows) // 2)
             concession = f"micro-batches are split into {self.limit} examples"
-        self.concessions.append(f"out of GPU memory: {concession} from here on")
-        warn(f"{self.concessions[-1]} (the effective batch stays the same)", from_any_process=True)
+        # The effective batch and the gradient stay the same.
+        self.fallbacks.add(f"out of GPU memory: {concession} from here on", from_any_process=True)
         return True
 
     def pack_ahead(self, rows: list[int]) -> None:
@@ -93,7 +98,7 @@ class MicroStep:
             if self.decoder:
                 self.decoder.prepare(self._packed_ahead[1])
 
-    def demand_own_parameters(self) -> None:
+    def require_own_parameters(self) -> None:
         """Raise RuntimeError if gradients would be added to parameters that are no longer the model's."""
         own = {id(parameter) for parameter in self._trained()}
         if self.decoder and {id(parameter) for parameter in self.decoder.trained} != own:
@@ -128,7 +133,7 @@ class MicroStep:
         if self.decoder:
             return self.decoder.add_gradient(packed, 1 / labels_in_step)
         loss = self.losses(packed).sum() / labels_in_step
-        self.backward(loss)
+        self._scaler.scale(loss).backward()
         return loss.detach()
 
     def _pack(self, rows: list[int]) -> Pack:
@@ -141,13 +146,15 @@ class MicroStep:
 
     def _states(self, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states that predict the labels, (L, H), and the output head, (V, H)."""
-        base = self._model.get_base_model()
+        base = base_of(self._model)
         if self.decoder and not torch.is_grad_enabled():
             return self.decoder.hidden(packed), base.get_output_embeddings().weight
-        with without_head(base) as head_weight:
-            return self._hidden_at_labels(base, packed.to(self._device)), head_weight
+        half = torch.autocast(self._device.type, torch.float16, enabled=self._scaler.is_enabled())
+        with without_head(base) as head_weight, half:
+            hidden = self._hidden_at_labels(base, packed.to(self._device))
+        return hidden.to(head_weight.dtype), head_weight
 
-    def _hidden_at_labels(self, base: nn.Module, packed: Pack) -> torch.Tensor:
+    def _hidden_at_labels(self, base: PreTrainedModel, packed: Pack) -> torch.Tensor:
         inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids, "use_cache": False}
         mask = attention_mask(packed, base.config, base.dtype)
         if packed.input_ids.shape[0] == 1:
@@ -155,13 +162,13 @@ class MicroStep:
         return self._model(**inputs, attention_mask=mask).logits[packed.label_rows, packed.label_columns]
 
     def _copy_of_gradients(self) -> list[torch.Tensor | None]:
-        flat = self.flat_gradient
+        flat = self._flat_gradient
         gradients = [parameter.grad for parameter in self._trained()] if flat is None else [flat]
         return [None if gradient is None else gradient.clone() for gradient in gradients]
 
     def _restore_gradients(self, before: list[torch.Tensor | None]) -> None:
-        if self.flat_gradient is not None:
-            self.flat_gradient.copy_(before[0])
+        if self._flat_gradient is not None and before[0] is not None:
+            self._flat_gradient.copy_(before[0])
             return
         for parameter, gradient in zip(self._trained(), before, strict=True):
             parameter.grad = gradient

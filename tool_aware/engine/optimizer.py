@@ -6,7 +6,7 @@ update; as views of one buffer they cost one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,10 +53,10 @@ class FlatAdamW(torch.optim.AdamW):
         return self.gradient
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's may call a closure for the loss
         """Update the master from the parameters' gradients and round it back."""
         self._master.grad = self.collect_gradients().to(self._master.dtype)
-        super().step(closure)
+        super().step()
         self._master.grad = None
         if self._has_master:
             self._working.copy_(self._master)
@@ -80,10 +80,26 @@ class FlatAdamW(torch.optim.AdamW):
         self._working.copy_(self._master)
 
 
-def clip_(gradient: torch.Tensor, max_norm: float) -> torch.Tensor:
-    """Scale `gradient` (N,) down to an L2 norm of `max_norm`, in place; returns the norm it had, a float32 scalar."""
-    norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
-    gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).to(gradient.dtype))
+def gradients_in(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+    """Return the gradients of `parameters`: one vector (N,) under FlatAdamW, else one tensor each.
+
+    Missing ones become zeros, as a process may have had no rows.
+    """
+    if isinstance(optimizer, FlatAdamW):
+        return [optimizer.collect_gradients()]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def clip_gradients_(gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Scale `gradients` down to a joint L2 norm of `max_norm`, in place; return the norm they had, a float32 scalar."""
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.to(gradient.dtype))
     return norm
 
 
@@ -95,11 +111,12 @@ def build_optimizer(parameters: list[nn.Parameter], config: Config) -> torch.opt
         # Left to itself torch would make the unfused update in other ways, and memory, on the CPU than on a GPU.
         is_fused = name.endswith("fused")
         return FlatAdamW(parameters, fused=is_fused, foreach=not is_fused, **options)
-    import bitsandbytes
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
 
     kinds = {
-        "adamw_bnb_8bit": bitsandbytes.optim.AdamW8bit,
-        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
-        "paged_adamw_32bit": bitsandbytes.optim.PagedAdamW32bit,
+        "adamw_bnb_8bit": AdamW8bit,
+        "paged_adamw_8bit": PagedAdamW8bit,
+        "paged_adamw_32bit": PagedAdamW32bit,
     }
-    return kinds[name](parameters, **options)
+    optimizer: torch.optim.Optimizer = kinds[name](parameters, **options)
+    return optimizer

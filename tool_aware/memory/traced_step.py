@@ -78,8 +78,8 @@ class DryStep:
             limit=shape.batch_size,
             device=torch.device("cpu"),
             decoder=self._decoder,
+            flat_gradient=getattr(self._optimizer, "gradient", None),
         )
-        step.flat_gradient = getattr(self._optimizer, "gradient", None)
         labels = torch.tensor(shape.label_tokens * shape.accumulation)
         for _ in range(shape.accumulation):
             step.add_gradient(list(range(shape.batch_size)), labels)

@@ -1,4 +1,4 @@
-"""Which tool the model would choose, read off the forward pass that also gives the loss."""
+"""The tool that the model would choose, from the forward pass that also gives the loss."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def label_count(example: EncodedExample) -> int:
 def chosen_tools(
     examples: Sequence[EncodedExample], hidden: torch.Tensor, head_weight: torch.Tensor, names: ToolNames
 ) -> list[tuple[int, ...]]:
-    """For each example, the numbers of the tools at which greedy decoding among the tool names can end.
+    """Return, for each example, the numbers of the tools at which greedy decoding among the tool names can end.
 
     The states are teacher-forced: they follow the right name. Where the best branch leaves it, what comes behind is
     not known, so all tools of that branch are given; nearly always that is one. `hidden` (L, H) are the states that
@@ -74,7 +74,7 @@ def right_choices(
 
 
 def right_tool(example: EncodedExample, names: ToolNames) -> int:
-    """The number of the tool that an example's completion names.
+    """Return the number of the tool that an example's completion names.
 
     Raises ValueError if it names none where `render_response` writes the name; `load_rows` lets no such row through.
     """

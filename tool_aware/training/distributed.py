@@ -30,8 +30,8 @@ T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 
 
-class SaidElsewhere(UserError):
-    """All processes stop for one reason; this is not the one that tells it."""
+class ReportedElsewhere(UserError):
+    """All processes stop for one reason, which another one reports."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("see the message of the first process")
@@ -55,7 +55,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Return whether this is the process that writes and prints."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
@@ -70,9 +70,9 @@ class Processes:
         return values
 
     def first(self, action: Callable[[], T]) -> T | None:
-        """Let the first process act while the others wait; returns its result there, None elsewhere.
+        """Run `action` in the first process while the others wait; return its result there, None elsewhere.
 
-        Where it fails, the others raise SaidElsewhere with its exit code.
+        Where it fails, the others raise ReportedElsewhere with its exit code.
         """
         result, failure = None, None
         if self.is_first:
@@ -84,16 +84,16 @@ class Processes:
         if failure:
             raise failure
         if exit_code:
-            raise SaidElsewhere(exit_code)
+            raise ReportedElsewhere(exit_code)
         return result
 
     def from_first(self, value: T) -> T:
         """Return the first process's value."""
-        return self.gather(value if self.is_first else None)[0]
+        return self.gather(value)[0]
 
     def stop_together(self, error: UserError) -> UserError:
         """Return what to raise where all processes raise the same error: it is told once."""
-        return error if self.is_first else SaidElsewhere(error.exit_code)
+        return error if self.is_first else ReportedElsewhere(error.exit_code)
 
     def check_equal(self, what: str, value: object, *, fix: str | None = None) -> None:
         """Raise UserError, on all processes, if `value` is not the same on each; of a dict it names the keys."""
@@ -102,7 +102,8 @@ class Processes:
         if odd:
             lines = [f"{what} differ between the processes: {', '.join(map(str, odd))} from 0"]
             if isinstance(first, dict):
-                lines += [f"  {key}" for key in first if any(other.get(key) != first[key] for other in odd.values())]
+                dicts = [other for other in odd.values() if isinstance(other, dict)]
+                lines += [f"  {key}" for key in first if any(other.get(key) != first[key] for other in dicts)]
             raise self.stop_together(UserError("\n".join(lines), fix=fix))
 
     def check_replicas(self, parameters: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -198,7 +199,7 @@ def _backend() -> str:
 
 
 def hint_at_launcher(processes: Processes) -> str | None:
-    """Say how to use all GPUs that are visible, if there are more than this run uses."""
+    """Return how to use all GPUs that are visible, None if this run does."""
     import torch
 
     gpus = torch.cuda.device_count()
@@ -213,7 +214,7 @@ def digest(tensors: Iterable[torch.Tensor]) -> str:
 
     total = hashlib.sha256()
     for tensor in tensors:
-        total.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+        total.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
     return total.hexdigest()
 
 
@@ -226,14 +227,3 @@ def tensors_of(state: Any) -> Iterator[torch.Tensor]:
     elif isinstance(state, dict | list | tuple):
         for item in state.values() if isinstance(state, dict) else state:
             yield from tensors_of(item)
-
-
-def gradients_of(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """Return the gradients, making zeros of those that are missing: a process may have had no rows."""
-    import torch
-
-    parameters = list(parameters)
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in parameters]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tool_aware.console import warn
+from tool_aware.console import Fallbacks
 from tool_aware.engine.loss import label_losses
 from tool_aware.files import read_json, write_json
 from tool_aware.paths import ADAPTER_WEIGHTS_NAME, BEST_ADAPTER_NAME, VALIDATIONS_NAME
@@ -35,11 +35,11 @@ class Validation:
     examples: int
 
     def as_dict(self) -> dict[str, float]:
-        """The figures under the names they have in metrics.jsonl."""
+        """Return the figures under their names in metrics.jsonl."""
         return {"val_loss": self.loss, "val_tool_accuracy": self.tool_accuracy, "val_examples": self.examples}
 
     def is_better_than(self, other: Validation) -> bool:
-        """Whether this adapter is to be preferred; an equal one is not."""
+        """Return whether this adapter is to be preferred; an equal one is not."""
         return (self.tool_accuracy, -self.loss) > (other.tool_accuracy, -other.loss)
 
 
@@ -52,7 +52,7 @@ class Validations:
         self.best_weights: dict[str, torch.Tensor] = {}
 
     def add(self, found: Validation, weights: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Note a scoring; `weights` are fetched if it is the best so far."""
+        """Add a scoring; `weights` is called if it is the best so far."""
         self.history.append(found)
         if self.best is None or found.is_better_than(self.best):
             self.best = found
@@ -60,7 +60,7 @@ class Validations:
 
     @property
     def since_best(self) -> int:
-        """How many scorings came after the best one."""
+        """Return how many scorings came after the best one."""
         return len(self.history) - 1 - self.history.index(self.best) if self.best else 0
 
     def save(self, folder: Path, step: int) -> None:
@@ -74,7 +74,7 @@ class Validations:
 
     @classmethod
     def load(cls, folder: Path) -> Validations:
-        """Read what `save` wrote; nothing known if the checkpoint has none."""
+        """Return what `save` wrote; no scorings if the checkpoint has none."""
         from safetensors.torch import load_file
 
         validations, stored = cls(), read_json(folder / VALIDATIONS_NAME)
@@ -90,7 +90,7 @@ class Validations:
 
 @dataclass(frozen=True)
 class Exported:
-    """Which adapter leaves the run, why, and how it did on val.json."""
+    """The adapter that is exported: of which step, why, and its figures on val.json."""
 
     step: int
     why: str
@@ -128,6 +128,7 @@ def score(
     step: int,
     processes: Processes = ALONE,
     may_split: bool = True,
+    fallbacks: Fallbacks | None = None,
 ) -> Validation:
     """Score `examples` after `step` steps, `batch_size` of them in a forward pass; fewer if memory runs out.
 
@@ -137,7 +138,7 @@ def score(
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     rounds = -(-len(batches) // processes.count)
     mine = (batches[min(turn * processes.count + processes.rank, len(batches) - 1)] for turn in range(rounds))
-    scorer = _Scorer(answer_states, names, batch_size, may_split=may_split)
+    scorer = _Scorer(answer_states, names, batch_size, may_split=may_split, fallbacks=fallbacks or Fallbacks())
     share = [scorer.score(batch) for batch in mine]
     shares = processes.gather(share)
     scored = [shares[index % processes.count][index // processes.count] for index in range(len(batches))]
@@ -148,8 +149,11 @@ def score(
 class _Scorer:
     """Scores batches, in parts of at most `limit` examples; the limit is halved when memory runs out."""
 
-    def __init__(self, answer_states: AnswerStates, names: ToolNames, limit: int, *, may_split: bool) -> None:
-        self._answer_states, self._names, self._limit, self._may_split = answer_states, names, limit, may_split
+    def __init__(
+        self, answer_states: AnswerStates, names: ToolNames, limit: int, *, may_split: bool, fallbacks: Fallbacks
+    ) -> None:
+        self._answer_states, self._names, self._limit = answer_states, names, limit
+        self._may_split, self._fallbacks = may_split, fallbacks
 
     def score(self, batch: Sequence[EncodedExample]) -> tuple[float, int, int]:
         """Return the summed loss, the labels and the right choices of a batch."""
@@ -167,7 +171,7 @@ class _Scorer:
             raise out_of_memory
         self._limit = -(-min(self._limit, len(batch)) // 2)
         torch.cuda.empty_cache()
-        warn(f"out of GPU memory: val.json is scored in batches of {self._limit}", from_any_process=True)
+        self._fallbacks.add(f"out of GPU memory: val.json is scored in batches of {self._limit}", from_any_process=True)
         return self.score(batch)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tool_aware.engine.optimizer import FlatAdamW, clip_
+from tool_aware.engine.optimizer import FlatAdamW, clip_gradients_
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -19,7 +19,7 @@ def test_a_gradient_scaler_unscales_the_flat_gradient_and_skips_infinite_ones(fu
         optimizer.collect_gradients()
         scaler.unscale_(optimizer)
         assert parameters[1].grad.tolist() == [factor, factor]
-        clip_(optimizer.gradient, 1.0)
+        clip_gradients_([optimizer.gradient], 1.0)
         scaler.step(optimizer)
         scaler.update()
         assert torch.equal(before, parameters[0]) != moves

@@ -13,16 +13,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import load_config
 from tool_aware.console import Interrupted, UserError, exit_code_of
+from tool_aware.engine.optimizer import gradients_in
 from tool_aware.model.adapter import new_adapter, prepare_for_training
 from tool_aware.model.base import load_base_model
 from tool_aware.prompt import encode_example
 from tool_aware.training.choice import ToolNames
-from tool_aware.training.distributed import Processes, digest, gradients_of, joined, tensors_of
-from tool_aware.training.trainer import PackedTrainer, train
+from tool_aware.training.distributed import Processes, digest, joined, tensors_of
+from tool_aware.training.loop import TrainingLoop
 
 
 def free_port() -> int:
@@ -106,7 +108,7 @@ def test_gradients_are_summed_whatever_their_shapes_and_missing_ones_are_zero():
         parameters[0].grad = torch.tensor([1.0, 2.0]) * (processes.rank + 1)
         if processes.rank == 1:
             parameters[1].grad = torch.tensor([[5.0, 6.0]])
-        processes.sum_(gradients_of(parameters))
+        processes.sum_(gradients_in(torch.optim.SGD(parameters), parameters))
         return [parameter.grad.flatten().tolist() for parameter in parameters]
 
     assert together(action) == [[[3.0, 6.0], [5.0, 6.0]]] * 2
@@ -130,7 +132,7 @@ def test_what_the_first_process_fails_at_stops_all_with_one_message():
 
     first, second = together(action)
     assert first == Raised("UserError", "the disk is full", 2)
-    assert second == Raised("SaidElsewhere", None, 2)
+    assert second == Raised("ReportedElsewhere", None, 2)
 
 
 def test_an_interrupted_first_process_takes_the_others_along_with_its_exit_code():
@@ -140,14 +142,14 @@ def test_an_interrupted_first_process_takes_the_others_along_with_its_exit_code(
 
         processes.first(stop)
 
-    assert together(action) == [Raised("Interrupted", "SIGTERM", 143), Raised("SaidElsewhere", None, 143)]
+    assert together(action) == [Raised("Interrupted", "SIGTERM", 143), Raised("ReportedElsewhere", None, 143)]
 
 
 def test_differing_values_name_the_odd_processes():
     settings = ({"lora.r": 8, "train.json": "a"}, {"lora.r": 8, "train.json": "b"})
     first, _, third = together(lambda p: p.check_equal("settings", settings[p.rank == 2]), count=3)
     assert first.message == "settings differ between the processes: 2 from 0\n  train.json"
-    assert third == Raised("SaidElsewhere", None, 2)
+    assert third == Raised("ReportedElsewhere", None, 2)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +179,10 @@ def test_accelerate_may_not_shard_by_itself(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     first, second = together(lambda p: None)
     assert "config.fsdp.yaml" in first.message
-    assert (first.exit_code, second) == (2, Raised("SaidElsewhere", None, 2))
+    assert (first.exit_code, second) == (2, Raised("ReportedElsewhere", None, 2))
 
 
-# ---- what the trainer does with it ------------------------------------------------------------------------
+# ---- what the loop does with it ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -188,9 +190,9 @@ def train_together(tiny_model_dir, toy_rows, tokenizer, tmp_path):
     """Train in two processes; returns what each `look`s at afterwards. Keyword arguments are settings, `__` a dot."""
 
     def run(
-        look: Callable[[PackedTrainer], Any],
+        look: Callable[[TrainingLoop], Any],
         *,
-        spoil: Callable[[PackedTrainer], None] = lambda trainer: None,
+        spoil: Callable[[TrainingLoop], None] = lambda loop: None,
         resume_from: Path | None = None,
         **overrides: object,
     ) -> list[Any]:
@@ -208,34 +210,34 @@ def train_together(tiny_model_dir, toy_rows, tokenizer, tmp_path):
         def action(processes: Processes) -> Any:
             model = new_adapter(load_base_model(config.model, config.quantization), config)
             prepare_for_training(model, config)
-            trainer = PackedTrainer(
+            loop = TrainingLoop(
                 model, config, train=examples, val=[], tool_names=names, tracker=None, run={}, processes=processes
             )
-            spoil(trainer)
-            train(trainer, resume_from)
-            return look(trainer)
+            spoil(loop)
+            loop.run(resume_from)
+            return look(loop)
 
         return together(action)
 
     return run
 
 
-def adapter_of(trainer: PackedTrainer) -> list[float]:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]).tolist()
+def adapter_of(loop: TrainingLoop) -> list[float]:
+    return torch.cat([p.detach().flatten() for p in loop.model.parameters() if p.requires_grad]).tolist()
 
 
 def test_running_out_of_memory_in_one_process_holds_up_no_other_and_changes_nothing(train_together):
     """The allocator's failure is the one thing a CPU cannot produce, so it is raised where it would be."""
 
-    def scarce(trainer: PackedTrainer) -> None:
-        in_parts = trainer.micro_step._in_parts
+    def scarce(loop: TrainingLoop) -> None:
+        in_parts = loop.micro_step._in_parts
 
         def fail_at_first(*arguments: Any) -> Any:
-            if trainer.processes.rank == 1 and trainer.micro_step.limit == 4:
+            if loop.processes.rank == 1 and loop.micro_step.limit == 4:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return in_parts(*arguments)
 
-        trainer.micro_step._in_parts = fail_at_first
+        loop.micro_step._in_parts = fail_at_first
 
     settings = {"training__max_steps": 3, "optimization__optim": "adamw_bnb_8bit"}
     plain = train_together(adapter_of, **settings)
@@ -246,21 +248,21 @@ def test_running_out_of_memory_in_one_process_holds_up_no_other_and_changes_noth
 
 
 def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_names_its_rows(train_together, tmp_path):
-    def poison(trainer: PackedTrainer) -> None:
-        collect = trainer._flat_optimizer
+    def poison(loop: TrainingLoop) -> None:
+        add_gradient = loop.micro_step.add_gradient
 
-        def poisoned() -> Any:
-            flat = collect()
-            if flat and trainer.processes.rank == 1 and trainer.state.global_step == 1:
-                flat.gradient[0] = float("nan")
-            return flat
+        def poisoned(*arguments: Any) -> Any:
+            done = add_gradient(*arguments)
+            if loop.processes.rank == 1 and loop.step == 1:
+                loop.optimizer.gradient[0] = float("nan")
+            return done
 
-        trainer._flat_optimizer = poisoned
+        loop.micro_step.add_gradient = poisoned
 
     first, second = train_together(adapter_of, spoil=poison, training__max_steps=3)
     assert first.kind == "NotFiniteError"
     assert "not finite at step 2" in first.message
-    assert second == Raised("SaidElsewhere", None, 2)
+    assert second == Raised("ReportedElsewhere", None, 2)
     assert [path.name for path in (tmp_path / "output").glob("checkpoint-*")] == ["checkpoint-1"]
 
 
@@ -270,7 +272,6 @@ def test_with_dropout_every_process_goes_on_with_its_own_random_numbers(train_to
     resumed = train_together(adapter_of, resume_from=tmp_path / "output" / "checkpoint-2", **settings)
     assert resumed == whole
     states = [
-        torch.load(tmp_path / "output" / "checkpoint-2" / f"rng_state_{rank}.pth", weights_only=False)["cpu"]
-        for rank in range(2)
+        load_file(tmp_path / "output" / "checkpoint-2" / f"random_state_{rank}.safetensors")["cpu"] for rank in range(2)
     ]
     assert not torch.equal(*states)

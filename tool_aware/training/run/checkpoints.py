@@ -1,8 +1,7 @@
 """Checkpoints that are either whole or not there, and how to find the newest good one.
 
 A checkpoint is written into a hidden folder, its manifest (sha256 of every file) last, and then renamed. Reading
-starts with the manifest: a missing, truncated or altered file disqualifies the checkpoint, and nothing that this
-toolkit did not write is ever unpickled.
+starts with the manifest: a missing, truncated or altered file disqualifies the checkpoint. Nothing in it is a pickle.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from tool_aware.console import UserError, warn
 from tool_aware.files import bytes_in, full_disk_as_user_error, read_json, sha256_of, write_json
 from tool_aware.paths import CHECKPOINT_MANIFEST_NAME, CHECKPOINT_PREFIX
 
+CHECKPOINT_FORMAT = 2  # of what lies in the folder; 1 was written by transformers' Trainer
 QUARANTINE_SUFFIX = ".damaged"
 _RUN_SECTIONS = ("model", "quantization", "lora", "training")  # what makes one run differ from another
 _MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch count as their product
@@ -40,13 +39,13 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Tell after how many optimizer steps a checkpoint was written."""
-    return int(_NAME.fullmatch(checkpoint.name)[1])
+    """Return after how many optimizer steps a checkpoint was written."""
+    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 @contextlib.contextmanager
 def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Iterator[Path]:
-    """Give a folder to write a checkpoint into; it appears as `checkpoint-STEP` once it is whole and on disk.
+    """Yield a folder to write a checkpoint into; it appears as `checkpoint-STEP` once it is whole and on disk.
 
     `run` identifies the run (see `refuse_another_run`). Raises UserError, leaving older checkpoints alone, if the disk
     is full.
@@ -62,7 +61,8 @@ def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Itera
             yield part
             files = sorted(path for path in part.rglob("*") if path.is_file())
             hashes = {str(path.relative_to(part)): sha256_of(path) for path in files}
-            write_json(part / CHECKPOINT_MANIFEST_NAME, {"step": step, "run": dict(run), "sha256": hashes})
+            described = {"format": CHECKPOINT_FORMAT, "step": step, "run": dict(run), "sha256": hashes}
+            write_json(part / CHECKPOINT_MANIFEST_NAME, described)
             _sync(part)
         shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from an older checkpoint
         os.replace(part, final)
@@ -71,16 +71,9 @@ def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Itera
         shutil.rmtree(part, ignore_errors=True)
 
 
-def files_written_by(save: Callable[[str], None]) -> dict[str, bytes]:
-    """Let `save` write into a folder of its own and return what is then in it: name and content."""
-    with tempfile.TemporaryDirectory() as folder:
-        save(folder)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
 def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest whole checkpoint; put damaged ones aside as `checkpoint-N.damaged` and say why."""
-    reasons = []
+    """Return the newest whole checkpoint, and why others were put aside as `checkpoint-N.damaged`."""
+    reasons: list[str] = []
     for checkpoint in reversed(checkpoints_in(output_dir)):
         problem = damage(checkpoint)
         if problem is None:
@@ -94,7 +87,7 @@ def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint's files; None if they are what was written."""
+    """Return what is wrong with a checkpoint's files; None if they are what was written."""
     try:
         manifest = read_json(checkpoint / CHECKPOINT_MANIFEST_NAME)
     except UserError:
@@ -112,7 +105,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def run_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide what a run learns, `section.key: value`; how it is computed may differ between cards."""
+    """Return the settings that decide what a run learns, `section.key: value`, without those of how it is computed."""
     kept = {
         f"{section}.{key}": value
         for section in _RUN_SECTIONS
@@ -127,8 +120,17 @@ def run_settings(config: Config) -> dict[str, Any]:
 
 
 def refuse_another_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
-    """Raise UserError if `checkpoint` comes from a run with other data or other settings than `run`."""
-    before = read_json(checkpoint / CHECKPOINT_MANIFEST_NAME)["run"]
+    """Raise UserError if `checkpoint` is of another format, or of a run with other data or settings than `run`."""
+    manifest = read_json(checkpoint / CHECKPOINT_MANIFEST_NAME)
+    if manifest.get("format", 1) != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"was written by another version of this toolkit (checkpoint format {manifest.get('format', 1)}; this "
+            f"version reads {CHECKPOINT_FORMAT})",
+            where=str(checkpoint),
+            fix="finish the run with that version, or start anew with --overwrite or another --output_dir; "
+            f"--adapter {checkpoint} starts a new run from its adapter",
+        )
+    before = manifest["run"]
     changed = sorted(key for key in before.keys() | dict(run).keys() if before.get(key) != run.get(key))
     if changed:
         lines = [f"  {key}: {before.get(key)!r} then, {run.get(key)!r} now" for key in changed]

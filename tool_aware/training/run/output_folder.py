@@ -1,4 +1,4 @@
-"""The folder of a run: what may lie there before it starts, what of it is ours, and where to go on."""
+"""The folder of a run: checked before it starts, cleared for a new one, searched for a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tool_aware.console import UserError, say, warn
+from tool_aware.console import Fallbacks, UserError, say
 from tool_aware.manifest import read_manifest
 from tool_aware.paths import (
     ADAPTER_FOLDER,
@@ -66,12 +66,16 @@ def _left_by_a_run(output_dir: Path) -> list[Path]:
     ]
 
 
-def find_checkpoint(output_dir: Path, run: Mapping[str, Any]) -> tuple[Path | None, list[str]]:
-    """Choose the checkpoint that `run` goes on from; damaged ones are put aside and named as fallbacks."""
+def find_checkpoint(output_dir: Path, run: Mapping[str, Any], fallbacks: Fallbacks) -> Path | None:
+    """Return the checkpoint that `run` resumes from, None if there is none; damaged ones are put aside.
+
+    Raises UserError if it comes from another run, or from a version that wrote other files.
+    """
     checkpoint, damaged = newest_valid(output_dir)
+    fallbacks.extend(damaged)
     if checkpoint is None:
-        warn(f"{output_dir} has no whole checkpoint: starting from the beginning")
-        return None, [*damaged, "resumed without a checkpoint"]
+        fallbacks.add(f"{output_dir} has no whole checkpoint to resume from: started from the beginning")
+        return None
     refuse_another_run(checkpoint, run)
-    say(f"going on from {checkpoint}")
-    return checkpoint, damaged
+    say(f"resuming from {checkpoint}")
+    return checkpoint

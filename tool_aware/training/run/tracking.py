@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, the terminal, TensorBoard and, if asked for, Weights & Biases."""
+"""The log of a run: metrics.jsonl, the terminal, TensorBoard and, if wanted, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl, empty where there is none. Damaged lines are left out, with one warning.
+    """Return the lines of metrics.jsonl, none if there is no file. Damaged lines are left out, with one warning.
 
     What follows the last newline was cut off in the middle of a write, which needs no warning.
     """
@@ -102,7 +102,7 @@ class Throughput:
         self.start(0)
 
     def start(self, step: int) -> None:
-        """Begin to count at `step`."""
+        """Start counting at `step`."""
         self._examples = self._tokens = 0
         self._started_s = time.perf_counter()
         self._first_step = self._last_step = step
@@ -142,7 +142,7 @@ class Throughput:
 
 
 def together(laps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Join the laps of several processes into that of the run: examples and tokens of all, the highest peak."""
+    """Return the lap of a run from those of its processes: examples and tokens of all, the highest peak."""
     examples, tokens = (sum(lap[name] for lap in laps) for name in ("examples", "tokens"))
     peaks = [lap["peak_gib"] for lap in laps if lap["peak_gib"] is not None]
     seconds = laps[0]["seconds"]
@@ -187,7 +187,7 @@ def _open_wandb(config: Config, environment: Environment, output_dir: Path) -> A
         warn("USE_WANDB is set but wandb is not installed; going on without it (pip install wandb)")
         return None
     has_key = bool(os.environ.get("WANDB_API_KEY")) or _wandb_is_logged_in()
-    mode = os.environ.get("WANDB_MODE", "online" if has_key else "offline")
+    mode: Any = os.environ.get("WANDB_MODE", "online" if has_key else "offline")
     if mode == "offline":
         say(f"wandb: no key found, so the run is recorded offline below {output_dir / 'wandb'} (later: wandb sync)")
     settings = config.as_dict()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import load_config
 from tool_aware.console import UserError
-from tool_aware.files import write_json
+from tool_aware.files import read_json, write_json
 from tool_aware.training.run.checkpoints import (
     checkpoints_in,
     damage,
@@ -29,7 +29,12 @@ def output_dir(tmp_path: Path) -> Path:
     """A run with two whole checkpoints."""
     for step in (5, 10):
         with new_checkpoint(tmp_path, step, {"lora.r": 8}) as folder:
-            for name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"):
+            for name in (
+                "adapter_model.safetensors",
+                "optimizer.safetensors",
+                "random_state_0.safetensors",
+                "training_state.json",
+            ):
                 (folder / name).write_text(f"{name} at {step}")
     return tmp_path
 
@@ -46,9 +51,9 @@ def truncate(path: Path) -> None:
 
 DAMAGES = {
     "one flipped bit in the weights": lambda folder: flip_one_bit(folder / "adapter_model.safetensors"),
-    "a truncated file": lambda folder: truncate(folder / "trainer_state.json"),
-    "a lost optimizer": lambda folder: (folder / "optimizer.pt").unlink(),
-    "a lost random state": lambda folder: (folder / "rng_state.pth").unlink(),
+    "a truncated file": lambda folder: truncate(folder / "training_state.json"),
+    "a lost optimizer": lambda folder: (folder / "optimizer.safetensors").unlink(),
+    "a lost random state": lambda folder: (folder / "random_state_0.safetensors").unlink(),
     "a planted pickle": lambda folder: (folder / "scaler.pt").write_bytes(pickle.dumps(1)),
     "a lost manifest": lambda folder: (folder / "checkpoint.json").unlink(),
     "a truncated manifest": lambda folder: truncate(folder / "checkpoint.json") or truncate(folder / "checkpoint.json"),
@@ -96,8 +101,18 @@ def test_a_checkpoint_of_other_settings_is_refused_with_the_difference(output_di
     refuse_another_run(output_dir / "checkpoint-10", {"lora.r": 8})
 
 
+def test_a_checkpoint_of_an_earlier_format_is_refused_and_says_what_can_be_done_with_it(output_dir):
+    manifest = read_json(output_dir / "checkpoint-10" / "checkpoint.json")
+    del manifest["format"]
+    write_json(output_dir / "checkpoint-10" / "checkpoint.json", manifest)
+    assert newest_valid(output_dir) == (output_dir / "checkpoint-10", [])
+    with pytest.raises(UserError, match=r"another version of this toolkit \(checkpoint format 1") as caught:
+        refuse_another_run(output_dir / "checkpoint-10", {"lora.r": 8})
+    assert f"--adapter {output_dir / 'checkpoint-10'}" in caught.value.fix
+
+
 def write_lines(folder: Path) -> None:
-    with (folder / "trainer_state.json").open("w") as file:
+    with (folder / "training_state.json").open("w") as file:
         file.write("x" * 2**20)
 
 
@@ -106,10 +121,10 @@ def tokenizers_error(folder: Path) -> None:
 
 
 WRITERS = {
-    "torch.save": lambda folder: torch.save({"moments": torch.zeros(2**20)}, folder / "optimizer.pt"),
+    "torch.save": lambda folder: torch.save({"moments": torch.zeros(2**20)}, folder / "any.pt"),
     "safetensors": lambda folder: save_file({"a": torch.zeros(2**20)}, folder / "adapter_model.safetensors"),
     "open": write_lines,
-    "write_json": lambda folder: write_json(folder / "trainer_state.json", ["x" * 2**20]),
+    "write_json": lambda folder: write_json(folder / "training_state.json", ["x" * 2**20]),
     "tokenizers": tokenizers_error,
 }
 

@@ -6,13 +6,14 @@ import pickle
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
+from tool_aware.console import UserError
 from tool_aware.files import read_json, sha256_of, write_json
-from tool_aware.paths import CHECKPOINT_MANIFEST_NAME
+from tool_aware.paths import CHECKPOINT_MANIFEST_NAME, OPTIMIZER_NAME, TRAINING_STATE_NAME, random_state_name
 from tool_aware.training.run.checkpoints import newest_valid
-from tool_aware.training.trainer import train
 
-READ_AT_RESUME = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+READ_AT_RESUME = (OPTIMIZER_NAME, random_state_name(0), TRAINING_STATE_NAME)
 
 
 class Touch:
@@ -34,33 +35,43 @@ def marker(tmp_path: Path) -> Path:
     return path
 
 
-def test_planted_pickles_put_their_checkpoints_aside_unread(make_trainer, marker):
+def test_planted_pickles_put_their_checkpoints_aside_unread(make_loop, marker):
     settings = {"training__max_steps": 4, "training__save_steps": 1, "training__save_total_limit": 4}
-    trainer = make_trainer(**settings)
-    train(trainer, None)
-    output_dir = Path(trainer.args.output_dir)
+    loop = make_loop(**settings)
+    loop.run()
+    output_dir = loop.output_dir
     for step, name in enumerate(READ_AT_RESUME, start=2):
         (output_dir / f"checkpoint-{step}" / name).write_bytes(pickle.dumps(Touch(marker), protocol=2))
     checkpoint, reasons = newest_valid(output_dir)
     assert checkpoint.name == "checkpoint-1"
     for name, reason in zip(READ_AT_RESUME, reversed(reasons), strict=True):
         assert f"{name} has changed since it was written" in reason
-    train(make_trainer(**settings), checkpoint)
+    make_loop(**settings).run(checkpoint)
     assert not marker.exists()
 
 
-def test_who_also_rewrites_the_hashes_still_cannot_run_a_program(make_trainer, marker):
+def test_who_also_rewrites_the_hashes_still_cannot_run_a_program(make_loop, marker):
     settings = {"training__max_steps": 3, "training__save_steps": 1, "training__save_total_limit": 3}
-    trainer = make_trainer(**settings)
-    train(trainer, None)
-    checkpoint = Path(trainer.args.output_dir) / "checkpoint-1"
+    loop = make_loop(**settings)
+    loop.run()
+    checkpoint = loop.output_dir / "checkpoint-1"
     manifest = read_json(checkpoint / CHECKPOINT_MANIFEST_NAME)
     for name in READ_AT_RESUME:
         original = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(pickle.dumps(Touch(marker), protocol=2))
         forged = {**manifest, "sha256": {**manifest["sha256"], name: sha256_of(checkpoint / name)}}
         write_json(checkpoint / CHECKPOINT_MANIFEST_NAME, forged)
-        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-            train(make_trainer(**settings), checkpoint)
+        with pytest.raises((SafetensorError, UserError)):
+            make_loop(**settings).run(checkpoint)
         (checkpoint / name).write_bytes(original)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):  # which other trainers would read
+        (checkpoint / name).write_bytes(pickle.dumps(Touch(marker), protocol=2))
+    make_loop(**settings).run(checkpoint)
     assert not marker.exists()
+
+
+def test_a_checkpoint_holds_no_pickle(make_loop):
+    loop = make_loop(training__max_steps=1)
+    loop.run()
+    for path in (loop.output_dir / "checkpoint-1").iterdir():
+        assert path.suffix in (".safetensors", ".json", ".md"), path.name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,32 +13,54 @@ from tool_aware.config.settings import Config
 from tool_aware.console import Interrupted
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.micro_step import MicroStep
-from tool_aware.engine.optimizer import FlatAdamW, clip_
-from tool_aware.training.schedule import Schedule
-from tool_aware.training.trainer import MicroBatches, NotFiniteError, PackedTrainer, train
+from tool_aware.engine.optimizer import FlatAdamW, clip_gradients_
+from tool_aware.training.loop import NotFiniteError, TrainingLoop
+from tool_aware.training.schedule import MicroBatches, Schedule, learning_rate_at
 from tool_aware.training.validation import choose_adapter
 
 
-def adapter_of(trainer: PackedTrainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+def adapter_of(loop: TrainingLoop) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in loop.model.parameters() if p.requires_grad])
 
 
 def test_every_row_is_seen_once_an_epoch_in_an_order_that_the_seed_decides():
     batches = MicroBatches(10, 4, seed=1)
     epochs = []
-    for epoch in range(2):
-        batches.epoch = epoch
-        epochs.append([batches[i] for i in range(len(batches))])
+    for first_step in (0, 3):
+        epochs.append([rows for step in range(first_step, first_step + 3) for rows in batches.of_step(step)])
         assert sorted(row for rows in epochs[-1] for row in rows) == list(range(10))
     assert epochs[0] != epochs[1]
-    assert [MicroBatches(10, 4, seed=1)[i] for i in range(3)] == epochs[0]
+    assert [MicroBatches(10, 4, seed=1).of_step(step)[0] for step in range(3)] == epochs[0]
+
+
+def test_a_step_takes_the_rows_of_its_micro_batches_and_the_last_of_an_epoch_what_is_left():
+    whole, split = MicroBatches(10, 4, seed=1), MicroBatches(10, 2, seed=1, accumulation=2)
+    assert [len(split.of_step(step)) for step in range(4)] == [2, 2, 1, 2]
+    for step in range(6):
+        assert [[row for rows in split.of_step(step) for row in rows]] == whole.of_step(step)
+    assert [split.epochs_at(step) for step in range(4)] == [0, 0.4, 0.8, 1]
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.25])
+def test_learning_rates_are_those_of_transformers(config, kind, warmup_ratio):
+    from transformers import get_scheduler
+
+    training = config.training.model_copy(update={"lr_scheduler_type": kind, "warmup_ratio": warmup_ratio})
+    schedule = Schedule(examples=80, effective_batch=8, steps_per_epoch=10, steps=20)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=training.learning_rate)
+    scheduler = get_scheduler(kind, optimizer, int(warmup_ratio * 20), 20)
+    for step in range(20):
+        assert learning_rate_at(step, training, schedule) == scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
 
 
 def test_processes_share_an_effective_batch_between_them():
     alone = MicroBatches(10, 4, seed=1)
     shared = [MicroBatches(10, 2, seed=1, rank=rank, processes=2) for rank in range(2)]
-    for index in range(len(alone)):
-        assert sorted(shared[0][index] + shared[1][index]) == sorted(alone[index])
+    for step in range(3):
+        assert sorted(shared[0].of_step(step)[0] + shared[1].of_step(step)[0]) == sorted(alone.of_step(step)[0])
 
 
 def test_processes_get_packs_of_nearly_equal_length():
@@ -47,13 +68,13 @@ def test_processes_get_packs_of_nearly_equal_length():
     lengths = [generator.randrange(30, 300) for _ in range(640)]
     shares = [MicroBatches(640, 32, seed=1, rank=rank, processes=2, lengths=lengths) for rank in range(2)]
     for index in range(10):
-        first, second = (sum(lengths[row] for row in share[index]) for share in shares)
+        first, second = (sum(lengths[row] for row in share.of_step(index)[0]) for share in shares)
         assert abs(first - second) < 0.02 * first
 
 
 def test_no_row_is_taken_twice_where_there_are_fewer_rows_than_processes():
     shared = [MicroBatches(9, 1, seed=1, rank=rank, processes=4) for rank in range(4)]
-    assert [len(shared[rank][2]) for rank in range(4)] == [1, 0, 0, 0]
+    assert [len(shared[rank].of_step(2)[0]) for rank in range(4)] == [1, 0, 0, 0]
 
 
 def test_the_schedule_counts_the_last_partial_batch(config: Config):
@@ -61,108 +82,120 @@ def test_the_schedule_counts_the_last_partial_batch(config: Config):
 
 
 @pytest.mark.parametrize("packing", ["prefix", "block", "none"])
-def test_packing_and_accumulation_do_not_change_what_is_learnt(make_trainer, packing):
-    reference = make_trainer(training__max_steps=3, training__packing="none")
-    train(reference, None)
-    other = make_trainer(
+def test_packing_and_accumulation_do_not_change_what_is_learnt(make_loop, packing):
+    reference = make_loop(training__max_steps=3, training__packing="none")
+    reference.run()
+    other = make_loop(
         training__max_steps=3,
         training__packing=packing,
         training__per_device_train_batch_size=2,
         training__gradient_accumulation_steps=4,
     )
-    train(other, None)
+    other.run()
     # AdamW divides by the gradient's own size, so float32 rounding is amplified where gradients are near zero.
     difference = (adapter_of(reference) - adapter_of(other)).norm() / adapter_of(reference).norm()
     assert difference < 1e-3
 
 
-def test_a_run_goes_on_with_another_split_of_its_effective_batch(make_trainer):
+def test_a_run_goes_on_with_another_split_of_its_effective_batch(make_loop):
     """As it does on another card, whose memory plan is another one."""
-    whole = make_trainer(
-        training__max_steps=6, training__save_steps=4
-    )  # 3 steps an epoch: the checkpoint is inside one
-    train(whole, None)
+    whole = make_loop(training__max_steps=6, training__save_steps=4)  # 3 steps an epoch: the checkpoint is inside one
+    whole.run()
     split = {"training__per_device_train_batch_size": 2, "training__gradient_accumulation_steps": 4}
-    resumed = make_trainer(training__max_steps=6, **split)
-    train(resumed, Path(whole.args.output_dir) / "checkpoint-4")
-    assert resumed.state.global_step == 6
+    resumed = make_loop(training__max_steps=6, **split)
+    resumed.run(whole.output_dir / "checkpoint-4")
+    assert resumed.step == 6
     difference = (adapter_of(whole) - adapter_of(resumed)).norm() / adapter_of(whole).norm()
     assert difference < 1e-4
 
 
 @pytest.mark.parametrize("decoder", ["auto", "transformers"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_resumed_run_learns_what_an_uninterrupted_one_does(make_trainer, dtype, decoder):
+def test_a_resumed_run_learns_what_an_uninterrupted_one_does(make_loop, dtype, decoder):
     """In 16 bits, as on a GPU, the adapter has to stay in 16 bits, and the decoder's and optimizer's own."""
     settings = {"quantization__bnb_4bit_compute_dtype": dtype, "optimization__decoder": decoder}
-    whole = make_trainer(training__max_steps=4, training__save_steps=2, training__eval_steps=2, **settings)
-    train(whole, None)
-    resumed = make_trainer(training__max_steps=4, training__save_steps=2, training__eval_steps=2, **settings)
-    train(resumed, Path(whole.args.output_dir) / "checkpoint-2")
+    whole = make_loop(training__max_steps=4, training__save_steps=2, training__eval_steps=2, **settings)
+    whole.run()
+    resumed = make_loop(training__max_steps=4, training__save_steps=2, training__eval_steps=2, **settings)
+    resumed.run(whole.output_dir / "checkpoint-2")
     assert adapter_of(resumed).dtype == getattr(torch, dtype)
     assert torch.equal(adapter_of(whole), adapter_of(resumed))
     assert resumed.validations.history == whole.validations.history
 
 
-def test_a_resumed_run_saves_as_often_as_it_is_told_to_now(make_trainer):
-    whole = make_trainer(training__max_steps=6, training__save_steps=4)
-    train(whole, None)
-    folder = Path(whole.args.output_dir)
-    resumed = make_trainer(training__max_steps=6, training__save_steps=1, training__output_dir=folder)
-    train(resumed, folder / "checkpoint-4")
+def test_a_resumed_run_saves_as_often_as_it_is_told_to_now(make_loop):
+    whole = make_loop(training__max_steps=6, training__save_steps=4)
+    whole.run()
+    folder = whole.output_dir
+    resumed = make_loop(training__max_steps=6, training__save_steps=1, training__output_dir=folder)
+    resumed.run(folder / "checkpoint-4")
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]
 
 
-def test_a_run_of_one_step_learns(make_trainer):
-    trainer = make_trainer(training__max_steps=1)
-    before = adapter_of(trainer).clone()
-    train(trainer, None)
-    assert not torch.equal(before, adapter_of(trainer))
+def test_a_run_of_one_step_learns(make_loop):
+    loop = make_loop(training__max_steps=1)
+    before = adapter_of(loop).clone()
+    loop.run()
+    assert not torch.equal(before, adapter_of(loop))
 
 
-def test_a_launchers_mixed_precision_is_not_heeded(make_trainer, monkeypatch):
+def test_a_launchers_mixed_precision_is_not_heeded(make_loop, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert make_trainer().accelerator.mixed_precision == "no"
+    assert not make_loop().scaler.is_enabled()
 
 
-def test_a_decoder_that_works_on_other_parameters_than_the_models_is_refused(make_trainer):
-    trainer = make_trainer(training__max_steps=1)
-    for module in trainer.model.modules():
+def test_in_float16_the_gradient_is_scaled_and_a_step_whose_gradient_overflows_is_skipped(make_loop):
+    """As on GPUs without bfloat16. The first scale is far too large, so the first steps are skipped and lower it."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=1000)
+    settings = {"quantization__bnb_4bit_compute_dtype": "float16", "optimization__decoder": "transformers"}
+    loop = make_loop(scaler=scaler, training__max_steps=24, training__eval_steps=24, **settings)
+    before, start = loop.score().loss, adapter_of(loop).clone()
+    assert start.dtype == torch.float32
+    loop._take_step()
+    assert torch.equal(adapter_of(loop), start)
+    loop.run()
+    assert scaler.get_scale() < 2.0**24
+    assert loop.validations.history[-1].loss < before - 0.3
+
+
+def test_a_decoder_that_works_on_other_parameters_than_the_models_is_refused(make_loop):
+    loop = make_loop(training__max_steps=1)
+    for module in loop.model.modules():
         if hasattr(module, "lora_A"):
             module.lora_A["default"].weight = torch.nn.Parameter(module.lora_A["default"].weight.detach().clone())
     with pytest.raises(RuntimeError, match="was replaced"):
-        train(trainer, None)
+        loop.run()
 
 
-def test_checkpointing_layers_does_not_change_what_is_learnt(make_trainer):
+def test_checkpointing_layers_does_not_change_what_is_learnt(make_loop):
     results = []
     for is_on in ("true", "false"):
-        trainer = make_trainer(training__max_steps=2, optimization__gradient_checkpointing=is_on)
-        train(trainer, None)
-        results.append(adapter_of(trainer))
+        loop = make_loop(training__max_steps=2, optimization__gradient_checkpointing=is_on)
+        loop.run()
+        results.append(adapter_of(loop))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("is_on", "passes"), [("true", 2), ("false", 1)])
-def test_with_checkpointing_the_librarys_layers_run_twice(make_trainer, is_on, passes):
+def test_with_checkpointing_the_librarys_layers_run_twice(make_loop, is_on, passes):
     settings = {"optimization__decoder": "transformers", "optimization__gradient_checkpointing": is_on}
-    trainer = make_trainer(training__max_steps=3, **settings)
-    trainer.scores_at = lambda step: False  # afterwards, the model is set to train anyway
+    loop = make_loop(training__max_steps=3, **settings)
+    loop.scores_at = lambda step: False  # afterwards, the model is set to train anyway
     calls = []
-    first_layer = trainer.model.get_base_model().model.layers[0]
+    first_layer = loop.model.get_base_model().model.layers[0]
     first_layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    train(trainer, None)
+    loop.run()
     assert len(calls) == 3 * passes
 
 
-def test_the_loss_of_rows_not_trained_on_falls(make_trainer):
-    trainer = make_trainer(training__max_steps=12, training__eval_steps=4)
-    before = trainer.evaluate()["eval_loss"]
-    train(trainer, None)
-    assert trainer.validations.history[-1].loss < before - 0.3
+def test_the_loss_of_rows_not_trained_on_falls(make_loop):
+    loop = make_loop(training__max_steps=12, training__eval_steps=4)
+    before = loop.score().loss
+    loop.run()
+    assert loop.validations.history[-1].loss < before - 0.3
 
 
-def test_scorings_that_stop_getting_better_end_the_run_and_the_best_adapter_is_exported(make_trainer):
+def test_scorings_that_stop_getting_better_end_the_run_and_the_best_adapter_is_exported(make_loop):
     settings = {
         "training__learning_rate": 0.1,  # too high on purpose
         "training__lr_scheduler_type": "constant",
@@ -170,46 +203,55 @@ def test_scorings_that_stop_getting_better_end_the_run_and_the_best_adapter_is_e
         "training__eval_steps": 1,
         "training__early_stopping_patience": 2,
     }
-    trainer = make_trainer(**settings)
-    train(trainer, None)
-    validations, steps = trainer.validations, trainer.state.global_step
+    loop = make_loop(**settings)
+    loop.run()
+    validations, steps = loop.validations, loop.step
     assert steps - 2 == validations.best.step < 10
-    (checkpoint,) = Path(trainer.args.output_dir).glob("checkpoint-*")
+    (checkpoint,) = loop.output_dir.glob("checkpoint-*")
 
-    exported = choose_adapter(trainer.model, validations, steps, keep_best=True)
+    exported = choose_adapter(loop.model, validations, steps, keep_best=True)
     assert exported.step == validations.best.step
-    assert trainer._score().loss == validations.best.loss
+    assert loop.score().loss == validations.best.loss
 
-    resumed = make_trainer(**settings)
-    train(resumed, checkpoint)
-    assert resumed.state.global_step == steps
+    resumed = make_loop(**settings)
+    resumed.run(checkpoint)
+    assert resumed.step == steps
     assert choose_adapter(resumed.model, resumed.validations, steps, keep_best=True) == exported
-    assert torch.equal(adapter_of(resumed), adapter_of(trainer))
+    assert torch.equal(adapter_of(resumed), adapter_of(loop))
 
 
-def test_without_keep_best_the_last_step_is_exported(make_trainer):
-    trainer = make_trainer(training__learning_rate=0.5, training__max_steps=4, training__eval_steps=1)
-    train(trainer, None)
-    last = adapter_of(trainer).clone()
-    exported = choose_adapter(trainer.model, trainer.validations, 4, keep_best=False)
+def test_without_keep_best_the_last_step_is_exported(make_loop):
+    loop = make_loop(training__learning_rate=0.5, training__max_steps=4, training__eval_steps=1)
+    loop.run()
+    last = adapter_of(loop).clone()
+    exported = choose_adapter(loop.model, loop.validations, 4, keep_best=False)
     assert exported.step == 4
-    assert exported.validation == trainer.validations.history[-1]
-    assert torch.equal(adapter_of(trainer), last)
+    assert exported.validation == loop.validations.history[-1]
+    assert torch.equal(adapter_of(loop), last)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
-def test_every_optimizer_of_the_config_steps(make_trainer, optim):
-    trainer = make_trainer(training__max_steps=2, optimization__optim=optim)
-    before = adapter_of(trainer).clone()
-    train(trainer, None)
-    assert not torch.equal(before, adapter_of(trainer))
+def test_every_optimizer_of_the_config_steps(make_loop, optim):
+    loop = make_loop(training__max_steps=2, optimization__optim=optim)
+    before = adapter_of(loop).clone()
+    loop.run()
+    assert not torch.equal(before, adapter_of(loop))
 
 
-def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(make_trainer, monkeypatch, capsys):
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
+def test_every_optimizer_of_the_config_is_resumed_to_the_bit(make_loop, optim):
+    settings = {"training__max_steps": 4, "training__save_steps": 2, "optimization__optim": optim, "lora__r": 64}
+    whole, resumed = make_loop(**settings), make_loop(**settings)
+    whole.run()
+    resumed.run(whole.output_dir / "checkpoint-2")
+    assert torch.equal(adapter_of(whole), adapter_of(resumed))
+
+
+def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(make_loop, monkeypatch, capsys):
     """The allocator's failure is the one thing a CPU cannot produce, so it is raised where it would be."""
-    expected = make_trainer(training__max_steps=2)
-    train(expected, None)
-    trainer = make_trainer(training__max_steps=2)
+    expected = make_loop(training__max_steps=2)
+    expected.run()
+    loop = make_loop(training__max_steps=2)
     add_gradient = PackedDecoder.add_gradient
 
     def scarce(self: PackedDecoder, packed: object, weight: torch.Tensor) -> torch.Tensor:
@@ -219,35 +261,35 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(mak
         return loss
 
     monkeypatch.setattr(PackedDecoder, "add_gradient", scarce)
-    train(trainer, None)
-    assert trainer.micro_step.limit == 2
+    loop.run()
+    assert loop.micro_step.limit == 2
     assert "micro-batches are split into 2 examples" in capsys.readouterr().err
     told = [f"out of GPU memory: micro-batches are split into {examples} examples from here on" for examples in (4, 2)]
-    assert trainer.micro_step.concessions == told
-    torch.testing.assert_close(adapter_of(trainer), adapter_of(expected), rtol=1e-3, atol=1e-5)
+    assert list(loop.fallbacks) == told
+    torch.testing.assert_close(adapter_of(loop), adapter_of(expected), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(("step", "told"), [(1, "saving a checkpoint after this step"), (3, "all steps are done")])
-def test_a_signal_is_answered_with_what_will_happen(make_trainer, monkeypatch, capsys, step, told):
-    trainer = make_trainer(training__max_steps=3, training__eval_steps=1)
-    score = trainer._score
+def test_a_signal_is_answered_with_what_will_happen(make_loop, monkeypatch, capsys, step, told):
+    loop = make_loop(training__max_steps=3, training__eval_steps=1)
+    score = loop.score
 
     def interrupted():
-        if trainer.state.global_step == step:
+        if loop.step == step:
             signal.raise_signal(signal.SIGTERM)
         return score()
 
-    monkeypatch.setattr(trainer, "_score", interrupted)
+    monkeypatch.setattr(loop, "score", interrupted)
     with pytest.raises(Interrupted) if step == 1 else contextlib.nullcontext():
-        train(trainer, None)
+        loop.run()
     assert f"SIGTERM: {told}" in capsys.readouterr().err
 
 
 def test_running_out_of_memory_while_scoring_takes_fewer_rows_at_once_and_finds_the_same(
-    make_trainer, monkeypatch, capsys
+    make_loop, monkeypatch, capsys
 ):
-    trainer = make_trainer()
-    expected = trainer._score()
+    loop = make_loop()
+    expected = loop.score()
     answer_states = MicroStep.answer_states
 
     def scarce(self: MicroStep, examples: list) -> tuple:
@@ -256,14 +298,14 @@ def test_running_out_of_memory_while_scoring_takes_fewer_rows_at_once_and_finds_
         return answer_states(self, examples)
 
     monkeypatch.setattr(MicroStep, "answer_states", scarce)
-    found = trainer._score()
+    found = loop.score()
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert found.tool_accuracy == expected.tool_accuracy
     assert "scored in batches of 2" in capsys.readouterr().err
 
 
-def test_every_micro_batch_is_laid_out_and_prepared_once_also_ahead_of_its_turn(make_trainer, monkeypatch):
-    trainer = make_trainer(
+def test_every_micro_batch_is_laid_out_and_prepared_once_also_ahead_of_its_turn(make_loop, monkeypatch):
+    loop = make_loop(
         training__num_train_epochs=1,
         training__per_device_train_batch_size=2,
         training__gradient_accumulation_steps=4,
@@ -271,18 +313,18 @@ def test_every_micro_batch_is_laid_out_and_prepared_once_also_ahead_of_its_turn(
     )
     lay_out, prepare = MicroStep._lay_out, PackedDecoder._prepare
     laid_out, prepared = [], []
-    monkeypatch.setattr(trainer, "scores_at", lambda step: False)
+    monkeypatch.setattr(loop, "scores_at", lambda step: False)
     monkeypatch.setattr(MicroStep, "_lay_out", lambda self, rows: laid_out.append(rows) or lay_out(self, rows))
     monkeypatch.setattr(PackedDecoder, "_prepare", lambda self, pack: prepared.append(pack) or prepare(self, pack))
-    train(trainer, None)
+    loop.run()
     assert len(laid_out) == len(prepared) == 24 // 2
 
 
-def test_out_of_memory_the_decoder_first_gives_up_what_only_saves_time(make_trainer, monkeypatch, capsys):
-    expected = make_trainer(training__max_steps=2)
-    train(expected, None)
+def test_out_of_memory_the_decoder_first_gives_up_what_only_saves_time(make_loop, monkeypatch, capsys):
+    expected = make_loop(training__max_steps=2)
+    expected.run()
     settings = {"gradient_checkpointing": "true", "kept_layers": 2, "cached_layers": 1, "offload": "false"}
-    trainer = make_trainer(training__max_steps=2, **{f"optimization__{key}": value for key, value in settings.items()})
+    loop = make_loop(training__max_steps=2, **{f"optimization__{key}": value for key, value in settings.items()})
     add_gradient = PackedDecoder.add_gradient
     failures = iter([True, True])
 
@@ -293,35 +335,35 @@ def test_out_of_memory_the_decoder_first_gives_up_what_only_saves_time(make_trai
         return loss
 
     monkeypatch.setattr(PackedDecoder, "add_gradient", scarce)
-    train(trainer, None)
+    loop.run()
     told = capsys.readouterr().err
     assert "out of GPU memory: all activations are computed again from here on" in told
     assert "out of GPU memory: no weights are kept dequantised from here on" in told
-    assert trainer.micro_step.limit == 8
-    torch.testing.assert_close(adapter_of(trainer), adapter_of(expected), rtol=1e-3, atol=1e-5)
+    assert loop.micro_step.limit == 8
+    torch.testing.assert_close(adapter_of(loop), adapter_of(expected), rtol=1e-3, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finite_state(make_trainer, monkeypatch):
-    trainer = make_trainer(training__max_steps=3)
+def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finite_state(make_loop, monkeypatch):
+    loop = make_loop(training__max_steps=3)
     losses, add_gradient = MicroStep.losses, PackedDecoder.add_gradient
-    poisoned = trainer.examples[5].completion
+    poisoned = loop.train[5].completion
     states = []
 
     def poison_loss(self: MicroStep, packed: object) -> torch.Tensor:
         return losses(self, packed) * (float("nan") if _holds(packed, poisoned) else 1)
 
     def poison_gradient(self: PackedDecoder, packed: object, weight: torch.Tensor) -> torch.Tensor:
-        states.append(adapter_of(trainer).clone())
+        states.append(adapter_of(loop).clone())
         return add_gradient(self, packed, weight * (float("nan") if _holds(packed, poisoned) else 1))
 
     monkeypatch.setattr(MicroStep, "losses", poison_loss)
     monkeypatch.setattr(PackedDecoder, "add_gradient", poison_gradient)
     with pytest.raises(NotFiniteError, match=r"Rows of train.json \(counted from 1\): 6") as caught:
-        train(trainer, None)
+        loop.run()
     assert caught.value.exit_code == 2
-    assert torch.isfinite(adapter_of(trainer)).all()
-    torch.testing.assert_close(adapter_of(trainer), states[-1])
-    assert list(Path(trainer.args.output_dir).glob("checkpoint-*"))
+    assert torch.isfinite(adapter_of(loop)).all()
+    torch.testing.assert_close(adapter_of(loop), states[-1])
+    assert list(loop.output_dir.glob("checkpoint-*"))
 
 
 def _holds(packed: object, completion: list[int]) -> bool:
@@ -358,7 +400,7 @@ def test_the_flat_optimizer_steps_like_torchs_own():
             gradient = torch.randn_like(b)
             a.grad.copy_(gradient)
             b.grad = gradient.clone()
-        norms = clip_(flat.collect_gradients(), 1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        norms = clip_gradients_([flat.collect_gradients()], 1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
         torch.testing.assert_close(*norms)
         flat.step()
         reference.step()

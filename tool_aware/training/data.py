@@ -1,0 +1,76 @@
+"""The rows that a run trains and is scored on: read, compared with their manifest, tokenised."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tool_aware.config.settings import Config
+from tool_aware.console import UserError, listing, say, warn
+from tool_aware.manifest import read_manifest
+from tool_aware.paths import split_file, split_name
+from tool_aware.prompt import EncodedExample, encode_example
+from tool_aware.rows import LoadedRows, load_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_data(config: Config) -> dict[str, LoadedRows]:
+    """Read the rows of train.json and val.json, and warn if they are not what prepare_dataset.py wrote.
+
+    Raises UserError for malformed rows, and for data that was made for other tools than config.yaml lists.
+    """
+    folder = config.dataset.dir
+    data = {split: load_rows(split_file(folder, split), config.toolbox) for split in ("train", "val")}
+    if split_file(folder, "test").is_file():
+        load_rows(split_file(folder, "test"), config.toolbox)  # the merged model is checked on it: fail now, not then
+    manifest = read_manifest(folder)
+    if manifest is None:
+        say(f"{folder} has no manifest: training on these files as custom data")
+    else:
+        for split, rows in data.items():
+            if manifest["outputs"].get(split_name(split)) != rows.sha256:
+                warn(f"{folder / f'{split}.json'} has changed since prepare_dataset.py wrote it; it is used as it is")
+        if manifest["config"].get("tools") != config.as_dict()["tools"]:
+            fix = "python prepare_dataset.py"
+            raise UserError("was made for other tools than config.yaml lists now", where=str(folder), fix=fix)
+    if unwrapped := sum(rows.unwrapped for rows in data.values()):
+        say(f"<s>[INST] ... [/INST] removed from {unwrapped} instructions; it is added during tokenisation")
+    if respelled := sum(rows.respelled for rows in data.values()):
+        say(f"{respelled} responses had other spacing or JSON than docs/FORMATS.md shows; trained on as shown there")
+    return data
+
+
+def encode_data(
+    data: Mapping[str, LoadedRows], tokenizer: PreTrainedTokenizerBase, config: Config
+) -> dict[str, list[EncodedExample]]:
+    """Tokenise all rows. None is cut: one above max_seq_length is an error or dropped, as training.too_long says."""
+    limit = config.model.max_seq_length
+    encoded: dict[str, list[EncodedExample]] = {}
+    too_long: list[tuple[int, str]] = []
+    for split, loaded in data.items():
+        examples = [encode_example(tokenizer, row.instruction, row.response) for row in loaded.rows]
+        file = split_file(config.dataset.dir, split)
+        too_long += [(len(e), f"{file}: row {n}") for n, e in enumerate(examples, start=1) if len(e) > limit]
+        encoded[split] = [example for example in examples if len(example) <= limit]
+    if too_long and config.training.too_long == "error":
+        raise UserError(
+            listing([f"{where}: {tokens} tokens" for tokens, where in too_long], f"example above {limit} tokens"),
+            where="model.max_seq_length",
+            fix=f"--set model.max_seq_length={max(too_long)[0]}, or --set training.too_long=drop",
+        )
+    if too_long:
+        warn(f"{len(too_long)} examples above {limit} tokens are dropped")
+    if not encoded["train"]:
+        raise UserError("no training example is left", where=str(split_file(config.dataset.dir, "train")))
+    return encoded
+
+
+def length_percentiles(examples: Sequence[EncodedExample]) -> tuple[str, str, str]:
+    """Return the median, the 95th percentile and the maximum of the examples' lengths in tokens, as text."""
+    lengths = sorted(map(len, examples))
+    if not lengths:
+        return ("-", "-", "-")
+    return str(round(statistics.median(lengths))), str(lengths[int(0.95 * (len(lengths) - 1))]), str(lengths[-1])

@@ -1,0 +1,87 @@
+"""A training run as planned: what it trains, on what, and how it uses its GPUs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tool_aware.config.environment import Environment
+from tool_aware.config.settings import Config
+from tool_aware.console import table
+from tool_aware.memory.plan import Plan
+from tool_aware.paths import split_name
+from tool_aware.prompt import EncodedExample
+from tool_aware.rows import LoadedRows
+from tool_aware.training.choice import ToolNames
+from tool_aware.training.data import length_percentiles
+from tool_aware.training.distributed import Processes
+from tool_aware.training.run.checkpoints import run_settings
+from tool_aware.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as planned, before anything slow begins."""
+
+    config: Config
+    environment: Environment
+    tokenizer: PreTrainedTokenizerBase
+    data: dict[str, LoadedRows]  # train and val, as read
+    examples: dict[str, list[EncodedExample]]  # train and val, tokenised, without what is too long
+    start_from: Path | None  # an earlier adapter
+    processes: Processes  # this one, unless a launcher has started several
+    memory: Plan  # of the GPU's memory; all processes follow that of the first
+    lineage: list[dict[str, Any]]  # the runs that the earlier adapter comes from
+
+    @property
+    def output_dir(self) -> Path:
+        """Return the folder of everything that the run writes."""
+        return self.config.training.output_dir
+
+    @cached_property
+    def engine_config(self) -> Config:
+        """Return the settings with the plan's choices where they say `auto`."""
+        return self.memory.apply(self.config)
+
+    @cached_property
+    def tool_names(self) -> ToolNames:
+        """Return the token ids of the tools' names as an answer begins with them."""
+        return ToolNames.of(self.tokenizer, self.config.toolbox)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Return all settings and data that decide what the run learns."""
+        hashes = {split_name(split): loaded.sha256 for split, loaded in self.data.items()}
+        start = str(self.start_from) if self.start_from else None
+        return {**run_settings(self.config), **hashes, "adapter": start, "processes": self.processes.count}
+
+
+def plan_text(job: Job) -> str:
+    """Return what the run will do, for the terminal."""
+    config, training = job.config, job.engine_config.training
+    processes = job.processes.count
+    schedule = Schedule.of(config, len(job.examples["train"]), processes)
+    facts = [
+        ("base model", f"{config.model.name}, {config.quantization.kind}"),
+        ("adapter", f"LoRA r={config.lora.r} alpha={config.lora.alpha:g} on {config.lora.target_modules}"),
+        (
+            "steps",
+            f"{schedule.steps}, {schedule.steps / schedule.steps_per_epoch:.3g} epochs, effective batch "
+            f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
+            f"{f' x {processes} processes' if processes > 1 else ''}, packing {training.packing}",
+        ),
+        ("memory", job.memory.text().replace("\n", "\n" + 12 * " ")),
+        ("output", str(job.output_dir)),
+    ]
+    rows = [
+        (split, len(examples), *length_percentiles(examples), len(job.data[split].rows) - len(examples))
+        for split, examples in job.examples.items()
+    ]
+    headers = ("tokens per example", "rows", "p50", "p95", "max", f"dropped (> {config.model.max_seq_length})")
+    lines = [f"{name:<12}{value}" for name, value in facts]
+    return "\n".join([*lines, "", table(headers, rows)])

@@ -1,0 +1,279 @@
+"""The training loop: what happens from the first optimizer step to the last.
+
+The loss of an optimizer step is the mean over all labels of its effective batch: packing, micro-batch size and number
+of processes do not change how much an example counts. Labels are the completion and its end-of-sequence token. The
+gradient of one micro-batch is computed in tool_aware/engine/micro_step.py.
+
+Several processes (distributed.py) run this loop side by side. They compute their shares of each effective batch, and
+only the first one writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import get_peft_model_state_dict
+
+from tool_aware.config.settings import Config
+from tool_aware.console import Fallbacks, Interrupted, UserError, say
+from tool_aware.engine.decoder import PackedDecoder
+from tool_aware.engine.micro_step import MicroStep
+from tool_aware.engine.optimizer import FlatAdamW, build_optimizer, clip_gradients_, gradients_in
+from tool_aware.model.base import device
+from tool_aware.prompt import EncodedExample
+from tool_aware.training.choice import ToolNames, label_count
+from tool_aware.training.distributed import ALONE, Processes
+from tool_aware.training.run.checkpoints import new_checkpoint, remove_old
+from tool_aware.training.run.tracking import Throughput, Tracker, step_line, together, validation_line
+from tool_aware.training.run.training_state import load_state, random_state, save_state
+from tool_aware.training.schedule import MicroBatches, Schedule, learning_rate_at
+from tool_aware.training.stop_signals import StopSignals
+from tool_aware.training.validation import Validation, Validations, score
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_ROWS_NAMED = 5  # of a step that went wrong
+
+
+class NotFiniteError(UserError):
+    """The loss or a gradient became infinite or NaN; the optimizer has not used it."""
+
+
+class TrainingLoop:
+    """A training run of `model` on `train`, scored on `val`, from its first step or from a checkpoint.
+
+    `run` identifies the run in its checkpoints. Of several processes only the first has a tracker. Attributes that
+    are read afterwards: `step` (optimizer steps taken), `validations`, `fallbacks`.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        config: Config,
+        *,
+        train: Sequence[EncodedExample],
+        val: Sequence[EncodedExample],
+        tool_names: ToolNames,
+        tracker: Tracker | None,
+        run: dict[str, Any],
+        processes: Processes = ALONE,
+        fallbacks: Fallbacks | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.model, self.config, self.train, self.val, self.tool_names = model, config, train, val, tool_names
+        self.tracker, self.run_identity, self.processes = tracker, run, processes
+        self.fallbacks = Fallbacks() if fallbacks is None else fallbacks
+        self.output_dir, self.device = config.training.output_dir, device()
+        self.schedule = Schedule.of(config, len(train), processes.count)
+        self.micro_batches = MicroBatches.of(config, list(map(len, train)), processes.rank, processes.count)
+        self.step, self.validations, self.throughput = 0, Validations(), Throughput()
+        self.signals = StopSignals(self._answer_to_signal)
+        self.stop_signal: int | None = None  # the one that all processes have agreed on
+        self._loss_since_log, self._steps_since_log = torch.zeros((), device=self.device), 0
+        self._steps_rows: list[int] = []  # numbers of the rows of the present step
+
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        processes.copy_from_first_(self.trained)
+        # Processes that share the base model's weights fetch them together: all run the same forward passes.
+        self._is_sharded = config.optimization.shard_base and processes.count > 1
+        decoder, why_not = (None, None) if self._is_sharded else PackedDecoder.of(model, config)
+        if why_not:
+            self.fallbacks.add(why_not)
+        self.optimizer = build_optimizer(self.trained, config)
+        self.scaler = scaler or gradient_scaler(self.device)
+        self.micro_step = MicroStep(
+            model,
+            train,
+            packing=config.training.packing,
+            limit=config.training.per_device_train_batch_size,
+            device=self.device,
+            decoder=decoder,
+            scaler=self.scaler,
+            is_sharded=self._is_sharded,
+            flat_gradient=self.optimizer.gradient if isinstance(self.optimizer, FlatAdamW) else None,
+            fallbacks=self.fallbacks,
+        )
+        torch.manual_seed(config.training.seed + processes.rank)  # of dropout
+
+    # ---- the loop ---------------------------------------------------------------------------------------
+
+    def run(self, resume_from: Path | None = None) -> None:
+        """Train to the end; a signal (stop_signals.py) ends it after the present step, with a checkpoint.
+
+        Raises Interrupted after such a stop, and NotFiniteError. A second signal ends it at once, without saving.
+        """
+        with self.signals:
+            if resume_from:
+                self.resume(resume_from)
+            self.micro_step.require_own_parameters()
+            self.model.train()  # not at every step: it takes 15 ms on a 7B
+            self.processes.check_replicas(self.trained, self.optimizer)
+            self.throughput.start(self.step)
+            while not (self.is_complete or self.stop_signal):
+                self._take_step()
+        if self.stop_signal and not self.is_complete:
+            raise Interrupted(self.stop_signal)
+
+    def _take_step(self) -> None:
+        """Take one optimizer step, then log, score and save if it is time to."""
+        micro_batches = self.micro_batches.of_step(self.step)  # lists of row numbers
+        following = self.micro_batches.of_step(self.step + 1)[:1] if self.step + 1 < self.schedule.steps else []
+        labels = self._labels_in_step(micro_batches)
+        for rows, next_rows in zip(micro_batches, [*micro_batches[1:], *(following or [[]])], strict=True):
+            done = self.micro_step.add_gradient(rows, labels)
+            self._loss_since_log += done.loss
+            self.throughput.add(done.examples, done.tokens)
+            self.micro_step.pack_ahead(next_rows)
+
+        gradients = gradients_in(self.optimizer, self.trained)
+        self.processes.sum_(gradients)
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients_(gradients, self.config.training.max_grad_norm)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise self._not_finite()  # a scaler expects infinite gradients now and then, and skips those steps itself
+
+        learning_rate = learning_rate_at(self.step, self.config.training, self.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self._steps_since_log += 1
+
+        if self.processes.count == 1:  # several have agreed on it in `_labels_in_step`
+            self.stop_signal = self.signals.received
+        if self.step == 1 or self.step % self.config.logging.logging_steps == 0:
+            self._log(learning_rate, norm)
+        if self.scores_at(self.step) and (self.step >= self.schedule.steps or not self.stop_signal):
+            self._validate()  # not before a stop: who sends a signal gives little time; the resumed run scores instead
+        if self.step % self.config.training.save_steps == 0 or self.is_complete or self.stop_signal:
+            self.save()
+
+    def _labels_in_step(self, micro_batches: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Count the labels of one optimizer step over all processes, which also agree on whether to stop after it."""
+        self._steps_rows = [row for rows in micro_batches for row in rows]
+        labels = sum(label_count(self.train[row]) for row in self._steps_rows)
+        shares = self.processes.gather((labels, self.signals.received))
+        self.stop_signal = next((signum for _, signum in shares if signum is not None), None)
+        return torch.tensor(sum(labels for labels, _ in shares), device=self.device)
+
+    def _not_finite(self) -> UserError:
+        """Save the state before the step and return what to raise: NotFiniteError with the rows at fault."""
+        self.optimizer.zero_grad()
+        self.save()
+        infinite = [] if self._is_sharded else self.micro_step.rows_with_infinite_loss(self._steps_rows)
+        found = self.processes.gather((infinite, self._steps_rows))
+        rows = [row for infinite, _ in found for row in infinite] or [row for _, taken in found for row in taken]
+        shown = ", ".join(str(row + 1) for row in rows[:_ROWS_NAMED]) + (", ..." if len(rows) > _ROWS_NAMED else "")
+        error = NotFiniteError(
+            f"the loss or its gradient is not finite at step {self.step + 1}; "
+            f"the state before it is saved. Rows of train.json (counted from 1): {shown}",
+            where=str(self.output_dir),
+            fix="look at these rows, or lower training.learning_rate; then start anew with --overwrite",
+        )
+        return self.processes.stop_together(error)
+
+    # ---- when to stop -----------------------------------------------------------------------------------
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether no step is left: all are taken, or scorings have stopped getting better."""
+        patience = self.config.training.early_stopping_patience
+        has_stopped_early = patience is not None and self.validations.since_best >= patience
+        return has_stopped_early or self.step >= self.schedule.steps
+
+    def scores_at(self, step: int) -> bool:
+        """Return whether val.json is scored after `step`: every eval_steps or epoch, and at the end."""
+        every = self.config.training.eval_steps or self.schedule.steps_per_epoch
+        return bool(self.val) and (step % every == 0 or step >= self.schedule.steps)
+
+    def _answer_to_signal(self) -> str:
+        has_steps = self.step < self.schedule.steps
+        return "saving a checkpoint after this step" if has_steps else "all steps are done, finishing"
+
+    # ---- logging, scoring, saving -----------------------------------------------------------------------
+
+    def _log(self, learning_rate: float, norm: torch.Tensor) -> None:
+        """Write one line of metrics.jsonl and of the terminal; the loss is the mean since the last line."""
+        lap = self.throughput.lap(self.step, self.schedule.steps)
+        losses, laps = zip(*self.processes.gather((self._loss_since_log.item(), lap)), strict=True)
+        loss = sum(losses) / self._steps_since_log
+        self._loss_since_log.zero_()
+        self._steps_since_log = 0
+        if not self.tracker:
+            return
+        values = {
+            "step": self.step,
+            "steps": self.schedule.steps,
+            "epoch": round(self.micro_batches.epochs_at(self.step), 4),
+            "loss": loss,
+            "lr": learning_rate,
+            "grad_norm": norm.item(),
+            **together(laps),
+        }
+        self.tracker.log(values)
+        say(step_line(values))
+
+    @torch.no_grad()
+    def score(self) -> Validation:
+        """Score val.json by loss and by tool choice, in one forward pass a row."""
+        self.model.eval()
+        found = score(
+            self.val,
+            self.config.training.per_device_eval_batch_size,
+            self.micro_step.answer_states,
+            self.tool_names,
+            step=self.step,
+            processes=self.processes,
+            may_split=not self._is_sharded,
+            fallbacks=self.fallbacks,
+        )
+        self.model.train()
+        return found
+
+    def _validate(self) -> None:
+        with self.throughput.paused():
+            found = self.score()
+        self.validations.add(found, lambda: get_peft_model_state_dict(self.model, save_embedding_layers=False))
+        if self.tracker:
+            values = {"step": found.step, "steps": self.schedule.steps, **found.as_dict()}
+            self.tracker.log(values)
+            say(validation_line(values))
+        if self.is_complete and found.step < self.schedule.steps:
+            say(f"stopping early: no better scoring of val.json in {self.validations.since_best}")
+
+    def save(self) -> None:
+        """Write a checkpoint of this step; the first process writes what all of them hold."""
+        with self.throughput.paused():
+            self.processes.check_replicas(self.trained, self.optimizer)
+            random_states = self.processes.gather(random_state(self.device))
+            self.processes.first(lambda: self._write_checkpoint(random_states))
+
+    def _write_checkpoint(self, random_states: Sequence[dict[str, torch.Tensor]]) -> None:
+        with new_checkpoint(self.output_dir, self.step, self.run_identity) as folder:
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            save_state(folder, self.step, self.optimizer, self.scaler, random_states)
+            self.validations.save(folder, self.step)
+        remove_old(self.output_dir, self.config.training.save_total_limit)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take weights, optimizer, random numbers, step and scorings from `checkpoint`.
+
+        val.json is scored now if a signal came before that was done.
+        """
+        rank = self.processes.rank
+        self.step = load_state(checkpoint, self.model, self.optimizer, self.scaler, rank=rank, device=self.device)
+        self.validations = Validations.load(checkpoint)
+        if self.scores_at(self.step) and self.step not in {found.step for found in self.validations.history}:
+            self._validate()
+
+
+def gradient_scaler(device: torch.device) -> torch.amp.GradScaler:
+    """Return a scaler for GPUs that compute in float16 because they have no bfloat16; elsewhere it does nothing."""
+    needs_scaling = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.amp.GradScaler(device.type, enabled=needs_scaling)

@@ -1,4 +1,4 @@
-"""What an adapter was taught: the training rows of the run that made it, and of the runs before that one."""
+"""Training runs that an adapter comes from: its own, and those of the adapters it was started from."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ _WEIGHTS = (ADAPTER_WEIGHTS_NAME, ADAPTER_PICKLE_NAME)
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One run in the life of an adapter, as manifests name it; None where there is no manifest."""
+class TrainingRun:
+    """One training run; its fields are the keys of `lineage` in a manifest. None where there is no manifest."""
 
-    adapter: str  # the folder it left
-    sha256: str | None  # of its weights
-    train: str | None  # its train.json, as the run was given it
+    adapter: str  # the folder it wrote
+    sha256: str | None  # of the adapter's weights
+    train: str | None  # path of its train.json, as the run was given it
     train_sha256: str | None
 
-    def queries(self) -> frozenset[str] | None:
-        """The questions of its train.json; None if that file is gone or has changed since."""
+    def train_queries(self) -> frozenset[str] | None:
+        """Return the normalised queries of its train.json; None if that file is gone or has changed since."""
         path = Path(self.train or "")
         if not path.is_file() or sha256_of(path) != self.train_sha256:
             return None
-        return frozenset(normalised(query_of(unwrap_instruction(item["instruction"])[0])) for item in read_json(path))
+        items = read_json(path) or []
+        return frozenset(normalised(query_of(unwrap_instruction(item["instruction"])[0])) for item in items)
 
 
-def lessons_of(adapter: Path) -> list[Lesson]:
-    """The runs that made the adapter (or the merged model) in a folder of a run, the last one first."""
-    manifest = read_manifest(adapter.resolve().parent) or {}
-    inputs = manifest.get("inputs", {}) if manifest.get("stage") == "train" else {}
+def runs_behind(model: Path) -> list[TrainingRun]:
+    """Return the runs that made an adapter or merged model in the output folder of a run, the last one first."""
+    manifest = read_manifest(model.resolve().parent) or {}
+    inputs: dict[str, str] = manifest.get("inputs", {}) if manifest.get("stage") == "train" else {}
     train = next((path for path in inputs if Path(path).name == split_name("train")), None)
-    weights = next((adapter / name for name in _WEIGHTS if (adapter / name).is_file()), None)
-    last = Lesson(str(adapter), sha256_of(weights) if weights else None, train, inputs.get(train))
-    return [last, *(Lesson(**lesson) for lesson in manifest.get("lineage", []))]
+    weights = next((model / name for name in _WEIGHTS if (model / name).is_file()), None)
+    last = TrainingRun(
+        adapter=str(model),
+        sha256=sha256_of(weights) if weights else None,
+        train=train,
+        train_sha256=inputs[train] if train else None,
+    )
+    return [last, *(TrainingRun(**run) for run in manifest.get("lineage", []))]
 
 
-def taught_rows(rows: Sequence[Row], queries: frozenset[str]) -> list[int]:
-    """Numbers, from 1, of the rows whose question is among `queries`."""
-    return [number for number, row in enumerate(rows, start=1) if normalised(row.query) in queries]
+def rows_seen_in_training(rows: Sequence[Row], train_queries: frozenset[str]) -> list[int]:
+    """Return the numbers, from 1, of the rows whose query is among `train_queries`."""
+    return [number for number, row in enumerate(rows, start=1) if normalised(row.query) in train_queries]

@@ -34,7 +34,7 @@ def test_test_rows_that_the_adapter_was_taught_elsewhere_are_refused(
     settings = config.as_dict()
     write_manifest(tmp_path / "output", stage="train", config=settings, seed=1, started_s=0.0, inputs=inputs)
     result = evaluate(tmp_path / "r", "--dry-run", "--adapter", tmp_path / "output/lora_adapters")
-    refused(result, "16 of 16 rows stand in", "elsewhere/train.json")
+    refused(result, "16 of 16 rows are in", "elsewhere/train.json")
 
 
 def test_a_test_file_whose_tools_are_not_in_the_config_is_refused(evaluate, evaluation_data_dir, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tool_aware.console import UserError, listing
 from tool_aware.files import sha256_of
-from tool_aware.lineage import lessons_of, taught_rows
+from tool_aware.lineage import rows_seen_in_training, runs_behind
 from tool_aware.paths import split_file
 from tool_aware.rows import Row, load_rows
 from tool_aware.text import normalised
@@ -61,13 +61,13 @@ def refuse_rows_taught_before(test: TestSet, model: Path) -> None:
     """
     beside = split_file(test.path.parent, "train")
     known = sha256_of(beside) if beside.is_file() else None
-    for lesson in lessons_of(model):
-        queries = lesson.queries() if lesson.train_sha256 != known else None
-        taught = taught_rows(list(test.rows.values()), queries) if queries else []
-        if taught:
-            folder = Path(lesson.train).parent
+    for run in runs_behind(model):
+        queries = run.train_queries() if run.train_sha256 != known else None
+        seen = rows_seen_in_training(list(test.rows.values()), queries) if queries else []
+        if run.train and seen:
+            folder = Path(run.train).parent
             raise UserError(
-                f"{len(taught)} of {len(test.rows)} rows stand in {lesson.train}; {lesson.adapter} was trained on that",
+                f"{len(seen)} of {len(test.rows)} rows are in {run.train}; {run.adapter} was trained on that",
                 where=str(test.path),
                 fix=f"python prepare_dataset.py --set dataset.splits_from={folder}, and train again; "
                 "or evaluate it on the test.json of its own data: --set dataset.dir=DIR",

@@ -1,4 +1,4 @@
-"""The runs that a starting adapter comes from, and whether they were taught what this run is measured on."""
+"""Check that the adapter a run starts from was not trained on the rows that the run is measured on."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from typing import Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, warn
-from tool_aware.lineage import Lesson, lessons_of, taught_rows
+from tool_aware.lineage import TrainingRun, rows_seen_in_training, runs_behind
 from tool_aware.paths import split_file, split_name
 from tool_aware.rows import LoadedRows, Row, load_rows
 
 
 def lineage_of(adapter: Path | None, data: Mapping[str, LoadedRows], config: Config) -> list[dict[str, Any]]:
-    """List the runs that made the adapter, the last one first, for the manifest; none without an adapter.
+    """Return the runs behind an adapter, the last one first, as the manifest lists them; none without an adapter.
 
-    Raises UserError if rows of val.json or test.json stand in the train.json of one of them; warns where that file
-    is gone. Rows that the present train.json has as well are another matter: `prepare_dataset.py --check` tells.
+    Raises UserError if rows of val.json or test.json are in the train.json of one of them; warns where that file is
+    gone. Rows that are also in this run's train.json are found by `prepare_dataset.py --check`.
     """
     if adapter is None:
         return []
-    lessons = lessons_of(adapter)
-    held_out = _held_out(data, config)
-    for lesson in lessons:
-        if lesson.train_sha256 != data["train"].sha256:
-            _refuse_taught_rows(lesson, held_out)
-    return [asdict(lesson) for lesson in lessons]
+    runs = runs_behind(adapter)
+    held_out = _held_out_rows(data, config)
+    for run in runs:
+        if run.train_sha256 != data["train"].sha256:
+            _refuse_rows_of(run, held_out)
+    return [asdict(run) for run in runs]
 
 
-def _held_out(data: Mapping[str, LoadedRows], config: Config) -> dict[str, list[Row]]:
-    """Rows by file that this run, or the evaluation after it, is measured on."""
+def _held_out_rows(data: Mapping[str, LoadedRows], config: Config) -> dict[str, list[Row]]:
+    """Return the rows, by file name, on which this run or the evaluation after it is measured."""
     test = split_file(config.dataset.dir, "test")
     rows = {split_name("val"): data["val"].rows}
     return {**rows, test.name: load_rows(test, config.toolbox).rows} if test.is_file() else rows
 
 
-def _refuse_taught_rows(lesson: Lesson, held_out: Mapping[str, list[Row]]) -> None:
-    queries = lesson.queries()
-    if queries is None:
-        what = f"{lesson.train}, which it was trained on, is gone or has changed" if lesson.train else "has no manifest"
+def _refuse_rows_of(run: TrainingRun, held_out: Mapping[str, list[Row]]) -> None:
+    train_queries = run.train_queries()
+    if train_queries is None or run.train is None:
+        what = f"{run.train}, which it was trained on, is gone or has changed" if run.train else "has no manifest"
         advice = "data made anew with dataset.splits_from keeps them apart"
-        warn(f"{lesson.adapter}: {what}: val.json and test.json may hold rows that it was taught; {advice}")
+        warn(f"{run.adapter}: {what}: it may have been trained on rows of val.json and test.json; {advice}")
         return
-    found = {name: len(taught_rows(rows, queries)) for name, rows in held_out.items()}
+    found = {name: len(rows_seen_in_training(rows, train_queries)) for name, rows in held_out.items()}
     if any(found.values()):
         numbers = " and ".join(f"{found[name]} of the {len(rows)} rows of {name}" for name, rows in held_out.items())
-        folder = Path(lesson.train).parent
+        folder = Path(run.train).parent
         raise UserError(
-            f"it was trained on {lesson.train}, which holds {numbers}: they would measure what was taught",
-            where=f"--adapter {lesson.adapter}",
+            f"it was trained on {run.train}, which holds {numbers}: figures on these rows would be too good",
+            where=f"--adapter {run.adapter}",
             fix=f"python prepare_dataset.py --set dataset.splits_from={folder}; or take the rows out of your own data",
         )

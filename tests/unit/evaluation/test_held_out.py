@@ -6,7 +6,7 @@ import pytest
 
 from tool_aware.console import UserError
 from tool_aware.evaluation.held_out import load_test_set, refuse_rows_taught_before
-from tool_aware.lineage import lessons_of
+from tool_aware.lineage import runs_behind
 from tool_aware.manifest import write_manifest
 from tool_aware.rows import write_rows
 
@@ -18,7 +18,7 @@ def model(tmp_path, toy_rows):
     write_rows(tmp_path / "two/train.json", toy_rows[20:30])
     first = tmp_path / "first"
     write_manifest(first, stage="train", config={}, seed=1, started_s=0.0, inputs=[tmp_path / "one/train.json"])
-    lineage = [vars(lesson) for lesson in lessons_of(first / "lora_adapters")]
+    lineage = [vars(run) for run in runs_behind(first / "lora_adapters")]
     write_manifest(tmp_path / "second", stage="train", config={}, seed=1, started_s=0.0,
                    inputs=[tmp_path / "two/train.json"], lineage=lineage)  # fmt: skip
     return tmp_path / "second/final_model"

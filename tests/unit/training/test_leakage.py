@@ -1,4 +1,4 @@
-"""A starting adapter must not have been taught what the new run is measured on."""
+"""A starting adapter must not have been trained on what the new run is measured on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.files import sha256_of
-from tool_aware.lineage import lessons_of
+from tool_aware.lineage import runs_behind
 from tool_aware.manifest import write_manifest
 from tool_aware.rows import LoadedRows, Row, load_rows, write_rows
 from tool_aware.training.leakage import lineage_of
@@ -41,7 +41,7 @@ def in_capitals(row: Row) -> Row:
     return Row(row.instruction.replace(row.query, f"{row.query.upper()} ?!"), row.response, row.metadata)
 
 
-def test_held_out_rows_that_the_adapter_was_taught_are_counted_and_refused(tmp_path, toy_rows, config):
+def test_held_out_rows_that_the_adapter_was_trained_on_are_counted_and_refused(tmp_path, toy_rows, config):
     first = data_of(tmp_path / "one", toy_rows[:30], toy_rows[30:34], toy_rows[34:])
     adapter = trained(tmp_path / "output", first)
     second = data_of(tmp_path / "two", toy_rows[9:], [*map(in_capitals, toy_rows[:4]), toy_rows[40]], toy_rows[4:9])
@@ -94,4 +94,4 @@ def test_a_manifest_of_another_stage_says_nothing_about_an_adapter(tmp_path, toy
     adapter = trained(tmp_path / "output", data)
     manifest = json.loads((tmp_path / "output/manifest.json").read_text())
     (tmp_path / "output/manifest.json").write_text(json.dumps({**manifest, "stage": "evaluate"}))
-    assert lessons_of(adapter)[0].train is None
+    assert runs_behind(adapter)[0].train is None

@@ -1,5 +1,5 @@
 # demo   the four stages on the embedded default (tiny model, embedded PostgreSQL, CPU); all of it in .demo/
-# test   all tests          check  lint and format          bench  the measurements of docs/BENCHMARKS.md that need no GPU
+# test   all tests          check  lint, format, types         bench  the measurements of docs/BENCHMARKS.md that need no GPU
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,7 @@ test: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(INSTALLED)
 	for script in benchmarks/dataset_*.py benchmarks/monitor_*.py benchmarks/memory_calibration.py; do $(BIN)/python $$script || exit 1; done

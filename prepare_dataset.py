@@ -2,13 +2,13 @@
 
     python prepare_dataset.py
     python prepare_dataset.py --dry-run --set dataset.synthetic_per_tool=25 --set dataset.ambiguous=5
-    python prepare_dataset.py --check data          (files someone else wrote; or --import calls.jsonl to convert them)
+    python prepare_dataset.py --check data          (files of any origin; or --import calls.jsonl to convert them)
 
 Reads   config.yaml; the query log named there (POSTGRES_* variables), or the export given with --logs FILE
 Writes  data/train.json, val.json, test.json   rows to train and evaluate on
         data/sample_raw.json                   a few rows with their tokens and loss mask
-        data/dataset_report.html, README.md    to look at, and the dataset card
-        data/split_report.json                 how near each held-out row comes to a training row
+        data/dataset_report.html, README.md    a page about the data, and the dataset card
+        data/split_report.json                 similarity of each held-out row to the nearest training row
         data/to_label.jsonl                    logged queries that a person should label, if there are any
         data/manifest.json                     what was done, with the sha256 of every file
 Exit    0 done; 2 something to fix; 3 a held-out row is too close to a training row; 130/143 interrupted
@@ -16,133 +16,146 @@ Exit    0 done; 2 something to fix; 3 a held-out row is too close to a training 
 
 from __future__ import annotations
 
-import argparse
-import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tool_aware.command_line import script_parser
 from tool_aware.config.environment import Environment, read_environment
-from tool_aware.config.options import add_config_arguments, next_command
+from tool_aware.config.options import ConfigOptions, add_config_arguments, next_command, parse_options
 from tool_aware.config.settings import Config, load_config
-from tool_aware.console import GateFailed, Progress, UserError, duration, heading, run, say, table, warn
+from tool_aware.console import Fallbacks, Progress, UserError, duration, heading, run, say, table, warn
 from tool_aware.manifest import write_manifest
-from tool_aware.paths import PARAPHRASES_NAME
-from tool_aware.rows import SPLITS, Row
+from tool_aware.paths import DATASET_REPORT_NAME, IMPORTED_CONFIG_NAME, PARAPHRASES_NAME
+from tool_aware.rows import SPLITS
 
 if TYPE_CHECKING:
-    from tool_aware.dataset.earlier_splits import EarlierSplits
-    from tool_aware.dataset.splitting import Split
+    from tool_aware.dataset.assembly import Collected
+    from tool_aware.dataset.curation import Curated
 
-IMPORTED_CONFIG = "imported.yaml"  # extends the config by the tools that an import has brought
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ConfigOptions):
+    """The command line."""
+
+    dry_run: bool
+    overwrite: bool
+    require_database: bool
+    logs: Path | None
+    generator: str
+    check: Path | None
+    import_path: Path | None
+    answers: Path | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Tell the story of the stage: read the log, synthesise, split, check, write."""
+    """Run the stage: plan, collect rows, split, check, write."""
     started_s = time.time()
-    arguments = parse_arguments(argv)
-    config = load_config(arguments.config, arguments.overrides)
-    environment = read_environment()
-    if arguments.check:
-        return check_files(config, environment, arguments)
-    say(plan(config, environment, arguments))
-    if arguments.dry_run:
+    options = parse_arguments(argv)
+    config, environment = load_config(options.config, options.overrides), read_environment()
+    if options.check:
+        return check_files(options.check, config, environment, options)
+    say(plan(config, environment, options))
+    if options.dry_run:
         return 0
 
     from tool_aware.dataset.earlier_splits import read_earlier_splits
-    from tool_aware.dataset.outputs import Result, refuse_foreign_files, render, write
+    from tool_aware.dataset.outputs import Result, entry_of_earlier_splits, refuse_foreign_files, render, summary, write
+    from tool_aware.dataset.previews import load_local_tokenizer
+    from tool_aware.dataset.split_check import check_split
     from tool_aware.dataset.splitting import split_rows
 
-    fallbacks: list[str] = []
-    refuse_foreign_files(config.dataset.dir, overwrite=arguments.overwrite)
-    earlier = read_earlier_splits(config.dataset.splits_from) if config.dataset.splits_from else None
-    rows, found = (import_rows if arguments.import_path else make_rows)(config, environment, arguments, fallbacks)
+    fallbacks = Fallbacks()
+    dataset = config.dataset
+    refuse_foreign_files(dataset.dir, overwrite=options.overwrite)
+    earlier = read_earlier_splits(dataset.splits_from) if dataset.splits_from else None
+    if options.import_path:
+        collected = import_rows(options.import_path, config, options, fallbacks)
+    else:
+        collected = make_rows(config, environment, options, fallbacks)
 
     heading("Splitting")
-    split = split_rows(rows, config.dataset.splits, config.dataset.seed, earlier)
+    split = split_rows(collected.rows, dataset.splits, dataset.seed, earlier)
     if earlier:
         kept, dropped = sum(split.kept_in_place.values()), split.dropped_as_trained_on
         say(f"{kept} rows stay in their split of {earlier.folder}; {dropped} dropped that its train.json has")
-    check_split(split, config, fallbacks, source=arguments.import_path)
+    thin_tools = check_split(split, config, source=options.import_path)
+    say(f"no held-out row is nearer than {split.highest_similarity:.3f} to a training row")
+    for message in thin_tools:
+        fallbacks.add(message)
 
     heading("Writing")
-    result = Result(split, config.dataset.seed, **found)
-    tokenizer = load_local_tokenizer(config, environment, fallbacks)
-    paths = write(config.dataset.dir, render(result, config.toolbox, tokenizer))
-    imported = config.dataset.dir / IMPORTED_CONFIG
-    own_config = imported if imported in paths else None  # has all tools of the data, which training compares with
-    made_for = load_config(own_config, arguments.overrides) if own_config else config
+    result = Result(split, dataset.seed, collected)
+    tokenizer = load_local_tokenizer(config.model, environment.hf_token, fallbacks)
+    paths = write(dataset.dir, render(result, config.toolbox, tokenizer))
+    imported = dataset.dir / IMPORTED_CONFIG_NAME
+    own_config = imported if imported in paths else None  # it has all tools of the data, which training compares with
     write_manifest(
-        config.dataset.dir, stage="prepare_dataset", config=made_for.as_dict(), seed=config.dataset.seed,
-        started_s=started_s, inputs=[path for path in (arguments.logs, arguments.import_path) if path], outputs=paths,
-        counts=result.counts(), fallbacks=fallbacks, earlier_splits=splits_kept(split, earlier),
-    )  # fmt: skip
-    print(summary(split.rows))
-    say(
-        f"\n{config.dataset.dir}/ is ready after {duration(time.time() - started_s)}; look at dataset_report.html there"
+        dataset.dir,
+        stage="prepare_dataset",
+        config=(load_config(own_config, options.overrides) if own_config else config).as_dict(),
+        seed=dataset.seed,
+        started_s=started_s,
+        inputs=[path for path in (options.logs, options.import_path) if path],
+        outputs=paths,
+        counts=result.counts(),
+        fallbacks=fallbacks,
+        earlier_splits=entry_of_earlier_splits(split, earlier) if earlier else None,
     )
-    say(f"next: {next_command('train_tool_aware.py', arguments, config=own_config)}")
+    print(summary(split.rows))
+    say(f"\n{dataset.dir}/ is ready after {duration(time.time() - started_s)}; look at {DATASET_REPORT_NAME} there")
+    print(f"next: {next_command('train_tool_aware.py', options, config=own_config)}")
     return 0
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> Options:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     add_config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--overwrite", action="store_true", help="replace data files that this script did not write")
     parser.add_argument("--require-database", action="store_true", help="fail if the query log cannot be read")
-    parser.add_argument(
-        "--logs", type=Path, metavar="FILE", help="a JSONL, CSV or Parquet export instead of the database"
-    )
-    parser.add_argument(
-        "--generator", choices=("builtin", "openai"), default="builtin",
-        help="openai: also paraphrase rows through the endpoint in OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_API_KEY",
-    )  # fmt: skip
+    export = "a JSONL, CSV or Parquet export instead of the database"
+    parser.add_argument("--logs", type=Path, metavar="FILE", help=export)
+    openai = "openai: also paraphrase rows through the endpoint in OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_API_KEY"
+    parser.add_argument("--generator", choices=("builtin", "openai"), default="builtin", help=openai)
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--check", type=Path, metavar="PATH", help="check a data file, or a folder of them, and stop")
-    only.add_argument(
-        "--import", type=Path, dest="import_path", metavar="PATH",
-        help="convert JSONL of chat messages with tool calls, or of BFCL questions, instead of synthesising",
-    )  # fmt: skip
-    parser.add_argument(
-        "--answers", type=Path, metavar="FILE", help="BFCL's answers (default: possible_answer/ beside PATH)"
-    )
-    return parser.parse_args(argv)
+    convert = "convert JSONL of chat messages with tool calls, or of BFCL questions, instead of synthesising"
+    only.add_argument("--import", type=Path, dest="import_path", metavar="PATH", help=convert)
+    bfcl = "BFCL's answers (default: possible_answer/ beside PATH)"
+    parser.add_argument("--answers", type=Path, metavar="FILE", help=bfcl)
+    return parse_options(Options, parser, argv)
 
 
-def plan(config: Config, environment: Environment, arguments: argparse.Namespace) -> str:
-    """Say what will be done, before it is done."""
+def plan(config: Config, environment: Environment, options: Options) -> str:
+    """Return what the run will do, as a table."""
     dataset = config.dataset
-    if arguments.import_path:
-        rows = [("import", str(arguments.import_path))]
+    if options.import_path:
+        rows = [("import", str(options.import_path))]
     else:
         slices = "all" if dataset.slices == "all" else ", ".join(dataset.slices)
         made = dataset.synthetic_per_tool * len(config.tools) + dataset.ambiguous
         number = f"{made} = {len(config.tools)} x {dataset.synthetic_per_tool} + {dataset.ambiguous} ambiguous"
-        rows = [
-            ("query log", log_source(config, environment, arguments)),
-            ("synthetic rows", f"{number}; slices: {slices}"),
-        ]
-    if arguments.generator == "openai":
+        source = log_source(config, environment, options)
+        rows = [("query log", source), ("synthetic rows", f"{number}; slices: {slices}")]
+    if options.generator == "openai":
         rows.append(("paraphrases", f"{dataset.paraphrases} through {environment.openai_base_url}"))
     shares = " / ".join(f"{name} {part:.0%}" for name, part in zip(SPLITS, dataset.splits, strict=True))
-    rows += [
-        ("tools", ", ".join(config.toolbox.names)),
-        ("splits", shares),
-        ("output", f"{dataset.dir}/  (seed {dataset.seed})"),
-    ]
+    rows += [("tools", ", ".join(config.toolbox.names)), ("splits", shares)]
     if dataset.splits_from:
-        rows.insert(-1, ("splits kept", f"those of {dataset.splits_from}/"))
+        rows.append(("splits kept", f"those of {dataset.splits_from}/"))
+    rows.append(("output", f"{dataset.dir}/  (seed {dataset.seed})"))
     return table(("plan", ""), rows, "<<")
 
 
-def log_source(config: Config, environment: Environment, arguments: argparse.Namespace) -> str:
-    """Where logged queries come from, in words."""
-    if arguments.logs:
-        return str(arguments.logs)
+def log_source(config: Config, environment: Environment, options: Options) -> str:
+    """Return where logged queries come from, in words."""
+    if options.logs:
+        return str(options.logs)
     if not config.dataset.use_query_log:
         return "none (dataset.use_query_log: false)"
     server = f"{environment.postgres_host}:{environment.postgres_port}/{environment.postgres_db}"
@@ -152,60 +165,50 @@ def log_source(config: Config, environment: Environment, arguments: argparse.Nam
 # ---- rows -----------------------------------------------------------------------------------------------
 
 
-def make_rows(
-    config: Config, environment: Environment, arguments: argparse.Namespace, fallbacks: list[str]
-) -> tuple[list[Row], dict[str, Any]]:
-    """Read the log and synthesise; returns the rows and what there is to report about them."""
-    from tool_aware.dataset.assembly import assemble
+def make_rows(config: Config, environment: Environment, options: Options, fallbacks: Fallbacks) -> Collected:
+    """Read the log, synthesise, and paraphrase if asked for."""
+    from tool_aware.dataset.assembly import Collected, assemble, with_log
     from tool_aware.dataset.synthesis.content import load_content
 
     heading("Reading the query log")
-    logged = read_log(config, environment, arguments, fallbacks)
+    logged = read_log(config, environment, options, fallbacks)
 
     heading("Synthesising")
     assembled = assemble(config, load_content(), logged.rows if logged else [])
-    duplicates = f"{assembled.exact_duplicates} exact and {assembled.near_duplicates} near-duplicates dropped"
-    say(f"{len(assembled.rows)} rows; {duplicates}")
+    exact, near = assembled.exact_duplicates, assembled.near_duplicates
+    say(f"{len(assembled.rows)} rows; {exact} exact and {near} near-duplicates dropped")
     for kind, missing in assembled.shortfalls.items():
-        note(f"{kind}: {missing} rows fewer than asked for; its content or examples are used up", fallbacks)
-    found: dict[str, Any] = {
-        "exact_duplicates": assembled.exact_duplicates,
-        "near_duplicates": assembled.near_duplicates,
-    }
+        fallbacks.add(f"{kind}: {missing} rows fewer than asked for; its content or examples are used up")
+    collected = Collected(assembled.rows, exact, near)
     if logged:
-        found |= {
-            "log_read": logged.read, "log_rejected": logged.rejected, "redacted": logged.redacted,
-            "to_label": logged.to_label,
-        }  # fmt: skip
-    rows = assembled.rows
-    if arguments.generator == "openai":
+        collected = with_log(collected, logged)
+    if options.generator == "openai":
         heading("Paraphrasing")
-        rows, found["stopped_at_gates"] = add_paraphrases(rows, config, environment, fallbacks)
-    return rows, found
+        collected = add_paraphrases(collected, config, environment, fallbacks)
+    return collected
 
 
-def read_log(config: Config, environment: Environment, arguments: argparse.Namespace, fallbacks: list[str]) -> Any:
-    """Extract and curate logged rows; without a database say so in one line, and return None."""
+def read_log(config: Config, environment: Environment, options: Options, fallbacks: Fallbacks) -> Curated | None:
+    """Read and curate logged rows; None without a query log, and why in one line."""
     from tool_aware.dataset.curation import counts_in_words, curate
     from tool_aware.dataset.log_files import read_log_file
     from tool_aware.dataset.query_log import DatabaseUnreachable, read_query_log
 
-    if not config.dataset.use_query_log and not arguments.logs:
+    database, per_session = config.database, config.dataset.max_per_session
+    if options.logs:
+        records = read_log_file(options.logs, database)
+    elif config.dataset.use_query_log:
+        records = read_query_log(database, environment)
+    else:
         say("skipped: dataset.use_query_log is false")
         return None
-    if arguments.logs:
-        records = read_log_file(arguments.logs, config.database)
-    else:
-        records = read_query_log(config.database, environment)
     try:
-        curated = curate(
-            records, config.toolbox, config.database.filters, max_per_session=config.dataset.max_per_session
-        )
+        curated = curate(records, config.toolbox, database.filters, max_per_session=per_session)
     except DatabaseUnreachable as error:
-        if arguments.require_database:
+        if options.require_database:
             fix = "start the database, or run without --require-database"
             raise UserError(error.what, where=error.where, fix=fix) from error
-        note(f"no query log: {error.where}: {error.what}; going on with synthesis alone", fallbacks)
+        fallbacks.add(f"no query log: {error.where}: {error.what}; going on with synthesis alone")
         return None
     say(f"{curated.read} logged queries read, {len(curated.rows)} kept")
     if curated.rejected:
@@ -215,207 +218,76 @@ def read_log(config: Config, environment: Environment, arguments: argparse.Names
     return curated
 
 
-def add_paraphrases(
-    rows: list[Row], config: Config, environment: Environment, fallbacks: list[str]
-) -> tuple[list[Row], Mapping[str, int]]:
-    """Let a remote model rewrite synthetic rows; returns all rows and how many candidates each gate stopped."""
+def add_paraphrases(collected: Collected, config: Config, environment: Environment, fallbacks: Fallbacks) -> Collected:
+    """Add paraphrases of synthetic rows by a remote model, and the number of candidates that each gate stopped."""
     from tool_aware.dataset.deduplication import deduplicate
-    from tool_aware.dataset.synthesis.remote import Endpoint, paraphrase
+    from tool_aware.dataset.synthesis.remote import endpoint_of, paraphrase
 
-    if not environment.openai_base_url or not environment.openai_model:
-        raise UserError("--generator openai needs OPENAI_BASE_URL and OPENAI_MODEL", where="environment",
-                        fix="export OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=name")  # fmt: skip
-    endpoint = Endpoint(environment.openai_base_url, environment.openai_model, environment.openai_api_key)
-    sources = [row for row in rows if row.metadata["source"] == "synthetic"]
+    endpoint, folder, wanted = endpoint_of(environment), config.dataset.dir, config.dataset.paraphrases
+    sources = [row for row in collected.rows if row.metadata["source"] == "synthetic"]
     random.Random(f"{config.dataset.seed}/paraphrases").shuffle(sources)  # all tools from the first request on
-    wanted = config.dataset.paraphrases
-    config.dataset.dir.mkdir(parents=True, exist_ok=True)
+    known = [row.query for row in collected.rows]
+    folder.mkdir(parents=True, exist_ok=True)
     progress = Progress("paraphrases", wanted)
-    made = paraphrase(
-        sources, [row.query for row in rows], config.toolbox,
-        endpoint.chat, config.dataset.dir / PARAPHRASES_NAME, wanted=wanted, progress=progress.update,
-    )  # fmt: skip
+    journal, update = folder / PARAPHRASES_NAME, progress.update
+    made = paraphrase(sources, known, config.toolbox, endpoint.chat, journal, wanted=wanted, progress=update)
     progress.close()
-    say(f"{len(made.rows)} of {made.candidates} candidates passed; stopped: "
-        + ", ".join(f"{gate} {count}" for gate, count in made.stopped.items()))  # fmt: skip
+    stopped = ", ".join(f"{gate} {count}" for gate, count in made.stopped.items())
+    say(f"{len(made.rows)} of {made.candidates} candidates passed; stopped: {stopped}")
     if len(made.rows) < wanted:
-        note(f"{wanted - len(made.rows)} paraphrases fewer than asked for", fallbacks)
-    return deduplicate([*rows, *made.rows]).rows, made.stopped
+        fallbacks.add(f"{wanted - len(made.rows)} paraphrases fewer than asked for")
+    return replace(collected, rows=deduplicate([*collected.rows, *made.rows]).rows, stopped_at_gates=made.stopped)
 
 
-def import_rows(
-    config: Config, _environment: Environment, arguments: argparse.Namespace, fallbacks: list[str]
-) -> tuple[list[Row], dict[str, Any]]:
-    """Convert someone else's file. Tools that config.yaml lacks go into a config of their own beside the data."""
-    import yaml
-
+def import_rows(path: Path, config: Config, options: Options, fallbacks: Fallbacks) -> Collected:
+    """Convert another project's file. Tools that the config lacks go into a config of their own beside the data."""
+    from tool_aware.dataset.assembly import Collected
     from tool_aware.dataset.deduplication import deduplicate
-    from tool_aware.dataset.importing import import_file
+    from tool_aware.dataset.importing import config_with_tools, import_file
 
     heading("Importing")
-    imported = import_file(arguments.import_path, config.toolbox, arguments.answers)
+    imported = import_file(path, config.toolbox, options.answers)
     unique = deduplicate(imported.rows)
     say(f"{len(imported.rows)} rows taken over, {sum(imported.skipped.values())} left out")
     for reason, number in imported.skipped.items():
         say(f"  {reason}: {number}")
     if not unique.rows:
-        raise UserError("no row could be taken over", where=str(arguments.import_path), fix="see docs/FORMATS.md")
+        raise UserError("no row could be taken over", where=str(path), fix="see docs/FORMATS.md")
     more_files = {}
     if imported.foreign_tools:
-        path = config.dataset.dir / IMPORTED_CONFIG
-        tools = [tool.model_dump(exclude_defaults=True) for tool in config.tools] + [
-            {"name": tool.name, "description": tool.description or tool.name, "parameters": dict(tool.parameters)}
-            for tool in imported.foreign_tools
-        ]
-        base = os.path.relpath(arguments.config, path.parent)
-        merged = {"extends": base, "tools": tools}
-        more_files[path.name] = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
-        note(
-            f"{len(imported.foreign_tools)} tools are not in {arguments.config}: "
-            f"run the next stages with --config {path}",
-            fallbacks,
-        )
-    return unique.rows, {
-        "exact_duplicates": unique.exact,
-        "near_duplicates": unique.near,
-        "log_rejected": imported.skipped,
-        "more_files": more_files,
-    }
+        target = config.dataset.dir / IMPORTED_CONFIG_NAME
+        more_files[target.name] = config_with_tools(config, options.config, imported.foreign_tools, target.parent)
+        number = len(imported.foreign_tools)
+        fallbacks.add(f"{number} tools are not in {options.config}: run the next stages with --config {target}")
+    skipped = imported.skipped
+    return Collected(unique.rows, unique.exact, unique.near, log_rejected=skipped, more_files=more_files)
 
 
 # ---- checks ---------------------------------------------------------------------------------------------
 
 
-def check_split(split: Split, config: Config, fallbacks: list[str], *, source: Path | None = None) -> None:
-    """Raise GateFailed if a held-out row is too close to a training row, UserError if a split is empty.
+def check_files(path: Path, config: Config, environment: Environment, options: Options) -> int:
+    """Check data of any origin. Bad rows and missing files are errors; leaks and imbalance are warnings."""
+    from tool_aware.dataset import data_check
+    from tool_aware.dataset.previews import load_local_tokenizer
 
-    `source` is the file that the rows were imported from, if they were.
-    """
-    if split.leaks:
-        worst = max(split.leaks, key=lambda leak: leak.similarity)
-        raise GateFailed(
-            f"{len(split.leaks)} held-out rows are too close to a training row; "
-            f"the closest, at {worst.similarity:.2f}: {worst.query!r} and {worst.nearest_query!r}",
-            fix="another dataset.seed, or report it: this should not happen",
-        )
-    empty = [name for name in SPLITS if not split.rows[name]]
-    if empty:
-        number = sum(map(len, split.rows.values()))
-        if source:
-            fix = "import more rows, or write train.json, val.json and test.json by hand and --check them"
-        else:
-            fix = "raise dataset.synthetic_per_tool"
-        raise UserError(
-            f"{number} distinct rows leave none for {' and '.join(empty)} at dataset.splits {config.dataset.splits}",
-            where=str(source or "dataset"), fix=fix,
-        )  # fmt: skip
-    highest = max((leak.similarity for leak in split.nearest), default=0.0)
-    say(f"no held-out row is nearer than {highest:.3f} to a training row")
-    check_tools(split, config, fallbacks)
-
-
-def check_tools(split: Split, config: Config, fallbacks: list[str]) -> None:
-    """Note tools without rows in a split; raise UserError for one that is made from its examples alone."""
-    for tool in config.toolbox.names:
-        part = {name: [row for row in split.rows[name] if row.tool == tool] for name in SPLITS}
-        rows = [row for name in SPLITS for row in part[name]]
-        absent = ", ".join(name for name in SPLITS if not part[name])
-        if not absent or not rows:
-            continue
-        templates = {str(row.metadata.get("template")) for row in rows}
-        from_examples = all(template.startswith(f"example-{tool}-") for template in templates)
-        if from_examples and not config.dataset.splits_from:
-            raise UserError(
-                f"no row in {absent}: its {len(rows)} rows come from {len(templates)} of its `examples`",
-                where=f"tools: {tool}",
-                fix="raise dataset.synthetic_per_tool, or give it examples that differ more, better ten of them",
-            )
-        note(f"{tool} has no row in {absent}; more examples or rows would change that", fallbacks)
-
-
-def splits_kept(split: Split, earlier: EarlierSplits | None) -> dict[str, Any] | None:
-    """For the manifest: whose splits were kept, and with how many rows; None without dataset.splits_from."""
-    if earlier is None:
-        return None
-    return {
-        "folder": str(earlier.folder),
-        "sha256": dict(earlier.sha256),
-        "rows": dict(split.kept_in_place),
-        "dropped": split.dropped_as_trained_on,
-    }
-
-
-def check_files(config: Config, environment: Environment, arguments: argparse.Namespace) -> int:
-    """Check data that someone else wrote. Bad rows and missing files are errors; leaks and imbalance are warnings."""
-    from tool_aware.dataset import data_check as validation
-
-    files = validation.files_to_check(arguments.check)
-    loaded = validation.load_all(files, config.toolbox)
-    tokenizer = load_local_tokenizer(config, environment, [])
-    first = next(iter(loaded.values()))
-    lengths = validation.token_lengths(first, tokenizer)
-    print(validation.balance(loaded, config.toolbox))
-    print(validation.describe_lengths(lengths, config.model.max_seq_length, is_estimate=tokenizer is None))
-    for message in validation.imbalance(loaded, config.toolbox):
+    files = data_check.files_to_check(path)
+    loaded = data_check.load_all(files, config.toolbox)
+    tokenizer = load_local_tokenizer(config.model, environment.hf_token, Fallbacks())
+    lengths = data_check.token_lengths(next(iter(loaded.values())), tokenizer)
+    print(data_check.balance(loaded, config.toolbox))
+    print(data_check.describe_lengths(lengths, config.model.max_seq_length, is_estimate=tokenizer is None))
+    for message in [*data_check.imbalance(loaded, config.toolbox), *map(str, data_check.leakage(loaded))]:
         warn(message)
-    for leak in validation.leakage(loaded):
-        warn(
-            f"{leak.held_out} shares {leak.exact} queries with train and {leak.near} nearly; for example {leak.example}"
-        )
     say(f"{sum(len(part.rows) for part in loaded.values())} rows, all well-formed")
-    for_training, for_evaluation = validation.missing_files(arguments.check, files)
-    if for_evaluation:
-        say(f"no {for_evaluation[0]}: it can be trained on, but evaluate.py needs one")
-    if for_training:
-        raise UserError(
-            f"no {' and no '.join(for_training)}: training needs train.json and val.json", where=str(arguments.check),
-            fix="write rows there that the other files do not have; a tenth of them all is usual (docs/FORMATS.md)",
-        )  # fmt: skip
-    if arguments.check.is_dir():
-        overrides = [*arguments.overrides, f"dataset.dir={arguments.check}"]
-        same = argparse.Namespace(config=arguments.config, overrides=overrides)
-        say(f"memory and time of training on it: {next_command('monitor_gpu.py estimate', same)}")
+    if data_check.lacks_test_file(path, files):
+        say("no test.json: it can be trained on, but evaluate.py needs one")
+    data_check.refuse_missing_files(path, files)
+    if path.is_dir():
+        with_data = replace(options, overrides=[*options.overrides, f"dataset.dir={path}"])
+        say("memory and time of training on it:")
+        print(f"next: {next_command('monitor_gpu.py estimate', with_data)}")
     return 0
-
-
-def load_local_tokenizer(config: Config, environment: Environment, fallbacks: list[str]) -> Any:
-    """Load the model's tokenizer if it is on this machine; data can be prepared without."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    from tool_aware.prompt import load_tokenizer
-
-    try:
-        cached = Path(HF_HUB_CACHE, f"models--{config.model.name.replace('/', '--')}")
-        if not cached.is_dir() and not Path(config.model.name).is_dir():
-            raise OSError("neither downloaded nor a folder")  # before transformers takes seconds to say so
-        return load_tokenizer(config.model.name, revision=config.model.revision, token=environment.hf_token)
-    except (UserError, OSError, ValueError, ImportError):
-        message = f"the tokenizer of {config.model.name} is not on this machine: tokens are not counted"
-        say(message)
-        fallbacks.append(message)
-        return None
-
-
-def note(message: str, fallbacks: list[str]) -> None:
-    """Warn, and remember it for the manifest."""
-    warn(message)
-    fallbacks.append(message)
-
-
-def summary(parts: Mapping[str, Sequence[Row]]) -> str:
-    """Count rows by tool, source and split."""
-
-    def line(label: str, key: str, value: str | None) -> tuple[object, ...]:
-        numbers = [sum(value is None or row.metadata.get(key) == value for row in parts[name]) for name in SPLITS]
-        return (label, *numbers, sum(numbers))
-
-    rows = [row for part in parts.values() for row in part]
-    by_tool = [line(tool, "tool", tool) for tool in sorted({row.tool for row in rows})]
-    by_source = [
-        line(f"from {source}", "source", source) for source in sorted({row.metadata["source"] for row in rows})
-    ]
-    return table(("rows", *SPLITS, "all"), [*by_tool, *by_source, line("all", "", None)])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ SPLIT_REPORT_NAME = "split_report.json"
 DATASET_REPORT_NAME = "dataset_report.html"
 TO_LABEL_NAME = "to_label.jsonl"
 PARAPHRASES_NAME = "paraphrases.jsonl"
+IMPORTED_CONFIG_NAME = "imported.yaml"  # extends the config by the tools that an import has brought
 
 
 def split_name(split: str) -> str:

@@ -17,6 +17,7 @@ from tests.fixtures.imports import heavy_among, modules_imported
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed
+from tool_aware.dataset.split_check import check_split
 from tool_aware.dataset.splitting import Leak, Split
 from tool_aware.demo.database import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log
@@ -80,7 +81,9 @@ def test_counts_per_source_tool_and_split_are_the_result_on_stdout(tmp_path: Pat
     result = prepare(*SMALL, *NO_LOG, folder=tmp_path)
     assert result.stdout.splitlines()[0].split() == ["rows", "train", "val", "test", "all"]
     assert "from synthetic" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("next: python train_tool_aware.py")
     assert "Synthesising" in result.stderr
+    assert "next:" not in result.stderr
 
 
 def test_the_default_test_split_is_large_enough_to_mean_something(config: Config) -> None:
@@ -264,12 +267,10 @@ def test_a_folder_that_cannot_be_made_is_named() -> None:
 
 
 def test_a_leak_fails_the_gate_with_exit_code_3_and_shows_the_pair(config: Config, toy_rows: list[Row]) -> None:
-    from prepare_dataset import check_split
-
     leak = Leak("test", "where is the plan", "where is the plans", 0.93)
     split = Split({"train": toy_rows, "val": toy_rows[:1], "test": toy_rows[:1]}, [leak])
     with pytest.raises(GateFailed, match=r"0\.93.*where is the plans") as caught:
-        check_split(split, config, [])
+        check_split(split, config)
     assert caught.value.exit_code == 3
 
 
@@ -300,7 +301,8 @@ def test_check_leaves_memory_and_time_to_the_estimate(prepared: Path) -> None:
     result = prepare("--check", str(prepared))
     assert "passes over" not in result.stdout + result.stderr
     assert "4070" not in result.stdout + result.stderr
-    command = result.stderr.rpartition("training on it: ")[2].split()
+    assert "memory and time of training on it" in result.stderr
+    command = result.stdout.rpartition("next: ")[2].split()
     assert command[:3] == ["python", "monitor_gpu.py", "estimate"]
     estimated = subprocess.run(
         [sys.executable, *command[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
@@ -360,7 +362,7 @@ def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tm
     result = prepare("--import", str(source), folder=data)
     assert result.returncode == 0, result.stderr
     following = f"next: python train_tool_aware.py --config {data / 'imported.yaml'} --set dataset.dir={data}"
-    assert following in result.stderr.splitlines()
+    assert following in result.stdout.splitlines()
     tools = load_config(data / "imported.yaml").as_dict()["tools"]
     assert read_manifest(data)["config"]["tools"] == tools  # which training and evaluation compare theirs with
     again = prepare("--config", str(data / "imported.yaml"), "--check", str(data))

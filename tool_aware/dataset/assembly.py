@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tool_aware.config.settings import Config
+from tool_aware.dataset.curation import Curated
 from tool_aware.dataset.deduplication import Deduplicated, deduplicate
 from tool_aware.dataset.synthesis.content import Content
 from tool_aware.dataset.synthesis.generator import Example, Generator
@@ -18,6 +20,21 @@ ROUNDS = 6  # further attempts to make up for duplicates, each with twice the sp
 
 
 @dataclass(frozen=True)
+class Collected:
+    """The rows to split, from all sources, and the counts of what was left out or replaced before."""
+
+    rows: list[Row]
+    exact_duplicates: int = 0
+    near_duplicates: int = 0
+    log_read: int = 0
+    log_rejected: Mapping[str, int] = field(default_factory=dict)  # by reason; of an import as well
+    redacted: Mapping[str, int] = field(default_factory=dict)  # by rule
+    to_label: Sequence[Mapping[str, Any]] = ()
+    stopped_at_gates: Mapping[str, int] = field(default_factory=dict)
+    more_files: Mapping[str, str] = field(default_factory=dict)  # content by name: those that only an import writes
+
+
+@dataclass(frozen=True)
 class Assembled:
     """The rows of the dataset, and how many duplicates were dropped on the way."""
 
@@ -25,6 +42,12 @@ class Assembled:
     exact_duplicates: int
     near_duplicates: int
     shortfalls: Mapping[str, int]  # tool -> rows that the content could not supply
+
+
+def with_log(collected: Collected, logged: Curated) -> Collected:
+    """Return `collected` with the counts of the log that its logged rows are from."""
+    rejected, redacted = logged.rejected, logged.redacted
+    return replace(collected, log_read=logged.read, log_rejected=rejected, redacted=redacted, to_label=logged.to_label)
 
 
 def assemble(config: Config, content: Content, logged: Sequence[Row]) -> Assembled:

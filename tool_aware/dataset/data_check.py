@@ -33,6 +33,11 @@ class Leakage:
     near: int
     example: str
 
+    def __str__(self) -> str:
+        return (
+            f"{self.held_out} shares {self.exact} queries with train and {self.near} nearly; for example {self.example}"
+        )
+
 
 def files_to_check(path: Path) -> dict[str, Path]:
     """Return the files that PATH stands for: one JSON file, or the splits in a folder.
@@ -49,11 +54,20 @@ def files_to_check(path: Path) -> dict[str, Path]:
     return {path.stem: path}
 
 
-def missing_files(path: Path, files: Mapping[str, Path]) -> tuple[list[str], list[str]]:
-    """Return what a folder lacks: files that training cannot do without, and those that evaluation needs."""
-    absent = [name for name in SPLITS if name not in files] if path.is_dir() else []
-    for_training = [split_name(name) for name in absent if name != "test"]
-    return for_training, [split_name(name) for name in absent if name == "test"]
+def lacks_test_file(path: Path, files: Mapping[str, Path]) -> bool:
+    """Return whether PATH is a folder without test.json, which only evaluation needs."""
+    return path.is_dir() and "test" not in files
+
+
+def refuse_missing_files(path: Path, files: Mapping[str, Path]) -> None:
+    """Raise UserError if PATH is a folder that lacks files which training needs."""
+    absent = [split_name(name) for name in SPLITS if name not in files and name != "test"]
+    if path.is_dir() and absent:
+        raise UserError(
+            f"no {' and no '.join(absent)}: training needs train.json and val.json",
+            where=str(path),
+            fix="write rows there that the other files do not have; a tenth of them all is usual (docs/FORMATS.md)",
+        )
 
 
 def load_all(files: Mapping[str, Path], tools: Toolbox) -> dict[str, LoadedRows]:

@@ -10,13 +10,17 @@ A row may bring its own tools; then its instruction shows those and not config.y
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row
@@ -76,6 +80,16 @@ def import_file(path: Path, tools: Toolbox, answers: Path | None = None) -> Impo
         else:
             rows.append(row)
     return Imported(rows, dict(skipped), tuple(tool for name, tool in known.items() if name not in tools))
+
+
+def config_with_tools(config: Config, base: Path, foreign: Sequence[Tool], folder: Path) -> str:
+    """Return the text of a config file in `folder` that extends `base` by the `foreign` tools of an import."""
+    tools = [tool.model_dump(exclude_defaults=True) for tool in config.tools] + [
+        {"name": tool.name, "description": tool.description or tool.name, "parameters": dict(tool.parameters)}
+        for tool in foreign
+    ]
+    extended = {"extends": os.path.relpath(base, folder), "tools": tools}
+    return yaml.safe_dump(extended, sort_keys=False, allow_unicode=True)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.console import UserError
+from tool_aware.console import UserError, table
+from tool_aware.dataset.assembly import Collected
 from tool_aware.dataset.card import build_card
 from tool_aware.dataset.dataset_report import ReportData, build_report
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
+from tool_aware.dataset.earlier_splits import EarlierSplits
 from tool_aware.dataset.previews import preview, preview_rows
 from tool_aware.dataset.splitting import Split
 from tool_aware.files import sha256_of, write_text
@@ -26,7 +28,7 @@ from tool_aware.paths import (
     split_file,
     split_name,
 )
-from tool_aware.rows import SPLITS
+from tool_aware.rows import SPLITS, Row
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
@@ -39,19 +41,7 @@ class Result:
 
     split: Split
     seed: int
-    log_read: int = 0
-    log_rejected: Mapping[str, int] = field(default_factory=dict)
-    redacted: Mapping[str, int] = field(default_factory=dict)
-    to_label: Sequence[Mapping[str, Any]] = ()
-    exact_duplicates: int = 0
-    near_duplicates: int = 0
-    stopped_at_gates: Mapping[str, int] = field(default_factory=dict)
-    more_files: Mapping[str, str] = field(default_factory=dict)  # by name: those that only an import writes
-
-    @property
-    def highest_similarity(self) -> float:
-        """Return the similarity of the held-out row that is nearest to a training row."""
-        return max((leak.similarity for leak in self.split.nearest), default=0.0)
+    collected: Collected
 
     def counts(self) -> dict[str, Any]:
         """Return the numbers for the manifest and the card."""
@@ -63,14 +53,14 @@ class Result:
         return {
             "rows": {name: len(self.split.rows[name]) for name in SPLITS},
             **by_key,
-            "log_read": self.log_read,
-            "log_rejected": dict(self.log_rejected),
-            "redacted": dict(self.redacted),
-            "exact_duplicates": self.exact_duplicates,
-            "near_duplicates": self.near_duplicates,
-            "stopped_at_gates": dict(self.stopped_at_gates),
+            "log_read": self.collected.log_read,
+            "log_rejected": dict(self.collected.log_rejected),
+            "redacted": dict(self.collected.redacted),
+            "exact_duplicates": self.collected.exact_duplicates,
+            "near_duplicates": self.collected.near_duplicates,
+            "stopped_at_gates": dict(self.collected.stopped_at_gates),
             "dropped_after_check": self.split.dropped_after_check,
-            "highest_similarity": self.highest_similarity,
+            "highest_similarity": self.split.highest_similarity,
         }
 
 
@@ -82,25 +72,27 @@ def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | 
     files[SAMPLE_NAME] = _json([preview(row, tokenizer) for row in preview_rows(rows)])
     files[SPLIT_REPORT_NAME] = _json(split_report(result))
     dropped = {
-        **result.log_rejected,
-        "exact_duplicates": result.exact_duplicates,
-        "near_duplicates": result.near_duplicates,
+        **result.collected.log_rejected,
+        "exact_duplicates": result.collected.exact_duplicates,
+        "near_duplicates": result.collected.near_duplicates,
         "held-out_rows_too_close_to_train": result.split.dropped_after_check,
-        **{f"paraphrase gate {gate}": count for gate, count in result.stopped_at_gates.items()},
+        **{f"paraphrase gate {gate}": count for gate, count in result.collected.stopped_at_gates.items()},
     }
     report = ReportData(
         parts,
         result.split.nearest,
         {name: count for name, count in dropped.items() if count},
-        result.redacted,
+        result.collected.redacted,
         result.seed,
         result.split.is_exhaustive,
     )
     files[DATASET_REPORT_NAME] = build_report(report, tokenizer)
     files[CARD_NAME] = build_card(parts, tools, result.counts(), result.seed)
-    if result.to_label:
-        files[TO_LABEL_NAME] = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.to_label)
-    return files | dict(result.more_files)
+    if result.collected.to_label:
+        files[TO_LABEL_NAME] = "".join(
+            json.dumps(item, ensure_ascii=False) + "\n" for item in result.collected.to_label
+        )
+    return files | dict(result.collected.more_files)
 
 
 def split_report(result: Result) -> dict[str, Any]:
@@ -113,13 +105,35 @@ def split_report(result: Result) -> dict[str, Any]:
         "measure": "cosine of the sets of character trigrams of normalised queries",
         "threshold": NEAR_DUPLICATE,
         "every_pair_compared": result.split.is_exhaustive,
-        "highest_similarity": result.highest_similarity,
+        "highest_similarity": result.split.highest_similarity,
         "pairs_at_or_above_threshold": len(result.split.leaks),
-        "exact_duplicates_dropped": result.exact_duplicates,
-        "near_duplicates_dropped": result.near_duplicates,
+        "exact_duplicates_dropped": result.collected.exact_duplicates,
+        "near_duplicates_dropped": result.collected.near_duplicates,
         "held_out_rows_dropped_after_check": result.split.dropped_after_check,
         "rows_by_slice": dict(sorted(by_slice.items())),
         "held_out": [asdict(leak) for leak in sorted(result.split.nearest, key=lambda leak: -leak.similarity)],
+    }
+
+
+def summary(parts: Mapping[str, Sequence[Row]]) -> str:
+    """Return a table of the rows by tool, source and split."""
+    rows = [row for part in parts.values() for row in part]
+    lines: list[tuple[object, ...]] = []
+    for key, prefix in (("tool", ""), ("source", "from ")):
+        for value in sorted({str(row.metadata[key]) for row in rows}):
+            numbers = [sum(row.metadata[key] == value for row in parts[name]) for name in SPLITS]
+            lines.append((prefix + value, *numbers, sum(numbers)))
+    lines.append(("all", *(len(parts[name]) for name in SPLITS), len(rows)))
+    return table(("rows", *SPLITS, "all"), lines)
+
+
+def entry_of_earlier_splits(split: Split, earlier: EarlierSplits) -> dict[str, Any]:
+    """Return the manifest's entry on the splits that were kept: whose, and how many rows."""
+    return {
+        "folder": str(earlier.folder),
+        "sha256": dict(earlier.sha256),
+        "rows": dict(split.kept_in_place),
+        "dropped": split.dropped_as_trained_on,
     }
 
 

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.prompt import IGNORE_INDEX, encode_example
+from tool_aware.config.sections import ModelSection
+from tool_aware.console import Fallbacks, UserError, say
+from tool_aware.prompt import IGNORE_INDEX, encode_example, load_tokenizer
 from tool_aware.rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROWS_PER_KIND = 3
+
+
+def load_local_tokenizer(
+    model: ModelSection, token: str | None, fallbacks: Fallbacks
+) -> PreTrainedTokenizerBase | None:
+    """Return the model's tokenizer if it is on this machine; else note that and return None. Nothing is downloaded."""
+    tokenizer = _tokenizer_on_this_machine(model, token)
+    if tokenizer is None:
+        message = f"the tokenizer of {model.name} is not on this machine: tokens are not counted"
+        say(message)
+        fallbacks.extend([message])
+    return tokenizer
+
+
+def _tokenizer_on_this_machine(model: ModelSection, token: str | None) -> PreTrainedTokenizerBase | None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = Path(HF_HUB_CACHE, f"models--{model.name.replace('/', '--')}")
+    if not cached.is_dir() and not Path(model.name).is_dir():
+        return None  # transformers would take seconds to find out
+    try:
+        return load_tokenizer(model.name, revision=model.revision, token=token)
+    except (UserError, OSError, ValueError, ImportError):
+        return None
 
 
 def preview_rows(rows: Sequence[Row], per_kind: int = ROWS_PER_KIND) -> list[Row]:

@@ -36,6 +36,11 @@ class Split:
     dropped_as_trained_on: int = 0  # rows of its train.json whose group is held out
 
     @property
+    def highest_similarity(self) -> float:
+        """Return the similarity of the held-out row that is nearest to a training row."""
+        return max((leak.similarity for leak in self.nearest), default=0.0)
+
+    @property
     def leaks(self) -> list[Leak]:
         """Return the held-out rows that are still too close to a training row; empty if the guarantee holds."""
         return [leak for leak in self.nearest if leak.similarity >= NEAR_DUPLICATE]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tool_aware.config.settings import Config
+from tool_aware.dataset.assembly import Collected
 from tool_aware.dataset.dataset_report import ReportData, build_report
 from tool_aware.dataset.outputs import Result, render
 from tool_aware.dataset.previews import preview
@@ -31,7 +32,8 @@ def result(config: Config, toy_rows: list[Row]) -> Result:
         [Leak("test", HOSTILE, HOSTILE, 0.61), Leak("val", "plain", "plane", 0.4)],
         dropped_after_check=2,
     )
-    return Result(split, 7, log_read=90, log_rejected={"low_quality": 12}, redacted={"email": 3}, near_duplicates=4)
+    counts = Collected([], log_read=90, log_rejected={"low_quality": 12}, redacted={"email": 3}, near_duplicates=4)
+    return Result(split, 7, counts)
 
 
 def test_the_report_has_every_section_and_loads_nothing(result: Result, config: Config, tokenizer) -> None:

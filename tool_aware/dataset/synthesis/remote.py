@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tool_aware.config.environment import Environment
 from tool_aware.console import UserError
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.similarity import nearest
@@ -81,6 +82,17 @@ class Endpoint:
             return str(answer["choices"][0]["message"]["content"])
         except (KeyError, IndexError, TypeError):
             raise UserError("the answer is not a chat completion", where=url, fix="check OPENAI_BASE_URL") from None
+
+
+def endpoint_of(environment: Environment) -> Endpoint:
+    """Return the endpoint that the OPENAI_* variables name. Raises UserError if they name none."""
+    if not environment.openai_base_url or not environment.openai_model:
+        raise UserError(
+            "--generator openai needs OPENAI_BASE_URL and OPENAI_MODEL",
+            where="environment",
+            fix="export OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=name",
+        )
+    return Endpoint(environment.openai_base_url, environment.openai_model, environment.openai_api_key)
 
 
 def _send(request: urllib.request.Request) -> Any:

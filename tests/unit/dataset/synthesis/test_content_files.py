@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tool_aware.config.settings import Config
-from tool_aware.dataset.assembly import assemble
+from tool_aware.dataset.assembly import Collected, assemble
 from tool_aware.dataset.outputs import Result, render
 from tool_aware.dataset.splitting import split_rows
 from tool_aware.dataset.synthesis.content import CONTENT_DIR, load_content
@@ -126,7 +126,8 @@ def test_a_frame_that_is_added_changes_no_row_of_the_others(config: Config) -> N
 def test_the_data_of_a_seed_is_the_recorded_one(config: Config) -> None:
     dataset = config.dataset.model_copy(update={"synthetic_per_tool": 60, "ambiguous": 20, "seed": 42})
     small = config.model_copy(update={"dataset": dataset})
-    split = split_rows(assemble(small, load_content(), []).rows, dataset.splits, dataset.seed)
-    files = render(Result(split, dataset.seed), small.toolbox, None)
+    rows = assemble(small, load_content(), []).rows
+    split = split_rows(rows, dataset.splits, dataset.seed)
+    files = render(Result(split, dataset.seed, Collected(rows)), small.toolbox, None)
     found = {name: hashlib.sha256(files[f"{name}.json"].encode()).hexdigest() for name in SPLITS}
     assert found == RECORDED_SHA256, f"the data of seed 42 changed; if that is meant, record {found}"

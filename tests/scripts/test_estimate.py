@@ -19,6 +19,10 @@ def test_the_briefs_estimate(script_without_driver):
     result = script_without_driver.run("estimate", *BRIEF)
     assert result.returncode == 0
     assert "needed on the card" in result.stdout
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("term                      GiB\n")[2].partition("```")[0].splitlines()
+    assert len(shown) > 5
+    assert set(shown) - {"..."} <= set(result.stdout.splitlines())
     record = json.loads(script_without_driver.run("estimate", *BRIEF, "--json").stdout)
     assert 5.5 < record["total_gib"] < 8
     assert record["spec"]["tokens"] == 2048
@@ -120,18 +124,11 @@ def test_the_estimate_obeys_the_memory_budget_of_the_config(script_without_drive
     assert planned["cached_layers"] > 0
 
 
-def test_the_table_for_the_readme_has_all_card_sizes(script_without_driver):
-    result = script_without_driver.run("estimate", "--table", *EMPTY_DATA)
-    assert [line.split()[1] for line in result.stdout.splitlines()[2:]] == [
-        "6",
-        "8",
-        "10",
-        "12",
-        "16",
-        "24",
-        "40",
-        "80",
-    ]
+def test_the_table_of_the_howto_is_what_the_script_prints(script_without_driver):
+    table = script_without_driver.run("estimate", "--table", *EMPTY_DATA).stdout.splitlines()
+    assert [line.split()[1] for line in table[2:]] == ["6", "8", "10", "12", "16", "24", "40", "80"]
+    howto = (REPOSITORY / "docs" / "HOWTO.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in howto if line in table] == table
 
 
 def test_the_traced_step_stands_in_the_json_beside_the_formula_for_the_same_step(script_without_driver):

@@ -1,8 +1,8 @@
-"""The frozen base model spread over the GPUs of a launch, for models that do not fit on one: FSDP with QLoRA.
+"""The frozen base model sharded over the GPUs of a launch, for models that do not fit on one: FSDP with QLoRA.
 
-Only frozen weights are sharded (torch's FSDP2, one decoder layer at a time). Those of a layer are gathered, quantised
-as they are, when it is entered in the forward and in the backward pass, and dropped behind it. The adapter stays whole
-on every process; so optimizer, checkpoints, resuming and export are those of any other run, and so are the losses.
+Only frozen weights are sharded (torch's FSDP2, one transformer layer at a time). Those of a layer are gathered, still
+quantised, before the layer runs in the forward and in the backward pass, and dropped after it. The adapter stays whole
+on every process, so optimizer, checkpoints, resuming, export and losses are those of any other run.
 
 Loading streams: a layer is read, quantised on the GPU and sharded before the next one is read, so that neither a GPU
 nor the host ever holds the model. Embedding, output head and the scales of the quantisation stay whole on each GPU.
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
 
+_IS_4BIT = "is_loaded_in_4bit"  # an attribute of the model that peft reads
+
 
 def load_sharded_base(
     model: ModelSection, quantization: QuantizationSection, processes: Processes, *, hf_token: str | None = None
 ) -> PreTrainedModel:
-    """Load the base model with its decoder layers sharded over all processes, frozen, in eval mode.
+    """Load the base model with its transformer layers sharded over all processes, frozen, in eval mode.
 
     Raises UserError if its files do not name the weights as its modules do, as a few architectures' do not.
     """
@@ -45,8 +47,8 @@ def load_sharded_base(
     dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
     base = _without_weights(folder, model, dtype)
     mesh = init_device_mesh(device().type, (processes.count,))
-    decoder_name = base.base_model_prefix
-    for prefix, tensors in _by_layer(folder, f"{decoder_name}.layers."):
+    transformer_name = base.base_model_prefix
+    for prefix, tensors in _by_layer(folder, f"{transformer_name}.layers."):
         for name, tensor in tensors:
             _put(base, name, tensor.to(dtype), quantization if prefix else None)
         if prefix:
@@ -57,9 +59,11 @@ def load_sharded_base(
         what = f"{len(missing)} weights are not in its files under the names of its modules, for example {missing[0]}"
         raise UserError(what, where=str(folder), fix="--set optimization.shard_base=false")
     # One root for all layers, so that the next one's weights are fetched while this one computes.
-    decoder = base.get_submodule(decoder_name)
-    fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not hasattr(p, "device_mesh")})
-    base.is_loaded_in_4bit = quantization.load_in_4bit  # which peft asks for
+    transformer = base.get_submodule(transformer_name)
+    fully_shard(
+        transformer, mesh=mesh, ignored_params={p for p in transformer.parameters() if not hasattr(p, "device_mesh")}
+    )
+    setattr(base, _IS_4BIT, quantization.load_in_4bit)
     freeze(base)
     say(f"frozen weights are spread over {processes.count} processes; transformers' forward pass runs, which is slower")
     return base
@@ -79,7 +83,7 @@ def _without_weights(folder: Path, model: ModelSection, dtype: torch.dtype) -> P
 
 
 def _by_layer(folder: Path, layers: str) -> Iterator[tuple[str, list[tuple[str, torch.Tensor]]]]:
-    """Yield the weights of one decoder layer after the other with its name; first all others, with the name ""."""
+    """Yield the weights of one transformer layer after the other with its name; first all others, with the name ""."""
     from safetensors import safe_open
 
     files: dict[str, Path] = {}
@@ -103,16 +107,16 @@ def _read(names: Iterable[str], files: dict[str, Path]) -> Iterator[tuple[str, t
 
 
 def _put(base: PreTrainedModel, name: str, tensor: torch.Tensor, quantization: QuantizationSection | None) -> None:
-    """Give `base` a weight; that of a linear layer is quantised, if it is to be."""
+    """Put a weight into `base`; quantise that of a linear layer if `quantization` asks for 4 bits."""
     from torch import nn
 
     owner, _, attribute = name.rpartition(".")
     try:
         module = base.get_submodule(owner)
     except AttributeError:
-        return  # what is missing is told once all files are read
-    is_quantised = quantization is not None and quantization.load_in_4bit and isinstance(module, nn.Linear)
-    if is_quantised and attribute == "weight":
+        return  # missing weights are reported once all files are read
+    is_quantised = quantization is not None and quantization.load_in_4bit and attribute == "weight"
+    if quantization and is_quantised and isinstance(module, nn.Linear):
         parent, _, child = owner.rpartition(".")
         setattr(base.get_submodule(parent), child, _quantised(module, tensor, quantization))
     else:
@@ -121,29 +125,41 @@ def _put(base: PreTrainedModel, name: str, tensor: torch.Tensor, quantization: Q
 
 def _shard(layer: nn.Module, mesh: DeviceMesh) -> None:
     """Spread a layer's weights over `mesh`; the scales of quantised ones stay with their modules."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
     from torch.distributed.fsdp import fully_shard
 
     quantised = {module: module.weight for module in layer.modules() if isinstance(module, Linear4bit)}
     fully_shard(layer, mesh=mesh)
-    for module, whole in quantised.items():  # peft asks the weight how it is quantised
-        module.weight.compress_statistics, module.weight.quant_type = whole.compress_statistics, whole.quant_type
+    for module, whole in quantised.items():  # peft reads from the weight how it is quantised
+        for name in ("compress_statistics", "quant_type"):
+            setattr(module.weight, name, getattr(whole, name))
 
 
 def _quantised(linear: nn.Linear, weight: torch.Tensor, quantization: QuantizationSection) -> nn.Module:
     import torch
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
-    options = {
-        "compress_statistics": quantization.bnb_4bit_use_double_quant,
-        "quant_type": quantization.bnb_4bit_quant_type,
-        "quant_storage": torch.bfloat16,  # the bytes as they are; torch before 2.13 shards no integers
-    }
+    is_double, quant_type = quantization.bnb_4bit_use_double_quant, quantization.bnb_4bit_quant_type
+    storage = torch.bfloat16  # the bytes as they are; torch before 2.13 shards no integers
     with torch.device("meta"):
         module = Linear4bit(
-            linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=weight.dtype, **options
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=weight.dtype,
+            compress_statistics=is_double,
+            quant_type=quant_type,
+            quant_storage=storage,
         )
-    module.weight = Params4bit(weight, requires_grad=False, module=module, **options).to(device())
+    packed: nn.Parameter = Params4bit(
+        weight,
+        requires_grad=False,
+        compress_statistics=is_double,
+        quant_type=quant_type,
+        quant_storage=storage,
+        module=module,
+    )
+    module.weight = packed.to(device())  # quantises it
     if linear.bias is not None:
         module.bias = linear.bias
     return module

@@ -1,7 +1,7 @@
-"""Does a merged model answer as base + adapter did in training? Measured with one decoder layer in memory at a time.
+"""Comparison of a merged model with base + adapter as trained, with one transformer layer in memory at a time.
 
 Two measures: how many rows get the same tool, and the Kullback-Leibler divergence of the next-token distributions along
-the right answers, in nats per token. The first is what matters, the second tells ways to merge apart.
+the right answers, in nats per token. The first is what matters; the second ranks the merge methods.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MEASURED_ROWS = 32  # of val.json, at most, on which ways to merge are compared: some 2,500 tokens of answers
+MEASURED_ROWS = 32  # of val.json, at most, on which merge methods are compared: some 2,500 tokens of answers
 ROWS_AT_ONCE = 8  # examples of a pack: 8 of the tool task are some 1,100 tokens
 MOST_TOKENS = 65_536  # that pass a layer before the next one is loaded; at 4,096 numbers each they take 0.5 GiB
 _HEAD_ROWS = 4096  # of the output head that are widened to float32 at once
@@ -34,7 +34,7 @@ _CHUNK_LABELS = 512  # twice 512 x 32,000 float32 log-probabilities are 125 MiB
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to compare models on; `numbers` are theirs in `file`, counted from 1."""
+    """Rows to compare models on; `numbers` are their places in `file`, counted from 1."""
 
     file: Path
     numbers: list[int]
@@ -45,7 +45,7 @@ class Sample:
     def take(
         cls, file: Path, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, limit: int, max_tokens: int
     ) -> Sample:
-        """Take up to `limit` rows, spread evenly over the file; examples above `max_tokens` are left out."""
+        """Return up to `limit` rows, spread evenly over the file; examples above `max_tokens` are left out."""
         count = min(limit, len(rows))
         chosen = [place * len(rows) // count for place in range(count)]
         encoded = [encode_example(tokenizer, rows[index].instruction, rows[index].response) for index in chosen]
@@ -53,8 +53,8 @@ class Sample:
         numbers = [chosen[place] + 1 for place in kept]
         return cls(file, numbers, [rows[number - 1].query for number in numbers], [encoded[place] for place in kept])
 
-    def up_to_the_name(self, names: ToolNames) -> Sample:
-        """The same rows with answers that end behind the tool's name, which is all a choice takes."""
+    def cut_after_name(self, names: ToolNames) -> Sample:
+        """Return the same rows with answers that end after the tool's name: a choice needs no more."""
         ends = [names.offset + len(names.ids[right_tool(example, names)]) for example in self.examples]
         cut = [
             EncodedExample(example.prompt, example.completion[:end])
@@ -65,11 +65,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class AsTrained:
-    """What base + adapter, quantised as in training, make of a sample: states (L, H) in its order, the head (V, H)."""
+    """The answers of base + adapter, quantised as in training, on a sample."""
 
     sample: Sample
-    hidden: torch.Tensor
-    head: torch.Tensor
+    hidden: torch.Tensor  # (L, H): states that predict the labels, in the sample's order
+    head: torch.Tensor  # (V, H)
     chosen: list[tuple[int, ...]]  # tools, see `chosen_tools`
 
 
@@ -84,13 +84,13 @@ class Agreement:
 
     @property
     def equal(self) -> int:
-        """Rows that get the same tool."""
+        """Return the number of rows that get the same tool."""
         return self.rows - len(self.different)
 
 
 @dataclass(frozen=True)
 class References:
-    """What merged models are measured by: rows of val.json choose among them, rows of test.json check the result."""
+    """What merged models are compared with: rows of val.json select the method, rows of test.json check the result."""
 
     val: AsTrained | None = None
     test: AsTrained | None = None
@@ -99,16 +99,16 @@ class References:
 def references(
     answer_states: AnswerStates, config: Config, tokenizer: PreTrainedTokenizerBase, names: ToolNames
 ) -> References:
-    """Run the model that was trained over rows of val.json and of test.json, or of val.json if there is no other."""
+    """Run the trained model over rows of val.json and of test.json; over val.json for both if there is no test.json."""
     limit, max_tokens = config.export.check_rows, config.model.max_seq_length
-    batch_size = config.training.per_device_eval_batch_size  # what validation took in as well
+    batch_size = config.training.per_device_eval_batch_size  # which validation runs with as well
     found = {}
     for split, most in (("val", min(limit, MEASURED_ROWS)), ("test", limit)):
         file = split_file(config.dataset.dir, split)
         file = file if file.is_file() else split_file(config.dataset.dir, "val")
         sample = Sample.take(file, load_rows(file, config.toolbox).rows, tokenizer, limit=most, max_tokens=max_tokens)
         if split == "test":
-            sample = sample.up_to_the_name(names)
+            sample = sample.cut_after_name(names)
         found[split] = as_trained(answer_states, sample, names, batch_size) if sample.examples else None
     return References(**found)
 
@@ -116,7 +116,7 @@ def references(
 def as_trained(
     answer_states: AnswerStates, sample: Sample, names: ToolNames, batch_size: int = ROWS_AT_ONCE
 ) -> AsTrained:
-    """Run the model that was trained over `sample`, `batch_size` rows at a time. The head is shared, not copied."""
+    """Run the trained model over `sample`, `batch_size` rows at a time. The head is shared, not copied."""
     import torch
 
     parts = []
@@ -129,8 +129,11 @@ def as_trained(
     return AsTrained(sample, hidden, head, chosen_tools(sample.examples, hidden, head, names))
 
 
-def agreement(reference: AsTrained, model: PreTrainedModel, weights: Weights, names: ToolNames) -> Agreement:
-    """Compare a merged model, an empty one with `weights`, computing in its precision on `device()`."""
+def compare_with_trained(reference: AsTrained, model: PreTrainedModel, weights: Weights, names: ToolNames) -> Agreement:
+    """Compare a merged model with base + adapter as trained, on `device()` and in the precision of `model`.
+
+    `model` is an empty model of the merged one's shape, computing with `weights`.
+    """
     import torch
 
     examples, streamed = reference.sample.examples, StreamedModel(model, weights, device())
@@ -168,7 +171,7 @@ def _divergence(reference: AsTrained, hidden: torch.Tensor, head: torch.Tensor) 
 
 
 def _log_probabilities(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Of the next tokens, (L, V), in float32: 16-bit logits would round away what is to be measured."""
+    """Return log-probabilities of the next tokens, (L, V), in float32: 16-bit logits would round the difference away."""
     import torch
 
     wide = hidden.float()

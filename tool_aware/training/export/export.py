@@ -1,6 +1,6 @@
-"""What training leaves behind: the adapter with the prompt it was trained on, and the merged model.
+"""What training writes at its end: the adapter with the prompt it was trained on, and the merged model.
 
-The merge goes shard by shard over the base model's own safetensors files, tensor by tensor, and never holds the model.
+The merge reads the base model's safetensors files shard by shard and tensor by tensor; the model is never in memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.settings import Config
 from tool_aware.console import PROBLEMS_SHOWN, GateFailed, UserError, duration, say, table
 from tool_aware.files import atomic_folder, full_disk_as_user_error, read_json, write_json, write_text
-from tool_aware.model.base import device
+from tool_aware.model.base import device, dtype_named
 from tool_aware.paths import GENERATION_CONFIG_NAME, MODEL_CONFIG_NAME, MODEL_WEIGHTS_INDEX_NAME, PROMPT_TEMPLATE_NAME
 from tool_aware.prompt import render_template
 from tool_aware.tools import Toolbox
 from tool_aware.training.choice import ToolNames
-from tool_aware.training.export.agreement import Agreement, AsTrained, References, agreement
+from tool_aware.training.export.agreement import Agreement, AsTrained, References, compare_with_trained
 from tool_aware.training.export.layerwise import empty_model, quantized_names
 from tool_aware.training.export.merge import LoraUpdates, MergeBase, MergedWeights
 from tool_aware.training.export.weights import WeightFiles, base_folder, shard_header, write_shard
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-WANTED_AGREEMENT = 0.99  # part of the rows that must get the same tool from the merged model as in training
+WANTED_AGREEMENT = 0.99  # share of the rows that must get the same tool from the merged model as in training
 _FULL_DISK_FIX = "free some space and run again with --resume, or go without it: --skip-final-model"
-_SPARE = 1.02  # disk space wanted beyond the weights: tokenizer, configs, safetensors headers
+_SPARE = 1.02  # disk space needed, as a multiple of the weights: tokenizer, configs, safetensors headers
 
 
 def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase, tools: Toolbox) -> None:
@@ -42,47 +42,47 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerB
 
     Raises UserError if the disk is full.
     """
-    size = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
+    size_bytes = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
     fix = "free some space and run again with --resume"
-    with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: size, fix=fix):
-        model.save_pretrained(part, save_embedding_layers=False)
+    with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: size_bytes, fix=fix):
+        model.save_pretrained(str(part), save_embedding_layers=False)
         tokenizer.save_pretrained(part)
         write_text(part / PROMPT_TEMPLATE_NAME, render_template(tools))
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to merge: the weights that the adapter is added to, and the precision of the result."""
+class MergeMethod:
+    """How to merge: the weights that the adapter is added to, and the precision of the result."""
 
     into: MergeBase
-    dtype: str  # a name of torch's
+    dtype: str  # torch's name of it
 
 
 @dataclass(frozen=True)
 class Merged:
-    """How the merged model came about and how it agrees with base + adapter as trained."""
+    """The merged model: how it was made, and how it agrees with base + adapter as trained."""
 
-    way: Way
-    measured: Mapping[Way, Agreement]  # on rows of val.json; empty if there was nothing to choose or no row to measure
-    checked: Agreement | None  # the finished folder, read back
-    reference: AsTrained | None  # what it was checked against
+    method: MergeMethod
+    measured: Mapping[MergeMethod, Agreement]  # on rows of val.json; empty if there was one method only, or no row
+    checked: Agreement | None  # of the finished folder, read back
+    reference: AsTrained | None  # what it was compared with
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures, for the manifest."""
+        """Return the figures for the manifest."""
         measured = [
-            {**asdict(way), "rows": found.rows, "equal": found.equal, "divergence": _finite(found.divergence)}
-            for way, found in self.measured.items()
+            {**asdict(method), "rows": found.rows, "equal": found.equal, "divergence": _finite(found.divergence)}
+            for method, found in self.measured.items()
         ]
         check = None
-        if self.checked:
+        if self.checked and self.reference:
             sample = self.reference.sample
             different = [sample.numbers[place] for place in self.checked.different]
             check = {"file": sample.file.name, "rows": self.checked.rows, "different": different}
-        return {**asdict(self.way), "measured": measured, "check": check}
+        return {**asdict(self.method), "measured": measured, "check": check}
 
     def demand_agreement(self, tools: Sequence[str]) -> None:
         """Raise GateFailed, naming the rows, if too many of them get another tool than in training."""
-        if not self.checked or self.checked.equal >= WANTED_AGREEMENT * self.checked.rows:
+        if not self.checked or not self.reference or self.checked.equal >= WANTED_AGREEMENT * self.checked.rows:
             return
         sample, before, after = self.reference.sample, self.reference.chosen, self.checked.chosen
         lines = [
@@ -107,7 +107,7 @@ def _names(numbers: Sequence[int], tools: Sequence[str]) -> str:
 
 
 class Merger:
-    """Finds the best way to merge an adapter into the base model, merges, and reads the result back."""
+    """An adapter and the base model it is merged into: measure the merge methods, merge, check the result."""
 
     def __init__(self, config: Config, adapter: Path, *, hf_token: str | None = None) -> None:
         self._config, self._adapter = config, adapter
@@ -116,31 +116,32 @@ class Merger:
         self._updates.check_fit(self._files)
         self._quantized = quantized_names(empty_model(self._base))
 
-    def ways(self) -> list[Way]:
-        """The ways that config.yaml leaves open; the first is taken if nothing can be measured."""
+    def methods(self) -> list[MergeMethod]:
+        """Return the methods that config.yaml leaves open; the first is taken if nothing can be measured."""
         export, own = self._config.export, self._files.dtype
-        is_quantized = self._config.quantization.kind != "none"
-        bases = ["dequantized", "original"] if export.merge_base == "auto" else [export.merge_base]
+        bases: list[MergeBase] = ["dequantized", "original"] if export.merge_base == "auto" else [export.merge_base]
+        if self._config.quantization.kind == "none":
+            bases = ["original"]
         dtypes = [own, *(["float16"] if own == "bfloat16" else [])] if export.dtype == "auto" else [export.dtype]
-        return [Way(base, dtype) for base in (bases if is_quantized else ["original"]) for dtype in dtypes]
+        return [MergeMethod(base, dtype) for base in bases for dtype in dtypes]
 
-    def measure(self, reference: AsTrained, names: ToolNames) -> dict[Way, Agreement]:
-        """Compare every way with base + adapter as trained, without writing anything."""
+    def measure(self, reference: AsTrained, names: ToolNames) -> dict[MergeMethod, Agreement]:
+        """Compare every method with base + adapter as trained, without writing anything."""
         found = {}
-        for way in self.ways():
-            model = empty_model(self._base, _dtype(way.dtype))
-            found[way] = agreement(reference, model, self._weights(way, device()), names)
+        for method in self.methods():
+            model = empty_model(self._base, dtype_named(method.dtype))
+            found[method] = compare_with_trained(reference, model, self._weights(method, device()), names)
         return found
 
-    def save(self, way: Way, folder: Path) -> None:
+    def save(self, method: MergeMethod, folder: Path) -> None:
         """Write the merged model, loadable by `AutoModelForCausalLM.from_pretrained(folder)`, all of it or nothing.
 
-        Raises UserError if the disk has no room.
+        Raises UserError if the disk has too little room.
         """
-        headers = {shard: shard_header(shard, _dtype(way.dtype)) for shard in self._files.shards}
+        headers = {shard: shard_header(shard, dtype_named(method.dtype)) for shard in self._files.shards}
         sizes = [next(reversed(header.values()))["data_offsets"][1] for header in headers.values()]
         _check_space(folder, sum(sizes))
-        weights = self._weights(way)
+        weights = self._weights(method)
         with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: sum(sizes), fix=_FULL_DISK_FIX):
             for shard, header in headers.items():
                 write_shard(part / shard.name, header, weights.__getitem__)
@@ -148,66 +149,60 @@ class Merger:
             if index:
                 index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes)}
                 write_json(part / MODEL_WEIGHTS_INDEX_NAME, index)
-            _write_configs(self._base, self._adapter, part, way.dtype)
+            _write_configs(self._base, self._adapter, part, method.dtype)
 
     def check(self, folder: Path, reference: AsTrained, names: ToolNames) -> Agreement:
         """Read the merged model back and compare it with base + adapter as trained."""
-        return agreement(reference, empty_model(folder), WeightFiles(folder), names)
+        return compare_with_trained(reference, empty_model(folder), WeightFiles(folder), names)
 
-    def _weights(self, way: Way, device: torch.device | None = None) -> MergedWeights:
+    def _weights(self, method: MergeMethod, device: torch.device | None = None) -> MergedWeights:
         return MergedWeights(
             self._files,
             self._updates,
             self._config.quantization,
             self._quantized,
-            into=way.into,
-            dtype=_dtype(way.dtype),
+            into=method.into,
+            dtype=dtype_named(method.dtype),
             device=device,
         )
 
 
 def merge(merger: Merger, folder: Path, names: ToolNames, references: References) -> Merged:
-    """Merge in the way that answers rows of val.json most like base + adapter; check the result on rows of test.json.
+    """Merge by the method that answers rows of val.json most like base + adapter; check the result on rows of test.json.
 
-    Without rows of val.json the first way is taken; without those of test.json nothing is checked.
+    Without rows of val.json the first method is taken; without those of test.json nothing is checked.
     """
-    gc.collect()  # what training has left on the GPU
+    gc.collect()  # frees what training has left on the GPU
     if device().type == "cuda":
         import torch
 
         torch.cuda.empty_cache()
     val, test = references.val, references.test
-    ways, started_s = merger.ways(), time.perf_counter()
-    measured = merger.measure(val, names) if val and len(ways) > 1 else {}
-    way = min(measured, key=lambda way: measured[way].divergence) if measured else ways[0]
-    if measured:
+    methods, started_s = merger.methods(), time.perf_counter()
+    measured = merger.measure(val, names) if val and len(methods) > 1 else {}
+    method = min(measured, key=lambda method: measured[method].divergence) if measured else methods[0]
+    if val and measured:
         rows = [
-            (w.into, w.dtype, f"{found.equal} of {found.rows}", f"{found.divergence:.2g}")
-            for w, found in measured.items()
+            (tried.into, tried.dtype, f"{found.equal} of {found.rows}", f"{found.divergence:.2g}")
+            for tried, found in measured.items()
         ]
         took = duration(time.perf_counter() - started_s)
         say(f"ways to merge, against base + adapter as trained, on rows of {val.sample.file} ({took}):")
         say(table(("merged into", "stored as", "same tool", "divergence, nats per token"), rows, align="<<>>"))
     started_s = time.perf_counter()
-    merger.save(way, folder)
+    merger.save(method, folder)
     took = duration(time.perf_counter() - started_s)
-    say(f"{folder}: the adapter merged into the {way.into} weights, in {way.dtype} ({took})")
+    say(f"{folder}: the adapter merged into the {method.into} weights, in {method.dtype} ({took})")
     started_s = time.perf_counter()
     checked = merger.check(folder, test, names) if test else None
-    if checked:
-        rows, took = f"{checked.equal} of {checked.rows} rows", duration(time.perf_counter() - started_s)
-        say(f"read back, it chooses as base + adapter on {rows} of {test.sample.file} ({took})")
-    return Merged(way, measured, checked, test)
-
-
-def _dtype(name: str) -> torch.dtype:
-    import torch
-
-    return getattr(torch, name)
+    if test and checked:
+        equal, took = f"{checked.equal} of {checked.rows} rows", duration(time.perf_counter() - started_s)
+        say(f"read back, it chooses as base + adapter on {equal} of {test.sample.file} ({took})")
+    return Merged(method, measured, checked, test)
 
 
 def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
-    """Copy the base's configs without a trace of quantisation, and the adapter's tokenizer with its template."""
+    """Copy the base's configs without their quantisation section, and the adapter's tokenizer with its template."""
     config = read_json(base / MODEL_CONFIG_NAME)
     config.pop("quantization_config", None)
     # transformers 5 writes `dtype`, older ones and other programs read `torch_dtype`

@@ -1,7 +1,7 @@
-"""A forward pass of a model that is never in memory as a whole: one decoder layer at a time.
+"""A forward pass of a model that is never in memory as a whole: one transformer layer at a time.
 
-transformers' own model runs, built without weights. All rows go through a layer while that has its weights, so each
-weight is read once, however many rows there are; a 7B needs 0.5 GiB for a layer and little for the rows.
+transformers' own model runs, built without weights. All rows pass a layer while it has its weights, so each weight is
+read once, however many rows there are; a 7B needs 0.5 GiB for a layer and little for the rows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def empty_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMod
 
 
 def quantized_names(model: PreTrainedModel) -> frozenset[str]:
-    """Name the weights that bitsandbytes quantises: those of all linear layers but the output head."""
+    """Return the names of the weights that bitsandbytes quantises: all linear layers but the output head."""
     from torch import nn
 
     head = model.get_output_embeddings()
@@ -66,7 +66,7 @@ class StreamedModel:
             owner, _, attribute = name.rpartition(".")
             model.get_submodule(owner)._buffers[attribute] = buffer.to(device)
         self._load(model, "", but_not=_LAYERS)
-        for index, layer in enumerate(model.model.layers):
+        for index, layer in enumerate(model.get_submodule("model.layers").children()):
             layer.forward = self._streamed(layer, f"{_LAYERS}{index}.")
 
     def states(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +76,7 @@ class StreamedModel:
         from tool_aware.engine.loss import without_head
 
         self._pack = pack = pack.to(self._device)
-        # transformers hands a mask of four dimensions on as it is; the layers get those of single rows, made in turn.
+        # transformers passes a mask of four dimensions on unchanged; each layer gets the masks of single rows in turn.
         no_mask = torch.empty(len(pack.input_ids), 1, 1, 1, dtype=torch.bool, device=self._device)
         inputs = {"input_ids": pack.input_ids, "position_ids": pack.position_ids, "attention_mask": no_mask}
         with torch.no_grad(), without_head(self._model) as head:
@@ -84,10 +84,11 @@ class StreamedModel:
         return states[pack.label_rows, pack.label_columns], head
 
     def _streamed(self, layer: nn.Module, prefix: str) -> Callable[..., torch.Tensor]:
-        """Wrap a layer's forward: load it, send the rows through one by one, drop it."""
+        """Return a forward that loads the layer, runs the rows one by one, and drops the weights."""
         forward, window = layer.forward, getattr(self._model.config, "sliding_window", None)
 
         def run(hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            assert self._pack is not None, "states() sets it"
             self._load(layer, prefix)
             rows = len(hidden_states)
             for row in range(rows):

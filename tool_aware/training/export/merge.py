@@ -1,8 +1,8 @@
-"""The base model's tensors with an adapter added, one at a time, so that nobody has to hold the model.
+"""The base model's tensors with an adapter added, one at a time, so that the model need not fit into memory.
 
-What is added to is a choice. The original 16-bit weights are what a fine-tuned model is usually built from; but a QLoRA
-adapter was trained against 4-bit values, and makes up for some of their error. Merged into those values (dequantised),
-the model answers as it did in training, up to rounding. Quantising a merged model again would erase the adapter.
+There are two bases to merge into. A fine-tuned model is usually built from the original 16-bit weights. But a QLoRA
+adapter was trained against 4-bit values and corrects some of their error. Merged into those values (dequantised), the
+model answers as it did in training, up to rounding. Quantising a merged model again would erase the adapter.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class LoraUpdates:
 
     def check_fit(self, base: WeightFiles) -> None:
         """Raise UserError if an update finds no weight: the adapter belongs to another architecture."""
-        homeless = sorted(name for name in self._factors if name not in base)
-        if homeless:
-            raise UserError(f"{len(homeless)} updates fit no weight of the base model, for example {homeless[0]}")
+        unmatched = sorted(name for name in self._factors if name not in base)
+        if unmatched:
+            raise UserError(f"{len(unmatched)} updates fit no weight of the base model, for example {unmatched[0]}")
 
 
 @contextlib.contextmanager
 def _exact_products() -> Iterator[None]:
-    """Keep GPUs from multiplying float32 with the 10 bits of TF32, which training allows them to."""
+    """Multiply float32 exactly while active; training allows GPUs the 10-bit mantissa of TF32."""
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -84,7 +84,7 @@ def _exact_products() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MergedWeights:
-    """The merged model's tensors by name, worked out when they are asked for, on the CPU unless said otherwise.
+    """The merged model's tensors by name, computed when they are read, on the CPU unless `device` is given.
 
     Equal to peft's merge into the base loaded with `dtype` (None: as stored), or into the dequantised base.
     """

@@ -1,4 +1,4 @@
-"""The weights of a model on disk: where its files are, one tensor read at a time, one tensor written at a time."""
+"""The weights of a model on disk: its files, read and written one tensor at a time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class WeightFiles:
-    """The tensors of a model folder by name; each is read when it is asked for."""
+    """The tensors of a model folder by name, each read from disk at every access."""
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
@@ -57,7 +57,7 @@ class WeightFiles:
 
     @property
     def dtype(self) -> str:
-        """The precision of the weights, by torch's name; that of the first tensor, as all of a model are alike."""
+        """Return torch's name of the weights' precision: that of the first tensor, as all of a model are alike."""
         first = next(iter(shard_header(self.shards[0]).values()))
         return _TORCH_NAMES[first["dtype"]]
 
@@ -112,6 +112,6 @@ def write_shard(target: Path, header: Mapping[str, Any], tensor_of: Callable[[st
     with target.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in header:
-            file.write(tensor_of(name).contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(tensor_of(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())

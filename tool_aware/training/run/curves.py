@@ -71,7 +71,8 @@ def _line(axis: Axes, lines: Sequence[dict[str, Any]], field: str, colour: str, 
 
 
 def _finish(axis: Axes, exported_step: int) -> None:
-    is_first = axis.get_subplotspec().is_first_row()
+    place = axis.get_subplotspec()
+    is_first = place is not None and place.is_first_row()
     label = f"exported: step {exported_step}" if is_first else None
     axis.axvline(exported_step, color=_QUIET, lw=1, ls=(0, (4, 3)), zorder=0, label=label)
     axis.grid(axis="y", color="#e3e7eb", lw=0.8)

@@ -18,8 +18,15 @@ from tool_aware.model.adapter import new_adapter
 from tool_aware.model.base import load_base_model
 from tool_aware.prompt import encode_example
 from tool_aware.training.choice import ToolNames, chosen_tools, right_choices, right_tool
-from tool_aware.training.export.agreement import Agreement, AsTrained, References, Sample, agreement, as_trained
-from tool_aware.training.export.export import Merged, Merger, Way, merge
+from tool_aware.training.export.agreement import (
+    Agreement,
+    AsTrained,
+    References,
+    Sample,
+    as_trained,
+    compare_with_trained,
+)
+from tool_aware.training.export.export import Merged, MergeMethod, Merger, merge
 from tool_aware.training.export.layerwise import StreamedModel, empty_model, quantized_names
 from tool_aware.training.export.weights import WeightFiles
 
@@ -153,7 +160,7 @@ def test_a_sample_is_spread_over_the_file_and_keeps_its_row_numbers(toy_rows, to
     assert few.queries[1] == toy_rows[8].query
     longest = max(map(len, few.examples))
     assert len(Sample.take(Path("test.json"), toy_rows, tokenizer, limit=6, max_tokens=longest - 1).numbers) < 6
-    short = few.up_to_the_name(names)
+    short = few.cut_after_name(names)
     assert all(len(a.completion) < len(b.completion) for a, b in zip(short.examples, few.examples, strict=True))
 
 
@@ -163,7 +170,7 @@ def test_a_sample_is_spread_over_the_file_and_keeps_its_row_numbers(toy_rows, to
 def test_the_dequantized_merge_answers_as_in_training_and_the_original_one_less_so(trained, sample, names):
     answer_states, merger, _ = trained
     found = merger.measure(as_trained(answer_states, sample, names), names)
-    dequantized, original = (found[Way(base, "float32")] for base in ("dequantized", "original"))
+    dequantized, original = (found[MergeMethod(base, "float32")] for base in ("dequantized", "original"))
     assert dequantized.equal == 20
     assert dequantized.divergence < 1e-6
     assert original.divergence > 100 * dequantized.divergence
@@ -171,9 +178,9 @@ def test_the_dequantized_merge_answers_as_in_training_and_the_original_one_less_
 
 def test_the_way_that_agrees_best_is_taken_and_the_result_read_back(trained, sample, names, tmp_path, capsys):
     answer_states, merger, _ = trained
-    val, test = (as_trained(answer_states, part, names) for part in (sample, sample.up_to_the_name(names)))
+    val, test = (as_trained(answer_states, part, names) for part in (sample, sample.cut_after_name(names)))
     merged = merge(merger, tmp_path / "final_model", names, References(val, test))
-    assert merged.way == Way("dequantized", "float32")
+    assert merged.method == MergeMethod("dequantized", "float32")
     assert merged.checked.equal == 20
     merged.demand_agreement(["a", "b", "c", "d"])
     assert merged.as_dict()["check"] == {"file": "val.json", "rows": 20, "different": []}
@@ -185,14 +192,14 @@ def test_the_way_that_agrees_best_is_taken_and_the_result_read_back(trained, sam
 def test_without_rows_the_weights_of_training_are_taken(trained, tmp_path, names):
     _, merger, _ = trained
     merged = merge(merger, tmp_path / "final_model", names, References())
-    assert (merged.way, merged.measured, merged.checked) == (Way("dequantized", "float32"), {}, None)
+    assert (merged.method, merged.measured, merged.checked) == (MergeMethod("dequantized", "float32"), {}, None)
     merged.demand_agreement(["a"])
 
 
 def test_a_final_model_that_chooses_otherwise_fails_the_gate_and_names_the_rows(trained, sample, names, tmp_path):
     answer_states, merger, _ = trained
-    reference = as_trained(answer_states, sample.up_to_the_name(names), names)
-    merger.save(Way("dequantized", "float32"), tmp_path / "final_model")
+    reference = as_trained(answer_states, sample.cut_after_name(names), names)
+    merger.save(MergeMethod("dequantized", "float32"), tmp_path / "final_model")
     shard = tmp_path / "final_model" / "model.safetensors"
     content = bytearray(shard.read_bytes())
     content[-200_000:] = bytes(200_000)  # something went wrong with the file
@@ -200,7 +207,7 @@ def test_a_final_model_that_chooses_otherwise_fails_the_gate_and_names_the_rows(
     checked = merger.check(tmp_path / "final_model", reference, names)
     assert len(checked.different) > 0
     with pytest.raises(GateFailed, match=rf"on {len(checked.different)} of 20 rows of val.json") as caught:
-        Merged(Way("dequantized", "float32"), {}, checked, reference).demand_agreement(["a", "b", "c", "d"])
+        Merged(MergeMethod("dequantized", "float32"), {}, checked, reference).demand_agreement(["a", "b", "c", "d"])
     assert "export.merge_base=auto" in caught.value.fix
     first = checked.different[0]
     assert f"row {sample.numbers[first]}: " in str(caught.value)
@@ -224,7 +231,9 @@ def test_more_rows_than_fit_at_once_are_compared_in_turns(trained, sample, names
 def test_one_row_in_a_hundred_may_differ(sample, wrong, passes):
     hundred = replace(sample, numbers=list(range(1, 101)), queries=["?"] * 100)
     reference = AsTrained(hundred, torch.zeros(0), torch.zeros(0), [(0,)] * 100)
-    merged = Merged(Way("original", "float32"), {}, Agreement(100, list(range(wrong)), [(1,)] * 100, 0.0), reference)
+    merged = Merged(
+        MergeMethod("original", "float32"), {}, Agreement(100, list(range(wrong)), [(1,)] * 100, 0.0), reference
+    )
     if passes:
         merged.demand_agreement(["a", "b"])
     else:
@@ -240,5 +249,5 @@ def test_a_model_that_overflows_is_infinitely_far(trained, sample, names, tiny_m
         def __getitem__(self, name: str) -> torch.Tensor:
             return super().__getitem__(name) * (float("inf") if "norm" in name else 1.0)
 
-    found = agreement(reference, empty_model(tiny_model_dir), Broken(tiny_model_dir), names)
+    found = compare_with_trained(reference, empty_model(tiny_model_dir), Broken(tiny_model_dir), names)
     assert found.divergence == math.inf

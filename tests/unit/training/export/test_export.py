@@ -17,7 +17,7 @@ from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.model.base import load_base_model
 from tool_aware.training.export import export
-from tool_aware.training.export.export import Merger, Way, save_adapter
+from tool_aware.training.export.export import MergeMethod, Merger, save_adapter
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -72,7 +72,7 @@ def assert_equal_models(ours: Path, theirs: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_merge_into_the_original_weights_is_bit_equal_to_pefts(make_merger, base_dir, adapter_dir, tmp_path, dtype):
-    make_merger().save(Way("original", dtype), tmp_path / "final_model")
+    make_merger().save(MergeMethod("original", dtype), tmp_path / "final_model")
     base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=getattr(torch, dtype))
     assert_equal_models(tmp_path / "final_model", PeftModel.from_pretrained(base, adapter_dir).merge_and_unload())
 
@@ -93,7 +93,7 @@ def test_the_merge_into_dequantized_weights_is_bit_equal_to_pefts(
     merger = make_merger(quantization=quantization)
     base = load_base_model(merger._config.model, merger._config.quantization)
     dtype = str(base.dtype).removeprefix("torch.")
-    merger.save(Way("dequantized", dtype), tmp_path / "final_model")
+    merger.save(MergeMethod("dequantized", dtype), tmp_path / "final_model")
     on_the_cpu = base.dequantize(base.dtype).to("cpu")  # where peft adds in float32 as well
     theirs = PeftModel.from_pretrained(on_the_cpu, adapter_dir).merge_and_unload()
     assert_equal_models(tmp_path / "final_model", theirs)
@@ -102,16 +102,18 @@ def test_the_merge_into_dequantized_weights_is_bit_equal_to_pefts(
 def test_the_ways_to_merge_follow_the_config(make_merger, base_dir):
     own = str(AutoModelForCausalLM.from_pretrained(base_dir).dtype).removeprefix("torch.")
     stored = [own, "float16"] if own == "bfloat16" else [own]
-    assert make_merger().ways() == [Way(base, dtype) for base in ("dequantized", "original") for dtype in stored]
+    assert make_merger().methods() == [
+        MergeMethod(base, dtype) for base in ("dequantized", "original") for dtype in stored
+    ]
     pinned = make_merger(export={"merge_base": "original", "dtype": "float32"})
-    assert pinned.ways() == [Way("original", "float32")]
+    assert pinned.methods() == [MergeMethod("original", "float32")]
     unquantized = make_merger(quantization={"load_in_4bit": False}, export={"dtype": "float16"})
-    assert unquantized.ways() == [Way("original", "float16")]
+    assert unquantized.methods() == [MergeMethod("original", "float16")]
 
 
 def test_the_merged_model_differs_from_the_base_and_needs_nothing_else(make_merger, base_dir, tmp_path):
     merger = make_merger()
-    merger.save(merger.ways()[0], tmp_path / "final_model")
+    merger.save(merger.methods()[0], tmp_path / "final_model")
     merged, base = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "final_model", base_dir))
     ids = torch.arange(5, 20)[None]
     with torch.no_grad():
@@ -160,21 +162,21 @@ def test_a_base_that_is_stored_quantized_is_refused(make_merger, base_dir, tmp_p
     save_file({name: tensor.to(torch.uint8) for name, tensor in load_file(shard).items()}, shard)
     merger = make_merger(base=tmp_path / "packed")
     with pytest.raises(UserError, match="quantised already"):
-        merger.save(Way("original", "float32"), tmp_path / "final_model")
+        merger.save(MergeMethod("original", "float32"), tmp_path / "final_model")
     assert not (tmp_path / "final_model").exists()
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(make_merger, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_SPARE", 1e12)  # asks for more than any disk has
     with pytest.raises(UserError, match="GiB are free"):
-        make_merger().save(Way("original", "float32"), tmp_path / "final_model")
+        make_merger().save(MergeMethod("original", "float32"), tmp_path / "final_model")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_while_the_model_is_written_is_told(make_merger, small_disk, monkeypatch):
     monkeypatch.setattr(export, "_SPARE", 0)  # there was room when it was asked for
     with pytest.raises(UserError, match=r"at least \d\.\d MiB are needed and 1\.0 MiB are free") as caught:
-        make_merger().save(Way("original", "float32"), small_disk / "final_model")
+        make_merger().save(MergeMethod("original", "float32"), small_disk / "final_model")
     assert caught.value.where == str(small_disk)
     assert list(small_disk.iterdir()) == []
 
@@ -191,7 +193,7 @@ MEASURED_MERGE = """
 import sys
 from pathlib import Path
 from tool_aware.config.settings import load_config
-from tool_aware.training.export.export import Merger, Way
+from tool_aware.training.export.export import Merger, MergeMethod
 
 def kib(field):
     return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
@@ -199,7 +201,7 @@ def kib(field):
 base, adapter, folder = sys.argv[1:]
 merger = Merger(load_config(Path("config.yaml"), ["model.name=" + base]), Path(adapter))
 for into in ("original", "dequantized"):
-    way = Way(into, "float32")
+    way = MergeMethod(into, "float32")
     merger._weights(way)["model.layers.0.self_attn.q_proj.weight"]  # libraries load on first use
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
     before = kib("VmRSS")

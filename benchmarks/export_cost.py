@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = results_file("export_cost", result["device"])
     write_json(file, result)
     print(table(("phase", "seconds", "resident, of the largest shard", "GPU peak, GiB"), lines(found["phases"])))
-    print(table(("merged into", "stored as", "same tool", "divergence"), ways(found["merged"]), align="<<>>"))
+    print(table(("merged into", "stored as", "same tool", "divergence"), methods(found["merged"]), align="<<>>"))
     say(f"{file}")
     return 0
 
@@ -74,8 +74,8 @@ def lines(phases: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
     ]
 
 
-def ways(merged: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Format the ways to merge."""
+def methods(merged: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Format the merge methods."""
     return [(w["into"], w["dtype"], f"{w['equal']} of {w['rows']}", f"{w['divergence']}") for w in merged["measured"]]
 
 
@@ -122,10 +122,10 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     clock = Clock(largest)
     known = clock.time("base + adapter on the rows", lambda: references(answers_of(model), config, tokenizer, names))
     measured = clock.time("ways to merge", lambda: merger.measure(known.val, names))
-    way = min(measured, key=lambda way: measured[way].divergence)
-    clock.time("merging and writing", lambda: merger.save(way, final))
+    method = min(measured, key=lambda method: measured[method].divergence)
+    clock.time("merging and writing", lambda: merger.save(method, final))
     checked = clock.time("reading back", lambda: merger.check(final, known.test, names))
-    merged = Merged(way, measured, checked, known.test)
+    merged = Merged(method, measured, checked, known.test)
     return {"largest_shard_gib": round(largest / 2**30, 3), "phases": clock.phases, "merged": merged.as_dict()}
 
 
@@ -144,11 +144,12 @@ def answers_of(model: PeftModel) -> Callable[[Sequence[EncodedExample]], tuple[P
     """Return the states of answers from a plain forward pass."""
     from tool_aware.engine.loss import without_head
     from tool_aware.engine.packing import pack
+    from tool_aware.model.adapter import base_of
 
     def answer_states(examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
         packed = pack(examples, "prefix").to(model.device)
         inputs = {"input_ids": packed.input_ids, "position_ids": packed.position_ids}
-        with without_head(model.get_base_model()) as head:
+        with without_head(base_of(model)) as head:
             states = model(**inputs, attention_mask=packed.visible(), use_cache=False).logits
         return packed, states[packed.label_rows, packed.label_columns], head
 
@@ -174,9 +175,8 @@ class Clock:
         seconds = time.perf_counter() - started_s
         gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
         grown = (resident_bytes("VmHWM") - before) / self._shard_bytes
-        self.phases[name] = {
-            "seconds": round(seconds, 2), "resident_of_shard": round(grown, 3), "gpu_peak_gib": round(gpu, 3),
-        }  # fmt: skip
+        figures = {"seconds": round(seconds, 2), "resident_of_shard": round(grown, 3), "gpu_peak_gib": round(gpu, 3)}
+        self.phases[name] = figures
         say(f"{name}: {seconds:.1f} s")
         return result
 

@@ -171,7 +171,7 @@ def _divergence(reference: AsTrained, hidden: torch.Tensor, head: torch.Tensor) 
 
 
 def _log_probabilities(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Return log-probabilities of the next tokens, (L, V), in float32: 16-bit logits would round the difference away."""
+    """Return log-probabilities of the next tokens, (L, V), in float32: 16-bit ones round the difference away."""
     import torch
 
     wide = hidden.float()

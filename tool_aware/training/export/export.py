@@ -168,7 +168,7 @@ class Merger:
 
 
 def merge(merger: Merger, folder: Path, names: ToolNames, references: References) -> Merged:
-    """Merge by the method that answers rows of val.json most like base + adapter; check the result on rows of test.json.
+    """Merge by the method that agrees best on rows of val.json; check the result on rows of test.json.
 
     Without rows of val.json the first method is taken; without those of test.json nothing is checked.
     """

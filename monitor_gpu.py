@@ -31,10 +31,11 @@ from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, Use
 from tool_aware.gpu.nvml import open_driver
 from tool_aware.gpu.readings import GIB, GpuReading
 from tool_aware.memory.architectures import PRESETS, Architecture, find_architecture, scaled_mistral
+from tool_aware.memory.budget import allowed_by, budget_on_card
 from tool_aware.memory.estimate import estimate_training
 from tool_aware.memory.evaluation_estimate import GenerationSpec, estimate_evaluation, fit_evaluation
 from tool_aware.memory.fit import fit_card, write_fitting_config
-from tool_aware.memory.plan import allowed_by, budget_on_card, make_plan, open_choices
+from tool_aware.memory.plan import make_plan, open_choices
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.memory.trace import DryRun
 from tool_aware.memory.workload import spec_of_data, workload_of

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, replace
 
 from tool_aware.gpu.readings import GIB
 from tool_aware.memory.architectures import PRESETS
-from tool_aware.memory.plan import CHOICES, Budget, make_plan
+from tool_aware.memory.budget import Budget
+from tool_aware.memory.knobs import CHOICES
+from tool_aware.memory.plan import make_plan
 from tool_aware.memory.spec import TrainingSpec
 
 # The shapes of benchmarks/_random_mistral.py and the presets of tool_aware.memory.architectures that equal them.

@@ -91,7 +91,7 @@ def fit(rows: Sequence[Row]) -> Calibration:
     libraries = [
         row["nvml_gib"] - row["reserved_gib"] - row["bare_context_gib"]
         for row, spec in zip(rows, specs, strict=True)
-        if library_sets(spec) == 1
+        if library_sets(spec.resolved) == 1
     ]
     return replace(
         CALIBRATION,

@@ -5,6 +5,8 @@ The text under a field is the comment above its key in config.yaml.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +17,13 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 FolderPath = Annotated[Path, Field(strict=False)]  # strict mode would take a Path object only
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class WithoutBudget:
+    """The value that a setting of the memory plan has where it is `auto` and no memory budget is set."""
+
+    value: bool | int | str
 
 
 class Section(BaseModel):
@@ -134,19 +143,19 @@ class OptimizationSection(Section):
     """How the same result is computed. The keys with auto decide how memory is used and not what is learnt; the plan
     that sets them (see training.memory_budget_gib) is printed with its reasons before training."""
 
-    gradient_checkpointing: bool | Auto = "auto"
+    gradient_checkpointing: Annotated[bool | Auto, WithoutBudget(True)] = "auto"
     """Recompute activations in the backward pass: a third slower, several times less memory. auto | true | false;
     without a budget true."""
-    offload: bool | Auto = "auto"
+    offload: Annotated[bool | Auto, WithoutBudget(False)] = "auto"
     """Keep the inputs of checkpointed layers in host memory: 0.25 GiB less for 1,024 tokens on a 7B, a little slower;
     needs gradient_checkpointing. auto | true | false; without a budget false."""
-    cached_layers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    cached_layers: Annotated[Annotated[int, Field(ge=0)] | Auto, WithoutBudget(0)] = "auto"
     """Decoder layers that keep their weights dequantised as well: 0.41 GiB each on a 7B, up to 8 % faster for all of
     them. auto | a number >= 0; without a budget 0."""
-    micro_batch: Literal["auto", "fixed"] = "auto"
+    micro_batch: Annotated[Literal["auto", "fixed"], WithoutBudget("fixed")] = "auto"
     """auto = the effective batch is split into as few micro-batches as pays and fits, whatever the two factors in
     `training` are; fixed = micro-batches as written there (also without a budget)."""
-    kept_layers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    kept_layers: Annotated[Annotated[int, Field(ge=0)] | Auto, WithoutBudget(0)] = "auto"
     """Decoder layers that keep their activations although gradient_checkpointing is on: 0.08 MiB a token and layer on a
     7B, each 0.6 to 0.9 % faster. auto | a number >= 0; without a budget 0."""
     decoder: Literal["auto", "transformers"] = "auto"
@@ -168,6 +177,15 @@ class OptimizationSection(Section):
         if self.offload is True and self.gradient_checkpointing is False:
             raise ValueError("offload needs gradient_checkpointing: it moves the inputs of checkpointed layers")
         return self
+
+
+# Setting of `optimization` that the memory plan may choose -> its value where no budget is set.
+WITHOUT_BUDGET: Mapping[str, bool | int | str] = {
+    name: entry.value
+    for name, field in OptimizationSection.model_fields.items()
+    for entry in field.metadata
+    if isinstance(entry, WithoutBudget)
+}
 
 
 class ExportSection(Section):

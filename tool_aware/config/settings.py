@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from tool_aware.config.data_sections import DatabaseSection, DatasetSection, EvaluationSection, ToolSection
 from tool_aware.config.problems import explain
 from tool_aware.config.sections import (
+    WITHOUT_BUDGET,
     ExportSection,
     LoggingSection,
     LoraSection,
@@ -57,16 +58,9 @@ class Config(Section):
         return value
 
     def settled(self) -> Config:
-        """Return a copy in which what is `auto` has its value without a memory budget."""
-        without_budget: dict[str, Any] = {
-            "gradient_checkpointing": True,
-            "offload": False,
-            "kept_layers": 0,
-            "cached_layers": 0,
-            "micro_batch": "fixed",
-        }
-        open_keys = {key: value for key, value in without_budget.items() if getattr(self.optimization, key) == "auto"}
-        return self.model_copy(update={"optimization": self.optimization.model_copy(update=open_keys)})
+        """Return the config with each `auto` of the memory plan replaced by its value without a budget."""
+        values = {key: value for key, value in WITHOUT_BUDGET.items() if getattr(self.optimization, key) == "auto"}
+        return self.model_copy(update={"optimization": self.optimization.model_copy(update=values)})
 
     @property
     def toolbox(self) -> Toolbox:

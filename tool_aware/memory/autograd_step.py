@@ -98,7 +98,7 @@ def backward_bytes(spec: TrainingSpec) -> float:
     hidden, middle = BYTES_16BIT * architecture.hidden, BYTES_16BIT * architecture.intermediate
     largest_matrix = max(inputs * outputs for inputs, outputs in architecture.linear_shapes.values())
     dequantized = largest_matrix * BYTES_16BIT * (spec.quantization != "none")
-    peaks = [(hidden + middle) * spec.tokens + dequantized, (hidden + 2 * middle) * spec.tokens]
+    peaks: list[float] = [(hidden + middle) * spec.tokens + dequantized, (hidden + 2 * middle) * spec.tokens]
     if spec.attention == "eager":
         scores = (PEAK_SCORE_BYTES - SAVED_SCORE_BYTES) * architecture.heads * attention_pairs(spec)
         peaks.append(scores + (hidden - _saved_in_mlp(spec)) * spec.tokens)

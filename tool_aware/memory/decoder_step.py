@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tool_aware.engine.sizes import CHUNK_LABELS, FLASH_ROUNDING, RANKS_MULTIPLE, rounded_up
-from tool_aware.memory.spec import BYTES_16BIT, LOGIT_BYTES, Moment, Term, TrainingSpec, gradients_that_wait
+from tool_aware.memory.spec import (
+    BYTES_16BIT,
+    LOGIT_BYTES,
+    Moment,
+    ResolvedSpec,
+    Term,
+    TrainingSpec,
+    gradients_that_wait,
+)
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj",), ("up_proj",), ("down_proj",))  # one matrix each
 PACK_BYTES = 4 * 8  # per token: ids, positions, groups and examples as int64
 INPUTS_ON_THE_WAY = 2  # with offload: the one in use and the next one to come
 
 
-def moments(spec: TrainingSpec) -> Iterator[Moment]:
-    """The moments at which a micro-batch can need most."""
-    layers, tokens, kept_layers = spec.architecture.layers, spec.tokens, spec.layers_kept
+def moments(spec: ResolvedSpec) -> Iterator[Moment]:
+    """Yield the moments at which a micro-batch can need most."""
+    layers, tokens, kept_layers = spec.architecture.layers, spec.tokens, spec.kept_layers
     gradients = max(gradients_that_wait(spec), float(BYTES_16BIT * spec.adapter_parameters))
     one_input = BYTES_16BIT * spec.architecture.hidden * tokens
-    inputs = Term("layer inputs", (INPUTS_ON_THE_WAY if spec.is_offloading else layers) * one_input, _where(spec))
+    inputs = Term("layer inputs", (INPUTS_ON_THE_WAY if spec.offload else layers) * one_input, _where(spec))
     kept = Term("kept activations", kept_layers * activation_bytes(spec), f"{kept_layers} layers")
     always = (Term("gradients", gradients, "and a copy to fall back to"), Term("pack", _pack_bytes(spec)))
 
@@ -37,7 +45,7 @@ def activation_bytes(spec: TrainingSpec) -> float:
     return spec.tokens * (_attention_width(spec) + _mlp_width(spec))
 
 
-def working_bytes(spec: TrainingSpec) -> float:
+def working_bytes(spec: ResolvedSpec) -> float:
     """Bytes while one layer is differentiated: what it reads, gradients, weights. The MLP peaks, or attention does."""
     architecture, tokens = spec.architecture, spec.tokens
     gradient = BYTES_16BIT * (architecture.hidden + _padded_rank(spec, ("down_proj",)))
@@ -91,8 +99,8 @@ def _flash_backward_bytes(spec: TrainingSpec) -> float:
     return tokens * results + rounded * 4 * (architecture.query_width + architecture.heads)
 
 
-def _temporary_matrix_bytes(spec: TrainingSpec, names: tuple[str, ...]) -> float:
-    is_there_already = spec.quantization == "none" or spec.layers_cached == spec.architecture.layers
+def _temporary_matrix_bytes(spec: ResolvedSpec, names: tuple[str, ...]) -> float:
+    is_there_already = spec.quantization == "none" or spec.cached_layers == spec.architecture.layers
     return 0.0 if is_there_already else matrix_bytes(spec, names)
 
 
@@ -107,5 +115,5 @@ def _pack_bytes(spec: TrainingSpec) -> float:
     return float(spec.tokens * (PACK_BYTES + positions))
 
 
-def _where(spec: TrainingSpec) -> str:
-    return "in host memory but for those in use" if spec.is_offloading else f"{spec.tokens:,} tokens"
+def _where(spec: ResolvedSpec) -> str:
+    return "in host memory but for those in use" if spec.offload else f"{spec.tokens:,} tokens"

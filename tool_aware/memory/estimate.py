@@ -1,8 +1,8 @@
 """Estimate the GPU memory of a QLoRA training step, term by term, without torch and without a GPU.
 
 The step that is modelled is this toolkit's own: frozen weights as loaded (nothing upcast), LoRA in bf16 with fp32
-master weights, logits at the label positions only, in chunks; packs through the toolkit's decoder (own_step.py), all
-else through transformers and autograd (autograd_step.py). Memory can peak at several moments of a step; each is
+master weights, logits at the label positions only, in chunks; packs through the toolkit's decoder (decoder_step.py),
+all else through transformers and autograd (autograd_step.py). Memory can peak at several moments of a step; each is
 estimated and the largest one is reported:
 
     the loss               what all layers keep and a chunk of logits are alive
@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tool_aware.gpu.readings import GIB
-from tool_aware.memory import autograd_step
-from tool_aware.memory import decoder_step as own_step
+from tool_aware.memory import autograd_step, decoder_step
 from tool_aware.memory.architectures import PRESETS
-from tool_aware.memory.spec import BYTES_16BIT, OPTIMIZERS, Moment, Term, TrainingSpec, optimizer_moment
+from tool_aware.memory.spec import BYTES_16BIT, OPTIMIZERS, Moment, ResolvedSpec, Term, TrainingSpec, optimizer_moment
 
 # Bytes per weight of a quantised linear layer.
 BYTES_PER_WEIGHT = {
@@ -110,32 +109,33 @@ class MemoryEstimate:
 
 def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION) -> MemoryEstimate:
     """Estimate the peak memory of a training step: the largest of the moments named above."""
-    peak = peak_of(spec)
+    step = spec.resolved
+    peak = peak_of(step)
     slack = sum(share * part for share, part in zip(calibration.slack_shares, slack_parts(spec), strict=True))
     threads = 1 if spec.has_own_decoder else 2  # autograd's backward pass has a thread of its own
     workspaces = Term("cuBLAS workspaces", threads * calibration.workspace_bytes)
-    context = Term("CUDA context", context_bytes(spec, calibration), "and libraries")
+    context = Term("CUDA context", context_bytes(step, calibration), "and libraries")
     rest = (workspaces, Term("allocator slack", slack), context)
-    return MemoryEstimate(spec, peak.name, (*_static_terms(spec), *peak.terms, *rest), calibration)
+    return MemoryEstimate(spec, peak.name, (*_static_terms(step), *peak.terms, *rest), calibration)
 
 
-def context_bytes(spec: TrainingSpec, calibration: Calibration = CALIBRATION) -> float:
+def context_bytes(spec: ResolvedSpec, calibration: Calibration = CALIBRATION) -> float:
     """The CUDA context and the libraries' kernels: what NVML shows beyond torch's reserve."""
     return calibration.bare_context_bytes + calibration.libraries_bytes * library_sets(spec)
 
 
-def library_sets(spec: TrainingSpec) -> int:
+def library_sets(spec: ResolvedSpec) -> int:
     """Count what brings kernels and handles of its own: any step, offload's stream or autograd's thread, 8 bits."""
-    return 1 + (spec.is_offloading or not spec.has_own_decoder) + (spec.quantization == "8bit")
+    return 1 + (spec.offload or not spec.has_own_decoder) + (spec.quantization == "8bit")
 
 
-def moments(spec: TrainingSpec) -> list[Moment]:
+def moments(spec: ResolvedSpec) -> list[Moment]:
     """The moments of a step at which memory can peak."""
-    step = own_step if spec.has_own_decoder else autograd_step
-    return [*step.moments(spec), optimizer_moment(spec)]
+    module = decoder_step if spec.has_own_decoder else autograd_step
+    return [*module.moments(spec), optimizer_moment(spec)]
 
 
-def peak_of(spec: TrainingSpec) -> Moment:
+def peak_of(spec: ResolvedSpec) -> Moment:
     """The moment that needs most."""
     return max(moments(spec), key=lambda moment: moment.used_bytes)
 
@@ -162,14 +162,14 @@ def unmeasured_features(spec: TrainingSpec) -> list[str]:
     return [name for name, is_there in features.items() if is_there]
 
 
-def _static_terms(spec: TrainingSpec) -> list[Term]:
+def _static_terms(spec: ResolvedSpec) -> list[Term]:
     architecture, adapter = spec.architecture, spec.adapter_parameters
     others, note = architecture.other_parameters * BYTES_16BIT, "embeddings, output layer, norms"
-    if spec.is_offloading and not architecture.ties_embeddings:
+    if spec.offload and not architecture.ties_embeddings:
         others, note = others - architecture.vocabulary * architecture.hidden * BYTES_16BIT, "output layer, norms"
     return [
         Term("base weights", base_bytes(spec), f"{_kind(spec)}, {_count(architecture.linear_parameters)}"),
-        Term("cached weights", spec.layers_cached * cached_layer_bytes(spec), f"{spec.layers_cached} layers"),
+        Term("cached weights", spec.cached_layers * cached_layer_bytes(spec), f"{spec.cached_layers} layers"),
         Term("16-bit weights", others, note),
         Term("adapters", adapter * BYTES_16BIT, f"LoRA r={spec.lora_r}, {_count(adapter)}"),
         Term("optimizer states", adapter * OPTIMIZERS[spec.optimizer].state, spec.optimizer),
@@ -179,7 +179,7 @@ def _static_terms(spec: TrainingSpec) -> list[Term]:
 def base_bytes(spec: TrainingSpec) -> float:
     """Bytes of the linear layers' weights on one GPU."""
     if spec.quantization == "none" and spec.has_own_decoder:  # with room for the updates beside them
-        return spec.architecture.layers * own_step.layer_matrices_bytes(spec)
+        return spec.architecture.layers * decoder_step.layer_matrices_bytes(spec)
     parameters = spec.architecture.linear_parameters
     whole = parameters * BYTES_PER_WEIGHT[spec.quantization, spec.double_quantization]
     if spec.shards == 1:
@@ -191,7 +191,7 @@ def base_bytes(spec: TrainingSpec) -> float:
 
 def cached_layer_bytes(spec: TrainingSpec) -> float:
     """Bytes of one layer's weights in 16 bit, held beside the quantised ones."""
-    return own_step.layer_matrices_bytes(spec)
+    return decoder_step.layer_matrices_bytes(spec)
 
 
 def _kind(spec: TrainingSpec) -> str:

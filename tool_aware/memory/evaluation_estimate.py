@@ -15,9 +15,9 @@ from tool_aware.engine.sizes import rounded_up
 from tool_aware.gpu.readings import GIB
 from tool_aware.inference.generation import COLUMNS_MULTIPLE
 from tool_aware.memory.architectures import Architecture
+from tool_aware.memory.budget import budget_on_card
 from tool_aware.memory.estimate import BYTES_PER_WEIGHT, CALIBRATION, Calibration, MemoryEstimate
 from tool_aware.memory.fit import LARGEST_BATCH, largest
-from tool_aware.memory.plan import budget_on_card
 from tool_aware.memory.spec import BYTES_16BIT, Term, TrainingSpec
 from tool_aware.memory.workload import Workload
 

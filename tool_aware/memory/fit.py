@@ -5,6 +5,7 @@ What config.yaml leaves to the memory plan is no edit: the plan is made anew aft
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,9 @@ from tool_aware.config.yaml_file import apply_override, read_yaml_file
 from tool_aware.console import UserError
 from tool_aware.files import write_text
 from tool_aware.gpu.readings import GIB
-from tool_aware.memory.plan import SETTINGS, Plan, budget_on_card, leanest, make_plan, needed_bytes
+from tool_aware.memory.budget import KnownBudget, budget_on_card, needed_bytes
+from tool_aware.memory.knobs import KNOBS, Knob
+from tool_aware.memory.plan import Plan, leanest, make_plan
 from tool_aware.memory.spec import TrainingSpec
 
 SMALLEST_RANK = 4
@@ -36,6 +39,9 @@ class Edit:
     spec: TrainingSpec
 
 
+Rung = Callable[[TrainingSpec], Edit | None]  # a way to need less; None where it changes nothing
+
+
 @dataclass(frozen=True)
 class Fit:
     """Whether a spec fits a card of `vram_bytes`, with which plan, and the edits that make it fit if it does not.
@@ -44,6 +50,7 @@ class Fit:
     """
 
     vram_bytes: float
+    budget: KnownBudget
     plan: Plan  # without edits
     edits: tuple[Edit, ...] | None
     final_plan: Plan  # with them
@@ -51,17 +58,17 @@ class Fit:
 
     @property
     def fits_as_it_is(self) -> bool:
-        """Whether no edit is needed."""
+        """Return whether no edit is needed."""
         return self.edits == ()
 
     @property
     def is_limited(self) -> bool:
-        """Whether config.yaml allows less than the card has."""
-        return self.plan.budget != budget_on_card(self.vram_bytes)
+        """Return whether config.yaml allows less than the card has."""
+        return self.budget != budget_on_card(self.vram_bytes)
 
     @property
     def keys(self) -> dict[str, Any]:
-        """All edits together: dotted key -> value."""
+        """Return all edits together: dotted key -> value."""
         return {key: value for edit in self.edits or () for key, value in edit.keys.items()}
 
 
@@ -71,28 +78,21 @@ def fit_card(spec: TrainingSpec, vram_bytes: float, is_open: frozenset[str], all
     `allowed_gib` is what config.yaml allows of it.
     """
     budget = budget_on_card(vram_bytes, allowed_gib)
-    limit = budget.limit_bytes
-    edits = edits_that_fit(leanest(spec, is_open), limit)
-    lean = edits[-1].spec if edits else leanest(spec, is_open)
-    # The plan after the edits is made from the effective batch as it was: splitting it is the plan's part.
-    batch = (
-        {}
-        if any("training.per_device_train_batch_size" in edit.keys for edit in edits or ())
-        else {"batch_size": spec.batch_size, "accumulation": spec.accumulation}
-    )
+    edits = edits_that_fit(leanest(spec, is_open), budget.limit_bytes)
+    lean = edited = edits[-1].spec if edits else leanest(spec, is_open)
     set_by_edits = {key for edit in edits or () for key in edit.keys}
-    still_open = frozenset(name for name in is_open if f"optimization.{SETTINGS[name]}" not in set_by_edits)
-    final_plan = make_plan(replace(lean, **batch), budget, still_open)
-    return Fit(vram_bytes, make_plan(spec, budget, is_open), edits, final_plan, lean)
+    if "training.per_device_train_batch_size" not in set_by_edits:  # splitting the effective batch is the plan's part
+        edited = replace(lean, batch_size=spec.batch_size, accumulation=spec.accumulation)
+    set_knobs = {knob.field for knob in KNOBS if f"optimization.{knob.key}" in set_by_edits}
+    final_plan = make_plan(edited, budget, is_open - set_knobs)
+    return Fit(vram_bytes, budget, make_plan(spec, budget, is_open), edits, final_plan, lean)
 
 
 def edits_that_fit(spec: TrainingSpec, limit_bytes: float) -> tuple[Edit, ...] | None:
     """Find the fewest edits, in order of what they cost, after which `spec` fits; none that is not needed stays."""
-    ladder: list[Callable[[TrainingSpec], Edit | None]] = [
-        _share_prefix, _checkpoint, _keep_nothing, _offload, _quantize, _halve_batch, _page_optimizer, _halve_rank,
-        _halve_sequence,
-    ]  # fmt: skip
-    steps: list[Callable[[TrainingSpec], Edit | None]] = []
+    of_the_run = (_quantize, _halve_batch, _page_optimizer, _halve_rank, _halve_sequence)
+    ladder: list[Rung] = [_share_prefix, *_edits_of_knobs(), *of_the_run]
+    steps: list[Rung] = []
     current = spec
     while needed_bytes(current) > limit_bytes:
         found = next(((step, edit) for step in ladder if (edit := step(current)) is not None), None)
@@ -103,7 +103,7 @@ def edits_that_fit(spec: TrainingSpec, limit_bytes: float) -> tuple[Edit, ...] |
     return tuple(_apply(spec, _pruned(spec, steps, limit_bytes)))
 
 
-def _pruned(spec: TrainingSpec, steps: Sequence[Callable[..., Edit | None]], limit_bytes: float) -> list[Any]:
+def _pruned(spec: TrainingSpec, steps: Sequence[Rung], limit_bytes: float) -> list[Rung]:
     """Leave out each step without which the rest still fits, the costliest first."""
     kept = list(steps)
     for index in range(len(steps) - 1, -1, -1):
@@ -114,7 +114,7 @@ def _pruned(spec: TrainingSpec, steps: Sequence[Callable[..., Edit | None]], lim
     return kept
 
 
-def _apply(spec: TrainingSpec, steps: Sequence[Callable[..., Edit | None]]) -> Iterator[Edit]:
+def _apply(spec: TrainingSpec, steps: Sequence[Rung]) -> Iterator[Edit]:
     for step in steps:
         edit = step(spec)
         if edit is not None:
@@ -131,27 +131,21 @@ def _share_prefix(spec: TrainingSpec) -> Edit | None:
     return Edit({"training.packing": "prefix"}, "same gradients", replace(spec, packing="prefix"))
 
 
-def _checkpoint(spec: TrainingSpec) -> Edit | None:
-    if spec.checkpointing:
+def _edits_of_knobs() -> list[Rung]:
+    """Return an edit for each cost that knobs have, in the order of the table."""
+    by_cost: dict[str, list[tuple[Knob, bool | int]]] = {}
+    for knob in KNOBS:
+        if knob.leanest:
+            by_cost.setdefault(knob.leanest.cost, []).append((knob, knob.leanest.value))
+    return [functools.partial(_set_knobs, values, cost) for cost, values in by_cost.items()]
+
+
+def _set_knobs(values: Sequence[tuple[Knob, bool | int]], cost: str, spec: TrainingSpec) -> Edit | None:
+    changes = [(knob, value) for knob, value in values if knob.has_effect(spec, value)]
+    if not changes:
         return None
-    keys = {"optimization.gradient_checkpointing": True}
-    return Edit(keys, "same gradients, a third slower", replace(spec, checkpointing=True))
-
-
-def _keep_nothing(spec: TrainingSpec) -> Edit | None:
-    has_effect = {"kept_layers": spec.checkpointing and spec.layers_kept > 0, "cached_layers": spec.layers_cached > 0}
-    nothing = dict.fromkeys((name for name, it_has in has_effect.items() if it_has), 0)
-    if not nothing:
-        return None
-    keys = {f"optimization.{name}": 0 for name in nothing}
-    return Edit(keys, "same gradients, slower", replace(spec, **nothing))
-
-
-def _offload(spec: TrainingSpec) -> Edit | None:
-    if not spec.has_own_decoder or spec.is_offloading:
-        return None
-    keys = {"optimization.offload": True}
-    return Edit(keys, "same gradients, a little slower", replace(spec, offload=True))
+    keys = {f"optimization.{knob.key}": value for knob, value in changes}
+    return Edit(keys, cost, spec.with_fields({knob.field: value for knob, value in changes}))
 
 
 def _quantize(spec: TrainingSpec) -> Edit | None:
@@ -202,7 +196,7 @@ def _halve_sequence(spec: TrainingSpec) -> Edit | None:
 
 
 def longest_sequence(spec: TrainingSpec, limit_bytes: float) -> int:
-    """Tokens of the longest single example that fits, in steps of 64; 0 if none does."""
+    """Return the tokens of the longest single example that fits, in steps of 64; 0 if none does."""
     alone = replace(spec, batch_size=1, prefix_tokens=0)
     return 64 * largest(
         lambda blocks: needed_bytes(replace(alone, seq_length=64 * blocks)) <= limit_bytes, LONGEST_SEQUENCE // 64
@@ -210,12 +204,12 @@ def longest_sequence(spec: TrainingSpec, limit_bytes: float) -> int:
 
 
 def largest_batch(spec: TrainingSpec, limit_bytes: float) -> int:
-    """Examples of the spec's length that fit one micro-batch; 0 if not even one does."""
+    """Return how many examples of the spec's length fit one micro-batch; 0 if not even one does."""
     return largest(lambda size: needed_bytes(replace(spec, batch_size=size)) <= limit_bytes, LARGEST_BATCH)
 
 
 def largest(is_possible: Callable[[int], bool], limit: int) -> int:
-    """The largest number from 0 to `limit` that is possible, given that all smaller ones are."""
+    """Return the largest number from 0 to `limit` that is possible, given that all smaller ones are."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
@@ -257,7 +251,7 @@ def write_fitting_config(path: Path, base: Path, answer: Fit, overrides: Sequenc
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `after` has to be laid over `before`: sections by key, and lists whole, as `extends` replaces them."""
+    """Return what of `after` is laid over `before`: sections by key, lists whole, as `extends` replaces them."""
     changed = {}
     for key, value in after.items():
         if key in before and before[key] == value:

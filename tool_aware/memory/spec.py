@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tool_aware.config.settings import Config
 from tool_aware.engine.sizes import LENGTHS_MULTIPLE, rounded_up
@@ -33,7 +36,10 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What decides the memory of a training step. Lengths in tokens."""
+    """What decides the memory of a training step, as it is wished for. Lengths in tokens.
+
+    Not every wish has an effect: `resolved` is the step as it runs.
+    """
 
     architecture: Architecture
     quantization: Literal["4bit", "8bit", "none"] = "4bit"
@@ -52,12 +58,12 @@ class TrainingSpec:
     accumulation: int = 1  # micro-batches per optimizer step
     optimizer: str = "adamw_torch_fused"
     attention: Literal["sdpa", "eager"] = "sdpa"  # of transformers' forward pass
-    decoder: Literal["own", "transformers"] = "own"  # as config.yaml wishes; `has_own_decoder` is what becomes of it
+    decoder: Literal["own", "transformers"] = "own"
     shards: int = 1  # GPUs over which the linear layers' weights are spread
 
     @property
     def tokens(self) -> int:
-        """Tokens in one micro-batch, padding included."""
+        """Return the tokens in one micro-batch, padding included."""
         if self.packing == "none":
             return self.batch_size * self.row_tokens
         shared = min(self.prefix_tokens, self.seq_length) if self.packing == "prefix" else 0
@@ -65,68 +71,42 @@ class TrainingSpec:
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of one padded row."""
+        """Return the tokens of one padded row."""
         return rounded_up(self.seq_length, LENGTHS_MULTIPLE)
 
     @property
     def label_tokens(self) -> int:
-        """Positions of one micro-batch at which logits are computed."""
+        """Return the positions of one micro-batch at which logits are computed."""
         return self.batch_size * min(self.answer_tokens, self.seq_length)
 
     @property
     def target_names(self) -> frozenset[str]:
-        """Names of the linear layers that carry an adapter."""
+        """Return the names of the linear layers that carry an adapter."""
         if self.targets == "all-linear":
             return frozenset(self.architecture.linear_shapes)
         return frozenset((self.targets,) if isinstance(self.targets, str) else self.targets)
 
     @property
     def adapter_parameters(self) -> int:
-        """Trained weights."""
+        """Return the number of trained weights."""
         return self.architecture.adapter_parameters(self.lora_r, self.targets)
 
     @property
     def has_own_decoder(self) -> bool:
-        """Whether the toolkit's own forward and backward pass runs (tool_aware.engine.decoder), or transformers'."""
+        """Return whether the toolkit's own forward and backward pass runs (engine/decoder.py), not transformers'."""
         is_covered = self.quantization != "8bit" and not self.architecture.has_qkv_bias
         return self.decoder == "own" and self.packing != "none" and is_covered and self.shards == 1
 
-    @property
-    def layers_kept(self) -> int:
-        """Layers whose activations stay from the forward to the backward pass; the others are computed again."""
-        if not self.checkpointing:
-            return self.architecture.layers
-        return min(self.kept_layers, self.architecture.layers) if self.has_own_decoder else 0
+    @functools.cached_property
+    def resolved(self) -> ResolvedSpec:
+        """Return the step as it runs: what has no effect is taken away."""
+        if isinstance(self, ResolvedSpec):
+            return self
+        return ResolvedSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
-    @property
-    def passes(self) -> float:
-        """Passes over the linear layers in a micro-step: forward, gradients of the inputs, and what is computed again.
-
-        The backward pass of frozen weights computes input gradients only. The toolkit's decoder does not compute the
-        down projection again, whose output no gradient needs.
-        """
-        shapes = self.architecture.linear_shapes
-        down = shapes["down_proj"][0] * shapes["down_proj"][1] * self.architecture.layers
-        of_a_layer = 1 - down / self.architecture.linear_parameters if self.has_own_decoder else 1.0
-        return 2 + of_a_layer * (1 - self.layers_kept / self.architecture.layers)
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations of a micro-step: 2 for each weight and token, 4 x width for each attended pair."""
-        pairs = self.tokens * self.row_tokens / 2  # causal; a pack's examples see their prefix and themselves
-        attention = 4 * self.architecture.query_width * self.architecture.layers * pairs
-        return self.passes * (2 * self.architecture.linear_parameters * self.tokens + attention)
-
-    @property
-    def layers_cached(self) -> int:
-        """Layers whose weights are there in 16 bit beside the quantised ones."""
-        is_possible = self.has_own_decoder and self.quantization == "4bit"
-        return min(self.cached_layers, self.architecture.layers) if is_possible else 0
-
-    @property
-    def is_offloading(self) -> bool:
-        """Whether layer inputs and the embedding leave the card."""
-        return self.offload and self.checkpointing and self.has_own_decoder
+    def with_fields(self, values: Mapping[str, Any]) -> TrainingSpec:
+        """Return a copy with other values of the fields that `values` names."""
+        return dataclasses.replace(self, **values)
 
     @classmethod
     def from_config(
@@ -141,10 +121,12 @@ class TrainingSpec:
     ) -> TrainingSpec:
         """Read a spec out of config.yaml; without `longest_tokens` every example is taken as max_seq_length long.
 
-        What is `auto` for the memory plan is taken as it is without a budget (tool_aware.memory.plan). Raises
-        UserError if the model's shapes are not known on this machine.
+        What is `auto` for the memory plan has its value without a budget. Raises UserError if the model's shapes are
+        not known on this machine.
         """
-        targets, optimization = config.lora.target_modules, config.settled().optimization
+        from tool_aware.memory.knobs import configured  # reads specs itself
+
+        targets, optimization = config.lora.target_modules, config.optimization
         wants_transformers = optimization.decoder == "transformers" or config.lora.dropout > 0
         return cls(
             architecture=architecture or find_architecture(config.model.name),
@@ -152,21 +134,55 @@ class TrainingSpec:
             double_quantization=config.quantization.bnb_4bit_use_double_quant,
             lora_r=config.lora.r,
             targets=targets if isinstance(targets, str) else tuple(targets),
-            batch_size=config.training.per_device_train_batch_size,
             seq_length=longest_tokens or config.model.max_seq_length,
             packing=config.training.packing,
             prefix_tokens=prefix_tokens,
             answer_tokens=answer_tokens or config.evaluation.max_new_tokens,
-            accumulation=config.training.gradient_accumulation_steps,
-            checkpointing=optimization.gradient_checkpointing,
-            kept_layers=optimization.kept_layers,
-            offload=optimization.offload,
-            cached_layers=optimization.cached_layers,
             optimizer=optimization.optim,
             attention="eager" if config.model.attn_implementation == "eager" else "sdpa",
             decoder="transformers" if wants_transformers else "own",
             shards=processes if optimization.shard_base else 1,
+            **configured(config),
         )
+
+
+@dataclass(frozen=True)
+class ResolvedSpec(TrainingSpec):
+    """A training step as it runs: `kept_layers`, `cached_layers`, `offload` and `decoder` say what happens."""
+
+    def __post_init__(self) -> None:
+        layers, is_own = self.architecture.layers, self.has_own_decoder
+        kept = min(self.kept_layers, layers) if is_own else 0
+        effects: dict[str, object] = {
+            "kept_layers": kept if self.checkpointing else layers,
+            "cached_layers": min(self.cached_layers, layers) if is_own and self.quantization == "4bit" else 0,
+            "offload": self.offload and self.checkpointing and is_own,
+            "decoder": "own" if is_own else "transformers",
+        }
+        for name, effect in effects.items():
+            object.__setattr__(self, name, effect)  # the dataclass is frozen
+
+    @property
+    def passes(self) -> float:
+        """Return the passes over the linear layers in a micro-step: forward, input gradients, what is computed again.
+
+        The backward pass of frozen weights computes input gradients only. The toolkit's decoder does not compute the
+        down projection again, whose output no gradient needs.
+        """
+        shapes = self.architecture.linear_shapes
+        down = shapes["down_proj"][0] * shapes["down_proj"][1] * self.architecture.layers
+        of_a_layer = 1 - down / self.architecture.linear_parameters if self.has_own_decoder else 1.0
+        return 2 + of_a_layer * (1 - self.kept_layers / self.architecture.layers)
+
+    @property
+    def flops(self) -> float:
+        """Return the floating-point operations of a micro-step.
+
+        2 for each weight and token, and 4 x width for each attended pair, in each pass.
+        """
+        pairs = self.tokens * self.row_tokens / 2  # causal; a pack's examples see their prefix and themselves
+        attention = 4 * self.architecture.query_width * self.architecture.layers * pairs
+        return self.passes * (2 * self.architecture.linear_parameters * self.tokens + attention)
 
 
 @dataclass(frozen=True)
@@ -187,18 +203,18 @@ class Moment:
 
     @property
     def used_bytes(self) -> float:
-        """All of it."""
+        """Return the bytes of all terms."""
         return sum(term.used_bytes for term in self.terms)
 
 
 def optimizer_moment(spec: TrainingSpec) -> Moment:
-    """No activations any more, but gradients in 16 bit and, for the master weights, in fp32."""
+    """Return what the update has alive: no activations, gradients in 16 bit and, for the master weights, in fp32."""
     parameters = spec.adapter_parameters
     in_fp32 = Term("gradients in fp32", parameters * OPTIMIZERS[spec.optimizer].step, "for the update")
     return Moment("the optimizer step", (Term("gradients", parameters * BYTES_16BIT), in_fp32))
 
 
 def gradients_that_wait(spec: TrainingSpec) -> float:
-    """Bytes of gradients that are there before a micro-batch begins, and of the copy to fall back to."""
+    """Return the bytes of gradients that exist before a micro-batch begins, and of the copy to fall back to."""
     they_stay = OPTIMIZERS[spec.optimizer].keeps_gradients or spec.accumulation > 1
     return 2.0 * BYTES_16BIT * spec.adapter_parameters if they_stay else 0.0

@@ -38,7 +38,7 @@ def estimate_speed(spec: TrainingSpec, card: str) -> Speed | None:
         return None
     own = spec.has_own_decoder
     share, layer_s = (OWN_SHARE, OWN_LAYER_S) if own else (TRANSFORMERS_SHARE, TRANSFORMERS_LAYER_S)
-    limit_s = spec.flops / (tflops * 1e12)
+    limit_s = spec.resolved.flops / (tflops * 1e12)
     return Speed(limit_s, max(layer_s * spec.architecture.layers, limit_s / share))
 
 

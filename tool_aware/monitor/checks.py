@@ -22,9 +22,10 @@ from tool_aware.gpu.nvml import DriverUnavailable, open_driver
 from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance
 from tool_aware.gpu.visible import chosen_gpus
 from tool_aware.memory.architectures import Architecture, cached_snapshot, find_architecture, hub_cache
+from tool_aware.memory.budget import allowed_by
 from tool_aware.memory.estimate import MemoryEstimate, estimate_training
 from tool_aware.memory.fit import fit_card
-from tool_aware.memory.plan import allowed_by, open_choices, plan_of
+from tool_aware.memory.plan import open_choices, plan_of
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.memory.workload import spec_of_data
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from tool_aware.console import table
 from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.memory.budget import needed_bytes
 from tool_aware.memory.estimate import MemoryEstimate, unmeasured_features
 from tool_aware.memory.evaluation_estimate import EvaluationFit
 from tool_aware.memory.fit import LARGEST_BATCH, Fit, as_yaml, fit_card, largest_batch, longest_sequence
-from tool_aware.memory.plan import needed_bytes
+from tool_aware.memory.knobs import KNOBS
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.memory.speed import MEAN_ERROR_PERCENT, MEASURED_ON, WORST_ERROR_PERCENT, estimate_speed
 from tool_aware.memory.trace import DryRun
@@ -127,15 +128,14 @@ class TracedStep:
 
     @property
     def without(self) -> list[str]:
-        """What the planned step has and the traced one has not."""
-        traced, planned = self.formula.spec, self.planned
-        left_out = {
-            "kept layers": traced.layers_kept != planned.layers_kept,
-            "cached layers": traced.layers_cached != planned.layers_cached,
-            "offload": traced.is_offloading != planned.is_offloading,
-            planned.optimizer: traced.optimizer != planned.optimizer,
-        }
-        return [name for name, is_missing in left_out.items() if is_missing]
+        """Return what the planned step has and the traced one has not."""
+        traced, planned = self.formula.spec.resolved, self.planned.resolved
+        names = [
+            knob.label.replace("_", " ")
+            for knob in KNOBS
+            if getattr(traced, knob.field) != getattr(planned, knob.field)
+        ]
+        return names + [planned.optimizer] * (traced.optimizer != planned.optimizer)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for --json, sizes in GiB."""
@@ -156,7 +156,7 @@ def exact_text(exact: TracedStep) -> str:
 
 def fit_text(answer: Fit) -> str:
     """Whether it fits the card and how the run would use it, what would make it fit, and how far it could go."""
-    limit, spec = answer.final_plan.budget.limit_bytes, answer.final_plan.spec
+    limit, spec = answer.budget.limit_bytes, answer.final_plan.spec
     size = f"{answer.vram_bytes / GIB:.3g} GiB"
     if answer.is_limited:
         size = f"the {limit / GIB:.3g} GiB that training.memory_budget_gib allows of {size}"
@@ -165,7 +165,7 @@ def fit_text(answer: Fit) -> str:
     if answer.fits_as_it_is:
         lines = [f"fits {size}; the run would use it so:"]
     else:
-        short = (needed_bytes(answer.plan.spec) - answer.plan.budget.limit_bytes) / GIB
+        short = (needed_bytes(answer.plan.spec) - limit) / GIB
         lines = [f"does not fit {size}: {short:.1f} GiB too much. It fits with", "", as_yaml(answer.keys), ""]
         costs = {", ".join(edit.keys): edit.cost for edit in answer.edits}  # an edit may be made more than once
         lines += [f"  {keys}: {cost}" for keys, cost in costs.items()]
@@ -225,7 +225,7 @@ def fit_table(spec: TrainingSpec, is_open: frozenset[str], allowed_gib: float | 
             lines.append(f"| {size} GB | - | - | a smaller model is needed | - | - |")
             continue
         edits = ", ".join(f"`{key}: {json.dumps(value).strip(chr(34))}`" for key, value in answer.keys.items())
-        fitting, limit = answer.final_plan.spec, answer.final_plan.budget.limit_bytes
+        fitting, limit = answer.final_plan.spec, answer.budget.limit_bytes
         lines.append(
             f"| {size} GB | {plan_phrase(fitting)} | {gib(needed_bytes(fitting))} GiB | {edits or 'none'} "
             f"| {longest_sequence(answer.lean, limit):,} tokens | {largest_batch(answer.lean, limit)} examples |"
@@ -234,12 +234,5 @@ def fit_table(spec: TrainingSpec, is_open: frozenset[str], allowed_gib: float | 
 
 
 def plan_phrase(spec: TrainingSpec) -> str:
-    """A plan in a few words."""
-    parts = [f"{spec.batch_size} x {spec.accumulation}"]
-    if not spec.checkpointing:
-        parts.append("no checkpointing")
-    elif spec.layers_kept:
-        parts.append(f"{spec.layers_kept} of {spec.architecture.layers} layers kept")
-    parts += ["offload"] * spec.is_offloading
-    parts += [f"{spec.layers_cached} cached"] * (spec.layers_cached > 0)
-    return ", ".join(parts)
+    """Return a plan in a few words."""
+    return ", ".join(filter(None, (knob.phrase(spec.resolved) for knob in KNOBS)))

@@ -8,7 +8,7 @@ import pytest
 
 from tool_aware.gpu.readings import GIB, GpuReading, MigInstance
 from tool_aware.gpu.visible import chosen_gpus, visible_gpus
-from tool_aware.memory.plan import MARGIN_BYTES, budget_of
+from tool_aware.memory.budget import MARGIN_BYTES, budget_of
 
 CARD = GpuReading(0, "RTX 4070 Ti", uuid="GPU-1a2b", total_bytes=int(12 * GIB), used_bytes=int(1 * GIB))
 

@@ -373,15 +373,15 @@ def test_no_step_is_expected_to_be_faster_than_the_cards_arithmetic():
     for tokens in (256, 2048, 8192):
         speed = estimate_speed(replace(SPEC, seq_length=tokens), "RTX 4070 Ti")
         assert speed.expected_s >= speed.limit_s
-    without_attention = 2 * SPEC.passes * 6.98e9 * 2048 / 80.2e12
+    without_attention = 2 * SPEC.resolved.passes * 6.98e9 * 2048 / 80.2e12
     assert without_attention < estimate_speed(SPEC, "RTX 4070 Ti").limit_s < 1.05 * without_attention
 
 
 def test_kept_layers_are_computed_twice_and_others_a_third_time_but_for_what_is_not_needed():
-    assert replace(SPEC, decoder="transformers").passes == 3
-    assert SPEC.passes == pytest.approx(3 - 4096 * 14336 / 218_103_808)
-    assert replace(SPEC, checkpointing=False).passes == replace(SPEC, kept_layers=32).passes == 2
-    assert replace(SPEC, kept_layers=16).passes == pytest.approx((SPEC.passes + 2) / 2)
+    assert replace(SPEC, decoder="transformers").resolved.passes == 3
+    assert SPEC.resolved.passes == pytest.approx(3 - 4096 * 14336 / 218_103_808)
+    assert replace(SPEC, checkpointing=False).resolved.passes == replace(SPEC, kept_layers=32).resolved.passes == 2
+    assert replace(SPEC, kept_layers=16).resolved.passes == pytest.approx((SPEC.resolved.passes + 2) / 2)
 
 
 def test_the_stated_errors_of_the_expected_time_are_those_of_the_measured_steps():

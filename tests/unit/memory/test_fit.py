@@ -10,8 +10,9 @@ import yaml
 from tool_aware.config.settings import load_config
 from tool_aware.gpu.readings import GIB
 from tool_aware.memory.architectures import PRESETS
+from tool_aware.memory.budget import MARGIN_BYTES, needed_bytes
 from tool_aware.memory.fit import as_yaml, edits_that_fit, fit_card, largest_batch, longest_sequence
-from tool_aware.memory.plan import CHOICES, MARGIN_BYTES, needed_bytes
+from tool_aware.memory.knobs import CHOICES
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.monitor.printout import fit_text
 

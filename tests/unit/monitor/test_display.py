@@ -13,7 +13,7 @@ from tool_aware.gpu.readings import GIB, GpuReading, MigInstance, Process
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.estimate import estimate_training
 from tool_aware.memory.fit import fit_card
-from tool_aware.memory.plan import CHOICES
+from tool_aware.memory.knobs import CHOICES
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.monitor import display
 from tool_aware.monitor import printout as report

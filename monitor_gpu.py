@@ -37,7 +37,7 @@ from tool_aware.memory.evaluation_estimate import GenerationSpec, estimate_evalu
 from tool_aware.memory.fit import fit_card, write_fitting_config
 from tool_aware.memory.plan import make_plan, open_choices
 from tool_aware.memory.spec import TrainingSpec
-from tool_aware.memory.trace import DryRun
+from tool_aware.memory.trace import trace_step, traceable
 from tool_aware.memory.workload import spec_of_data, workload_of
 from tool_aware.monitor import checks, display
 from tool_aware.monitor import printout as report
@@ -284,35 +284,10 @@ def card_of(args: argparse.Namespace) -> tuple[str | None, float | None]:
     return args.card or name, gpu.total_bytes if gpu else None
 
 
-# ---- the exact estimate: the real step on tensors without data --------------------------------------------
-
-
-def trace(spec: TrainingSpec, config: Config) -> DryRun:
-    """Trace the training step; takes some seconds, most of them for importing torch.
-
-    Not all that a step can do can be traced: see `traceable`.
-    """
-    from tool_aware.memory.trace import dry_run
-    from tool_aware.memory.traced_step import DryStep
-    from tool_aware.model.base import quiet_libraries
-
-    with quiet_libraries():
-        return dry_run(spec, DryStep(config))
-
-
 def traced_step(spec: TrainingSpec, config: Config) -> report.TracedStep:
     """Trace the planned step, or the nearest one that can be, and put the formula for the same step beside it."""
     nearest = traceable(spec)
-    return report.TracedStep(trace(nearest, config), estimate_training(nearest), spec)
-
-
-def traceable(spec: TrainingSpec) -> TrainingSpec:
-    """The nearest spec that can be traced: on few layers that are alike, without a host to move data to.
-
-    bitsandbytes' optimizers need a GPU.
-    """
-    optimizer = spec.optimizer if spec.optimizer.startswith("adamw_torch") else "adamw_torch_fused"
-    return replace(spec, optimizer=optimizer, offload=False, kept_layers=0, cached_layers=0)
+    return report.TracedStep(trace_step(nearest, config), estimate_training(nearest), spec)
 
 
 # ---- command line ----------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from typing import Any
 _REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_REPOSITORY))
 
-import monitor_gpu  # noqa: E402
 from tool_aware.config.settings import load_config  # noqa: E402
 from tool_aware.console import GateFailed, Progress, run, say  # noqa: E402
 from tool_aware.files import write_json  # noqa: E402
@@ -31,6 +30,7 @@ from tool_aware.gpu.readings import GIB  # noqa: E402
 from tool_aware.memory.architectures import PRESETS  # noqa: E402
 from tool_aware.memory.estimate import estimate_training  # noqa: E402
 from tool_aware.memory.spec import TrainingSpec  # noqa: E402
+from tool_aware.memory.trace import trace_step  # noqa: E402
 
 RESULT = _REPOSITORY / "benchmarks" / "results" / "monitor_estimate.json"
 LIMIT = 0.03
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(_REPOSITORY / "config.yaml")
     progress, rows = Progress("configurations", len(specs)), []
     for number, spec in enumerate(specs, start=1):
-        traced = monitor_gpu.trace(spec, config).peak_bytes
+        traced = trace_step(spec, config).peak_bytes
         estimate = estimate_training(spec)
         rows.append({
             **asdict(spec), "architecture": spec.architecture.name, "peaks_in": estimate.peaks_in,

@@ -1,8 +1,9 @@
 """Run a training step on tensors without data and count the bytes that are alive at once.
 
-The step is the caller's own code: it is run on PyTorch's fake tensors, which have shapes but no storage, with the real
-transformers, peft and bitsandbytes. Neither a GPU nor weights are needed. Decoder layers are alike, so a model of
-FEW_LAYERS and one of MORE_LAYERS are traced and the peak is extended to the real depth; it is linear in the layers.
+It is the trainer's own micro-step and optimizer, run on PyTorch's fake tensors, which have shapes but no storage, with
+the real transformers, peft and bitsandbytes. What GPU kernels do inside is replaced by the memory they take. Neither a
+GPU nor weights are needed. Decoder layers are alike, so a model of FEW_LAYERS and one of MORE_LAYERS are traced and the
+peak is extended to the real depth; it is linear in the layers.
 
 Not seen here: workspaces inside CUDA kernels, and what the caching allocator reserves beyond what is alive.
 """
@@ -13,38 +14,32 @@ import dataclasses
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from tool_aware.memory.architectures import Architecture
+from tool_aware.config.settings import Config
+from tool_aware.engine.sizes import FLASH_ROUNDING
+from tool_aware.memory.fake_model import make_fake, meta_model
+from tool_aware.memory.knobs import KNOBS
 from tool_aware.memory.spec import TrainingSpec
+from tool_aware.model.adapter import new_adapter, prepare_for_training
+from tool_aware.model.base import quiet_libraries
+from tool_aware.prompt import EncodedExample
 
 if TYPE_CHECKING:
     import torch
-    from bitsandbytes.nn import Int8Params, Params4bit
+    from peft import PeftModel
     from torch.optim import Optimizer
-    from transformers import PreTrainedModel
+
+    from tool_aware.engine.micro_step import MicroStep
 
 FEW_LAYERS, MORE_LAYERS = 2, 3
-NF4_BLOCK, SCALE_BLOCK = 64, 256  # weights per scale, scales per second-level scale (bitsandbytes' defaults)
 ALLOCATION_BYTES = 512  # the caching allocator rounds each tensor up to a multiple of this
-
-
-class TrainingCode(Protocol):
-    """The code whose memory is asked for."""
-
-    def prepare(self, base: PreTrainedModel, spec: TrainingSpec) -> PreTrainedModel:
-        """Put the adapter on a frozen, quantised base model. Parameters have shapes only (device "meta")."""
-
-    def optimizer(self, model: PreTrainedModel, spec: TrainingSpec) -> Optimizer:
-        """Make the optimizer of the adapter's parameters."""
-
-    def backward(self, model: PreTrainedModel, spec: TrainingSpec) -> None:
-        """Run forward and backward over the micro-batches of one optimizer step."""
+TRACED_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")  # bitsandbytes' need a GPU
 
 
 @dataclass(frozen=True)
-class DryRun:
+class TracedBytes:
     """Bytes alive at once: of the model at rest, and at the peak of each phase of an optimizer step."""
 
     rest_bytes: float
@@ -53,34 +48,175 @@ class DryRun:
 
     @property
     def peak_bytes(self) -> float:
-        """What torch.cuda.max_memory_allocated() would report."""
+        """Return what torch.cuda.max_memory_allocated() would report."""
         return max(self.backward_bytes, self.optimizer_bytes)
 
 
-def dry_run(spec: TrainingSpec, code: TrainingCode) -> DryRun:
-    """Trace `code` on a model of `spec` and return the bytes it would allocate."""
-    few, more = (dataclasses.astuple(_trace(spec, code, layers)) for layers in (FEW_LAYERS, MORE_LAYERS))
+def trace_step(spec: TrainingSpec, config: Config) -> TracedBytes:
+    """Trace the training step of `spec` and return the bytes it would allocate; what it leaves open is in `config`.
+
+    Takes some seconds, most of them for importing torch. Not all that a step can do can be traced: see `traceable`.
+    """
+    with quiet_libraries():
+        few, more = (dataclasses.astuple(trace_layers(spec, config, layers)) for layers in (FEW_LAYERS, MORE_LAYERS))
     beyond = (spec.architecture.layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
-    return DryRun(*(at_few + beyond * (at_more - at_few) for at_few, at_more in zip(few, more, strict=True)))
+    return TracedBytes(*(at_few + beyond * (at_more - at_few) for at_few, at_more in zip(few, more, strict=True)))
 
 
-def _trace(spec: TrainingSpec, code: TrainingCode, layers: int) -> DryRun:
+def traceable(spec: TrainingSpec) -> TrainingSpec:
+    """Return the nearest spec that can be traced: on few layers that are alike, without a host to move data to."""
+    optimizer = spec.optimizer if spec.optimizer in TRACED_OPTIMIZERS else TRACED_OPTIMIZERS[0]
+    plain = spec.with_fields({knob.field: knob.without_budget for knob in KNOBS if not knob.is_traced})
+    return replace(plain, optimizer=optimizer)
+
+
+def trace_layers(spec: TrainingSpec, config: Config, layers: int) -> TracedBytes:
+    """Trace the step on a model of so many layers."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    shallow = dataclasses.replace(spec, architecture=dataclasses.replace(spec.architecture, layers=layers))
+    shallow = replace(spec, architecture=replace(spec.architecture, layers=layers))
+    config = config_of(shallow, config)
     # Built on "meta", as peft moves parameters around, which fake tensors do not allow.
-    model = code.prepare(_meta_model(shallow), shallow)
-    with FakeTensorMode(), _counting() as count:
-        _make_fake(model)
+    model = new_adapter(meta_model(shallow), config)
+    prepare_for_training(model, config)
+    model.train()
+    with FakeTensorMode(), counting() as count:
+        make_fake(model)
         rest = count.take_peak()
-        optimizer = code.optimizer(model, shallow)
+        step, optimizer = _step_and_optimizer(model, shallow, config)
         for _ in range(2):  # optimizer states exist from the second step on
-            code.backward(model, shallow)
+            _add_gradients(step, shallow)
             backward = count.take_peak()
             optimizer.step()
             optimizer.zero_grad()
             update = count.take_peak()
-        return DryRun(rest, backward, update)
+        return TracedBytes(rest, backward, update)
+
+
+def config_of(spec: TrainingSpec, base: Config) -> Config:
+    """Return the config whose training step has this spec; what the spec leaves open is taken from `base`."""
+    targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
+    changes: dict[str, dict[str, Any]] = {
+        "lora": {"r": spec.lora_r, "target_modules": targets},
+        "training": {"packing": spec.packing},
+        "optimization": {
+            "gradient_checkpointing": spec.checkpointing,
+            "kept_layers": spec.kept_layers,
+            "cached_layers": spec.cached_layers,
+            "offload": False,  # there is no host to move anything to
+            "decoder": "transformers" if spec.decoder == "transformers" else "auto",
+            "optim": spec.optimizer,
+        },
+    }
+    return base.model_copy(update={name: getattr(base, name).model_copy(update=x) for name, x in changes.items()})
+
+
+def _step_and_optimizer(model: PeftModel, spec: TrainingSpec, config: Config) -> tuple[MicroStep, Optimizer]:
+    """Make the configured optimizer, and the micro-step over examples of the spec's lengths."""
+    import torch
+
+    from tool_aware.engine.decoder import Backend, PackedDecoder
+    from tool_aware.engine.micro_step import MicroStep
+    from tool_aware.engine.optimizer import build_optimizer
+
+    attention = _AttentionBuffers(spec)
+    decoder, _ = PackedDecoder.of(model, config, Backend(_NoKernels(), lambda _: attention))
+    optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
+    step = MicroStep(
+        model,
+        examples_of(spec),
+        packing=spec.packing,
+        limit=spec.batch_size,
+        device=torch.device("cpu"),
+        decoder=decoder,
+    )
+    step.flat_gradient = getattr(optimizer, "gradient", None)
+    return step, optimizer
+
+
+def _add_gradients(step: MicroStep, spec: TrainingSpec) -> None:
+    """Run the micro-steps of one optimizer step."""
+    import torch
+
+    labels = torch.tensor(spec.label_tokens * spec.accumulation)
+    for _ in range(spec.accumulation):
+        step.add_gradient(list(range(spec.batch_size)), labels)
+
+
+def examples_of(spec: TrainingSpec) -> list[EncodedExample]:
+    """Return examples of the spec's lengths, whose ids matter only in that the prefix is shared and the rest is not."""
+    answer = min(spec.answer_tokens, spec.seq_length - spec.prefix_tokens - 1)
+    query = spec.seq_length - spec.prefix_tokens - answer
+    return [
+        EncodedExample([1] * spec.prefix_tokens + [2 + number] * query, [1] * answer)
+        for number in range(spec.batch_size)
+    ]
+
+
+# ---- kernels that only take memory -----------------------------------------------------------------------
+
+
+class _NoKernels:
+    """Stands for engine/triton_ops.py, whose kernels write where they are told to and need no memory of their own."""
+
+    @staticmethod
+    def _done(*_: Any, **__: Any) -> bool:
+        return True
+
+    rms_norm = rms_norm_backward = rotate = swiglu = swiglu_backward_ = fill_matrix = _done
+
+
+class _AttentionBuffers:
+    """The memory that packed_attention.FlashAttention takes, without the attention."""
+
+    def __init__(self, spec: TrainingSpec) -> None:
+        self._prefix_tokens = spec.prefix_tokens if spec.packing == "prefix" else 0
+        self._segments = spec.batch_size + (self._prefix_tokens > 0)
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """See PackedAttention.forward."""
+        own, lse = self._forward(query)
+        if self._prefix_tokens:
+            shared = (key[: self._prefix_tokens].clone(), value[: self._prefix_tokens].clone(), *self._forward(query))
+            del shared
+        del own
+        return lse
+
+    def backward(  # noqa: PLR0917
+        self,
+        gradient: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """See PackedAttention.backward."""
+        own = self._backward(query, key, self._segments)
+        if not self._prefix_tokens:
+            return own[0], None, own[1], own[2]
+        shared = key[: self._prefix_tokens].clone(), value[: self._prefix_tokens].clone()
+        through_prefix = self._backward(query, shared[0], segments=2)
+        return own[0], through_prefix[0], own[1], own[2]
+
+    @staticmethod
+    def _forward(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return query.new_empty(query.shape), query.new_empty(query.shape[:2]).float()
+
+    @staticmethod
+    def _backward(
+        query: torch.Tensor, key: torch.Tensor, segments: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        import torch
+
+        tokens, heads, size = query.shape
+        rounded = tokens + FLASH_ROUNDING * segments
+        in_fp32 = torch.empty(rounded, heads, size), torch.empty(heads, rounded)
+        of_query = query.new_empty(query.shape)
+        of_key, of_value = key.new_empty(key.shape), key.new_empty(key.shape)
+        expanded = [key.new_empty(len(key), heads, size) for _ in range(2)] if key.shape[1] != heads else []
+        del in_fp32, expanded
+        return of_query, of_key, of_value
 
 
 # ---- counting --------------------------------------------------------------------------------------------
@@ -113,7 +249,7 @@ class _Count:
 
 
 @contextmanager
-def _counting() -> Iterator[_Count]:
+def counting() -> Iterator[_Count]:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -132,119 +268,3 @@ def _counting() -> Iterator[_Count]:
 
     with CountResults():
         yield count
-
-
-# ---- a model without data --------------------------------------------------------------------------------
-
-
-def _meta_model(spec: TrainingSpec) -> PreTrainedModel:
-    """Build the frozen base model as `load_base_model` leaves it: bf16, its decoder's linear layers quantised."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            _transformers_config(spec.architecture), attn_implementation=spec.attention, dtype=torch.bfloat16
-        )
-        if spec.quantization != "none":
-            _quantize(model, spec)
-    model.requires_grad_(False)
-    return model
-
-
-def _transformers_config(architecture: Architecture) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(
-        "qwen2" if architecture.has_qkv_bias else "mistral",
-        num_hidden_layers=architecture.layers,
-        hidden_size=architecture.hidden,
-        intermediate_size=architecture.intermediate,
-        num_attention_heads=architecture.heads,
-        num_key_value_heads=architecture.kv_heads,
-        head_dim=architecture.head_dim,
-        vocab_size=architecture.vocabulary,
-        tie_word_embeddings=architecture.ties_embeddings,
-        max_position_embeddings=32768,
-        sliding_window=None,
-    )
-
-
-def _quantize(model: PreTrainedModel, spec: TrainingSpec) -> None:
-    """Put bitsandbytes' layers in the place of the decoder's linear layers, and tell peft that they are there."""
-    import torch
-
-    for layer in model.model.layers:
-        for parent in (layer.self_attn, layer.mlp):
-            for name, linear in list(parent.named_children()):
-                if isinstance(linear, torch.nn.Linear):
-                    setattr(parent, name, _quantized_linear(linear, spec))
-    setattr(model, f"is_loaded_in_{spec.quantization}", True)
-
-
-def _quantized_linear(linear: torch.nn.Linear, spec: TrainingSpec) -> torch.nn.Module:
-    import torch
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    shape = linear.in_features, linear.out_features, linear.bias is not None
-    if spec.quantization == "8bit":
-        return Linear8bitLt(*shape, has_fp16_weights=False)
-    quantized = Linear4bit(
-        *shape, compute_dtype=torch.bfloat16, compress_statistics=spec.double_quantization, quant_type="nf4"
-    )
-    quantized.support_avx512bf16_for_cpu = False
-    return quantized
-
-
-def _make_fake(model: torch.nn.Module) -> None:
-    """Replace every parameter and buffer by a fake one on the CPU; "cuda" is no choice in a torch without CUDA."""
-    import torch
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    fakes: dict[int, torch.nn.Parameter] = {}  # tied weights stay tied
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in fakes:
-                if isinstance(module, Linear4bit) and name == "weight":
-                    fakes[id(parameter)] = _weight_in_4bit(parameter)
-                elif isinstance(module, Linear8bitLt) and name == "weight":
-                    fakes[id(parameter)] = _weight_in_8bit(parameter)
-                else:
-                    tensor = torch.empty(parameter.shape, dtype=parameter.dtype)
-                    fakes[id(parameter)] = torch.nn.Parameter(tensor, requires_grad=parameter.requires_grad)
-            module._parameters[name] = fakes[id(parameter)]
-        for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-def _weight_in_8bit(weight: Int8Params) -> torch.nn.Parameter:
-    """What LLM.int8 makes of a weight: int8 values and one fp32 scale per row."""
-    import torch
-
-    fake = torch.nn.Parameter(torch.empty(weight.shape, dtype=torch.int8), requires_grad=False)
-    fake.CB, fake.SCB = fake.data, torch.empty(weight.shape[0])
-    return fake
-
-
-def _weight_in_4bit(weight: Params4bit) -> torch.nn.Parameter:
-    """What bitsandbytes.functional.quantize_4bit makes of a weight. Not a Params4bit: that would quantise itself."""
-    import torch
-    from bitsandbytes.functional import QuantState
-
-    elements = weight.numel()
-    blocks = -(-elements // NF4_BLOCK)
-    state = QuantState(
-        absmax=torch.empty(blocks, dtype=torch.uint8 if weight.compress_statistics else torch.float32),
-        shape=weight.shape, code=torch.empty(16), blocksize=NF4_BLOCK, quant_type="nf4", dtype=torch.bfloat16,
-    )  # fmt: skip
-    if weight.compress_statistics:
-        state.nested, state.offset = True, torch.empty(())
-        state.state2 = QuantState(
-            absmax=torch.empty(-(-blocks // SCALE_BLOCK)), code=torch.empty(256), blocksize=SCALE_BLOCK,
-            dtype=torch.float32,
-        )  # fmt: skip
-    fake = torch.nn.Parameter(torch.empty(((elements + 1) // 2, 1), dtype=torch.uint8), requires_grad=False)
-    fake.quant_state = state
-    return fake

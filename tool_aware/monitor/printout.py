@@ -17,7 +17,7 @@ from tool_aware.memory.fit import LARGEST_BATCH, Fit, as_yaml, fit_card, largest
 from tool_aware.memory.knobs import KNOBS
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.memory.speed import MEAN_ERROR_PERCENT, MEASURED_ON, WORST_ERROR_PERCENT, estimate_speed
-from tool_aware.memory.trace import DryRun
+from tool_aware.memory.trace import TracedBytes
 from tool_aware.monitor.checks import STATUSES, CheckLine
 from tool_aware.monitor.display import gib, power, process_text, with_unit
 
@@ -122,7 +122,7 @@ def estimate_record(
 class TracedStep:
     """A traced step beside the formula for the same step, which is not always the planned one."""
 
-    traced: DryRun
+    traced: TracedBytes
     formula: MemoryEstimate
     planned: TrainingSpec
 

@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-import monitor_gpu
 from tool_aware.gpu.readings import GIB
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.estimate import estimate_training
 from tool_aware.memory.spec import TrainingSpec
-from tool_aware.memory.trace import _counting, _trace, dry_run
-from tool_aware.memory.traced_step import DryStep
+from tool_aware.memory.trace import counting, trace_layers, trace_step, traceable
 
 MISTRAL, TINY = PRESETS["mistral-7b-v0.2"], PRESETS["tinyllama-1.1b"]
 KEPT_BYTES = 2**26
 PACK = {"seq_length": 364, "batch_size": 16, "packing": "prefix", "prefix_tokens": 260, "answer_tokens": 81}
+PACKED = TrainingSpec(TINY, **PACK)
 PADDED = {"decoder": "transformers", "packing": "none"}
 GRID = {
     "one long row": TrainingSpec(MISTRAL),
@@ -40,33 +39,44 @@ GRID = {
 @pytest.mark.parametrize("name", GRID)
 def test_formula_and_traced_step_agree(name, config):
     spec = GRID[name]
-    traced = monitor_gpu.trace(spec, config)
+    traced = trace_step(spec, config)
     assert estimate_training(spec).tensor_bytes == pytest.approx(traced.peak_bytes, rel=0.01)
 
 
 def test_the_extension_to_the_real_depth_equals_a_trace_of_that_depth(config):
     spec = replace(GRID["a pack that accumulates"], architecture=replace(TINY, layers=6))
-    whole = _trace(spec, DryStep(config), layers=6)
-    assert dry_run(spec, DryStep(config)).peak_bytes == pytest.approx(whole.peak_bytes, rel=1e-6)
+    whole = trace_layers(spec, config, layers=6)
+    assert trace_step(spec, config).peak_bytes == pytest.approx(whole.peak_bytes, rel=1e-6)
 
 
-def test_a_step_that_keeps_a_tensor_is_seen(config):
-    class Leaking(DryStep):
-        def backward(self, model, spec):
-            import torch
+def test_a_step_that_keeps_a_tensor_is_seen(config, monkeypatch):
+    import torch
 
-            self.kept = torch.empty(KEPT_BYTES, dtype=torch.uint8)
-            super().backward(model, spec)
+    from tool_aware.engine.micro_step import MicroStep
 
     spec = replace(GRID["a pack that accumulates"], architecture=TINY)
-    plain = dry_run(spec, DryStep(config)).peak_bytes
-    assert dry_run(spec, Leaking(config)).peak_bytes - plain == KEPT_BYTES
+    plain = trace_step(spec, config).peak_bytes
+    add_gradient = MicroStep.add_gradient
+
+    def leaking(self, *arguments):
+        self.kept = None
+        self.kept = torch.empty(KEPT_BYTES, dtype=torch.uint8)
+        return add_gradient(self, *arguments)
+
+    monkeypatch.setattr(MicroStep, "add_gradient", leaking)
+    assert trace_step(spec, config).peak_bytes - plain == KEPT_BYTES
+
+
+def test_what_cannot_be_traced_is_left_out_and_nothing_else():
+    spec = replace(PACKED, kept_layers=3, offload=True, cached_layers=2, optimizer="paged_adamw_8bit")
+    assert traceable(spec) == PACKED
+    assert traceable(replace(PACKED, checkpointing=False)) == replace(PACKED, checkpointing=False)
 
 
 def test_counting_follows_storages_and_not_tensors():
     import torch
 
-    with _counting() as count:
+    with counting() as count:
         whole = torch.zeros(1024)
         part = whole[:10].view(2, 5)
         assert count.alive_bytes == 4096
@@ -80,5 +90,5 @@ def test_counting_follows_storages_and_not_tensors():
 
 def test_no_data_is_allocated_for_a_model_far_larger_than_this_machine(config):
     huge = replace(MISTRAL, layers=2000, hidden=16384, heads=128, kv_heads=32, intermediate=65536)
-    traced = monitor_gpu.trace(TrainingSpec(huge, seq_length=256), config)
+    traced = trace_step(TrainingSpec(huge, seq_length=256), config)
     assert traced.rest_bytes > 2000 * GIB

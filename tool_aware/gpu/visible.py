@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -24,15 +23,20 @@ def visible_gpus(uuids: Sequence[str], environ: Mapping[str, str] = os.environ) 
 
 
 def chosen_gpus(gpus: Sequence[GpuReading], environ: Mapping[str, str]) -> list[GpuReading]:
-    """Those of `gpus` that CUDA_VISIBLE_DEVICES names, by number or by how their UUID begins; all if it is unset.
+    """Return those of `gpus` that CUDA_VISIBLE_DEVICES names, by number or by how their UUID begins; all if it is unset.
 
     A MIG slice is named by its UUID; its card is returned with the slice's memory and without other slices. As in CUDA
     the first name that fits nothing ends the list.
     """
     if "CUDA_VISIBLE_DEVICES" not in environ:
         return list(gpus)
-    found = (_called(gpus, name.strip()) for name in environ["CUDA_VISIBLE_DEVICES"].split(","))
-    return list(itertools.takewhile(lambda gpu: gpu is not None, found))
+    found = []
+    for name in environ["CUDA_VISIBLE_DEVICES"].split(","):
+        gpu = _called(gpus, name.strip())
+        if gpu is None:
+            break
+        found.append(gpu)
+    return found
 
 
 def _called(gpus: Sequence[GpuReading], name: str) -> GpuReading | None:

@@ -161,7 +161,7 @@ def _working_sets(spec: GenerationSpec) -> dict[str, float]:
     scored = spec.batch_size * (1 + spec.name_tokens)
     layer = tokens * (WIDE_VALUES * wide + NARROW_VALUES * narrow)
     product = tokens * NARROW_VALUES_IN_PRODUCT * narrow + dequantised
-    moments = {"the prompts of a batch": max(layer, product) + mask}
+    moments: dict[str, float] = {"the prompts of a batch": max(layer, product) + mask}
     if spec.name_tokens:
         return moments | {"the scores of the tools": scored * architecture.vocabulary * SCORE_BYTES}
     spread_out = 2 * spec.batch_size * spec.columns * BYTES_16BIT * architecture.heads * architecture.head_dim

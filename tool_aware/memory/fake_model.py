@@ -9,6 +9,7 @@ from tool_aware.memory.spec import TrainingSpec
 
 if TYPE_CHECKING:
     import torch
+    from bitsandbytes.nn.modules import Int8Params, Params4bit
     from transformers import PreTrainedModel
 
 NF4_BLOCK, SCALE_BLOCK = 64, 256  # weights per scale, scales per second-level scale (bitsandbytes' defaults)
@@ -61,7 +62,7 @@ def _quantize(model: PreTrainedModel, spec: TrainingSpec) -> None:
 
 def _quantized_linear(linear: torch.nn.Linear, spec: TrainingSpec) -> torch.nn.Module:
     import torch
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     shape = linear.in_features, linear.out_features, linear.bias is not None
     if spec.quantization == "8bit":
@@ -76,7 +77,7 @@ def _quantized_linear(linear: torch.nn.Linear, spec: TrainingSpec) -> torch.nn.M
 def make_fake(model: torch.nn.Module) -> None:
     """Replace every parameter and buffer by a fake one on the CPU; "cuda" is no choice in a torch without CUDA."""
     import torch
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Int8Params, Params4bit
 
     fakes: dict[int, torch.nn.Parameter] = {}  # tied weights stay tied
     for module in model.modules():
@@ -84,9 +85,9 @@ def make_fake(model: torch.nn.Module) -> None:
             if parameter is None:
                 continue
             if id(parameter) not in fakes:
-                if isinstance(module, Linear4bit) and name == "weight":
+                if isinstance(parameter, Params4bit):
                     fakes[id(parameter)] = _weight_in_4bit(parameter)
-                elif isinstance(module, Linear8bitLt) and name == "weight":
+                elif isinstance(parameter, Int8Params):
                     fakes[id(parameter)] = _weight_in_8bit(parameter)
                 else:
                     tensor = torch.empty(parameter.shape, dtype=parameter.dtype)
@@ -97,16 +98,16 @@ def make_fake(model: torch.nn.Module) -> None:
 
 
 def _weight_in_8bit(weight: Int8Params) -> torch.nn.Parameter:
-    """What LLM.int8 makes of a weight: int8 values and one fp32 scale per row."""
+    """Return what LLM.int8 makes of a weight: int8 values and one fp32 scale per row."""
     import torch
 
-    fake = torch.nn.Parameter(torch.empty(weight.shape, dtype=torch.int8), requires_grad=False)
+    fake: Any = torch.nn.Parameter(torch.empty(weight.shape, dtype=torch.int8), requires_grad=False)
     fake.CB, fake.SCB = fake.data, torch.empty(weight.shape[0])
     return fake
 
 
 def _weight_in_4bit(weight: Params4bit) -> torch.nn.Parameter:
-    """What bitsandbytes.functional.quantize_4bit makes of a weight. Not a Params4bit: that would quantise itself."""
+    """Return what bitsandbytes makes of a weight in 4 bits. Not a Params4bit: that would quantise itself."""
     import torch
     from bitsandbytes.functional import QuantState
 
@@ -122,6 +123,6 @@ def _weight_in_4bit(weight: Params4bit) -> torch.nn.Parameter:
             absmax=torch.empty(-(-blocks // SCALE_BLOCK)), code=torch.empty(256), blocksize=SCALE_BLOCK,
             dtype=torch.float32,
         )  # fmt: skip
-    fake = torch.nn.Parameter(torch.empty(((elements + 1) // 2, 1), dtype=torch.uint8), requires_grad=False)
+    fake: Any = torch.nn.Parameter(torch.empty(((elements + 1) // 2, 1), dtype=torch.uint8), requires_grad=False)
     fake.quant_state = state
     return fake

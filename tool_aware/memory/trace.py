@@ -115,12 +115,13 @@ def _step_and_optimizer(model: PeftModel, spec: TrainingSpec, config: Config) ->
     """Make the configured optimizer, and the micro-step over examples of the spec's lengths."""
     import torch
 
-    from tool_aware.engine.decoder import Backend, PackedDecoder
+    from tool_aware.engine.backend import Backend
+    from tool_aware.engine.decoder import PackedDecoder
     from tool_aware.engine.micro_step import MicroStep
     from tool_aware.engine.optimizer import build_optimizer
 
     attention = _AttentionBuffers(spec)
-    decoder, _ = PackedDecoder.of(model, config, Backend(_NoKernels(), lambda _: attention))
+    decoder, _ = PackedDecoder.of(model, config, Backend(_NoKernels(), lambda pack: attention))
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
     step = MicroStep(
         model,
@@ -160,10 +161,10 @@ class _NoKernels:
     """Stands for engine/triton_ops.py, whose kernels write where they are told to and need no memory of their own."""
 
     @staticmethod
-    def _done(*_: Any, **__: Any) -> bool:
-        return True
+    def _nothing(*_: Any, **__: Any) -> Any:
+        return True  # of fill_matrix: it has written the matrix
 
-    rms_norm = rms_norm_backward = rotate = swiglu = swiglu_backward_ = fill_matrix = _done
+    rms_norm = rms_norm_backward = rotate = swiglu = swiglu_backward_ = fill_matrix = _nothing
 
 
 class _AttentionBuffers:
@@ -250,6 +251,7 @@ class _Count:
 
 @contextmanager
 def counting() -> Iterator[_Count]:
+    """Count the bytes of the tensors that are made while active."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves

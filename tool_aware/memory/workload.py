@@ -40,9 +40,9 @@ def workload_of(config: Config) -> Workload:
     path = split_file(config.dataset.dir, "train")
     texts = _texts(read_json(path)) if path.is_file() else []
     if not texts:
-        prefix = round(len(render_preamble(config.toolbox)) * PROMPT_TOKENS_PER_CHARACTER)
-        longest = min(limit, prefix + TYPICAL_QUERY_TOKENS + TYPICAL_ANSWER_TOKENS)
-        return Workload(longest, min(prefix, limit), TYPICAL_ANSWER_TOKENS, None, f"no {path} yet: typical rows")
+        tools = round(len(render_preamble(config.toolbox)) * PROMPT_TOKENS_PER_CHARACTER)
+        typical = min(limit, tools + TYPICAL_QUERY_TOKENS + TYPICAL_ANSWER_TOKENS)
+        return Workload(typical, min(tools, limit), TYPICAL_ANSWER_TOKENS, None, f"no {path} yet: typical rows")
     answer = max(len(response) for _, response in texts) * ANSWER_TOKENS_PER_CHARACTER
     longest = max(
         len(instruction) * PROMPT_TOKENS_PER_CHARACTER + len(response) * ANSWER_TOKENS_PER_CHARACTER
@@ -66,8 +66,11 @@ def spec_of_data(config: Config, architecture: Architecture | None = None) -> tu
 
 
 def _texts(rows: Any) -> list[tuple[str, str]]:
-    """Instruction and response of each row that has both; what else is wrong with a file is for training to say."""
-    if not isinstance(rows, list):
-        return []
-    pairs = [(row.get("instruction"), row.get("response")) for row in rows if isinstance(row, dict)]
-    return [pair for pair in pairs if all(isinstance(text, str) for text in pair)]
+    """Return instruction and response of each row that has both; training reports what else is wrong with a file."""
+    pairs = []
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict):
+            instruction, response = row.get("instruction"), row.get("response")
+            if isinstance(instruction, str) and isinstance(response, str):
+                pairs.append((instruction, response))
+    return pairs

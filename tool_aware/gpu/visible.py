@@ -23,7 +23,7 @@ def visible_gpus(uuids: Sequence[str], environ: Mapping[str, str] = os.environ) 
 
 
 def chosen_gpus(gpus: Sequence[GpuReading], environ: Mapping[str, str]) -> list[GpuReading]:
-    """Return those of `gpus` that CUDA_VISIBLE_DEVICES names, by number or by how their UUID begins; all if it is unset.
+    """Return those of `gpus` that CUDA_VISIBLE_DEVICES names by number or beginning of a UUID; all if it is unset.
 
     A MIG slice is named by its UUID; its card is returned with the slice's memory and without other slices. As in CUDA
     the first name that fits nothing ends the list.

@@ -130,8 +130,8 @@ def _step_and_optimizer(model: PeftModel, spec: TrainingSpec, config: Config) ->
         limit=spec.batch_size,
         device=torch.device("cpu"),
         decoder=decoder,
+        flat_gradient=getattr(optimizer, "gradient", None),
     )
-    step.flat_gradient = getattr(optimizer, "gradient", None)
     return step, optimizer
 
 

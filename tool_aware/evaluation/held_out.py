@@ -1,4 +1,4 @@
-"""The rows to be judged on, the rows that rivals and calibration learn from, and what makes judging pointless."""
+"""The rows of the test file, the rows that baselines and calibration learn from, and a check of their overlap."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ class TestSet:
     val: dict[int, Row]
     val_sha256: str | None
 
+    @property
+    def is_whole(self) -> bool:
+        """Return whether all rows of the test file are taken."""
+        return len(self.rows) == self.total
+
 
 def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> TestSet:
     """Read `folder/test.json`; `limit` takes that many rows spread evenly over the file.
 
-    Raises UserError if rows of the test file are also in train.json: a model would be marked on what it was taught.
+    Raises UserError if rows of the test file are also in train.json: the model would be tested on what it learned.
     """
     path = split_file(folder, "test")
     loaded = load_rows(path, tools)
@@ -54,10 +59,10 @@ def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> 
     )
 
 
-def refuse_rows_taught_before(test: TestSet, model: Path) -> None:
+def refuse_rows_trained_on(test: TestSet, model: Path) -> None:
     """Raise UserError if test rows stand in the train.json of a run that an adapter or merged model comes from.
 
-    Files that are gone or have changed since cannot be looked at; a train.json beside the test file has been.
+    Files that are gone or have changed since cannot be checked. A train.json beside the test file already was.
     """
     beside = split_file(test.path.parent, "train")
     known = sha256_of(beside) if beside.is_file() else None
@@ -65,11 +70,10 @@ def refuse_rows_taught_before(test: TestSet, model: Path) -> None:
         queries = run.train_queries() if run.train_sha256 != known else None
         seen = rows_seen_in_training(list(test.rows.values()), queries) if queries else []
         if run.train and seen:
-            folder = Path(run.train).parent
             raise UserError(
                 f"{len(seen)} of {len(test.rows)} rows are in {run.train}; {run.adapter} was trained on that",
                 where=str(test.path),
-                fix=f"python prepare_dataset.py --set dataset.splits_from={folder}, and train again; "
+                fix=f"python prepare_dataset.py --set dataset.splits_from={Path(run.train).parent}, and train again; "
                 "or evaluate it on the test.json of its own data: --set dataset.dir=DIR",
             )
 

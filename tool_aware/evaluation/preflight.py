@@ -1,4 +1,4 @@
-"""What has to fit before anything slow begins: the model under test, its tools, and the results already there."""
+"""Checks before anything slow begins: the model under test, its tools, and the results already there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _refuse_other_tools(config: Config, trained: Path) -> None:
 
 
 def changed_tools(folder: Path, config: Config, *, stage: str) -> str | None:
-    """Say how the tools that `stage` left its folder with differ from the config's; None if they do not.
+    """Describe how the tools that `stage` worked with differ from the config's; None if they do not.
 
     All that a prompt shows and an answer is judged by counts, the order included; example queries do not.
     """
@@ -64,8 +64,31 @@ def changed_tools(folder: Path, config: Config, *, stage: str) -> str | None:
 
 
 def _definitions(tools: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Name to description and schema as text, because prompts show parameters in the schema's own order."""
+    """Map names to description and schema as text, because prompts show parameters in the schema's own order."""
     return {tool["name"]: json.dumps([tool.get("description"), tool.get("parameters")]) for tool in tools}
+
+
+def limitations(config: Config, test: TestSet, *, is_merged: bool) -> list[str]:
+    """Return, in words, what makes this evaluation say less than it could."""
+    found = []
+    asked_for = {row.tool for row in test.rows.values()}
+    missing = [name for name in config.toolbox.names if name not in asked_for]
+    if missing:
+        found.append(f"no test rows for {', '.join(missing)}: their figures are n/a")
+    folder = test.path.parent
+    change = changed_tools(folder, config, stage="prepare_dataset")
+    if change:
+        found.append(f"{folder} was made with {change}: what its prompts offer may not be what is judged")
+    if is_merged and config.quantization.kind != "none":
+        found.append(
+            f"the merged model is quantised to {config.quantization.kind} again, which can undo what tuning did; "
+            "--set quantization.load_in_4bit=false evaluates it as it was saved"
+        )
+    if not test.val:
+        found.append("no val.json: probabilities stay uncalibrated and no threshold is chosen")
+    if not test.train:
+        found.append("no train.json: no rival could learn, and test rows could not be checked against it")
+    return found
 
 
 def refuse_other_results(folder: Path, test: TestSet, partial: Sequence[str]) -> None:

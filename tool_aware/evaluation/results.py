@@ -170,7 +170,7 @@ def _shifts(
     for task in tasks:
         if not task.variant or task.name not in predictions:
             continue
-        system = task.name.split("_choice")[0]
+        system = task.system
         plain = [p for p in predictions[f"{system}_choice"] if p.row in task.rows]
         before, after = (_judge(group, test, config.toolbox, same_syntax) for group in (plain, predictions[task.name]))
         shifts.setdefault(system, []).append(

@@ -19,9 +19,12 @@ class AnswerGrammar:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: Toolbox, *, vocabulary: int) -> None:
         import llguidance.hf
+        from transformers import PreTrainedTokenizerFast
 
         self._eos_id = tokenizer.eos_token_id
-        label = tokenizer.convert_ids_to_tokens(tool_label_tokens(tokenizer)[0])
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise TypeError(f"llguidance needs a tokenizer of the tokenizers library, not {type(tokenizer).__name__}")
+        label = tokenizer.convert_ids_to_tokens(tool_label_tokens(tokenizer)[:1])[0]
         self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=self._eos_id)
         self._start = llguidance.LLMatcher(
             self._tokenizer, lark(tools, begins_with=" " if label.startswith("▁") else ""), log_level=0

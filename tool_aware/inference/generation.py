@@ -1,4 +1,4 @@
-"""Greedy answers for many prompts at once, token for token those of generating them one by one.
+"""Greedy answers to many prompts at once, token for token those of generating them one by one.
 
 The shared prefix is computed once per model, tails are batched by length, and each decoding step is one CUDA graph
 where there is a GPU: at batch sizes that fit a 12 GB card a step is bound by kernel launches, not by arithmetic.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tool_aware.console import warn
+from tool_aware.console import Fallbacks
 from tool_aware.inference.prefix_cache import PrefixCache, prefill, shared_prefix_length
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class Batch:
 
     @property
     def tail(self) -> int:
-        """Columns of the longest tail."""
+        """Return the number of columns of the longest tail."""
         return self.input_ids.shape[1]
 
     def mask(self) -> torch.Tensor:
-        """What each tail token may attend to: the prefix and its own row's tail up to itself, (rows, 1, tail, P+T)."""
+        """Return what each tail token attends to: the prefix and its own row up to itself, (rows, 1, tail, P+T)."""
         import torch
 
         rows, tail = self.input_ids.shape
@@ -73,7 +73,9 @@ def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
-def make_batch(prompts: Sequence[Sequence[int]], members: list[int], rows: int, prefix: int, device: object) -> Batch:
+def make_batch(
+    prompts: Sequence[Sequence[int]], members: list[int], rows: int, prefix: int, device: torch.device
+) -> Batch:
     """Lay out the tails of `members` for one forward pass of `rows` rows."""
     import torch
 
@@ -97,39 +99,54 @@ def generate(
     batch_size: int,
     make_processor: Callable[[int], ScoreProcessor] | None = None,
     uses_cuda_graph: bool = True,
+    fallbacks: Fallbacks | None = None,
 ) -> Iterator[list[tuple[int, Generation]]]:
-    """Answer every prompt greedily; yields (prompt index, answer) for one finished batch after another.
+    """Yield (prompt index, greedy answer) for one finished batch after another.
 
     `make_processor(rows)` returns, for each batch anew, a transformers-style logits processor: it is called with the
     tokens so far (rows, step) and the scores (rows, vocabulary), and returns the scores to choose from.
-    `uses_cuda_graph` has no effect without a GPU.
+    `uses_cuda_graph` has no effect without a GPU; that a step could not be captured is added to `fallbacks`.
     """
     prefix = shared_prefix_length(prompts)
     batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
     rows, longest = len(batches[0]), max(map(len, prompts))
     capacity = math.ceil((longest + max_new_tokens) / COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
     cache = prefill(model, prompts[0][:prefix]).expanded(rows, capacity)
-    decoder = _Decoder(model, cache, eos_id, max_new_tokens, uses_cuda_graph)
+    decoding = _Decoding(
+        model,
+        cache,
+        eos_id=eos_id,
+        max_new_tokens=max_new_tokens,
+        uses_cuda_graph=uses_cuda_graph,
+        fallbacks=Fallbacks() if fallbacks is None else fallbacks,
+    )
     for members in batches:
         batch = make_batch(prompts, members, rows, prefix, model.device)
-        answers = decoder.run(batch, make_processor(rows) if make_processor else None)
+        answers = decoding.run(batch, make_processor(rows) if make_processor else None)
         yield list(zip(members, answers, strict=False))
 
 
-class _Decoder:
+class _Decoding:
     """The decoding loop over buffers whose shapes and addresses never change.
 
-    Buffers: `logits` (rows, vocabulary); `tokens` (rows, 1), the ones just chosen; `positions` (rows, 1);
-    `column` (1,), where they are stored; `is_visible` (rows, 1, 1, capacity).
+    Buffers: `logits` (rows, vocabulary), made for the first batch; `tokens` (rows, 1), the ones just chosen;
+    `positions` (rows, 1); `column` (1,), where they are stored; `is_visible` (rows, 1, 1, capacity).
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: PrefixCache, eos_id: int, max_new_tokens: int, uses_cuda_graph: bool
+        self,
+        model: PreTrainedModel,
+        cache: PrefixCache,
+        *,
+        eos_id: int,
+        max_new_tokens: int,
+        uses_cuda_graph: bool,
+        fallbacks: Fallbacks,
     ) -> None:
         import torch
 
         self.model, self.cache, self.eos_id, self.max_new_tokens = model, cache, eos_id, max_new_tokens
-        self.uses_cuda_graph = uses_cuda_graph
+        self.uses_cuda_graph, self.fallbacks = uses_cuda_graph, fallbacks
         rows, _, capacity, _ = cache.keys[0].shape
         device = cache.keys[0].device
         self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -148,15 +165,15 @@ class _Decoder:
         return [self._cut(ids) for ids in history[: len(batch.members)].tolist()]
 
     def _decode(self, batch: Batch, processor: ScoreProcessor | None) -> torch.Tensor:
-        """Generate until every row has said EOS or the limit is reached; returns the tokens, (rows, limit)."""
+        """Return the tokens, (rows, limit), generated until every row has ended with EOS or at the limit."""
         import torch
 
-        self._begin(batch)
+        logits = self._begin(batch)
         rows = len(self.tokens)
         history = torch.zeros(rows, self.max_new_tokens, dtype=torch.long, device=self.tokens.device)
-        has_ended = torch.arange(rows, device=self.tokens.device) >= len(batch.members)  # filler rows ask for nothing
+        has_ended = torch.arange(rows, device=self.tokens.device) >= len(batch.members)  # filler rows
         for step in range(self.max_new_tokens):
-            scores = processor(history[:, :step], self.logits) if processor else self.logits
+            scores = processor(history[:, :step], logits) if processor else logits
             token = scores.argmax(-1).masked_fill(has_ended, FILLER_ID)
             history[:, step] = token
             has_ended |= token == self.eos_id
@@ -164,21 +181,21 @@ class _Decoder:
             if is_check_due and bool(has_ended.all()):
                 break
             self.tokens.copy_(token[:, None])
-            self._step()
+            self._step(logits)
         return history
 
     def _cut(self, ids: list[int]) -> Generation:
         is_truncated = self.eos_id not in ids
         return Generation(ids if is_truncated else ids[: ids.index(self.eos_id)], is_truncated)
 
-    def _begin(self, batch: Batch) -> None:
-        """Run the tails through the model and point the buffers at the first generated token."""
+    def _begin(self, batch: Batch) -> torch.Tensor:
+        """Run the tails through the model and set the buffers for the first generated token; return `logits`."""
         import torch
 
         seen = batch.prefix + batch.tail
         self.cache.columns = torch.arange(batch.prefix, seen, device=self.column.device)
         self.cache.visible = seen
-        logits = self.model(
+        first = self.model(
             input_ids=batch.input_ids,
             attention_mask=batch.mask(),
             position_ids=batch.position_ids,
@@ -188,25 +205,26 @@ class _Decoder:
         ).logits[:, -1]  # (rows, vocabulary)
         self.cache.columns, self.cache.visible = self.column, None
         if self.logits is None:
-            self.logits = torch.empty_like(logits)
+            self.logits = torch.empty_like(first)
             if self.uses_cuda_graph and self.column.is_cuda:
                 self.column.fill_(seen)
-                self._capture()
-        self.logits.copy_(logits)
+                self._capture(self.logits)
+        self.logits.copy_(first)
         self.column.fill_(seen)
         self.positions.copy_(batch.position_ids[:, -1:] + 1)
         self.is_visible.zero_()
         self.is_visible[..., : batch.prefix] = True
         self.is_visible[:, 0, 0, batch.prefix : seen] = batch.is_real
+        return self.logits
 
-    def _step(self) -> None:
-        """Feed the chosen tokens and leave the next scores in `logits`."""
+    def _step(self, logits: torch.Tensor) -> None:
+        """Feed the chosen tokens and write the next scores into `logits`."""
         if self._graph:
             self._graph.replay()
         else:
-            self._forward()
+            self._forward(logits)
 
-    def _forward(self) -> None:
+    def _forward(self, logits: torch.Tensor) -> None:
         self.is_visible.index_fill_(3, self.column, True)
         output = self.model(
             input_ids=self.tokens,
@@ -216,14 +234,14 @@ class _Decoder:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.logits.copy_(output.logits[:, -1])
+        logits.copy_(output.logits[:, -1])
         self.positions.add_(1)
         self.column.add_(1)
 
-    def _capture(self) -> None:
+    def _capture(self, logits: torch.Tensor) -> None:
         """Record one step as a CUDA graph. The trial steps write to columns that the batch overwrites later.
 
-        Goes on without a graph, several times slower, if some layer cannot be recorded.
+        If some layer cannot be recorded, decoding runs without a graph, several times slower.
         """
         import torch
 
@@ -232,13 +250,13 @@ class _Decoder:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):  # lets kernels allocate their workspaces before recording
-                self._forward()
+                self._forward(logits)
                 self.column.copy_(start)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self._forward()
+                self._forward(logits)
             self._graph = graph
         except RuntimeError as error:
-            warn(f"decoding without a CUDA graph, which is slower: {str(error).splitlines()[0]}")
+            self.fallbacks.add(f"decoding without a CUDA graph, which is slower: {str(error).splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""The answers that are allowed, as a grammar made from the tools' schemas, in the dialects that engines read.
+"""Grammars of the allowed answers, made from the tools' schemas, in the dialects that engines read.
 
 - `lark`: for llguidance (used here; vLLM and SGLang take it too); enforces every bound of the schemas
 - `gbnf`: for llama.cpp (`--grammar-file`) and Ollama
@@ -76,7 +76,7 @@ def _rule_name(tool: Tool) -> str:
 
 
 class _Notation(ABC):
-    """How a dialect writes values that fit a JSON schema; `depth` is how deep one without a schema may be nested."""
+    """A dialect's way to write the values of a JSON schema; `depth` is how deep one without a schema may be nested."""
 
     group: str  # opens one
     bar: str  # between alternatives

@@ -1,4 +1,4 @@
-"""How probable is each tool? One forward pass per prompt scores the full names of any list of tools.
+"""Probabilities of tools: one forward pass per prompt scores the full names of any list of tools.
 
 The names' tokens form a trie that hangs behind the answer's `Tool:`. All its nodes go through the model together, each
 seeing the prompt and its own ancestors only, so that one pass yields log p(name | prompt) for every name:
@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 from tool_aware.inference.generation import Batch, make_batch, plan_batches
@@ -55,7 +57,7 @@ class NameTrie:
         return trie
 
     def ancestors(self, node: int) -> list[int]:
-        """A node and everything between it and the prompt."""
+        """Return a node and everything between it and the prompt."""
         return [] if node < 0 else [*self.ancestors(self.parents[node]), node]
 
 
@@ -66,7 +68,7 @@ def score_names(
     *,
     batch_size: int,
 ) -> Iterator[list[tuple[int, dict[str, float]]]]:
-    """Score every name behind every prompt; yields (prompt index, name -> natural log-probability) batch by batch.
+    """Yield (prompt index, name -> natural log-probability), batch by batch, for every name behind every prompt.
 
     `prompts` end with the answer's `Tool:`; `names` are the token ids that follow it (`prompt.tool_name_tokens`).
     """
@@ -85,7 +87,7 @@ def score_names(
 
 
 def _forward(model: PreTrainedModel, cache: PrefixCache, batch: Batch, trie: NameTrie) -> torch.Tensor:
-    """Run tails and trie together; returns the scores behind each tail and each node, (rows, 1 + nodes, vocabulary)."""
+    """Run tails and trie together; return the scores behind each tail and node, (rows, 1 + nodes, vocabulary)."""
     import torch
 
     device, rows, nodes = batch.input_ids.device, len(batch.input_ids), len(trie.tokens)
@@ -113,7 +115,7 @@ def _log_probabilities(logits: torch.Tensor, trie: NameTrie) -> list[list[float]
     """Sum the log-probabilities along each name's path, shape (rows, names)."""
     log_p = logits.float().log_softmax(-1)
     columns = [
-        sum(log_p[:, node + 1, token] for node, token in path)  # node -1, the prompt's end, is column 0
+        reduce(add, (log_p[:, node + 1, token] for node, token in path))  # node -1, the prompt's end, is column 0
         for path in trie.paths.values()
     ]
     return [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]

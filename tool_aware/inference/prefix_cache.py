@@ -29,7 +29,7 @@ class PrefixCache:
     Shapes: `keys[layer]` and `values[layer]` are (rows, key_value_heads, capacity, head_dim). All sizes and addresses
     stay the same from step to step, so a decoding step can be captured as a CUDA graph.
 
-    transformers asks a cache for nothing but `update` as long as the model is called with position ids and a 4-D mask.
+    transformers calls only `update` of a cache as long as the model is called with position ids and a 4-D mask.
     """
 
     def __init__(self, columns: torch.Tensor) -> None:
@@ -41,7 +41,7 @@ class PrefixCache:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store (rows, heads, new tokens, head_dim) of one layer and return all that its queries may look at."""
+        """Store (rows, heads, new tokens, head_dim) of one layer and return all that its queries attend to."""
         if layer == len(self.keys):  # the pass over the prefix itself: there is nothing before it
             self.keys.append(keys)
             self.values.append(values)
@@ -67,7 +67,7 @@ def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def prefill(model: PreTrainedModel, prefix: Sequence[int]) -> PrefixCache:
-    """Run the shared prefix through `model` once; the result has one row and is exactly full."""
+    """Run the shared prefix through `model` once; the returned cache has one row and is exactly full."""
     import torch
 
     device = model.device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tool_aware.console import UserError
-from tool_aware.evaluation.held_out import load_test_set, refuse_rows_taught_before
+from tool_aware.evaluation.held_out import load_test_set, refuse_rows_trained_on
 from tool_aware.lineage import runs_behind
 from tool_aware.manifest import write_manifest
 from tool_aware.rows import write_rows
@@ -29,12 +29,12 @@ def test_test_rows_of_the_run_or_of_the_one_before_are_refused(model, tmp_path, 
         write_rows(tmp_path / "now/test.json", rows)
         test = load_test_set(tmp_path / "now", config.toolbox)
         with pytest.raises(UserError, match=f"{taught}/train.json; .* was trained on that"):
-            refuse_rows_taught_before(test, model)
+            refuse_rows_trained_on(test, model)
 
 
 def test_other_rows_and_files_that_are_gone_pass(model, tmp_path, toy_rows, config):
     write_rows(tmp_path / "now/test.json", toy_rows[30:])
-    refuse_rows_taught_before(load_test_set(tmp_path / "now", config.toolbox), model)
+    refuse_rows_trained_on(load_test_set(tmp_path / "now", config.toolbox), model)
     write_rows(tmp_path / "now/test.json", toy_rows[:4])
     (tmp_path / "one/train.json").unlink()
-    refuse_rows_taught_before(load_test_set(tmp_path / "now", config.toolbox), model)
+    refuse_rows_trained_on(load_test_set(tmp_path / "now", config.toolbox), model)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tool_aware.console import Progress, UserError
-from tool_aware.evaluation.answering.predictions import PredictionLog
+from tool_aware.config.settings import EvaluationSection
+from tool_aware.console import Fallbacks, Progress, UserError
+from tool_aware.evaluation.answering.predictions import Append, PredictionLog
 from tool_aware.evaluation.answering.tasks import Task
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.inference.constrained import AnswerGrammar
@@ -19,42 +21,51 @@ from tool_aware.prompt import decode, encode_prompt, tool_label_tokens, tool_nam
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model in memory with its tokenizer; one with a `peft` adapter can switch it off."""
+    """A model in memory with its tokenizer; `adapter` is the peft model around it, which can switch its adapter off."""
 
     model: PreTrainedModel
+    adapter: PeftModel | None
     tokenizer: PreTrainedTokenizerBase
-    batch_size: int
-    max_new_tokens: int
+    settings: EvaluationSection
+    fallbacks: Fallbacks
 
     def run(self, task: Task, log: PredictionLog) -> list[Prediction]:
-        """Work off what `log` does not hold yet, batch by batch, and return all predictions in row order."""
+        """Answer what `log` does not hold yet, batch by batch, and return all predictions in row order."""
         missing = {index: row for index, row in task.rows.items() if index not in log.done}
         if missing:
             prompts = {index: encode_prompt(self.tokenizer, row.instruction) for index, row in missing.items()}
-            with self._adapter(is_on=task.uses_adapter) as model, log.appending() as append:
-                work = self._choose if task.kind == "choice" else self._answer
-                with _memory_error_explained(self.batch_size):
-                    _work_off(work(model, task, prompts), append, Progress(task.name, len(missing)))
+            batches = self._choose(task, prompts) if task.kind == "choice" else self._answer(task, prompts)
+            with (
+                self._switched(task.uses_adapter),
+                log.appending() as append,
+                _memory_error_explained(self.settings.batch_size),
+            ):
+                _append_all(batches, append, Progress(task.name, len(missing)))
         return [log.done[index] for index in task.rows]
 
-    @contextlib.contextmanager
-    def _adapter(self, *, is_on: bool) -> Iterator[PreTrainedModel]:
-        can_switch = hasattr(self.model, "disable_adapter")
-        with self.model.disable_adapter() if can_switch and not is_on else contextlib.nullcontext():
-            yield self.model
+    def _switched(self, uses_adapter: bool) -> AbstractContextManager[None]:
+        """Return a context in which the adapter is off, unless the task uses it or there is none."""
+        if self.adapter is None or uses_adapter:
+            return contextlib.nullcontext()
+        return self.adapter.disable_adapter()
 
-    def _answer(self, model: PreTrainedModel, task: Task, prompts: Mapping[int, list[int]]) -> Iterator:
+    def _answer(self, task: Task, prompts: Mapping[int, list[int]]) -> Iterator[list[Prediction]]:
         indices = list(prompts)
         batches = generate(
-            model, list(prompts.values()), eos_id=self.tokenizer.eos_token_id, max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
+            self.model,
+            list(prompts.values()),
+            eos_id=self.tokenizer.eos_token_id,
+            max_new_tokens=self.settings.max_new_tokens,
+            batch_size=self.settings.batch_size,
             make_processor=self._grammar(task.tools).processor if task.kind == "constrained" else None,
-        )  # fmt: skip
+            fallbacks=self.fallbacks,
+        )
         for batch in batches:
             yield [self._prediction(indices[position], answer) for position, answer in batch]
 
@@ -66,11 +77,11 @@ class LocalModel:
             is_truncated=answer.is_truncated,
         )
 
-    def _choose(self, model: PreTrainedModel, task: Task, prompts: Mapping[int, list[int]]) -> Iterator:
+    def _choose(self, task: Task, prompts: Mapping[int, list[int]]) -> Iterator[list[Prediction]]:
         indices, label = list(prompts), tool_label_tokens(self.tokenizer)
         names = tool_name_tokens(self.tokenizer, task.tools.names)
         labelled = [prompt + label for prompt in prompts.values()]
-        for batch in score_names(model, labelled, names, batch_size=self.batch_size):
+        for batch in score_names(self.model, labelled, names, batch_size=self.settings.batch_size):
             yield [_choice(indices[position], scores, task.real_names) for position, scores in batch]
 
     def _grammar(self, tools: Toolbox) -> AnswerGrammar:
@@ -96,7 +107,7 @@ def _choice(row: int, scores: Mapping[str, float], real_names: Mapping[str, str]
     return Prediction(row, tool=max(real, key=real.__getitem__), scores=real)
 
 
-def _work_off(batches: Iterator[list[Prediction]], append: Callable, progress: Progress) -> None:
+def _append_all(batches: Iterator[list[Prediction]], append: Append, progress: Progress) -> None:
     """Write each batch as soon as it is there, each row with its share of the batch's time."""
     done, begun_s = 0, time.perf_counter()
     for batch in batches:

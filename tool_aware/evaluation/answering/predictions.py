@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +14,11 @@ from tool_aware.console import PROBLEMS_SHOWN, UserError, listing
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.files import write_text
 
+Append = Callable[[list[Prediction]], None]
+
 
 class PredictionLog:
-    """The answers of one system, row -> Prediction, in a JSONL file whose first line says what produced them.
+    """The answers of one system, row -> Prediction, in a JSONL file whose first line names their origin.
 
     `origin` names everything an answer depends on (dataset, model, adapter, settings). A file of another origin is
     not continued but replaced; a last line cut short by a kill is dropped. Keys in `ignored` may differ.
@@ -30,8 +32,8 @@ class PredictionLog:
             self.done = {line["row"]: Prediction(**line) for line in lines}
 
     @contextmanager
-    def appending(self) -> Iterator[Any]:
-        """Give a function that takes a batch of Predictions and puts them on disk before it returns."""
+    def appending(self) -> Iterator[Append]:
+        """Yield a function that takes a batch of Predictions and puts them on disk before it returns."""
         lines = [{"origin": self.origin}, *map(asdict, self.done.values())]
         write_text(self.path, "".join(map(_line, lines)))  # also drops half a last line
         with self.path.open("a", encoding="utf-8") as file:

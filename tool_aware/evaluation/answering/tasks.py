@@ -1,4 +1,4 @@
-"""What a run has to compute: for each system, which rows, free or constrained answers or a mere choice."""
+"""The tasks of a run: for each system, the rows, and free answers, constrained answers or only a choice."""
 
 from __future__ import annotations
 
@@ -32,12 +32,16 @@ class Task:
     real_names: Mapping[str, str]
     variant: str = ""
 
+    @property
+    def system(self) -> str:
+        """Return the model that does it, `base` or `finetuned`."""
+        return "finetuned" if self.uses_adapter else "base"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: `systems` of base and finetuned, and which of the extras."""
+    """The kinds of tasks to run for base and fine-tuned model."""
 
-    systems: tuple[str, ...] = ("base", "finetuned")
     answers: bool = True
     constrained: bool = True
     choices: bool = True
@@ -49,8 +53,7 @@ def plan_tasks(
     """List the tasks, choices first: they are quick, and a wrong set-up shows in them."""
     same = {name: name for name in tools.names}
     tasks = []
-    for system in plan.systems:
-        tuned = system == "finetuned"
+    for system, tuned in (("base", False), ("finetuned", True)):
         if plan.choices:
             tasks.append(Task(f"{system}_choice", tuned, "choice", test, tools, same))
             tasks += [
@@ -73,7 +76,7 @@ def _slug(name: str) -> str:
 def origin_of(
     task: Task, test: TestSet, config: Config, *, model: str, adapter: str | None, **engine: Any
 ) -> dict[str, Any]:
-    """Everything that the answers to a task depend on; answers of another origin are not reused."""
+    """Return everything that the answers to a task depend on; answers of another origin are not reused."""
     tools = json.dumps([[tool.name, tool.description, dict(tool.parameters)] for tool in task.tools])
     return {
         "dataset": test.val_sha256 if task.name == VAL_CHOICE else test.sha256,
@@ -91,7 +94,7 @@ def origin_of(
 
 
 def _weights_of(model: str) -> str | None:
-    """Tell one content of a local model folder from another by names, sizes and times; None for a model id."""
+    """Identify the weights in a local model folder by names, sizes and times; None for a model id."""
     if not Path(model).is_dir():
         return None
     files = sorted(path for path in Path(model).iterdir() if path.suffix in (".safetensors", ".bin"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +54,14 @@ _FILES = {
 
 
 def write_results(
-    folder: Path, results: Results, config: Config, test: TestSet, *, partial: Sequence[str] = (), started_s: float
+    folder: Path,
+    results: Results,
+    config: Config,
+    test: TestSet,
+    *,
+    partial: Sequence[str] = (),
+    fallbacks: Collection[str] = (),
+    started_s: float,
 ) -> list[Path]:
     """Write metrics, per-row results, comparison, figures, reports, grammars and last the manifest.
 
@@ -87,7 +94,7 @@ def write_results(
         inputs=[test.path],
         outputs=outputs,
         counts={"rows": len(test.rows)},
-        fallbacks=results.notes,
+        fallbacks=fallbacks,
         dataset_sha256=test.sha256,
         partial=list(partial),
     )

@@ -1,4 +1,4 @@
-"""Do two Python programs say the same? By syntax tree, or, when asked for, by what they print."""
+"""Equality of two Python programs: by syntax tree, or, when asked for, by what they print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OUTPUT_CHARS = 100_000
 
 
 def same_syntax(one: str, other: str) -> bool:
-    """Tell whether two programs have one syntax tree, whatever their layout, comments, docstrings and own names.
+    """Return whether two programs have one syntax tree, whatever their layout, comments, docstrings and own names.
 
     Text that is not Python equals only itself, apart from surrounding whitespace.
     """
@@ -33,6 +33,11 @@ def same_output(one: str, other: str) -> bool:
     """
     printed = _run(one)
     return bool(printed) and printed == _run(other)
+
+
+def same_syntax_or_output(one: str, other: str) -> bool:
+    """Return whether two programs have one syntax tree or, if not, print the same; runs them then."""
+    return same_syntax(one, other) or same_output(one, other)
 
 
 def _canonical(code: str) -> str | None:

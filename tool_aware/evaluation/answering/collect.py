@@ -1,0 +1,108 @@
+"""The answers to all tasks of a job: from the models, from a server, from a file, or from an earlier run."""
+
+from __future__ import annotations
+
+import time
+
+from tool_aware.console import duration, heading, say
+from tool_aware.evaluation.answering.endpoint import Endpoint
+from tool_aware.evaluation.answering.local_model import LocalModel
+from tool_aware.evaluation.answering.predictions import read_answers
+from tool_aware.evaluation.answering.probe import run_probe
+from tool_aware.evaluation.job import Job
+from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.files import read_json
+from tool_aware.model.adapter import attach_adapter
+from tool_aware.model.base import check_model_available, load_base_model
+from tool_aware.paths import PROBE_NAME
+from tool_aware.prompt import load_tokenizer
+
+Answers = dict[str, list[Prediction]]  # by the name of the task, in the order of its rows
+
+
+def collect_answers(job: Job) -> Answers:
+    """Return the answers to every task, from the engine that was asked for."""
+    if job.options.predictions:
+        given = read_answers(job.options.predictions, job.test.total)
+        return {**known_answers(job, "base"), "finetuned": [given[index] for index in job.test.rows]}
+    return ask_server(job, job.options.endpoint) if job.options.endpoint else run_models(job)
+
+
+def known_answers(job: Job, system: str) -> Answers:
+    """Return the whole answer sets of `system` that earlier runs left."""
+    answers = {}
+    for task in job.tasks:
+        log = job.log(task)
+        if task.system == system and task.rows.keys() <= log.done.keys():
+            answers[task.name] = [log.done[index] for index in task.rows]
+    if not answers:
+        job.fallbacks.add(f"no answers of {system} from an earlier run on these rows: no comparison")
+    return answers
+
+
+# ---- models on this machine -------------------------------------------------------------------------------
+
+
+def run_models(job: Job) -> Answers:
+    """Do the tasks with one load of the model; load nothing if all answers are known."""
+    answers, local = known_answers(job, "base") if job.options.model else {}, None
+    for task in filter(job.computes, job.tasks):
+        log = job.log(task)
+        if task.rows.keys() <= log.done.keys():
+            answers[task.name] = [log.done[index] for index in task.rows]
+            continue
+        local = local or load(job)
+        begun_s = time.time()
+        answers[task.name] = local.run(task, log)
+        say(f"{task.name}: {len(task.rows)} rows, {duration(time.time() - begun_s)}")
+    return answers
+
+
+def load(job: Job) -> LocalModel:
+    """Load the base model with the adapter on it, or a merged model."""
+    config, token = job.config, job.environment.hf_token
+    merged = {"name": str(job.options.model), "revision": None} if job.options.model else {}
+    model = config.model.model_copy(update=merged)
+    heading(f"Loading {model.name}")
+    check_model_available(model.name, revision=model.revision, hf_token=token)
+    tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
+    base = load_base_model(model, config.quantization, hf_token=token)
+    adapter = attach_adapter(base, job.adapter, base_name=config.model.name).eval() if job.adapter else None
+    heading("Answering")
+    return LocalModel(base.eval(), adapter, tokenizer, config.evaluation, job.fallbacks)
+
+
+# ---- a server ---------------------------------------------------------------------------------------------
+
+
+def ask_server(job: Job, url: str) -> Answers:
+    """Return the server's answers, after checking that it is not the base model that answers."""
+    answers = {} if job.options.served_base else known_answers(job, "base")
+    for task in job.tasks:
+        name = job.options.served_name(task)
+        if name is None:
+            continue
+        endpoint = Endpoint(
+            url,
+            name,
+            job.config.evaluation.max_new_tokens,
+            job.options.concurrency,
+            job.environment.openai_api_key,
+        )
+        endpoint.check()
+        if task.uses_adapter:
+            check_applied_adapter(job, endpoint)
+        answers[task.name] = endpoint.answer_rows(task.rows, job.log(task))
+    return answers
+
+
+def check_applied_adapter(job: Job, endpoint: Endpoint) -> None:
+    """Run the probe beside the adapter. Raises UserError if the server answers as the base model does."""
+    probe = read_json(job.adapter / PROBE_NAME) if job.adapter else None
+    if probe:
+        counts = run_probe(endpoint, probe)
+        say(f"probe of {len(probe)}: {counts['tuned']} replies as fine-tuned, {counts['base']} as the base")
+    else:
+        job.fallbacks.add(
+            f"no {PROBE_NAME} beside the adapter: cannot tell whether the server applies it (run evaluate.py locally)"
+        )

@@ -1,0 +1,143 @@
+"""One evaluation: what was asked for, the files that it reads, and the tasks that follow from both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from tool_aware.config.environment import Environment, read_environment
+from tool_aware.config.options import ConfigOptions
+from tool_aware.config.settings import Config, load_config
+from tool_aware.console import Fallbacks
+from tool_aware.evaluation.answering.predictions import PredictionLog
+from tool_aware.evaluation.answering.tasks import Plan, Task, origin_of, plan_tasks
+from tool_aware.evaluation.gates import Gates, parse_gates
+from tool_aware.evaluation.held_out import TestSet, load_test_set, refuse_rows_trained_on
+from tool_aware.evaluation.preflight import check_adapter, check_merged_model, limitations, refuse_other_results
+from tool_aware.evaluation.scoring.robustness import make_variants
+from tool_aware.files import sha256_of
+from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ConfigOptions):
+    """The command line of evaluate.py, one field an option; its `--help` explains each."""
+
+    adapter: Path | None
+    model: Path | None
+    endpoint: str | None
+    predictions: Path | None
+    served_model: str | None
+    served_base: str | None
+    concurrency: int
+    limit: int | None
+    choice_only: bool
+    no_constrained: bool
+    no_robustness: bool
+    run_code: bool
+    min: list[str]
+    max_drop: list[str]
+    require_significant: bool
+    overwrite: bool
+    dry_run: bool
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the models run here; else a server or a file gives their answers."""
+        return not (self.endpoint or self.predictions)
+
+    def served_name(self, task: Task) -> str | None:
+        """Return the server's name for the model of a task."""
+        return self.served_model if task.uses_adapter else self.served_base
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one run of evaluate.py needs, read and checked."""
+
+    options: Options
+    config: Config
+    environment: Environment
+    test: TestSet
+    adapter: Path | None
+    gates: Gates
+    tasks: list[Task]
+    limitations: list[str]  # why its figures say less than they could
+    fallbacks: Fallbacks = field(default_factory=Fallbacks)
+
+    @cached_property
+    def adapter_sha256(self) -> str | None:
+        """Return the sha256 of the adapter's weights; None without an adapter."""
+        return sha256_of(self.adapter / ADAPTER_WEIGHTS_NAME) if self.adapter else None
+
+    @cached_property
+    def partial(self) -> list[str]:
+        """Return the options that make this a part of an evaluation; none for a whole one."""
+        limit = [] if self.test.is_whole else [f"--limit {self.options.limit}"]
+        return [*(["--choice-only"] if self.options.choice_only else []), *limit]
+
+    def computes(self, task: Task) -> bool:
+        """Return whether this run's engine does `task`; other answers can only come from an earlier run."""
+        if self.options.predictions:
+            return False
+        if self.options.endpoint:
+            return self.options.served_name(task) is not None
+        return task.uses_adapter or not self.options.model
+
+    def log(self, task: Task) -> PredictionLog:
+        """Return the answers that earlier runs left for `task`, if they came from the same data, model and settings."""
+        is_earlier_base = not task.uses_adapter and not self.computes(task)
+        is_merged = self.options.model is not None and task.uses_adapter
+        engine = {}
+        if self.options.endpoint and not is_earlier_base:
+            engine = {"endpoint": self.options.endpoint, "served": self.options.served_name(task)}
+        origin = origin_of(
+            task,
+            self.test,
+            self.config,
+            model=str(self.options.model) if is_merged else self.config.model.name,
+            adapter=self.adapter_sha256 if task.uses_adapter else None,
+            **engine,
+        )
+        path = self.config.evaluation.results_dir / PREDICTIONS_FOLDER / f"{task.name}.jsonl"
+        # An earlier base may have been quantised where this engine's model is not: it is still the model to beat.
+        return PredictionLog(path, origin, ignored=("quantization",) if is_earlier_base else ())
+
+
+def prepare(options: Options) -> Job:
+    """Read and check everything that can be wrong, and list what has to be computed. Raises UserError."""
+    config, environment = load_config(options.config, options.overrides), read_environment()
+    test = load_test_set(config.dataset.dir, config.toolbox, limit=options.limit)
+    gates = parse_gates(options.min, options.max_drop, options.require_significant, config.toolbox.names)
+    adapter = _checked_adapter(options, config, test)
+    notes = limitations(config, test, is_merged=options.model is not None)
+    job = Job(options, config, environment, test, adapter, gates, _tasks(options, config, test), notes)
+    if not options.overwrite:
+        refuse_other_results(config.evaluation.results_dir, test, job.partial)
+    return job
+
+
+def _checked_adapter(options: Options, config: Config, test: TestSet) -> Path | None:
+    """Check the model under test and return its adapter; None for a merged model, or where a server has its own."""
+    if options.model:
+        check_merged_model(config, options.model)
+        refuse_rows_trained_on(test, options.model)
+        return None
+    adapter = options.adapter or config.training.output_dir / ADAPTER_FOLDER
+    if not options.is_local:
+        return adapter if adapter.is_dir() else None  # only its probe is of use
+    check_adapter(config, adapter)
+    refuse_rows_trained_on(test, adapter)
+    return adapter
+
+
+def _tasks(options: Options, config: Config, test: TestSet) -> list[Task]:
+    is_reworded = not options.no_robustness
+    variants = make_variants(test.rows, config.toolbox, seed=config.evaluation.seed) if is_reworded else []
+    plan = Plan(
+        answers=not options.choice_only,
+        constrained=options.is_local and not options.choice_only and not options.no_constrained,
+        choices=options.is_local,
+    )
+    return plan_tasks(plan, test.rows, test.val if options.is_local else {}, config.toolbox, variants)

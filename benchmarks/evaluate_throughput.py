@@ -34,13 +34,23 @@ from tool_aware.model.base import load_base_model
 
 PREFIX_TOKENS, TAIL_TOKENS, NEW_TOKENS = 260, (8, 48), 80  # the tool task: tools, query, answer
 NAME_TOKENS = {"rag_retrieval": 5, "web_search": 4, "code_execution": 4, "direct_chat": 4}
-NEVER = -1  # an EOS id that no model says
+NEVER = -1  # an EOS id that no model generates
 SIZES = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "num_key_value_heads": 8},
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2},
-}  # fmt: skip
+    "7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+}
 
 
 def main() -> int:
@@ -166,9 +176,14 @@ def measure_one_by_one(model: Any, prompts: list[list[int]], reference_rows: int
     def answer(model: Any, prompt: list[int]) -> list[int]:
         ids = torch.tensor([prompt], device=model.device)
         output = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS, pad_token_id=0, eos_token_id=2,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            pad_token_id=0,
+            eos_token_id=2,
+        )
         return output[0, len(prompt) :].tolist()
 
     seconds, answers = {}, {}
@@ -228,8 +243,10 @@ def measure_agreement(model: Any, prompts: list[list[int]], reference: dict[str,
     for name, expected in reference.items():
         with system(model, name):
             ours = [answer.ids for answer in collect(model, prompts, 128)]
-        same = [next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), len(x))
-                for x, y in zip(ours, expected, strict=True)]  # fmt: skip
+        same = [
+            next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), len(x))
+            for x, y in zip(ours, expected, strict=True)
+        ]
         shares[name] = sum(same) / (len(same) * NEW_TOKENS)
     return shares
 
@@ -282,17 +299,26 @@ def report(result: dict[str, Any]) -> str:
             seconds = row["seconds"]
             peak = f"{row['peak_gib']:.1f}" if "peak_gib" in row else ""
             lines.append(
-                [name, f"{result['load_s']:.1f}", f"{seconds['base']:.1f}", f"{seconds['tuned']:.1f}",
-                 f"{row['total_s']:.1f}", f"{row['speedup']:.0f}", peak]
-            )  # fmt: skip
+                [
+                    name,
+                    f"{result['load_s']:.1f}",
+                    f"{seconds['base']:.1f}",
+                    f"{seconds['tuned']:.1f}",
+                    f"{row['total_s']:.1f}",
+                    f"{row['speedup']:.0f}",
+                    peak,
+                ]
+            )
     headers = ["method", "load s", "base s", "tuned s", "total s", "times faster", "peak GiB"]
     agreement = ", ".join(f"{name} {share:.2f}" for name, share in result["agreement"].items())
-    return "\n".join([
-        f"{result['rows']} rows, {NEW_TOKENS} new tokens each, base and tuned, on {result['device']}",
-        table(headers, lines),
-        f"tokens before the first that differs from one-by-one generation (random weights): {agreement}",
-        f"float32 answers equal one-by-one generation token for token: {result['float32_equal']}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{result['rows']} rows, {NEW_TOKENS} new tokens each, base and tuned, on {result['device']}",
+            table(headers, lines),
+            f"tokens before the first that differs from one-by-one generation (random weights): {agreement}",
+            f"float32 answers equal one-by-one generation token for token: {result['float32_equal']}",
+        ]
+    )
 
 
 if __name__ == "__main__":

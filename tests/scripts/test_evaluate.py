@@ -72,9 +72,17 @@ def test_the_adapter_gets_a_probe_and_its_model_card_the_figures(finished, adapt
 def test_answers_made_elsewhere_are_scored_against_the_bases_of_an_earlier_run(finished, evaluate, gold_answers):
     folder, _ = finished
     result = evaluate(
-        folder, "--predictions", gold_answers, "--min", "accuracy=0.99", "--min", "f1.web_search=1",
-        "--max-drop", "direct_chat=0", "--require-significant",
-    )  # fmt: skip
+        folder,
+        "--predictions",
+        gold_answers,
+        "--min",
+        "accuracy=0.99",
+        "--min",
+        "f1.web_search=1",
+        "--max-drop",
+        "direct_chat=0",
+        "--require-significant",
+    )
     assert result.returncode == 0, result.stderr
     assert "Fine-tuned Model Accuracy: 100.00%" in result.stdout
     assert "fine-tuned is better than base: +100.0 points" in result.stdout

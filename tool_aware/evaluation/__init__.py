@@ -1,1 +1,1 @@
-"""Stage 3: is the tuned model really better than the base, at what, and how sure are we."""
+"""Stage 3: how much better the tuned model is than the base, at which tools, and with which certainty."""

@@ -19,8 +19,15 @@ def model(tmp_path, toy_rows):
     first = tmp_path / "first"
     write_manifest(first, stage="train", config={}, seed=1, started_s=0.0, inputs=[tmp_path / "one/train.json"])
     lineage = [vars(run) for run in runs_behind(first / "lora_adapters")]
-    write_manifest(tmp_path / "second", stage="train", config={}, seed=1, started_s=0.0,
-                   inputs=[tmp_path / "two/train.json"], lineage=lineage)  # fmt: skip
+    write_manifest(
+        tmp_path / "second",
+        stage="train",
+        config={},
+        seed=1,
+        started_s=0.0,
+        inputs=[tmp_path / "two/train.json"],
+        lineage=lineage,
+    )
     return tmp_path / "second/final_model"
 
 

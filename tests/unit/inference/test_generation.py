@@ -7,11 +7,17 @@ from tool_aware.inference.prefix_cache import shared_prefix_length
 from tool_aware.prompt import encode_prompt
 
 QUERIES = [
-    "hi", "what is 17 * 23?", "latest news about rust 2.0 and what it means for people who write drivers",
-    "find the onboarding policy", "sort this list: 3, 1, 2", "Ünïcode — 東京の天気は?", "who are you", "hi",
+    "hi",
+    "what is 17 * 23?",
+    "latest news about rust 2.0 and what it means for people who write drivers",
+    "find the onboarding policy",
+    "sort this list: 3, 1, 2",
+    "Ünïcode — 東京の天気は?",
+    "who are you",
+    "hi",
     "summarise the minutes of last week's meeting and mail them to everyone who was not there, please",
     "convert 3 miles to km",
-]  # fmt: skip
+]
 PREAMBLE = "Choose a tool.\n\nTools:\n- a: does this\n- b: does that\n\nQuery: "
 NEW_TOKENS = 24
 
@@ -29,9 +35,13 @@ def one_by_one(model, prompts, eos_id):
     for prompt in prompts:
         ids = torch.tensor([prompt])
         output = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS,
-            eos_token_id=eos_id, pad_token_id=0,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=eos_id,
+            pad_token_id=0,
+        )
         answers.append(output[0, len(prompt) :].tolist())
     return answers
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tool_aware.config.settings import EvaluationSection
+from tool_aware.config.data_sections import EvaluationSection
 from tool_aware.console import Fallbacks, Progress, UserError
 from tool_aware.evaluation.answering.predictions import Append, PredictionLog
 from tool_aware.evaluation.answering.tasks import Task

@@ -16,7 +16,8 @@ from typing import Any
 
 from tool_aware.evaluation.report.chapters import Section, Table
 from tool_aware.evaluation.results import Results, title
-from tool_aware.evaluation.scoring.judgement import Judgement
+from tool_aware.evaluation.scoring.judgement import INVALID, Judgement, Prediction
+from tool_aware.rows import Row
 
 _TEMPLATE = Path(__file__).with_name("template.html")
 
@@ -43,7 +44,7 @@ def _section(section: Section) -> str:
     if section.charts:
         figures = (f"<figure><figcaption>{escape(text)}</figcaption>{svg}</figure>" for text, svg in section.charts)
         parts.append(f'<div class="figures">{"".join(figures)}</div>')
-    is_drawn = section.title == "Confusion"  # its matrices say the same as its tables
+    is_drawn = section.title == "Confusion"  # its matrices show what its tables hold
     parts += [] if is_drawn else map(_table, section.tables)
     return "".join([*parts, "</section>"])
 
@@ -64,28 +65,38 @@ def _anchor(text: str) -> str:
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:
-    """What the table of rows shows: query, right answer, each main system's answer, its verdict and its diff."""
-    by_system = {
-        name: list(zip(results.predictions[name], results.judgements[name], strict=True)) for name in results.main
-    }
+    """Return what the table of rows shows: query, right answer, and each system's answer, judgement and diff."""
+    answered = {name: zip(results.predictions[name], results.judgements[name], strict=True) for name in results.main}
     rows = []
-    for position, (index, row) in enumerate(results.rows.items()):
-        answers = []
-        for name, pairs in by_system.items():
-            prediction, judgement = pairs[position]
-            text = prediction.text if prediction.text is not None else f"Tool: {prediction.tool}"
-            expected = row.response if prediction.text is not None else f"Tool: {row.tool}"
-            answers.append(
-                {"system": title(name), "tool": judgement.chosen or "invalid", "isRight": _is_right(judgement),
-                 "isToolRight": judgement.is_tool_right,
-                 "error": judgement.error or "", "detail": judgement.detail, "diff": word_diff(expected, text)}
-            )  # fmt: skip
-        tags = [str(row.metadata[key]) for key in ("source", "slice", "language") if row.metadata.get(key)]
+    for index, row in results.rows.items():
         rows.append(
-            {"row": index, "query": row.query, "tool": row.tool, "tags": tags, "prompt": row.instruction,
-             "expected": row.response, "answers": answers}
-        )  # fmt: skip
+            {
+                "row": index,
+                "query": row.query,
+                "tool": row.tool,
+                "tags": [str(row.metadata[key]) for key in ("source", "slice", "language") if row.metadata.get(key)],
+                "prompt": row.instruction,
+                "expected": row.response,
+                "answers": [_answer(name, row, *next(pairs)) for name, pairs in answered.items()],
+            }
+        )
     return rows
+
+
+def _answer(system: str, row: Row, prediction: Prediction, judgement: Judgement) -> dict[str, Any]:
+    if prediction.text is None:
+        diff = word_diff(f"Tool: {row.tool}", f"Tool: {prediction.tool}")
+    else:
+        diff = word_diff(row.response, prediction.text)
+    return {
+        "system": title(system),
+        "tool": judgement.chosen or INVALID,
+        "isRight": _is_right(judgement),
+        "isToolRight": judgement.is_tool_right,
+        "error": judgement.error or "",
+        "detail": judgement.detail,
+        "diff": diff,
+    }
 
 
 def _is_right(judgement: Judgement) -> bool:
@@ -93,7 +104,7 @@ def _is_right(judgement: Judgement) -> bool:
 
 
 def word_diff(expected: str, answer: str) -> list[list[str]]:
-    """Pieces of both texts in reading order: `=` in both, `-` only expected, `+` only answered."""
+    """Return the pieces of both texts in reading order: `=` in both, `-` only expected, `+` only answered."""
     one, other = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (expected, answer))
     pieces = []
     for operation, i1, i2, j1, j2 in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():

@@ -54,12 +54,15 @@ def _own_names(tree: ast.AST) -> dict[str, str]:
         name
         for node in ast.walk(tree)
         for name in (
-            [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            else [node.arg] if isinstance(node, ast.arg)
-            else [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            [node.id]
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            else [node.arg]
+            if isinstance(node, ast.arg)
+            else [node.name]
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
             else []
         )
-    ]  # fmt: skip
+    ]
     return {name: f"v{index}" for index, name in enumerate(dict.fromkeys(bound))}
 
 
@@ -88,9 +91,17 @@ def _run(code: str) -> str | None:
         try:
             result = subprocess.run(
                 [sys.executable, "-I", "-c", code],
-                cwd=folder, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                timeout=RUN_TIMEOUT_S, preexec_fn=_limit_resources, start_new_session=True, check=False,
-            )  # fmt: skip
+                cwd=folder,
+                env={},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=RUN_TIMEOUT_S,
+                preexec_fn=_limit_resources,
+                start_new_session=True,
+                check=False,
+            )
         except (subprocess.TimeoutExpired, OSError, ValueError):
             return None
     return result.stdout[:_OUTPUT_CHARS].strip() if result.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""What the judgements of one system add up to. Every figure carries its interval; what has no cases is n/a."""
+"""The figures of one system, from its judgements. Every figure has its interval; a figure without cases is n/a."""
 
 from __future__ import annotations
 

@@ -171,11 +171,23 @@ def test_the_page_works_in_a_browser(page, tmp_path, width):
     path = tmp_path / "report.html"
     path.write_text(page.replace("</body>", ACTIONS), encoding="utf-8")
     result = subprocess.run(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         f"--window-size={width},900", "--virtual-time-budget=2000", "--enable-logging=stderr", "--dump-dom",
-         path.as_uri()],
-        capture_output=True, text=True, timeout=600, check=True,
-    )  # fmt: skip
+        [
+            BROWSER,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
+            "--virtual-time-budget=2000",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
     assert "CONSOLE" not in result.stderr  # no message of any level, so no error
     shown = html.unescape(re.search(r"SEEN(\{.*\})END", result.stdout, re.DOTALL)[1])
     seen = json.loads(shown)

@@ -26,8 +26,9 @@ def test_the_printed_tables_are_those_of_the_brief(request):
     ]
     comparison = compare(base, tuned, TOOLS, names=("base", "fine-tuned"), seed=0)
     tables = [
-        comparison_table(*metrics, comparison), confusion_table(metrics[0]),
+        comparison_table(*metrics, comparison),
+        confusion_table(metrics[0]),
         errors_table({"base": metrics[0], "fine-tuned": metrics[1]}),
-    ]  # fmt: skip
+    ]
     golden = REPOSITORY / "tests/golden/evaluation/comparison.txt"
     assert "\n\n".join(tables) + "\n" == golden.read_text(encoding="utf-8")

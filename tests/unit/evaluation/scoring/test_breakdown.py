@@ -12,9 +12,10 @@ TOOLS = Toolbox([Tool("rag", "finds documents"), Tool("web", "searches the web")
 
 def row(query, tool, **metadata):
     return Row(
-        render_instruction(query, TOOLS), render_response(ToolCall(tool, {}, "So.")),
+        render_instruction(query, TOOLS),
+        render_response(ToolCall(tool, {}, "So.")),
         {"source": "test", "tool": tool, **metadata},
-    )  # fmt: skip
+    )
 
 
 ROWS = {
@@ -73,8 +74,11 @@ def test_rows_whose_prompt_someone_else_wrote_have_no_variants():
     assert make_variants({0: own}, TOOLS, seed=0) == []
 
 
-TRAIN = [row(f"{verb} {thing}", tool) for verb, tool in (("find", "rag"), ("latest", "web"), ("explain", "chat"))
-         for thing in ("report", "plan", "index", "budget", "story", "review")]  # fmt: skip
+TRAIN = [
+    row(f"{verb} {thing}", tool)
+    for verb, tool in (("find", "rag"), ("latest", "web"), ("explain", "chat"))
+    for thing in ("report", "plan", "index", "budget", "story", "review")
+]
 ROUTER = KeywordRouterSection.model_validate(
     {"rules": [{"tool": "gone", "words": ["find"]}, {"tool": "web", "words": ["latest", "c++"]}], "otherwise": "rag"}
 )

@@ -36,9 +36,11 @@ def test_temperature_undoes_over_and_under_confidence():
 
 def test_calibration_fitted_on_val_shows_on_test():
     calibration = calibrate(
-        *sample(1500, sharpened=3, seed=1), *sample(1500, sharpened=3, seed=2),
-        costs=CostsSection(), wanted_precision=0.8,
-    )  # fmt: skip
+        *sample(1500, sharpened=3, seed=1),
+        *sample(1500, sharpened=3, seed=2),
+        costs=CostsSection(),
+        wanted_precision=0.8,
+    )
     assert calibration.ece < 0.04 < 0.1 < calibration.ece_before
     assert calibration.threshold.val_precision.value >= 0.8
     assert calibration.threshold.test_precision.value == pytest.approx(0.8, abs=0.04)

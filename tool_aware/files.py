@@ -1,4 +1,4 @@
-"""Write files so that nobody ever reads half of one, and read what a stage wrote."""
+"""Files that are written whole or not at all, and read back."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 
 from tool_aware.console import UserError
 
-# What libraries say of a full disk instead of raising OSError: safetensors and tokenizers, in Rust, and torch.save,
-# which has lost the reason by then, but fails at writing for hardly any other.
+# Messages of errors other than OSError for a full disk: of safetensors and tokenizers, written in Rust, and of
+# torch.save, which does not name the reason but hardly ever fails at writing for another one.
 _FULL_DISK_TEXTS = ("os error 28", "No space left on device", "os error 122", "inline_container.cc")
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Give an OSError that does not say so, as of a write to a full disk, the file it is about."""
+def add_filename(path: Path) -> Iterator[None]:
+    """Add the file's name to an OSError that lacks it, as that of a write to a full disk does."""
     try:
         yield
     except OSError as error:
@@ -32,9 +32,9 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_disk_as_user_error(folder: Path, needed_bytes: Callable[[], int], *, fix: str) -> Iterator[None]:
-    """Turn what any library raises when the disk is full into a UserError that tells the space needed and free.
+    """Raise a UserError with the space needed and free for whatever a library raises when the disk is full.
 
-    `folder` is what is being written and will be deleted after that, so its own files count as free.
+    `folder` is being written and will be deleted after the error, so its own files count as free.
     """
     try:
         yield
@@ -57,19 +57,19 @@ def _size(size_bytes: int) -> str:
 
 
 def bytes_in(folder: Path) -> int:
-    """Add up the sizes of all files below `folder`; 0 where there is none."""
+    """Return the sum of the sizes of all files below `folder`; 0 if there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it takes `path`'s place only once it is whole and on disk."""
+    """Yield a path beside `path` to write to; it replaces `path` once it is whole and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     part = Path(name)
     try:
-        with naming(path):
+        with add_filename(path):
             yield part
             with part.open("rb") as written:
                 os.fsync(written.fileno())
@@ -81,7 +81,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a hidden folder beside `path` to fill; it takes `path`'s place, old content and all, once it is whole."""
+    """Yield a hidden folder beside `path` to fill; it replaces `path` and its content once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -106,7 +106,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that one of the stages wrote; None where there is none."""
+    """Read a JSON file that a stage wrote; None if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -118,6 +118,6 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file's content."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

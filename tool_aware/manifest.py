@@ -55,5 +55,5 @@ def write_manifest(
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """Read the manifest a stage left in `directory`; None where it never finished."""
+    """Read the manifest of the stage that wrote `directory`; None if it did not finish."""
     return read_json(directory / MANIFEST_NAME)

@@ -1,8 +1,8 @@
-"""The only place where prompt text, token ids and the loss mask are made; its parser reads an answer back.
+"""Prompt text, token ids and the loss mask, all made here and nowhere else; the parser that reads an answer back.
 
 A training example is one user turn (`instruction`: tools, answer format, query) and one answer (`response`).
-Mistral's own wrapping is added at tokenisation, never as text, so that there is exactly one BOS and so that
-`</s>` or `[INST]` typed by a user can neither end the turn nor start another one.
+Mistral's own wrapping is added at tokenisation, never as text. So there is exactly one BOS, and `</s>` or
+`[INST]` typed by a user neither ends the turn nor starts another one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def render_instruction(query: str, tools: Toolbox, *, task: str = _TASK) -> str:
 
     The query comes last so that all rows of a dataset share one long prefix. `[INST]` and `[/INST]` are ordinary
     text to Mistral's v0.1/v0.2 tokenizer, so inside a query they are written `(INST)` and `(/INST)`. `task` is the
-    opening sentence; evaluation rewords it to see how much hangs on it.
+    opening sentence; evaluation rewords it to measure how much depends on it.
     """
     return render_preamble(tools, task=task) + _QUERY_LABEL + _INST_TEXT.sub(r"(\1)", query.strip())
 
@@ -84,7 +84,7 @@ def _describe_parameter(tool: Tool, name: str, schema: Mapping[str, Any]) -> str
     if "enum" in schema:
         kind = " | ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
     elif kind in ("object", "array") and schema.keys() - {"type", "description", "default"}:
-        kind = json.dumps(schema, ensure_ascii=False)  # nested: nothing shorter than the schema says it all
+        kind = json.dumps(schema, ensure_ascii=False)  # nested: no shorter form shows all of it
     elif isinstance(kind, list):
         kind = " | ".join(kind)
     if "default" in schema:
@@ -100,9 +100,9 @@ def render_response(call: ToolCall) -> str:
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What could be read out of an answer. `problem` is None exactly when `call` is a whole, well-formed call.
+    """The parts of an answer that could be read. `problem` is None exactly if `call` is a whole, well-formed call.
 
-    `tool` is filled as soon as the first line names something that looks like a tool, even if the rest is broken.
+    `tool` is set as soon as the first line names something that looks like a tool, even if the rest is malformed.
     """
 
     tool: str | None = None
@@ -112,14 +112,16 @@ class ParsedAnswer:
 
     @property
     def call(self) -> ToolCall | None:
-        """The call, or None where the answer does not hold a whole one."""
-        return None if self.problem else ToolCall(self.tool, self.parameters, self.reasoning)
+        """Return the call; None if the answer does not contain a whole one."""
+        if self.problem or self.tool is None or self.parameters is None or self.reasoning is None:
+            return None
+        return ToolCall(self.tool, self.parameters, self.reasoning)
 
 
 def parse_response(text: str) -> ParsedAnswer:
-    """Read an answer. The exact inverse of `render_response`, tolerant of whitespace, and never raises.
+    """Parse an answer: the exact inverse of `render_response`, tolerant of white space. Raises nothing.
 
-    Text after the reasoning's first line makes the answer malformed: an agent would have to guess what it means.
+    Text after the reasoning's first line makes the answer malformed: an agent would have to guess its meaning.
     """
     match = _ANSWER.match(text)
     if not match:
@@ -151,7 +153,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def unwrap_instruction(text: str) -> tuple[str, bool]:
-    """Strip one `<s>[INST] ... [/INST]` from a user turn that carries it as text; say whether it did."""
+    """Return a user turn without `<s>[INST] ... [/INST]` around it, and whether it had that."""
     match = _WRAPPED.fullmatch(text)
     return (match["instruction"].strip(), True) if match else (text, False)
 
@@ -171,12 +173,12 @@ class EncodedExample:
 
     @property
     def input_ids(self) -> list[int]:
-        """Ids of the whole sequence, shape (len(self),)."""
+        """Return the ids of the whole sequence, shape (T,)."""
         return self.prompt + self.completion
 
     @property
     def labels(self) -> list[int]:
-        """`input_ids` with IGNORE_INDEX at every prompt token, shape (len(self),)."""
+        """Return `input_ids` with IGNORE_INDEX at every prompt token, shape (T,)."""
         return [IGNORE_INDEX] * len(self.prompt) + self.completion
 
 
@@ -195,7 +197,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[
 
 
 def tool_name_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, list[int]]:
-    """Give the ids that follow `Tool:` in an answer naming each tool, line end included.
+    """Return tool name -> the ids that follow `Tool:` in an answer that names it, line end included.
 
     The line end makes no name a prefix of another, so that walking the ids as a trie always ends at one tool.
     """
@@ -204,13 +206,13 @@ def tool_name_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -
 
 
 def tool_label_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Give the ids of `Tool:`, with which every answer begins."""
+    """Return the ids of `Tool:`, with which every answer begins."""
     return _encode_text(tokenizer, "Tool:")
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Turn generated ids back into text, without control tokens."""
-    return tokenizer.decode(ids, skip_special_tokens=True)
+    """Decode generated ids into text, without control tokens."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True))  # a list of texts only for a list of lists
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -223,15 +225,15 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a Mistral model so that its ids equal the reference encoder's.
 
-    Where the model ships `tokenizer.model`, the order of merges is taken from that file's piece scores.
-    transformers 5 orders them by id when it has to convert the file itself, which splits runs of spaces differently.
+    If the model ships `tokenizer.model`, the order of merges is taken from that file's piece scores. transformers 5
+    orders them by id when it converts the file itself, which splits runs of spaces differently.
 
-    Raises UserError if the tokenizer has no BOS/EOS, as then it is not a Mistral tokenizer.
+    Raises UserError if the tokenizer has no BOS or EOS: then it is not a Mistral tokenizer.
     """
     from transformers import AutoTokenizer
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, token=token)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, revision=revision, token=token)
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
         raise UserError(
             "its tokenizer has no BOS or EOS token, so it is not a Mistral tokenizer",
@@ -250,7 +252,7 @@ def load_tokenizer(
 
 
 def build_tokenizer(sentencepiece_model: Path, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """Make Mistral's v0.1/v0.2 tokenizer from `tokenizer.model` (SentencePiece BPE, 32,000 pieces)."""
+    """Build Mistral's v0.1/v0.2 tokenizer from `tokenizer.model` (SentencePiece BPE, 32,000 pieces)."""
     import sentencepiece
     from transformers import LlamaTokenizer
     from transformers.tokenization_utils_base import generate_merges

@@ -83,6 +83,7 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
         instruction, was_wrapped = unwrap_instruction(item["instruction"])
         unwrapped += was_wrapped
         call = parse_response(item["response"]).call
+        assert call is not None  # `_row_problems` checked it
         response = render_response(call)
         respelled += response != item["response"]
         details = {"source": "custom", "tool": call.tool, **item.get("metadata", {})}

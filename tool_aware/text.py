@@ -13,7 +13,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def normalised(text: str) -> str:
-    """Fold width, case, punctuation and spacing away: two queries that become equal are the same query.
+    """Return text without differences in width, case, punctuation and spacing: equal results are the same query.
 
     Operators stay, as `3 + 4` and `3 * 4` are different questions.
     """
@@ -26,14 +26,14 @@ def one_line(text: str) -> str:
 
 
 def shortened(text: str, limit: int = EVIDENCE_CHARACTERS) -> str:
-    """Cut text at a word so that it fits a sentence that quotes it, with `...` where something is missing."""
+    """Return text cut at a word, short enough to be quoted in a sentence, with `...` where something is missing."""
     text = one_line(text).strip(" .?!")
     if len(text) <= limit:
         return text or "the query"
     return text[: limit - 3].rsplit(" ", 1)[0].rstrip(" ,;:") + "..."
 
 
-def common_prefix_length(sequences: Sequence[Sequence[int]] | Sequence[str]) -> int:
+def common_prefix_length(sequences: Sequence[list[int]] | Sequence[str]) -> int:
     """Count the token ids, or the characters, with which all sequences begin."""
     first, last = min(sequences), max(sequences)  # in lexicographic order; what these two share, all in between share
     length = min(len(first), len(last))

@@ -1,7 +1,7 @@
-"""The tools an agent can call, a call of one, and the rules a call is checked by.
+"""The tools that an agent can call, one call, and the rules it is checked by.
 
 A tool is a name, a description and a JSON Schema for its parameters, the same three things that
-OpenAI-style function calling uses. They come from `config.yaml: tools`; nothing here knows their names.
+OpenAI-style function calling uses. They come from `config.yaml: tools`; no name of a tool is written here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # the names OpenAI, Mis
 class ToolCall:
     """One decision: the tool, what to send it, and why, in one line.
 
-    Raises ValueError for a call that could not be written down and read back unchanged.
+    Raises ValueError for a call that could not be written and read back unchanged.
     """
 
     tool: str
@@ -49,28 +49,28 @@ class Tool:
 
     @cached_property
     def properties(self) -> Mapping[str, Mapping[str, Any]]:
-        """Parameter name -> its schema, in the order config.yaml lists them."""
+        """Return parameter name -> its schema, in the order of config.yaml."""
         return self.parameters.get("properties", {})
 
     @cached_property
     def required(self) -> frozenset[str]:
-        """Names of the parameters every call must supply."""
+        """Return the names of the parameters that every call must have."""
         return frozenset(self.parameters.get("required", ()))
 
     @cached_property
     def defaults(self) -> Mapping[str, Any]:
-        """Parameter name -> the value that leaving it out stands for."""
+        """Return parameter name -> the value used where a call leaves it out."""
         return {name: schema["default"] for name, schema in self.properties.items() if "default" in schema}
 
     @cached_property
     def _validator(self) -> Any:
         from jsonschema import Draft202012Validator
 
-        # Function calling treats an undeclared parameter as an error; JSON Schema does so only when told.
+        # Function calling treats an undeclared parameter as an error, JSON Schema does not by default.
         return Draft202012Validator({"additionalProperties": False, **self.parameters})
 
     def parameter_problems(self, parameters: object) -> list[str]:
-        """Say in words what is wrong with a call's parameters; an empty list means they fit the schema."""
+        """Return what is wrong with a call's parameters, in words; an empty list if they fit the schema."""
         errors = sorted(self._validator.iter_errors(parameters), key=lambda error: list(map(str, error.absolute_path)))
         return [
             f"parameter {'.'.join(map(str, error.absolute_path))}: {error.message}"
@@ -100,11 +100,11 @@ class Toolbox:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Tool names in the order config.yaml lists them."""
+        """Return the tools' names in the order of config.yaml."""
         return tuple(self._by_name)
 
     def problems(self, call: ToolCall) -> list[str]:
-        """Say in words why `call` cannot be executed; an empty list means it can."""
+        """Return why `call` cannot be executed, in words; an empty list if it can."""
         if call.tool not in self:
             return [f"unknown tool {call.tool!r}; the tools are {', '.join(self.names)}"]
         return self[call.tool].parameter_problems(call.parameters)

@@ -61,7 +61,7 @@ class PrefixCache:
         return wide
 
 
-def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+def shared_prefix_length(prompts: Sequence[list[int]]) -> int:
     """Count the tokens with which all prompts begin; each prompt keeps at least its last token for itself."""
     return min(common_prefix_length(prompts), min(map(len, prompts)) - 1)
 

@@ -13,7 +13,7 @@ from typing import Any
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
 from tool_aware.console import duration, say, warn
-from tool_aware.files import naming, write_text
+from tool_aware.files import add_filename, write_text
 from tool_aware.paths import METRICS_NAME, TENSORBOARD_FOLDER
 
 _WANDB_SECTIONS = (
@@ -35,7 +35,7 @@ class MetricsLog:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Write a line and hand it to the operating system, so that a tail or a monitor sees it at once."""
-        with naming(self._path):
+        with add_filename(self._path):
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
 

@@ -25,7 +25,7 @@ DOCS = REPOSITORY / "docs"
 README = REPOSITORY / "README.md"
 PAGES = [DOCS / name for name in ("ARCHITECTURE.md", "FORMATS.md", "GLOSSARY.md")]
 HOWTO = DOCS / "HOWTO.md"
-ROOT_PAGES = [path for name in ("README.md", "CONTRIBUTING.md") if (path := REPOSITORY / name).is_file()]
+ROOT_PAGES = [README, REPOSITORY / "CONTRIBUTING.md"]
 LINKED = [*sorted(DOCS.rglob("*.md")), *ROOT_PAGES]
 CHECKED = [*PAGES, *(path for path in LINKED if path not in PAGES)]
 SCRIPTS = ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "monitor_gpu.py")
@@ -315,7 +315,7 @@ def test_every_page_can_be_reached_from_the_readme():
         targets = re.findall(r"\]\(([^)\s#]+\.md)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
         pages = [(page.parent / target).resolve() for target in targets if not re.match(r"[a-z]+:", target)]
         left += [target for target in pages if target not in seen and target.is_file()]
-    assert {path.resolve() for path in DOCS.rglob("*.md")} <= seen
+    assert {path.resolve() for path in LINKED} <= seen
 
 
 def test_the_readme_is_short():
@@ -327,6 +327,17 @@ def test_every_exit_code_is_explained_for_users():
     table = (DOCS / "TROUBLESHOOTING.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
     assert codes
     assert all(re.search(rf"^\| .*\b{code}\b.* \|", table, re.MULTILINE) for code in codes)
+
+
+def test_messages_that_the_remedies_name_are_in_the_code():
+    page = DOCS / "TROUBLESHOOTING.md"
+    headings = [span.removesuffix("...").rstrip(": ") for span in spans(page) if re.match(r"(?:[a-z]+ ){2}", span)]
+    messages = [span for span in headings if not span.startswith(("python ", "apt "))]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "tool_aware").rglob("*.py"))
+    text += "\n".join((REPOSITORY / script).read_text(encoding="utf-8") for script in SCRIPTS)
+    literals = re.sub(r"\{[^{}]*\}", "{}", re.sub(r'"\s*\n\s*f?"', "", text))
+    assert len(messages) > 6
+    assert not [message for message in messages if message not in literals]
 
 
 def test_terms_are_in_alphabetical_order_and_explained_once():

@@ -124,7 +124,7 @@ def load_probe(path: Path) -> list[Labelled]:
 
 
 def available_classifiers() -> dict[str, Classifier]:
-    """Name the classifiers that can run here."""
+    """Return the classifiers that can run here, by name."""
     classifiers: dict[str, Classifier] = {"tf-idf": classify_by_words}
     if find_spec("sentence_transformers") and find_spec(EMBEDDING_PACKAGE):
         embeddings = Embeddings()

@@ -49,7 +49,7 @@ Chat = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Remote:
+class Paraphrases:
     """Rows that passed every gate, and how many candidates each gate stopped."""
 
     rows: list[Row]
@@ -132,7 +132,7 @@ def paraphrase(
     *,
     wanted: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> Remote:
+) -> Paraphrases:
     """Return paraphrases of `sources`, taken in turn until `wanted` rows have passed; journal every request.
 
     `known` are queries that no new row may nearly repeat. Requests that the journal has are not sent again.
@@ -156,7 +156,7 @@ def paraphrase(
             candidates += outcome["candidates"]
             stopped.update(outcome["stopped"])
             progress(len(rows))
-    return Remote(rows[:wanted], candidates, dict(stopped), requests)
+    return Paraphrases(rows[:wanted], candidates, dict(stopped), requests)
 
 
 def _read_journal(journal: Path) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def attention_mask(pack: Pack, config: PreTrainedConfig, dtype: torch.dtype) -> torch.Tensor:
     """Build the mask of `pack` for a model of this config: a bool (B, 1, T, T), or eager attention's additive one.
 
-    transformers takes it as it is, so a sliding window has to be in it.
+    transformers uses it unchanged, so it must contain a sliding window.
     """
     import torch
 

@@ -6,8 +6,8 @@ them once per row; a pack computes them once:
     [ prefix | rest of example 1 | rest of example 2 | ... ]
 
 Position ids restart at len(prefix) for every example, and a token attends to the prefix and to earlier tokens of its
-own example only. Loss and gradients equal those of separate rows, because no token can tell the difference.
-Where examples share nothing, what remains is ordinary block-diagonal packing without padding.
+own example only. So every token has the same context as in a row of its own, and loss and gradients are the same.
+Examples that share nothing are packed block-diagonally, without padding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Packing = Literal["prefix", "block", "none"]
 
-PREFIX = -1  # in `Pack.example_ids`: a token that every example of its group may see
+PREFIX = -1  # in `Pack.example_ids`: a token that every example of its group sees
 MIN_SHARED_TOKENS = 16  # below this a prefix of its own saves less than the bookkeeping costs
 
 
@@ -48,7 +48,7 @@ class Pack:
 
     @property
     def examples(self) -> int:
-        """Number of examples in the pack."""
+        """Return the number of examples in the pack."""
         return len(self.order)
 
     def to(self, device: torch.device) -> Pack:
@@ -58,7 +58,7 @@ class Pack:
         return Pack(**moved, order=self.order)
 
     def row(self, number: int) -> Pack:
-        """Take one row of tokens, without its labels."""
+        """Return one row of tokens as a pack of its own, without labels."""
         only = slice(number, number + 1)
         no_labels = self.labels[:0]
         return Pack(
@@ -68,7 +68,7 @@ class Pack:
         )
 
     def visible(self, window: int | None = None) -> torch.Tensor:
-        """Say which token (dim 2) sees which (dim 3): shape (B, 1, T, T) bool, the mask SDPA takes.
+        """Return which token (dim 2) sees which (dim 3): shape (B, 1, T, T) bool, the mask that SDPA takes.
 
         With a sliding `window` (Mistral v0.1) a token sees that many of its own example, itself included.
         """
@@ -96,7 +96,7 @@ class _Group:
 
 
 def pack(examples: Sequence[EncodedExample], packing: Packing = "prefix", *, multiple_of: int = 1) -> Pack:
-    """Lay out one micro-batch. With `multiple_of`, T is padded up so that few distinct lengths have to be compiled."""
+    """Lay out one micro-batch. T is padded to a multiple of `multiple_of`, so that few distinct lengths occur."""
     singles = [_Group([example], [index]) for index, example in enumerate(examples)]
     if packing == "none":
         rows = [[single] for single in singles]
@@ -181,7 +181,7 @@ def _lay_out(rows: Sequence[Sequence[_Group]], multiple_of: int) -> Pack:
 
 
 class _Row:
-    """The growing lists of one row of a pack."""
+    """One row of a pack while it is filled."""
 
     def __init__(self) -> None:
         self.input_ids: list[int] = []

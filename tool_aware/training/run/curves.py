@@ -1,4 +1,4 @@
-"""training.png: how the run went, drawn from metrics.jsonl, so that a resumed run shows all of it."""
+"""training.png: the curves of a run, drawn from metrics.jsonl, which has all sessions of a resumed run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TRAIN, _VAL, _QUIET = "#2f6f9f", "#c8553d", "#8a97a5"
-_FEW = 30  # points that are marked one by one; a single point has no line to be seen by
+_FEW = 30  # up to this many points are marked one by one; a line of a single point would be invisible
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read metrics.jsonl: lines of logged steps, and lines of scorings of val.json."""
+    """Return the lines of metrics.jsonl: those of logged steps, and those of validations on val.json."""
     lines = read_lines(path)
     return [line for line in lines if "loss" in line], [line for line in lines if "val_loss" in line]
 

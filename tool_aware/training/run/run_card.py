@@ -1,4 +1,4 @@
-"""The model card of a run, in the Hugging Face format, with the figures of this very run."""
+"""The model card of a run, in the Hugging Face format, with the figures of that run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECTIONS = ("model", "quantization", "lora", "training", "optimization", "expor
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a card tells of a run."""
+    """What a card contains of a run."""
 
     config: Config
     adapter: Path
@@ -35,12 +35,12 @@ class RunFacts:
     validation: Mapping[str, float] | None
     device: str
     license: str | None
-    fallbacks: Sequence[str] = ()  # what went another way than wished or planned
+    fallbacks: Sequence[str] = ()  # what differed from the configuration or the plan
     merged: Mapping[str, Any] | None = None  # how the merged model agrees with base + adapter; None if there is none
 
 
 def render_card(facts: RunFacts, logged: Sequence[Mapping[str, Any]], *, picture: str | None = None) -> str:
-    """Write the card.
+    """Return the text of the card.
 
     `logged` are the logged steps of metrics.jsonl, of all sessions of a resumed run; `picture` is the curves' path as
     seen from the card.
@@ -159,7 +159,7 @@ def write_run_card(output_dir: Path, facts: RunFacts) -> None:
 
 
 def device_name() -> str:
-    """Name what this process computes on."""
+    """Return the name of what this process computes on: its GPUs, or the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -168,7 +168,7 @@ def device_name() -> str:
 
 
 def license_of(model: ModelSection) -> str | None:
-    """Read the base model's licence off its own card, if that is on this machine."""
+    """Return the licence that the base model's own card names; None if the card is not on this machine."""
     if Path(model.name).is_dir():
         card = Path(model.name) / CARD_NAME
     else:

@@ -58,25 +58,25 @@ class Pace:
             os.close(open_process(self.process_id))
 
 
-class Audience:
-    """All consumers as one. One that fails, as on a full disk, is told of and left out; the others go on."""
+class Consumers:
+    """All consumers as one. One that fails, as on a full disk, is warned of and left out; the others go on."""
 
     def __init__(self, *consumers: Consumer) -> None:
         self._consumers = list(consumers)
         self.has_lost = False
 
     def add(self, consumer: Consumer) -> None:
-        """Let one more have the samples."""
+        """Add one consumer."""
         self._consumers.append(consumer)
 
     def take(self, sample: Sample) -> None:
-        """Hand a sample to each."""
+        """Pass a sample to each."""
         for consumer in list(self._consumers):
             if not self._survives(lambda consumer=consumer: consumer.take(sample)):
                 self._consumers.remove(consumer)
 
     def close(self) -> None:
-        """Tell each that there are no more."""
+        """Close each."""
         for consumer in self._consumers:
             self._survives(consumer.close)
 
@@ -211,7 +211,7 @@ class Screen:
         self._live.stop()
 
 
-class Summing:
+class StatisticsKeeper:
     """Keeps the statistics."""
 
     def __init__(self, statistics: Statistics) -> None:
@@ -225,14 +225,14 @@ class Summing:
         """Nothing is held."""
 
 
-class Alarming:
-    """Tells of alerts on stderr."""
+class AlertPrinter:
+    """Prints alerts on stderr."""
 
     def __init__(self, alerts: Alerts) -> None:
         self._alerts = alerts
 
     def take(self, sample: Sample) -> None:
-        """Say which conditions have just been met."""
+        """Print the conditions that have just been met."""
         for line in self._alerts.check(sample.gpus):
             say(f"{sample.at:%H:%M:%S}  {style('alert:', 'red')} {line}")
 

@@ -80,11 +80,13 @@ def test_every_metadata_key_that_synthesis_writes_is_described(config):
 
 
 def test_every_file_of_the_dataset_stage_is_described(toy_rows, config):
+    from tool_aware.dataset.assembly import Collected
     from tool_aware.dataset.outputs import Result, render
     from tool_aware.dataset.splitting import Split
 
+    collected = Collected([], to_label=[{"query": "?"}])
     split = Split({"train": toy_rows[:8], "val": toy_rows[8:12], "test": toy_rows[12:16]})
-    files = render(Result(split, seed=1, to_label=[{"query": "?"}]), config.toolbox, None)
+    files = render(Result(split, seed=1, collected=collected), config.toolbox, None)
     text = SECTIONS["Stage 1: data"]
     assert not {name for name in files if f"`{name}`" not in text}
     report = next(value for value in examples_in("Stage 1: data") if "held_out" in value)

@@ -1,4 +1,4 @@
-"""The rows that stages pass on: read, checked and written."""
+"""Rows of train.json, val.json and test.json: reading with checks, and writing."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ class Row:
 
     @property
     def query(self) -> str:
-        """What the user typed: the end of the instruction, or all of it in a file someone else wrote."""
+        """Return what the user typed: the end of the instruction, or all of it in a file of another origin."""
         return query_of(self.instruction)
 
     @property
     def answer(self) -> ParsedAnswer:
-        """The response, read."""
+        """Return the parsed response."""
         return parse_response(self.response)
 
     @property
     def tool(self) -> str:
-        """Name of the right tool."""
+        """Return the name of the right tool."""
         return self.metadata["tool"]
 
     @property
     def acceptable_tools(self) -> tuple[str, ...]:
-        """Every tool that counts as right; more than one only where the query is truly ambiguous."""
+        """Return every tool that counts as right; more than one only where the query is ambiguous."""
         return tuple(self.metadata.get("acceptable_tools") or (self.tool,))
 
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """The rows of one file, its sha256, and in how many of them something was brought into the form that is trained."""
+    """The rows of one file, its sha256, and how many of them were changed into the form that is trained."""
 
     rows: list[Row]
     sha256: str
@@ -59,9 +59,9 @@ class LoadedRows:
 
 
 def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
-    """Read a JSON array of rows, check every one of them, and write its response as `render_response` does.
+    """Read a JSON array of rows, check each of them, and spell its response as `render_response` does.
 
-    A model must not learn two spellings of one answer, and the place of the tool's name in it is relied on.
+    A model must not learn two spellings of one answer, and other code relies on where the tool's name is in it.
 
     Raises UserError with all malformed rows (the first 20 shown), or naming the command that makes the file.
     """
@@ -94,7 +94,7 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
 
 
 def _how_to_get(path: Path) -> str:
-    """Name the command that makes a split file; beside files of someone else it would ask to replace those."""
+    """Return how to get a split file: by the command that makes it, unless the folder holds files of another origin."""
     written = (read_manifest(path.parent) or {}).get("outputs", {})
     names = [split_name(name) for name in SPLITS]
     foreign = [name for name in names if (path.parent / name).is_file() and name not in written]

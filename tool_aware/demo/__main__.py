@@ -9,16 +9,17 @@ Exit    0 done; otherwise the exit code of the stage that failed
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tool_aware.config.options import add_config_arguments
+from tool_aware.command_line import positive_int, script_parser
+from tool_aware.config.options import ConfigOptions, add_config_arguments, parse_options
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import EXIT_DONE, EXIT_USER, UserError, duration, heading, run, say, table
 from tool_aware.demo.database import embedded_postgres
@@ -48,24 +49,32 @@ _NOTE = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(ConfigOptions):
+    """Options of the demo."""
+
+    logged_queries: int
+    pretraining_steps: int
+
+
 class StageFailed(UserError):
-    """A stage left with another exit code than 0; the demo leaves with the same."""
+    """A stage that failed; the demo exits with the same code."""
 
     def __init__(self, script: str, exit_code: int) -> None:
-        super().__init__(f"{script} left with exit code {exit_code}; its message is above")
+        super().__init__(f"{script} exited with code {exit_code}; its message is above")
         self.exit_code = exit_code
 
 
 class Stages:
-    """Runs scripts with the demo's config and remembers how long each step took."""
+    """Scripts run with the demo's config, and the seconds that each step took."""
 
     def __init__(self, options: Sequence[str]) -> None:
         self._options = list(options)
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}  # by step
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Announce a step and time it."""
+        """Print the heading of a step, and time the step."""
         heading(f"== {name}")
         started_s = time.perf_counter()
         yield
@@ -95,24 +104,24 @@ class Stages:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the stages one after the other; the last screen is the comparison of base and tuned model."""
-    arguments = parse_arguments(argv)
-    config = load_config(arguments.config, arguments.overrides)
+    """Run the stages one after the other and print the comparison of base and tuned model."""
+    options = parse_arguments(argv)
+    config = load_config(options.config, options.overrides)
     refuse_folders_elsewhere(config)
     started_s = time.perf_counter()
-    stages = Stages(["--config", str(arguments.config), *(f"--set={override}" for override in arguments.overrides)])
+    stages = Stages(["--config", str(options.config), *(f"--set={override}" for override in options.overrides)])
 
     base = Path(config.model.name)
     base.mkdir(parents=True, exist_ok=True)
     save_tokenizer(base)
     with embedded_postgres("cipher_analytics", "cipher") as variables:
         with stages.timed("sample query log in PostgreSQL"):
-            logged = fill_query_log(variables, arguments.logged_queries)
+            logged = fill_query_log(variables, options.logged_queries)
             say(f"{logged} logged queries in {variables['POSTGRES_DB']}.query_logs")
         stages.script("prepare_dataset.py", "--require-database", variables=variables)
     with stages.timed("tiny base model"):
         rows = load_rows(split_file(config.dataset.dir, "train"), config.toolbox).rows
-        build_base_model(base, rows, steps=arguments.pretraining_steps)
+        build_base_model(base, rows, steps=options.pretraining_steps)
     stages.script("monitor_gpu.py", "check", accepted=(EXIT_DONE, EXIT_USER))
     stages.script("train_tool_aware.py", "--overwrite")
     report = stages.script("evaluate.py", "--overwrite", "--no-robustness", capture=True)
@@ -124,24 +133,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def comparison_in(report: str) -> str:
-    """Cut the comparison and the verdict out of what evaluate.py printed; the tables after it were shown already."""
+    """Return the comparison and the verdict from what evaluate.py printed, without the tables after them."""
     return report[report.index("COMPARISON") :].partition("All systems on the same rows")[0].strip()
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> Options:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tool_aware.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__, prog="python -m tool_aware.demo")
     add_config_arguments(parser)
-    parser.add_argument(
-        "--logged-queries", type=int, default=LOGGED_QUERIES, metavar="N", help="rows of the sample log"
-    )
-    parser.add_argument(
-        "--pretraining-steps", type=int, default=PRETRAINING_STEPS, metavar="N", help="of the tiny model"
-    )
+    add = parser.add_argument
+    add("--logged-queries", type=positive_int, default=LOGGED_QUERIES, metavar="N", help="rows of the sample log")
+    add("--pretraining-steps", type=positive_int, default=PRETRAINING_STEPS, metavar="N", help="of the tiny model")
     parser.set_defaults(config=DEMO_CONFIG)
-    return parser.parse_args(argv)
+    return parse_options(Options, parser, argv)
 
 
 def refuse_folders_elsewhere(config: Config) -> None:
@@ -163,7 +167,7 @@ def refuse_folders_elsewhere(config: Config) -> None:
 
 
 def where_things_are(config: Config) -> str:
-    """List what the demo left behind."""
+    """Return a table of the folders that the demo wrote."""
     places = (
         (config.dataset.dir, [*map(split_name, SPLITS), SAMPLE_NAME]),
         (

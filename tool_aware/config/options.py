@@ -55,7 +55,7 @@ def add_output_dir_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", "--output-dir", type=Path, metavar="DIR", help="instead of training.output_dir")
 
 
-def next_command(script: str, options: ConfigOptions | argparse.Namespace, *, config: Path | None = None) -> str:
+def next_command(script: str, options: ConfigOptions, *, config: Path | None = None) -> str:
     """Write out how the next stage is run under the same settings; `config` is its file if it is another one."""
     file = config or options.config
     words = ["python", *script.split(), *(["--config", str(file)] if file != DEFAULT_CONFIG else [])]

@@ -61,9 +61,9 @@ class PrefixCache:
         return wide
 
 
-def shared_prefix_length(prompts: Sequence[list[int]]) -> int:
+def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     """Count the tokens with which all prompts begin; each prompt keeps at least its last token for itself."""
-    return min(common_prefix_length(prompts), min(map(len, prompts)) - 1)
+    return min(common_prefix_length([list(prompt) for prompt in prompts]), min(map(len, prompts)) - 1)
 
 
 def prefill(model: PreTrainedModel, prefix: Sequence[int]) -> PrefixCache:

@@ -237,7 +237,7 @@ def warn(message: str, *, from_any_process: bool = False) -> None:
 
 
 class Fallbacks(Collection[str]):
-    """What a run did differently than asked for or planned: messages in order, each once, for the stage's manifest.
+    """Messages on what a run did differently than asked for or planned, in order, each once, for the stage's manifest.
 
     One object per run, passed to the functions that may fall back. It can be pickled to send it to other processes.
     """

@@ -149,7 +149,7 @@ def parser_of(script: str) -> frozenset[str]:
         patch.syspath_prepend(str(REPOSITORY))
         module = importlib.import_module(script)
         with pytest.raises(SystemExit):
-            module.parse_arguments(["--no-such-flag"])
+            module.main(["--no-such-flag"])
     return frozenset(flag for parser in seen for flag in parser._option_string_actions)
 
 

@@ -76,7 +76,9 @@ def imported_packages() -> set[str]:
                 names.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module)
-    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"tool_aware"}
+    return (
+        {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"tool_aware", "_typeshed"}
+    )  # the latter is for types only
 
 
 def test_every_imported_package_is_a_requirement():

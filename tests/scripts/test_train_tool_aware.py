@@ -120,7 +120,7 @@ def test_responses_in_other_spellings_are_trained_scored_and_checked_like_the_re
         file.write_text(json.dumps(rows))
     result = train("--set", "training.max_steps=1", data=tmp_path / "spelt")
     assert result.returncode == 0, result.stderr
-    assert "6 responses have other spacing or JSON" in result.stderr
+    assert "6 responses had other spacing or JSON" in result.stderr
     assert "on 8 of 8 rows of" in result.stderr
 
 
@@ -163,7 +163,7 @@ def test_a_second_stage_goes_on_from_an_adapter(train, tmp_path):
     assert sha256_of(first / "adapter_model.safetensors") != sha256_of(
         tmp_path / "output2" / "lora_adapters" / "adapter_model.safetensors"
     )
-    assert "LoRA r=4 alpha=16" in result.stdout
+    assert "LoRA r=4 alpha=16" in result.stderr
     assert "LoRA r=4, alpha=16" in (tmp_path / "output2" / "README.md").read_text()
     assert json.loads((tmp_path / "output2" / "manifest.json").read_text())["config"]["lora"]["r"] == 4
 
@@ -256,7 +256,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(trai
             train.command(*LONG, "--resume"), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
         for line in process.stderr:
-            if line.startswith("step"):
+            if line.startswith("step "):
                 process.send_signal(signum)
                 break
         process.communicate(timeout=300)

@@ -58,7 +58,7 @@ class Driver:
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """Numbers of the GPUs that are read, as nvidia-smi counts them."""
+        """Return the numbers of the GPUs that are read, as nvidia-smi counts them."""
         return tuple(reader.index for reader in self._readers)
 
     def read(self, timeout_s: float = CALL_TIMEOUT_S) -> list[GpuReading]:
@@ -206,11 +206,11 @@ class _Reader:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a request has not been answered yet."""
+        """Return whether a request has not been answered yet."""
         return self._asked_s is not None
 
     def request(self) -> None:
-        """Ask for a reading, unless the last request is still open."""
+        """Request a reading, unless the last request is still open."""
         if self._asked_s is None:
             self._asked_s = time.monotonic()
             self._requests.put(True)
@@ -222,14 +222,14 @@ class _Reader:
             reading = self._results.get(timeout=wait_s)
         except queue.Empty:
             self._is_late = True
-            silent_s = time.monotonic() - self._asked_s
+            silent_s = time.monotonic() - (self._asked_s or time.monotonic())
             return GpuReading(self.index, **self._identity, problem=f"no answer from the driver for {silent_s:.0f} s")
         self._asked_s, self._is_late = None, False
         self.is_lost = reading.problem is not None
         return reading
 
     def stop(self) -> None:
-        """Let the thread end once it is free."""
+        """End the thread once it is free."""
         self._requests.put(False)
 
     def _work(self) -> None:
@@ -288,15 +288,15 @@ def _first_answer(library: Any, calls: Sequence[Callable[..., Any]], handle: Any
 
 
 def _identity(library: Any, handle: Any) -> Iterator[tuple[str, Any]]:
-    """What does not change while a card is in the machine; read once per handle."""
+    """Yield what does not change while a card is in the machine; read once per handle."""
     yield "name", _optional(library, library.nvmlDeviceGetName, handle) or UNKNOWN_NAME
     yield "uuid", _optional(library, library.nvmlDeviceGetUUID, handle)
     yield "compute_capability", _optional(library, library.nvmlDeviceGetCudaComputeCapability, handle)
     yield "sm_clock_max_mhz", _optional(library, library.nvmlDeviceGetMaxClockInfo, handle, library.NVML_CLOCK_SM)
 
 
-def _memory(library: Any, handle: Any) -> dict[str, int | None]:
-    """Total, used and reserved bytes as nvidia-smi shows them.
+def _memory(library: Any, handle: Any) -> dict[str, Any]:
+    """Return total, used and reserved bytes as nvidia-smi shows them.
 
     Version 2 of the call tells the driver's own reserve apart; version 1, for older drivers, counts it as used.
     """

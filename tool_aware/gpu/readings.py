@@ -29,7 +29,7 @@ class MigInstance:
 
     @property
     def free_bytes(self) -> int | None:
-        """What a program can still have; None where that is unknown."""
+        """Return what a program can still have; None where that is unknown."""
         return _free_bytes(self)
 
 
@@ -58,11 +58,11 @@ class GpuReading:
 
     @property
     def free_bytes(self) -> int | None:
-        """What a program can still have; None where that is unknown."""
+        """Return what a program can still have; None where that is unknown."""
         return _free_bytes(self)
 
     def of_slice(self, part: MigInstance) -> GpuReading:
-        """The card as a program in one of its slices has it; whose processes are in which slice is not known."""
+        """Return the card as a program in one of its slices sees it; which slice a process is in is not known."""
         memory = {name: getattr(part, name) for name in ("uuid", "total_bytes", "used_bytes", "reserved_bytes")}
         return replace(self, **memory, processes=(), instances=(part,))
 

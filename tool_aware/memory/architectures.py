@@ -34,12 +34,12 @@ class Architecture:
 
     @property
     def query_width(self) -> int:
-        """Elements per token of the queries of all heads."""
+        """Return the elements per token of the queries of all heads."""
         return self.heads * self.head_dim
 
     @property
     def kv_width(self) -> int:
-        """Elements per token of the keys (or the values) of all heads."""
+        """Return the elements per token of the keys (or the values) of all heads."""
         return self.kv_heads * self.head_dim
 
     @property
@@ -57,12 +57,12 @@ class Architecture:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all decoder layers' linear layers."""
+        """Return the weights of all decoder layers' linear layers."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.linear_shapes.values())
 
     @property
     def other_parameters(self) -> int:
-        """Weights that stay 16-bit: embeddings, output layer, norms, biases."""
+        """Return the weights that stay 16-bit: embeddings, output layer, norms, biases."""
         matrices = (1 if self.ties_embeddings else 2) * self.vocabulary * self.hidden
         norms = (2 * self.layers + 1) * self.hidden
         biases = self.layers * (self.query_width + 2 * self.kv_width) if self.has_qkv_bias else 0
@@ -70,7 +70,7 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """All weights."""
+        """Return all weights."""
         return self.linear_parameters + self.other_parameters
 
     def adapter_parameters(self, rank: int, targets: str | tuple[str, ...]) -> int:
@@ -181,7 +181,7 @@ def _read_object(path: Path) -> Mapping[str, Any]:
 
 
 def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder where huggingface_hub keeps downloads; found without importing it, which takes half a second."""
+    """Return the folder where huggingface_hub keeps downloads, without importing it (half a second)."""
     home = Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     return Path(environ.get("HF_HUB_CACHE") or home / "hub")
 

@@ -18,7 +18,7 @@ NORM_BYTES = 4  # per element: RMSNorm keeps an fp32 copy of its input
 
 
 def moments(spec: TrainingSpec) -> Iterator[Moment]:
-    """The moments at which a micro-batch can need most."""
+    """Yield the moments at which a micro-batch can need most."""
     architecture, layers = spec.architecture, spec.architecture.layers
     gradients = float(spec.adapter_parameters * BYTES_16BIT)
     waiting = Term("gradients", gradients_that_wait(spec), "and a copy to fall back to")
@@ -41,7 +41,7 @@ def moments(spec: TrainingSpec) -> Iterator[Moment]:
 
 
 def saved_bytes_per_layer(spec: TrainingSpec) -> float:
-    """Bytes autograd keeps of one decoder layer."""
+    """Return the bytes autograd keeps of one decoder layer."""
     per_token = _saved_in_attention(spec) + _saved_in_mlp(spec)
     if spec.attention == "eager":
         return per_token * spec.tokens + SAVED_SCORE_BYTES * spec.architecture.heads * attention_pairs(spec)
@@ -49,7 +49,7 @@ def saved_bytes_per_layer(spec: TrainingSpec) -> float:
 
 
 def _saved_in_attention(spec: TrainingSpec) -> float:
-    """Bytes per token: the norm's input; q, k, v and output; log-sum-exp; LoRA's inputs."""
+    """Return the bytes per token: the norm's input; q, k, v and output; log-sum-exp; LoRA's inputs."""
     architecture, kept = spec.architecture, _with_kept_input(spec, ATTENTION_LINEARS)
     # SDPA wants keys and values repeated for the query heads that share them.
     saved = NORM_BYTES * architecture.hidden + 4 * BYTES_16BIT * architecture.query_width + 4 * architecture.heads
@@ -60,7 +60,7 @@ def _saved_in_attention(spec: TrainingSpec) -> float:
 
 
 def _saved_in_mlp(spec: TrainingSpec) -> float:
-    """Bytes per token: the norm's input; gate, its activation and up; LoRA's inputs."""
+    """Return the bytes per token: the norm's input; gate, its activation and up; LoRA's inputs."""
     architecture, kept = spec.architecture, _with_kept_input(spec, MLP_LINEARS)
     saved = NORM_BYTES * architecture.hidden + 3 * BYTES_16BIT * architecture.intermediate
     if kept - {"down_proj"}:
@@ -71,7 +71,7 @@ def _saved_in_mlp(spec: TrainingSpec) -> float:
 
 
 def bytes_that_escape_checkpointing(spec: TrainingSpec) -> float:
-    """Bytes per layer that are not freed after the forward pass although they will be recomputed.
+    """Return the bytes per layer that are not freed after the forward pass although they will be recomputed.
 
     bitsandbytes' 8-bit layers keep their inputs on the autograd node itself and not as saved tensors
     (`MatMul8bitLt.forward`: ctx.tensors), where torch.utils.checkpoint cannot take them away.
@@ -84,12 +84,12 @@ def bytes_that_escape_checkpointing(spec: TrainingSpec) -> float:
 
 
 def _with_kept_input(spec: TrainingSpec, names: tuple[str, ...]) -> frozenset[str]:
-    """Those of `names` whose input is kept for the backward pass: adapted ones, and all that are in 8 bits."""
+    """Return those of `names` whose input is kept for the backward pass: adapted ones, and all in 8 bits."""
     return frozenset(names) if spec.quantization == "8bit" else spec.target_names & frozenset(names)
 
 
 def backward_bytes(spec: TrainingSpec) -> float:
-    """Bytes that live for a moment while a layer is differentiated, on top of what it saved.
+    """Return the bytes that live for a moment while a layer is differentiated, on top of what it saved.
 
     The peak is in the MLP: at a dequantised weight matrix, or, with many tokens, among its wide gradients. Eager
     attention peaks among the gradients of its scores instead, when the MLP's tensors are gone.
@@ -106,17 +106,17 @@ def backward_bytes(spec: TrainingSpec) -> float:
 
 
 def mask_bytes(spec: TrainingSpec) -> float:
-    """Bytes of the mask that the model is given: bool, or 16-bit where attention adds it."""
+    """Return the bytes of the mask that the model is given: bool, or 16-bit where attention adds it."""
     return float((BYTES_16BIT if spec.attention == "eager" else 1) * attention_pairs(spec))
 
 
 def loss_bytes(spec: TrainingSpec) -> float:
-    """Bytes of logits, chunk by chunk, and of the states they are made from."""
+    """Return the bytes of logits, chunk by chunk, and of the states they are made from."""
     logits = LOGIT_BYTES * min(spec.label_tokens, CHUNK_LABELS) * spec.architecture.vocabulary
     states = STATE_BYTES * spec.architecture.hidden * spec.tokens
     return logits + states
 
 
 def attention_pairs(spec: TrainingSpec) -> int:
-    """Query-key pairs of the dense mask: of each padded row, or of the whole pack."""
+    """Count the query-key pairs of the dense mask: of each padded row, or of the whole pack."""
     return spec.tokens**2 if spec.packing != "none" else spec.batch_size * spec.row_tokens**2

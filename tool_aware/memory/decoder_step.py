@@ -41,12 +41,12 @@ def moments(spec: ResolvedSpec) -> Iterator[Moment]:
 
 
 def activation_bytes(spec: TrainingSpec) -> float:
-    """Bytes that one layer's backward pass reads: q, k, v; attention and its log-sum-exp; residual; gate and up."""
+    """Return the bytes that one layer's backward pass reads: q, k, v; attention, log-sum-exp; residual; gate, up."""
     return spec.tokens * (_attention_width(spec) + _mlp_width(spec))
 
 
 def working_bytes(spec: ResolvedSpec) -> float:
-    """Bytes while one layer is differentiated: what it reads, gradients, weights. The MLP peaks, or attention does."""
+    """Return the bytes while one layer is differentiated: what it reads, gradients, weights; of MLP or attention."""
     architecture, tokens = spec.architecture, spec.tokens
     gradient = BYTES_16BIT * (architecture.hidden + _padded_rank(spec, ("down_proj",)))
     hidden = BYTES_16BIT * (architecture.intermediate + _padded_rank(spec, ("down_proj",)))
@@ -58,13 +58,13 @@ def working_bytes(spec: ResolvedSpec) -> float:
 
 
 def loss_bytes(spec: TrainingSpec) -> float:
-    """Bytes of the last states, of those at the labels (as they are, normed, their gradient), and of their logits."""
+    """Return the bytes of the last states, of those at the labels (plain, normed, gradient), and of their logits."""
     states = BYTES_16BIT * spec.architecture.hidden * (spec.tokens + 3 * spec.label_tokens)
     return states + LOGIT_BYTES * min(spec.label_tokens, CHUNK_LABELS) * spec.architecture.vocabulary
 
 
 def matrix_bytes(spec: TrainingSpec, names: tuple[str, ...]) -> float:
-    """Bytes of the matrix of linear layers that read the same input: weights and updates, (N + R) x (K + R)."""
+    """Return the bytes of the matrix of linear layers with the same input: weights and updates, (N + R) x (K + R)."""
     shapes = spec.architecture.linear_shapes
     inputs, outputs = shapes[names[0]][0], sum(shapes[name][1] for name in names)
     rank = _padded_rank(spec, names)
@@ -72,25 +72,25 @@ def matrix_bytes(spec: TrainingSpec, names: tuple[str, ...]) -> float:
 
 
 def layer_matrices_bytes(spec: TrainingSpec) -> float:
-    """Bytes of all matrices of a layer: what a cached layer, or one with 16-bit weights, holds all the time."""
+    """Return the bytes of all matrices of a layer: what a cached or 16-bit layer holds all the time."""
     return sum(matrix_bytes(spec, names) for names in GROUPS)
 
 
 def _attention_width(spec: TrainingSpec) -> float:
-    """Bytes per token of q, k, v; the attention's output; log-sum-exp; the residual after it."""
+    """Return the bytes per token of q, k, v; the attention's output; log-sum-exp; the residual after it."""
     architecture = spec.architecture
     elements = 2 * architecture.query_width + 2 * architecture.kv_width + architecture.hidden
     return BYTES_16BIT * (elements + _padded_rank(spec, ("o_proj",))) + 4 * architecture.heads
 
 
 def _mlp_width(spec: TrainingSpec) -> float:
-    """Bytes per token of gate and up."""
+    """Return the bytes per token of gate and up."""
     ranks = _padded_rank(spec, ("gate_proj",)) + _padded_rank(spec, ("up_proj",))
     return BYTES_16BIT * (2 * spec.architecture.intermediate + ranks)
 
 
 def _flash_backward_bytes(spec: TrainingSpec) -> float:
-    """Bytes of FlashAttention's backward pass: gradients; k's and v's for every query head, q's in fp32 as well."""
+    """Return the bytes of FlashAttention's backward pass: gradients; k, v for every query head, q in fp32 too."""
     architecture, tokens = spec.architecture, spec.tokens
     segments = spec.batch_size + (spec.packing == "prefix" and spec.prefix_tokens > 0)
     rounded = tokens + FLASH_ROUNDING * segments
@@ -105,7 +105,7 @@ def _temporary_matrix_bytes(spec: ResolvedSpec, names: tuple[str, ...]) -> float
 
 
 def _padded_rank(spec: TrainingSpec, names: tuple[str, ...]) -> int:
-    """Columns that updates add to a buffer: the ranks of those layers that have one, rounded up."""
+    """Return the columns that updates add to a buffer: the ranks of those layers that have one, rounded up."""
     ranks = spec.lora_r * len(spec.target_names & set(names))
     return rounded_up(ranks, RANKS_MULTIPLE)
 

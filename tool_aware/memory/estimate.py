@@ -68,31 +68,31 @@ class MemoryEstimate:
     calibration: Calibration
 
     def term(self, name: str) -> float:
-        """Bytes of the term called `name`."""
+        """Return the bytes of the term called `name`."""
         return next(term.used_bytes for term in self.terms if term.name == name)
 
     @property
     def allocated_bytes(self) -> float:
-        """What torch.cuda.max_memory_allocated() would report."""
+        """Return what torch.cuda.max_memory_allocated() would report."""
         return self.total_bytes - self.term("allocator slack") - self.term("CUDA context")
 
     @property
     def tensor_bytes(self) -> float:
-        """Of these, what is not inside the libraries: what a dry run sees."""
+        """Return the allocated bytes that are not inside the libraries: what a trace sees."""
         return self.allocated_bytes - self.term("cuBLAS workspaces")
 
     @property
     def reserved_bytes(self) -> float:
-        """What torch.cuda.max_memory_reserved() would report."""
+        """Return what torch.cuda.max_memory_reserved() would report."""
         return self.total_bytes - self.term("CUDA context")
 
     @property
     def total_bytes(self) -> float:
-        """What the card has to have free."""
+        """Return what the card has to have free."""
         return sum(term.used_bytes for term in self.terms)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for --json, sizes in GiB."""
+        """Return plain values for --json, sizes in GiB."""
         return {
             "spec": asdict(self.spec) | {"tokens": self.spec.tokens, "label_tokens": self.spec.label_tokens},
             "peaks_in": self.peaks_in,
@@ -120,7 +120,7 @@ def estimate_training(spec: TrainingSpec, calibration: Calibration = CALIBRATION
 
 
 def context_bytes(spec: ResolvedSpec, calibration: Calibration = CALIBRATION) -> float:
-    """The CUDA context and the libraries' kernels: what NVML shows beyond torch's reserve."""
+    """Return the CUDA context and the libraries' kernels: what NVML shows beyond torch's reserve."""
     return calibration.bare_context_bytes + calibration.libraries_bytes * library_sets(spec)
 
 
@@ -130,18 +130,18 @@ def library_sets(spec: ResolvedSpec) -> int:
 
 
 def moments(spec: ResolvedSpec) -> list[Moment]:
-    """The moments of a step at which memory can peak."""
+    """Return the moments of a step at which memory can peak."""
     module = decoder_step if spec.has_own_decoder else autograd_step
     return [*module.moments(spec), optimizer_moment(spec)]
 
 
 def peak_of(spec: ResolvedSpec) -> Moment:
-    """The moment that needs most."""
+    """Return the moment that needs most."""
     return max(moments(spec), key=lambda moment: moment.used_bytes)
 
 
 def slack_parts(spec: TrainingSpec) -> tuple[float, ...]:
-    """What the allocator's slack grows with, in the order of SLACK_PARTS; bytes."""
+    """Return what the allocator's slack grows with, in the order of SLACK_PARTS; bytes."""
     widest = float(BYTES_16BIT * spec.architecture.intermediate * spec.tokens)
     own = spec.has_own_decoder
     rearranged = base_bytes(spec) if spec.quantization == "none" else 0.0
@@ -177,7 +177,7 @@ def _static_terms(spec: ResolvedSpec) -> list[Term]:
 
 
 def base_bytes(spec: TrainingSpec) -> float:
-    """Bytes of the linear layers' weights on one GPU."""
+    """Return the bytes of the linear layers' weights on one GPU."""
     if spec.quantization == "none" and spec.has_own_decoder:  # with room for the updates beside them
         return spec.architecture.layers * decoder_step.layer_matrices_bytes(spec)
     parameters = spec.architecture.linear_parameters
@@ -190,7 +190,7 @@ def base_bytes(spec: TrainingSpec) -> float:
 
 
 def cached_layer_bytes(spec: TrainingSpec) -> float:
-    """Bytes of one layer's weights in 16 bit, held beside the quantised ones."""
+    """Return the bytes of one layer's weights in 16 bit, held beside the quantised ones."""
     return decoder_step.layer_matrices_bytes(spec)
 
 

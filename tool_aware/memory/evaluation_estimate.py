@@ -66,18 +66,18 @@ class GenerationSpec:
         )
 
     def choices(self, tools: int) -> GenerationSpec:
-        """The spec of scoring `tools` names for the same prompts."""
+        """Return the spec of scoring `tools` names for the same prompts."""
         return replace(self, new_tokens=0, name_tokens=FED_NAME_TOKENS * tools + 1)
 
     @property
     def columns(self) -> int:
-        """Tokens that a row has room for."""
+        """Return the tokens that a row has room for."""
         whole = self.prompt_tokens + self.new_tokens + self.name_tokens
         return whole if self.name_tokens else rounded_up(whole, COLUMNS_MULTIPLE)
 
     @property
     def own_tokens(self) -> int:
-        """Tokens of all rows that go through the model at once: those that they do not share."""
+        """Return the tokens of all rows that go through the model at once: those that they do not share."""
         return self.batch_size * (max(1, self.prompt_tokens - self.prefix_tokens) + self.name_tokens)
 
 
@@ -101,11 +101,11 @@ class EvaluationFit:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits with the batch size it has, the estimate's error included."""
+        """Return whether it fits with the batch size it has, the estimate's error included."""
         return self.left_bytes >= 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for --json, sizes in GiB."""
+        """Return plain values for --json, sizes in GiB."""
         return {
             "vram_gib": round(self.vram_bytes / GIB, 2),
             "fits": self.fits,
@@ -152,7 +152,7 @@ def estimate_generation(spec: GenerationSpec, calibration: Calibration = EVALUAT
 
 
 def _working_sets(spec: GenerationSpec) -> dict[str, float]:
-    """Bytes besides weights and kept keys and values, by the moment at which they can be the peak."""
+    """Return the bytes besides weights and kept keys and values, by the moment at which they can be the peak."""
     architecture, tokens = spec.model.architecture, spec.own_tokens
     wide, narrow = architecture.intermediate * BYTES_16BIT, architecture.hidden * BYTES_16BIT
     mask = tokens * (spec.prompt_tokens + spec.name_tokens)  # a byte for every pair

@@ -36,7 +36,7 @@ def compare(path: Path, calibration: Calibration = CALIBRATION) -> list[Comparis
 
 
 def is_comparable(row: Mapping[str, Any]) -> bool:
-    """Whether a run was measured to its end, and nothing is known that distorts it."""
+    """Return whether a run was measured to its end, and nothing is known that distorts it."""
     return not row["oom"] and not row.get("excluded") and row["allocated_gib"] is not None
 
 
@@ -64,7 +64,7 @@ def _compared(spec: TrainingSpec | GenerationSpec, estimate: MemoryEstimate, row
 
 
 def mean_and_worst(errors: Sequence[float | None]) -> tuple[float, float] | None:
-    """Mean and largest absolute error of those that are known."""
+    """Return the mean and largest absolute error of those that are known."""
     known = [abs(error) for error in errors if error is not None]
     return (sum(known) / len(known), max(known)) if known else None
 

@@ -28,7 +28,7 @@ class Condition:
         return f"{self.what}{self.sign}{self.limit:g}{'' if self.unit == '%' else ' '}{self.unit}"
 
     def value(self, gpu: GpuReading) -> float | None:
-        """The watched value in the condition's unit; None where the driver does not say."""
+        """Return the watched value in the condition's unit; None where the driver does not say."""
         if self.what == "memory" and gpu.used_bytes is not None:
             if self.unit == "GiB":
                 return gpu.used_bytes / GIB
@@ -36,7 +36,7 @@ class Condition:
         return {"use": gpu.utilization_percent, "temperature": gpu.temperature_c, "power": gpu.power_w}.get(self.what)
 
     def is_met(self, gpu: GpuReading) -> bool:
-        """Whether a GPU is past the limit; False where its value is not known."""
+        """Return whether a GPU is past the limit; False where its value is not known."""
         value = self.value(gpu)
         return value is not None and _SIGNS[self.sign](value, self.limit)
 

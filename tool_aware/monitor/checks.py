@@ -47,7 +47,7 @@ class CheckLine:
     remedy: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for --json."""
+        """Return plain values for --json."""
         return asdict(self)
 
 
@@ -58,21 +58,21 @@ def check_machine(
 
     Without a spec, because the model is not known, memory and disk are not judged.
     """
+    gpus: list[GpuReading] = []
+    info: DriverInfo | None = None
     try:
         driver = open_driver()
         gpus, info = driver.read(), driver.info
         driver.close()
-    except DriverUnavailable as error:
-        gpus, info = [], None
-        lines = [CheckLine("problem", "driver", error.what, error.fix)]
-    else:
         lines = [check_driver(info)]
+    except DriverUnavailable as error:
+        lines = [CheckLine("problem", "driver", error.what, error.fix)]
     lines += [check_torch(info), check_bitsandbytes()]
     lines += [CheckLine("problem", f"GPU {gpu.index}", gpu.problem, "see `nvidia-smi`") for gpu in gpus if gpu.problem]
     lines += check_visible(gpus)
-    chosen = gpu_for_training(gpus)
-    if chosen is not None:
-        lines += [check_precision(chosen), *check_mig(visible_gpu(gpus))]
+    visible, chosen = visible_gpu(gpus), gpu_for_training(gpus)
+    if visible is not None and chosen is not None:
+        lines += [check_precision(chosen), *check_mig(visible)]
         if spec:
             plan = plan_of(config, spec, [chosen])
             lines.append(check_memory(chosen, estimate_training(plan.spec), memory_remedies(spec, chosen, config)))
@@ -84,7 +84,7 @@ def check_machine(
 
 
 def spec_or_problem(config: Config) -> tuple[TrainingSpec | None, list[CheckLine]]:
-    """The spec of the configured training, or None and the line that says what is wrong with its parts."""
+    """Return the spec of the configured training, or None and the line that says what is wrong."""
     part = "model"
     try:
         architecture = find_architecture(config.model.name)
@@ -98,7 +98,7 @@ def spec_or_problem(config: Config) -> tuple[TrainingSpec | None, list[CheckLine
 
 
 def gpu_here() -> tuple[GpuReading | None, list[CheckLine]]:
-    """The GPU or slice that a run on this machine would take; none without a driver, or where the lines say why not."""
+    """Return the GPU or slice that a run here would take; none without a driver, or where the lines say why not."""
     try:
         driver = open_driver()
     except DriverUnavailable:
@@ -109,30 +109,30 @@ def gpu_here() -> tuple[GpuReading | None, list[CheckLine]]:
 
 
 def visible_gpu(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.environ) -> GpuReading | None:
-    """The first GPU that CUDA_VISIBLE_DEVICES leaves and that answers; None if torch will see none."""
+    """Return the first GPU that CUDA_VISIBLE_DEVICES leaves and that answers; None if torch will see none."""
     return next((gpu for gpu in chosen_gpus(gpus, environ) if not gpu.problem), None)
 
 
 def gpu_for_training(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.environ) -> GpuReading | None:
-    """The GPU that torch will call cuda:0; of a sliced card of which no slice is named, the one that should be."""
+    """Return the GPU that torch will call cuda:0; of a sliced card without a named slice, the roomiest slice."""
     gpu = visible_gpu(gpus, environ)
     return gpu.of_slice(roomiest(gpu.instances)) if gpu and gpu.instances else gpu
 
 
 def roomiest(slices: Sequence[MigInstance]) -> MigInstance:
-    """The slice with most free memory."""
+    """Return the slice with most free memory."""
     return max(slices, key=lambda part: -1 if part.free_bytes is None else part.free_bytes)
 
 
 def check_visible(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.environ) -> Iterator[CheckLine]:
-    """Tell if CUDA_VISIBLE_DEVICES hides all GPUs."""
+    """Yield a problem if CUDA_VISIBLE_DEVICES hides all GPUs."""
     if gpus and not chosen_gpus(gpus, environ):
         finding = f"CUDA_VISIBLE_DEVICES={environ['CUDA_VISIBLE_DEVICES']} names no GPU; torch will see none"
         yield CheckLine("problem", "GPU", finding, f"export CUDA_VISIBLE_DEVICES={gpus[0].index}, or unset it")
 
 
 def memory_remedies(spec: TrainingSpec, gpu: GpuReading, config: Config) -> list[str]:
-    """The edits of config.yaml with which training would fit the memory that is free now."""
+    """Return the edits of config.yaml with which training would fit the memory that is free now."""
     if gpu.free_bytes is None:
         return []
     answer = fit_card(spec, gpu.free_bytes, open_choices(config), allowed_by(config))
@@ -145,13 +145,14 @@ def check_computing() -> CheckLine:
 
     if not torch.cuda.is_available():
         return CheckLine("problem", "computing", "torch sees no CUDA device", "see the lines about driver and torch")
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     try:
         layer = Linear4bit(256, 256, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to("cuda")
         inputs = torch.ones(4, 256, dtype=torch.bfloat16, device="cuda", requires_grad=True)
         layer(inputs).float().pow(2).sum().backward()
-        is_sound = bool(inputs.grad.isfinite().all()) and bool(inputs.grad.abs().sum() > 0)
+        gradient = inputs.grad
+        is_sound = gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.abs().sum() > 0)
     except RuntimeError as error:
         return CheckLine(
             "problem", "computing", f"NF4 on the GPU fails: {str(error).splitlines()[0]}", "reinstall torch"
@@ -218,7 +219,7 @@ def check_bitsandbytes() -> CheckLine:
 
 
 def check_precision(gpu: GpuReading) -> CheckLine:
-    """Tell whether the card computes in bfloat16."""
+    """Check whether the card computes in bfloat16."""
     if gpu.compute_capability is None:
         return CheckLine("warning", "precision", f"GPU {gpu.index} does not tell its compute capability")
     capability = tuple(gpu.compute_capability)
@@ -254,7 +255,7 @@ def _first(remedies: Sequence[str]) -> str | None:
 
 
 def check_mig(gpu: GpuReading) -> Iterator[CheckLine]:
-    """A card in MIG mode can be used one slice at a time only: the one that is named, if it has more than one."""
+    """Check that a card in MIG mode has a slice to use: one at a time, the named one if there are several."""
     if not gpu.is_mig:
         return
     if not gpu.instances:
@@ -266,8 +267,8 @@ def check_mig(gpu: GpuReading) -> Iterator[CheckLine]:
         yield CheckLine("ok", "MIG", f"GPU {gpu.index} is sliced; a run uses {uuids}")
         return
     best = roomiest(gpu.instances)
-    remedy = f"export CUDA_VISIBLE_DEVICES={best.uuid}, which has most free memory" if best.uuid else None
-    yield CheckLine("warning", "MIG", f"GPU {gpu.index} is sliced; a run uses one of {uuids}", remedy)
+    choice = f"export CUDA_VISIBLE_DEVICES={best.uuid}, which has most free memory" if best.uuid else None
+    yield CheckLine("warning", "MIG", f"GPU {gpu.index} is sliced; a run uses one of {uuids}", choice)
 
 
 def check_disk(config: Config, architecture: Architecture) -> Iterator[CheckLine]:
@@ -290,7 +291,7 @@ def check_disk(config: Config, architecture: Architecture) -> Iterator[CheckLine
 
 
 def has_model(name: str) -> bool:
-    """Tell whether the weights are on this machine: a local folder, or a finished download."""
+    """Return whether the weights are on this machine: a local folder, or a finished download."""
     if Path(name).is_dir():
         return True
     snapshot = cached_snapshot(name)
@@ -298,7 +299,7 @@ def has_model(name: str) -> bool:
 
 
 def check_token(config: Config, environment: Environment) -> CheckLine:
-    """Tell whether the model can be fetched; the token itself is never shown."""
+    """Check whether the model can be fetched; the token itself is never shown."""
     name = config.model.name
     if Path(name).is_dir():
         return CheckLine("ok", "model", f"local folder {name}")

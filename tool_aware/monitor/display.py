@@ -33,7 +33,7 @@ ASCII = Glyphs("#", ".", "|", "_.-=+*#@")
 
 
 def glyphs_for(encoding: str | None) -> Glyphs:
-    """Block characters where the stream can carry them, else ASCII."""
+    """Return block characters where the stream can carry them, else ASCII."""
     try:
         "".join(vars(UNICODE).values()).encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -45,24 +45,24 @@ def glyphs_for(encoding: str | None) -> Glyphs:
 
 
 def gib(size_bytes: float | None, digits: int = 1) -> str:
-    """A size in GiB without its unit."""
+    """Return a size in GiB without its unit."""
     return NOT_KNOWN if size_bytes is None else f"{size_bytes / GIB:.{digits}f}"
 
 
 def with_unit(value: float | None, unit: str, digits: int = 0) -> str:
-    """A value with its unit, or n/a."""
+    """Return a value with its unit, or n/a."""
     return NOT_KNOWN if value is None else f"{value:.{digits}f} {unit}"
 
 
 def power(gpu: GpuReading) -> str:
-    """Power drawn of the power allowed."""
+    """Return the power drawn and the power allowed."""
     if gpu.power_w is None:
         return f"{NOT_KNOWN} W" if gpu.power_limit_w else NOT_KNOWN
     return f"{gpu.power_w:.0f} of {gpu.power_limit_w:.0f} W" if gpu.power_limit_w else f"{gpu.power_w:.0f} W"
 
 
 def process_text(process: Process) -> str:
-    """A process: what runs, its id, what it holds."""
+    """Return a process in words: what runs, its id, what it holds."""
     return f"{(process.command or 'process')[:COMMAND_SHOWN]} ({process.pid}) {_size(process.used_bytes)}"
 
 
@@ -79,7 +79,7 @@ def _memory(gpu: GpuReading) -> str:
 
 
 def plain_lines(sample: Sample) -> Iterator[str]:
-    """One line per GPU, then one for the training run: for pipes and logs."""
+    """Yield one line per GPU, then one for the training run: for pipes and logs."""
     clock = sample.at.strftime("%H:%M:%S")
     for gpu in sample.gpus:
         if gpu.problem:
@@ -100,7 +100,7 @@ def plain_lines(sample: Sample) -> Iterator[str]:
 
 
 def training_text(training: TrainingProgress) -> str:
-    """The run beside the monitor."""
+    """Return the run beside the monitor in one line."""
     of = f"/{training.total_steps}" if training.total_steps else ""
     parts = [f"training step {training.step}{of}"]
     if training.loss is not None:
@@ -189,7 +189,7 @@ def screen(
 
 
 def summary(statistics: Statistics) -> str:
-    """The table that ends a monitor: peak, mean and 95th percentile per GPU, energy, seconds at the peak."""
+    """Return the table that ends a monitor: peak, mean and 95th percentile per GPU, energy, seconds at the peak."""
     rows = [_summary_row(index, gpu) for index, gpu in sorted(statistics.gpus.items())]
     headers = ["GPU", "", "peak GiB", "mean", "p95", "s at peak", "use %", "max C", "mean W", "energy Wh"]
     watched = f"{statistics.samples} samples in {duration(statistics.seconds)}"

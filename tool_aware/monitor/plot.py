@@ -52,8 +52,8 @@ def read_log(path: Path) -> Log:
         for seconds, gpu in samples:
             series[int(gpu["index"])].append((_number(seconds), _checked(gpu)))
         names = {head["index"]: str(head.get("name") or "") for head in heads}
-        totals_mib = {head["index"]: head.get("memory_total_mib") for head in heads}
-        totals_mib = {index: _number(total) for index, total in totals_mib.items() if total}
+        known_totals = [(head["index"], head["memory_total_mib"]) for head in heads if head.get("memory_total_mib")]
+        totals_mib = {index: _number(total) for index, total in known_totals}
     except FileNotFoundError:
         fix = f"python monitor_gpu.py monitor --output {path}"
         raise UserError("not found", where=str(path), fix=fix) from None
@@ -97,11 +97,11 @@ def _read_csv(path: Path) -> _Read:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     whole = [row for row in rows if row.get("problem") is not None]
-    return [], ((row["seconds"], {name: text or None for name, text in row.items()}) for row in whole)
+    return [], ((_number(row["seconds"]), {name: text or None for name, text in row.items()}) for row in whole)
 
 
 def _checked(gpu: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A record whose drawn values are numbers or None. Raises ValueError or TypeError for any other."""
+    """Return a record whose drawn values are numbers or None. Raises ValueError or TypeError for any other."""
     known = {field: gpu.get(field) for field, *_ in _PANELS}
     return {**gpu, **{field: None if value is None else _number(value) for field, value in known.items()}}
 
@@ -160,11 +160,11 @@ def _draw_panel(axis: Axes, log: Log, field: str, scale: float, seconds_per_unit
 
 
 def values(log: Log, index: int, field: str) -> list[tuple[float, float]]:
-    """(seconds, value) of one field of one GPU, where it is known."""
+    """Return (seconds, value) of one field of one GPU, where it is known."""
     return [(seconds, record[field]) for seconds, record in log.series[index] if record.get(field) is not None]
 
 
 def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_POINTS points: of each stretch the one with the largest value, so that no peak is lost."""
+    """Return at most MAX_POINTS points: of each stretch the largest value, so that no peak is lost."""
     stretch = -(-len(points) // MAX_POINTS) or 1
     return [max(points[i : i + stretch], key=lambda point: point[1]) for i in range(0, len(points), stretch)]

@@ -26,7 +26,7 @@ COMMON_CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 80)
 
 
 def overview(gpus: Sequence[GpuReading]) -> Iterator[str]:
-    """The state of every GPU in a few lines each, for `check`."""
+    """Yield the state of every GPU in a few lines each, for `check`."""
     for gpu in gpus:
         yield f"GPU {gpu.index}  {gpu.name}"
         if gpu.problem:
@@ -60,13 +60,13 @@ def _wrapped(text: str, width: int | None, indent: int) -> list[str]:
 
 
 def verdict(lines: Sequence[CheckLine]) -> str:
-    """The last line of a check."""
+    """Return the last line of a check."""
     problems = sum(line.status == "problem" for line in lines)
     return f"not ready: {problems} to fix" if problems else "ready to train"
 
 
 def spec_text(spec: TrainingSpec) -> str:
-    """One line: what is estimated."""
+    """Return one line: what is estimated."""
     targets = spec.targets if isinstance(spec.targets, str) else ", ".join(spec.targets)
     if spec.batch_size == 1:
         batch = f"1 example of {spec.seq_length:,} tokens"
@@ -77,7 +77,7 @@ def spec_text(spec: TrainingSpec) -> str:
 
 
 def estimate_table(estimate: MemoryEstimate) -> str:
-    """The terms of an estimate, the totals, and what it rests on."""
+    """Return the terms of an estimate, the totals, and what it rests on."""
     rows = [
         (term.name, gib(term.used_bytes, 2), term.note)
         for term in estimate.terms
@@ -90,7 +90,7 @@ def estimate_table(estimate: MemoryEstimate) -> str:
 
 
 def basis_text(estimate: MemoryEstimate) -> str:
-    """Where the peak is, and what the estimate rests on."""
+    """Return where the peak is, and what the estimate rests on."""
     calibration = estimate.calibration
     lines = [
         f"peaks in {estimate.peaks_in}; torch allocates {gib(estimate.allocated_bytes, 2)} "
@@ -106,7 +106,7 @@ def basis_text(estimate: MemoryEstimate) -> str:
 def estimate_record(
     estimate: MemoryEstimate, answer: Fit | None = None, exact: TracedStep | None = None
 ) -> dict[str, Any]:
-    """Plain values for --json."""
+    """Return plain values for --json."""
     record = estimate.as_dict()
     if exact:
         record["exact"] = exact.as_dict()
@@ -138,13 +138,13 @@ class TracedStep:
         return names + [planned.optimizer] * (traced.optimizer != planned.optimizer)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for --json, sizes in GiB."""
+        """Return plain values for --json, sizes in GiB."""
         sizes = {"gib": self.traced.peak_bytes, "formula_gib": self.formula.tensor_bytes}
         return {name: round(size / GIB, 3) for name, size in sizes.items()} | {"without": self.without}
 
 
 def exact_text(exact: TracedStep) -> str:
-    """One line: what the traced step takes, what the formula says, and in what it is not the planned step."""
+    """Return one line: what the traced step takes, what the formula says, and what the planned step has besides."""
     traced, formula_bytes = exact.traced, exact.formula.tensor_bytes
     without = f" (without {', '.join(exact.without)})" if exact.without else ""
     return (
@@ -155,7 +155,7 @@ def exact_text(exact: TracedStep) -> str:
 
 
 def fit_text(answer: Fit) -> str:
-    """Whether it fits the card and how the run would use it, what would make it fit, and how far it could go."""
+    """Return whether it fits the card and how the run would use it, what would make it fit, how far it could go."""
     limit, spec = answer.budget.limit_bytes, answer.final_plan.spec
     size = f"{answer.vram_bytes / GIB:.3g} GiB"
     if answer.is_limited:
@@ -180,7 +180,7 @@ def fit_text(answer: Fit) -> str:
 
 
 def evaluation_fit_text(answer: EvaluationFit) -> str:
-    """Whether evaluation fits the card, by how much, and with how large batches it would."""
+    """Return whether evaluation fits the card, by how much, and with how large batches it would."""
     size, left_gib = f"{answer.vram_bytes / GIB:.3g} GiB", answer.left_bytes / GIB
     verdict = (
         f"fits {size}: {left_gib:.1f} GiB to spare"
@@ -197,7 +197,7 @@ def evaluation_fit_text(answer: EvaluationFit) -> str:
 
 
 def speed_text(spec: TrainingSpec, card: str | None, examples_in_run: float | None = None) -> str | None:
-    """Time of a micro-step and of a run on a card, marked as an estimate; None if the card's rates are not known."""
+    """Return the time of a micro-step and of a run on a card; None if the card's rates are not known."""
     speed = estimate_speed(spec, card) if card else None
     if speed is None:
         return None
@@ -214,7 +214,7 @@ def speed_text(spec: TrainingSpec, card: str | None, examples_in_run: float | No
 
 
 def fit_table(spec: TrainingSpec, is_open: frozenset[str], allowed_gib: float | None = None) -> str:
-    """How common card sizes are used, what they need changed, and how far they go; as Markdown for docs/HOWTO.md."""
+    """Return a Markdown table of common card sizes: how they are used, what has to change, how far they go."""
     lines = [
         "| card | how the plan uses it | needed | edits of config.yaml | longest example | largest micro-batch |",
         "|---|---|---|---|---|---|",

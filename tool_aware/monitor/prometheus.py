@@ -69,7 +69,7 @@ class Exporter:
 
     @property
     def port(self) -> int:
-        """The port listened on; of use where 0 let the system choose."""
+        """Return the port listened on; of use where 0 let the system choose."""
         return self._server.server_address[1]
 
     def take(self, sample: Sample) -> None:
@@ -98,6 +98,6 @@ def _handler(text: Callable[[], str]) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Stay silent: a scrape every few seconds is no news."""
+            """Print nothing: a scrape every few seconds is no news."""
 
     return Handler

@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,12 +43,19 @@ class Recorder(Protocol):
         """Write what is left, and the summary where the format has a place for it."""
 
 
+OpensRecorder = Callable[[Path, float, Sequence[GpuReading], Statistics], Recorder]
+
+
 def open_recorder(path: Path, interval_s: float, gpus: Sequence[GpuReading], statistics: Statistics) -> Recorder:
     """Choose a format by extension. A file that is already there is kept under a name with its date.
 
     Raises UserError for any other extension, for a folder, and for a place that cannot be written.
     """
-    kinds: Mapping[str, type[Recorder]] = {".json": JsonLog, ".jsonl": JsonLinesLog, ".csv": CsvLog}
+    kinds: Mapping[str, OpensRecorder] = {
+        ".json": JsonLog,
+        ".jsonl": JsonLinesLog,
+        ".csv": CsvLog,
+    }
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"cannot write {path.suffix or 'a file without extension'}", where=f"--output {path}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,7 +36,7 @@ class Sample:
     training: TrainingProgress | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The record of one sample as it is written to file; null is "not known", never 0."""
+        """Return the record of one sample as it is written to file; null is "not known", never 0."""
         record: dict[str, Any] = {
             "time": self.at.isoformat(timespec="milliseconds"),
             "seconds": round(self.seconds, 3),
@@ -48,8 +48,8 @@ class Sample:
 
 
 def _gpu_record(gpu: GpuReading) -> dict[str, Any]:
-    """One GPU of a sample; memory in MiB as nvidia-smi prints it."""
-    record = {
+    """Return one GPU of a sample; memory in MiB as nvidia-smi prints it."""
+    record: dict[str, Any] = {
         "index": gpu.index,
         "memory_used_mib": None if gpu.used_bytes is None else round(gpu.used_bytes / MIB),
         "utilization_percent": gpu.utilization_percent,
@@ -72,8 +72,9 @@ class GpuStatistics:
     peak_bytes: int = 0
     energy_wh: float = 0.0
     seconds_lost: float = 0.0
-    _used_seconds: Counter[int] = field(default_factory=Counter)  # memory in histogram steps -> seconds spent there
-    _sums: Counter[str] = field(default_factory=Counter)
+    # Memory in histogram steps -> seconds spent there.
+    _used_seconds: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    _sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _counts: Counter[str] = field(default_factory=Counter)
     _peaks: dict[str, float] = field(default_factory=dict)
     _last_power_w: float | None = None
@@ -98,15 +99,15 @@ class GpuStatistics:
                 self._peaks[name] = max(value, self._peaks.get(name, value))
 
     def mean(self, name: str) -> float | None:
-        """Mean of a field of GpuReading over the readings that had it."""
+        """Return the mean of a field of GpuReading over the readings that had it."""
         return self._sums[name] / self._counts[name] if self._counts[name] else None
 
     def peak(self, name: str) -> float | None:
-        """Largest value of a field of GpuReading."""
+        """Return the largest value of a field of GpuReading."""
         return self._peaks.get(name)
 
     def memory_percentile(self, share: float) -> int | None:
-        """Memory that was not exceeded during `share` of the time, to within 16 MiB."""
+        """Return the memory that was not exceeded during `share` of the time, to within 16 MiB."""
         left_s = share * sum(self._used_seconds.values())
         for step in sorted(self._used_seconds):
             left_s -= self._used_seconds[step]
@@ -116,12 +117,12 @@ class GpuStatistics:
 
     @property
     def seconds_at_peak(self) -> float:
-        """Time spent within 1 % of the memory peak."""
+        """Return the time spent within 1 % of the memory peak."""
         lowest = int(self.peak_bytes * AT_PEAK_SHARE) // HISTOGRAM_STEP_BYTES
         return sum(seconds for step, seconds in self._used_seconds.items() if step >= lowest)
 
     def as_dict(self) -> dict[str, Any]:
-        """The summary that is written at the end of a log."""
+        """Return the summary that is written at the end of a log."""
 
         def rounded(value: float | None, digits: int = 1) -> float | None:
             return None if value is None else round(value, digits)
@@ -163,7 +164,7 @@ class Statistics:
         self.seconds = sample.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, by GPU number."""
+        """Return plain values, by GPU number."""
         return {
             "samples": self.samples,
             "seconds": round(self.seconds, 1),

@@ -59,7 +59,7 @@ def training_processes(proc: Path = Path("/proc")) -> Iterator[tuple[int, list[s
 
 
 def _script_position(words: Sequence[str]) -> int | None:
-    """Which word of a command line is the program that runs: the first, or what follows an interpreter's options."""
+    """Return the position of the program in a command line: first, or behind an interpreter's options."""
     if not _INTERPRETER.fullmatch(Path(words[0]).name):
         return 0
     position = 1
@@ -71,7 +71,7 @@ def _script_position(words: Sequence[str]) -> int | None:
 
 
 def started_at(pid: int, proc: Path = Path("/proc")) -> float:
-    """When a process started, in seconds of time.time(). Raises OSError if it has gone."""
+    """Return when a process started, in seconds of time.time(). Raises OSError if it has gone."""
     fields = (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     after_boot_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5); the name's bracket ends field 2
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + after_boot_s
@@ -79,7 +79,7 @@ def started_at(pid: int, proc: Path = Path("/proc")) -> float:
 
 @functools.lru_cache(maxsize=64)  # a run reads its config once, when it starts
 def _output_dir_of(pid: int, arguments: Sequence[str], default: Path, proc: Path) -> Path:
-    """Where a process writes, by the rules of train_tool_aware.py. Raises OSError if its folder cannot be seen."""
+    """Return where a process writes, by the rules of train_tool_aware.py. Raises OSError if it cannot be seen."""
     folder = Path(os.readlink(proc / str(pid) / "cwd"))
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     add_config_arguments(parser)
@@ -91,7 +91,7 @@ def _output_dir_of(pid: int, arguments: Sequence[str], default: Path, proc: Path
 
 
 def _configured_output_dir(config: Path, overrides: Sequence[str]) -> Path | None:
-    """What training.output_dir is in a config file with its overrides; None where it is not said."""
+    """Return training.output_dir of a config file with its overrides; None where it is not set."""
     values: dict[str, Any] = {}
     with contextlib.suppress(UserError, OSError):
         values = read_yaml_file(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import sys
@@ -35,7 +36,7 @@ class Consumer(Protocol):
         """Take one sample."""
 
     def close(self) -> None:
-        """There are no more."""
+        """Finish: there are no more samples."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Consumers:
     def take(self, sample: Sample) -> None:
         """Pass a sample to each."""
         for consumer in list(self._consumers):
-            if not self._survives(lambda consumer=consumer: consumer.take(sample)):
+            if not self._survives(functools.partial(consumer.take, sample)):
                 self._consumers.remove(consumer)
 
     def close(self) -> None:
@@ -124,9 +125,14 @@ def ticks(pace: Pace) -> Iterator[float]:
 def _waiter(process_id: int | None) -> Callable[[float], bool]:
     """Make a function that sleeps; it returns early, and then True, if the process ends."""
     if process_id is None:
-        return lambda seconds: bool(time.sleep(seconds))
+        return _sleep
     handle = open_process(process_id)
     return lambda seconds: bool(select.select([handle], [], [], seconds)[0])
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
 
 
 def open_process(process_id: int) -> int:
@@ -151,7 +157,7 @@ class TrainingSearch:
         self._next_s = 0.0
 
     def progress(self) -> TrainingProgress | None:
-        """The newest step of the run beside the monitor, at most SEARCH_INTERVAL_S old."""
+        """Return the newest step of the run beside the monitor, at most SEARCH_INTERVAL_S old."""
         now_s = time.monotonic()
         if now_s >= self._next_s:
             self._found = find_training(self._output_dir)
@@ -175,7 +181,7 @@ class Lines:
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is held."""
 
 
 class Screen:
@@ -222,7 +228,7 @@ class StatisticsKeeper:
         self._statistics.add(sample)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is held."""
 
 
 class AlertPrinter:
@@ -237,14 +243,14 @@ class AlertPrinter:
             say(f"{sample.at:%H:%M:%S}  {style('alert:', 'red')} {line}")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is held."""
 
 
 def wants_screen(stream: TextIO) -> bool:
-    """Whether a live view can be drawn: on a terminal that knows how to move its cursor."""
+    """Return whether a live view can be drawn: on a terminal that knows how to move its cursor."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def open_view(mark_bytes: float | None) -> Consumer:
-    """The live view on a terminal, plain lines elsewhere."""
+    """Return the live view on a terminal, plain lines elsewhere."""
     return Screen(sys.stdout, mark_bytes) if wants_screen(sys.stdout) else Lines(sys.stdout)

@@ -38,7 +38,14 @@ from tool_aware.memory.workload import spec_of_data, workload_of
 from tool_aware.monitor import checks, display
 from tool_aware.monitor import printout as report
 from tool_aware.monitor.alerts import Alerts, parse_condition
-from tool_aware.monitor.commands import CheckOptions, EstimateOptions, MonitorOptions, PlotOptions, parse_command
+from tool_aware.monitor.commands import (
+    CheckOptions,
+    EstimateOptions,
+    MonitorOptions,
+    Options,
+    PlotOptions,
+    parse_command,
+)
 from tool_aware.monitor.plot import draw, read_log
 from tool_aware.monitor.prometheus import LOOPBACK, Exporter
 from tool_aware.monitor.recording import open_recorder
@@ -269,9 +276,14 @@ def traced_step(spec: TrainingSpec, config: Config) -> report.TracedStep:
     return report.TracedStep(trace_step(nearest, config), estimate_training(nearest), spec)
 
 
+def parse_arguments(argv: Sequence[str] | None = None) -> Options:
+    """Read the command line."""
+    return parse_command(__doc__, argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; see the module docstring."""
-    options = parse_command(__doc__, argv)
+    options = parse_arguments(argv)
     if isinstance(options, CheckOptions):
         return check(options)
     if isinstance(options, MonitorOptions):

@@ -26,8 +26,8 @@ from tool_aware.command_line import positive_int, script_parser
 from tool_aware.config.options import add_config_arguments, add_output_dir_argument, parse_options
 from tool_aware.console import GateFailed, duration, run, say
 from tool_aware.evaluation.answering.collect import Answers, collect_answers
+from tool_aware.evaluation.evaluation_job import Job, Options, prepare
 from tool_aware.evaluation.gates import failures
-from tool_aware.evaluation.job import Job, Options, prepare
 from tool_aware.evaluation.report.output import print_results, update_adapter, write_results
 from tool_aware.evaluation.results import Results, assemble
 from tool_aware.evaluation.scoring.baselines import baseline_predictions

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(summary(split.rows))
     say(f"\n{dataset.dir}/ is ready after {duration(time.time() - started_s)}; look at {DATASET_REPORT_NAME} there")
-    print(f"next: {next_command('train_tool_aware.py', options, config=own_config)}")
+    print(f"Next: {next_command('train_tool_aware.py', options, config=own_config)}")
     return 0
 
 
@@ -286,7 +286,7 @@ def check_files(path: Path, config: Config, environment: Environment, options: O
     if path.is_dir():
         with_data = replace(options, overrides=[*options.overrides, f"dataset.dir={path}"])
         say("memory and time of training on it:")
-        print(f"next: {next_command('monitor_gpu.py estimate', with_data)}")
+        print(f"Next: {next_command('monitor_gpu.py estimate', with_data)}")
     return 0
 
 

@@ -42,7 +42,7 @@ from tool_aware.paths import ADAPTER_FOLDER, CARD_NAME, FINAL_MODEL_FOLDER, spli
 from tool_aware.prompt import load_tokenizer
 from tool_aware.training.data import encode_data, read_data
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
-from tool_aware.training.job import Job, plan_text
+from tool_aware.training.training_job import Job, plan_text
 
 if TYPE_CHECKING:
     from peft import PeftModel

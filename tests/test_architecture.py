@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,3 +117,25 @@ def test_help_is_the_contract_of_the_script(script):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_files_stay_short_enough_to_read_in_one_sitting(path):
     assert len(path.read_text().splitlines()) <= 420
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_stay_short_enough_to_read_in_one_sitting(script):
+    assert len((REPOSITORY / script).read_text().splitlines()) <= 300
+
+
+def test_no_module_name_occurs_twice():
+    names = Counter(path.name for path in MODULES if path.stem not in ("__init__", "__main__"))
+    assert not [name for name, count in names.items() if count > 1]
+
+
+# First words that say neither what is returned nor what is done.
+REFUSED_FIRST_WORDS = {"What", "Whether", "Say", "Tell", "How", "Let", "Give", "Hand", "Have"}
+
+
+@pytest.mark.parametrize("path", [*MODULES, *(REPOSITORY / script for script in SCRIPTS)], ids=lambda path: path.name)
+def test_docstrings_begin_with_what_is_returned_or_done(path):
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    documented = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+    first_lines = [text.splitlines()[0] for node in documented if (text := ast.get_docstring(node))]
+    assert not [line for line in first_lines if line.split()[0] in REFUSED_FIRST_WORDS]

@@ -81,7 +81,7 @@ def test_counts_per_source_tool_and_split_are_the_result_on_stdout(tmp_path: Pat
     result = prepare(*SMALL, *NO_LOG, folder=tmp_path)
     assert result.stdout.splitlines()[0].split() == ["rows", "train", "val", "test", "all"]
     assert "from synthetic" in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("next: python train_tool_aware.py")
+    assert result.stdout.splitlines()[-1].startswith("Next: python train_tool_aware.py")
     assert "Synthesising" in result.stderr
     assert "next:" not in result.stderr
 
@@ -302,7 +302,7 @@ def test_check_leaves_memory_and_time_to_the_estimate(prepared: Path) -> None:
     assert "passes over" not in result.stdout + result.stderr
     assert "4070" not in result.stdout + result.stderr
     assert "memory and time of training on it" in result.stderr
-    command = result.stdout.rpartition("next: ")[2].split()
+    command = result.stdout.rpartition("Next: ")[2].split()
     assert command[:3] == ["python", "monitor_gpu.py", "estimate"]
     estimated = subprocess.run(
         [sys.executable, *command[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
@@ -361,7 +361,7 @@ def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tm
     data = tmp_path / "data"
     result = prepare("--import", str(source), folder=data)
     assert result.returncode == 0, result.stderr
-    following = f"next: python train_tool_aware.py --config {data / 'imported.yaml'} --set dataset.dir={data}"
+    following = f"Next: python train_tool_aware.py --config {data / 'imported.yaml'} --set dataset.dir={data}"
     assert following in result.stdout.splitlines()
     tools = load_config(data / "imported.yaml").as_dict()["tools"]
     assert read_manifest(data)["config"]["tools"] == tools  # which training and evaluation compare theirs with

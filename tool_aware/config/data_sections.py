@@ -16,7 +16,7 @@ from tool_aware.tools import TOOL_NAME, Tool
 
 
 class DatasetSection(Section):
-    """What the data set is made of, and how it is split."""
+    """Sources, size and splits of the data set."""
 
     dir: FolderPath = Path("data")
     """train.json, val.json, test.json and sample_raw.json are written here."""
@@ -198,7 +198,7 @@ class KeywordRouterSection(Section):
 
 
 class CostsSection(Section):
-    """What a routing decision costs, in a unit of your choice; a right one costs 0."""
+    """Costs of a wrong routing decision, in a unit of your choice; a right one costs 0."""
 
     wrong: Annotated[float, Field(gt=0)] = 1.0
     """Any wrong tool, unless listed in `pairs`; > 0."""
@@ -209,7 +209,7 @@ class CostsSection(Section):
 
 
 class EvaluationSection(Section):
-    """How the models are evaluated."""
+    """Evaluation of the base and the fine-tuned model."""
 
     results_dir: FolderPath = Path("evaluation_results")
     """Metrics, per-row results, comparison.json, figures and report.html are written here."""

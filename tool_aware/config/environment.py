@@ -1,4 +1,4 @@
-"""What the stages read from the environment and from `.env`: where services are, and every secret."""
+"""The environment and `.env` as the stages read them: addresses of services, and every secret."""
 
 from __future__ import annotations
 

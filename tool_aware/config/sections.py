@@ -47,7 +47,7 @@ class ModelSection(Section):
 
 
 class QuantizationSection(Section):
-    """How the frozen base weights are stored."""
+    """Storage of the frozen base weights."""
 
     load_in_4bit: bool = True
     """QLoRA: the frozen base weights take 3.4 GiB instead of 13.5."""
@@ -86,7 +86,7 @@ class LoraSection(Section):
 
 
 class TrainingSection(Section):
-    """What is learnt from the data, when it is scored and saved, and the memory it may take."""
+    """Length and rate of the training, when it is scored and saved, and the memory it may take."""
 
     output_dir: FolderPath = Path("output")
     """Adapter, merged model, checkpoints and logs are written here; --output_dir overrides it."""
@@ -140,7 +140,7 @@ class TrainingSection(Section):
 
 
 class OptimizationSection(Section):
-    """How the same result is computed. The keys with auto decide how memory is used and not what is learnt; the plan
+    """Ways to compute the same result. The keys with auto decide how memory is used and not what is learnt; the plan
     that sets them (see training.memory_budget_gib) is printed with its reasons before training."""
 
     gradient_checkpointing: Annotated[bool | Auto, WithoutBudget(True)] = "auto"
@@ -189,7 +189,7 @@ WITHOUT_BUDGET: Mapping[str, bool | int | str] = {
 
 
 class ExportSection(Section):
-    """How the adapter is merged into the base model, and how the result is checked."""
+    """The merge of the adapter into the base model, and its check."""
 
     merge_base: Literal["auto", "original", "dequantized"] = "auto"
     """What final_model adds the adapter to: original = the base's own weights; dequantized = their 4- or 8-bit values,
@@ -205,7 +205,7 @@ class ExportSection(Section):
 
 
 class LoggingSection(Section):
-    """What is logged during training."""
+    """Logs of a training run."""
 
     logging_steps: PositiveInt = 10
     """Optimizer steps between lines of output/metrics.jsonl, >= 1."""

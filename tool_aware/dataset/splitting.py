@@ -120,7 +120,7 @@ def _check(parts: Mapping[str, Sequence[Row]], trained_on: Collection[str] = ())
 
 
 def _assign(groups: list[_Group], fractions: Mapping[str, float], random_: random.Random) -> dict[str, list[Row]]:
-    """Give each group, the largest first, to the split that is furthest behind its target.
+    """Assign each group, the largest first, to the split that is furthest behind its target.
 
     Three targets count alike: the split's size, its rows of the tool, and its rows of the tool's slice. The last keeps
     slices spread, the first two keep sizes right where a slice is too small to be divided. Groups that an earlier data

@@ -1,4 +1,4 @@
-"""What a device computes with: element-wise operations, written-out weights, and attention over a pack."""
+"""The operations of a device: element-wise ones, weights written out, and attention over a pack."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Operations(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """What a device computes with."""
+    """The operations of a device."""
 
     operations: Operations
     attention: Callable[[Pack], PackedAttention]

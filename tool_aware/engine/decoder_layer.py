@@ -27,7 +27,7 @@ from tool_aware.engine.transformer_modules import LayerModule, NormModule
 
 @dataclass
 class Activations:
-    """What a layer's backward pass reads beside the layer's input."""
+    """The intermediate results that a layer's backward pass reads, beside the layer's input."""
 
     query_key_value: torch.Tensor  # (T, (A + 2 K) D), query and key rotated
     attention: torch.Tensor  # (T, A D + R)
@@ -39,7 +39,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class PackContext:
-    """What all layers share on one pack."""
+    """The attention and the rotations of one pack, shared by all layers."""
 
     attention: PackedAttention
     cos: torch.Tensor  # (T, D / 2)

@@ -9,7 +9,7 @@ from tool_aware.evaluation.answering.endpoint import Endpoint
 from tool_aware.evaluation.answering.local_model import LocalModel
 from tool_aware.evaluation.answering.predictions import read_answers
 from tool_aware.evaluation.answering.probe import run_probe
-from tool_aware.evaluation.job import Job
+from tool_aware.evaluation.evaluation_job import Job
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.files import read_json
 from tool_aware.model.adapter import attach_adapter

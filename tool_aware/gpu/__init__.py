@@ -1,1 +1,1 @@
-"""What runs on the card: reading the driver, recording what it says, estimating how much memory training takes."""
+"""NVIDIA GPUs as the driver shows them, and those that this process may use."""

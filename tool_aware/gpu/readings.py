@@ -1,4 +1,4 @@
-"""What is known of a GPU at one moment. None means that the driver or the card does not say; it is never a 0."""
+"""A GPU at one moment. None means that the driver or the card does not say; it is never written as 0."""
 
 from __future__ import annotations
 

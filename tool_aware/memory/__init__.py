@@ -1,1 +1,1 @@
-"""What a training step or an evaluation takes on the card, and what to do with what there is."""
+"""GPU memory of training and evaluation: estimates, plans, and edits that make a configuration fit."""

@@ -1,4 +1,4 @@
-"""How much of a card a run may take: what config.yaml allows, what is free, and the margin for other programs."""
+"""The memory that a run may take: the limit of config.yaml, free memory, and a margin for other programs."""
 
 from __future__ import annotations
 

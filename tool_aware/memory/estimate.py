@@ -40,7 +40,7 @@ GATHERED_LAYERS = 2  # whole at a time: the one that computes and the next
 
 @dataclass(frozen=True)
 class Calibration:
-    """What had to be measured (benchmarks/memory_calibration.py). All else is counted from shapes and dtypes."""
+    """Measured constants (benchmarks/memory_calibration.py). All else is counted from shapes and dtypes."""
 
     workspace_bytes: float = 32.4 * 2**20  # that cuBLAS keeps for each thread that multiplies matrices, on Hopper
     # Reserved by the allocator (expandable segments, as in training) and not used: shares of what `slack_parts` names.

@@ -43,7 +43,7 @@ EVALUATION = replace(
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """What decides the memory of evaluation. Lengths in tokens."""
+    """The inputs that decide the memory of evaluation. Lengths in tokens."""
 
     model: TrainingSpec  # architecture, quantisation and adapter; its training fields are not used
     batch_size: int = 16
@@ -92,7 +92,7 @@ def estimate_evaluation(answers: GenerationSpec, tools: int) -> MemoryEstimate:
 
 @dataclass(frozen=True)
 class EvaluationFit:
-    """Whether evaluation fits a card of `vram_bytes`, of which `source` says what may be used."""
+    """An evaluation compared with a card of `vram_bytes`, of which `source` says what may be used."""
 
     vram_bytes: float
     left_bytes: float  # less than 0: so much is missing

@@ -44,7 +44,7 @@ Rung = Callable[[TrainingSpec], Edit | None]  # a way to need less; None where i
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a spec fits a card of `vram_bytes`, with which plan, and the edits that make it fit if it does not.
+    """A spec compared with a card of `vram_bytes`, with which plan, and the edits that make it fit if it does not.
 
     `edits` is None if none of them suffices. `lean` is what a plan falls back to when memory is short.
     """

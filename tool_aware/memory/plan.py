@@ -38,7 +38,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do with its memory. `settings` are dotted keys of config.yaml with concrete values."""
+    """The choices of a run about its memory. `settings` are dotted keys of config.yaml with concrete values."""
 
     spec: TrainingSpec
     budget: Budget

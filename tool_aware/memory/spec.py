@@ -1,4 +1,4 @@
-"""What decides the memory of a training step, and the pieces an estimate of it is made of. No torch."""
+"""The inputs that decide the memory of a training step, and the terms of an estimate. No torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What decides the memory of a training step, as it is wished for. Lengths in tokens.
+    """The inputs that decide the memory of a training step, as configured. Lengths in tokens.
 
     Not every wish has an effect: `resolved` is the step as it runs.
     """

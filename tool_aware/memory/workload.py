@@ -1,4 +1,4 @@
-"""How long the examples of a run are, as far as it can be told without a tokenizer; the tokenizer needs the model."""
+"""The lengths of a run's examples, estimated without a tokenizer, which would need the model."""
 
 from __future__ import annotations
 

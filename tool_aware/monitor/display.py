@@ -1,4 +1,4 @@
-"""What the monitor shows, as text: lines for pipes, blocks for terminals, tables for the end. Nothing here prints.
+"""The monitor's output as text: lines for pipes, blocks for terminals, tables for the end. Nothing here prints.
 
 A value the driver does not give is shown as n/a, never as 0.
 """

@@ -189,7 +189,7 @@ class CsvLog:
 
 
 class Identities:
-    """What a log's head says of each GPU. One that is silent at the start is completed when it answers."""
+    """The GPUs as named in the head of a log. One that is silent at the start is completed when it answers."""
 
     def __init__(self, gpus: Sequence[GpuReading]) -> None:
         self.records = [_identity(gpu) for gpu in gpus]

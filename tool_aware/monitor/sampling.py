@@ -17,7 +17,7 @@ AT_PEAK_SHARE = 0.99  # memory within 1 % of the peak counts as "at the peak"
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What output/metrics.jsonl says about the run that goes on beside the monitor."""
+    """The newest line of output/metrics.jsonl of the run beside the monitor."""
 
     pid: int
     step: int
@@ -66,7 +66,7 @@ def _gpu_record(gpu: GpuReading) -> dict[str, Any]:
 
 @dataclass
 class GpuStatistics:
-    """What one GPU did, in memory that does not grow with time."""
+    """Statistics of one GPU, in memory that does not grow with time."""
 
     name: str
     peak_bytes: int = 0

@@ -41,7 +41,7 @@ class Consumer(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """How often and how long. `process_id` ends the watch when that process does.
+    """Interval and duration of a watch. `process_id` ends the watch when that process does.
 
     Raises UserError if there is no such process, or if nobody can wait that long.
     """

@@ -33,7 +33,7 @@ _IGNORED_IN_STRINGS = re.compile(r"[ ,./\-_*^]")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a call passes; if not, `error_type` is the rule it broke, by BFCL's name."""
+    """The verdict on a call; if it does not pass, `error_type` is the rule it broke, by BFCL's name."""
 
     valid: bool
     error_type: str | None = None

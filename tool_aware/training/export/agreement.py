@@ -75,7 +75,7 @@ class AsTrained:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a merged model compares with base + adapter as trained."""
+    """A merged model compared with base + adapter as trained."""
 
     rows: int
     different: list[int]  # positions in the sample of rows that get another tool
@@ -90,7 +90,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class References:
-    """What merged models are compared with: rows of val.json select the method, rows of test.json check the result."""
+    """The references of merged models: rows of val.json select the method, rows of test.json check the result."""
 
     val: AsTrained | None = None
     test: AsTrained | None = None

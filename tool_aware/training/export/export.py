@@ -1,4 +1,4 @@
-"""What training writes at its end: the adapter with the prompt it was trained on, and the merged model.
+"""The results of training on disk: the adapter with the prompt it was trained on, and the merged model.
 
 The merge reads the base model's safetensors files shard by shard and tensor by tensor; the model is never in memory.
 """
@@ -52,7 +52,7 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerB
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """How to merge: the weights that the adapter is added to, and the precision of the result."""
+    """A way to merge: the weights that the adapter is added to, and the precision of the result."""
 
     into: MergeBase
     dtype: str  # torch's name of it

@@ -1,1 +1,1 @@
-"""What a training run leaves behind while it goes on: checkpoints, metrics, curves, run card."""
+"""The files of a training run: checkpoints, metrics, curves, run card."""

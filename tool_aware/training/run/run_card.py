@@ -24,7 +24,7 @@ _SECTIONS = ("model", "quantization", "lora", "training", "optimization", "expor
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a card contains of a run."""
+    """The facts about a run that its card shows."""
 
     config: Config
     adapter: Path

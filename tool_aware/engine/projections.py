@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +49,10 @@ class LowRankUpdate:
 
 @dataclass(frozen=True)
 class StackedLinear:
-    """One linear layer of a group: its frozen weight (N, K), its update, and where both stand in the group's matrix."""
+    """One linear layer of a group: its frozen weight (N, K), its update, and where both stand in the group's matrix.
+
+    What is derived is computed once: with few examples a step, a fast GPU waits for Python.
+    """
 
     weight: nn.Parameter  # 4-bit: packed
     update: LowRankUpdate | None
@@ -69,27 +73,27 @@ class StackedLinear:
             )
         return cls(base.weight, update, base.in_features, first_row, base.out_features, first_rank)
 
-    @property
+    @cached_property
     def ranks(self) -> int:
         """Return the rank of the update, 0 if there is none."""
         return len(self.update.a) if self.update else 0
 
-    @property
+    @cached_property
     def in_rows(self) -> slice:
         """Return the layer's rows in the group's outputs."""
         return slice(self.first_row, self.first_row + self.rows)
 
-    @property
+    @cached_property
     def in_ranks(self) -> slice:
         """Return the update's place in the group's ranks."""
         return slice(self.first_rank, self.first_rank + self.ranks)
 
-    @property
+    @cached_property
     def quant_state(self) -> QuantState | None:
         """Return what bitsandbytes needs to dequantise the weight; None if it is not quantised to 4 bits."""
         return getattr(self.weight, "quant_state", None)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """Return the precision that the layer computes in."""
         return self.weight.dtype if self.quant_state is None else self.quant_state.dtype

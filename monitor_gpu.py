@@ -35,8 +35,7 @@ from tool_aware.memory.plan import make_plan, open_choices
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.memory.trace import trace_step, traceable
 from tool_aware.memory.workload import spec_of_data, workload_of
-from tool_aware.monitor import checks, display
-from tool_aware.monitor import printout as report
+from tool_aware.monitor import checks, display, printout
 from tool_aware.monitor.alerts import Alerts, parse_condition
 from tool_aware.monitor.commands import (
     CheckOptions,
@@ -75,14 +74,14 @@ def check(options: CheckOptions) -> int:
 
 def show_check(gpus: Sequence[GpuReading], lines: Sequence[checks.CheckLine]) -> None:
     """Print the GPUs, then one line per check with its remedy."""
-    for text in report.overview(gpus):
+    for text in printout.overview(gpus):
         print(text)
     if gpus:
         print()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for status, text in report.check_text(lines, width):
+    for status, text in printout.check_text(lines, width):
         print(style(status, STATUS_STYLES[status], stream=sys.stdout) + text[len(status) :] if status else text)
-    print(f"\n{report.verdict(lines)}")
+    print(f"\n{printout.verdict(lines)}")
 
 
 # ---- monitor ---------------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ def estimate(options: EstimateOptions) -> int:
         check_writable(options, config)
     spec, is_open, allowed_gib = training_spec(options, config), open_choices(config), allowed_by(config)
     if options.table:
-        print(report.fit_table(spec, is_open, allowed_gib))
+        print(printout.fit_table(spec, is_open, allowed_gib))
         return EXIT_DONE
     card, vram_bytes = card_of(options)
     if options.write and vram_bytes is None:
@@ -180,13 +179,13 @@ def estimate(options: EstimateOptions) -> int:
     result = estimate_training(spec)
     exact = traced_step(spec, config) if options.exact else None
     if options.json:
-        print(json.dumps(report.estimate_record(result, answer, exact), indent=2))
+        print(json.dumps(printout.estimate_record(result, answer, exact), indent=2))
     else:
-        say(report.spec_text(spec))
-        parts = [report.estimate_table(result), report.basis_text(result)]
-        parts += [report.exact_text(exact)] if exact else []
-        parts += [report.fit_text(answer)] if answer else []
-        print("\n".join(filter(None, [*parts, report.speed_text(spec, card, examples_in_run(options, config))])))
+        say(printout.spec_text(spec))
+        parts = [printout.estimate_table(result), printout.basis_text(result)]
+        parts += [printout.exact_text(exact)] if exact else []
+        parts += [printout.fit_text(answer)] if answer else []
+        print("\n".join(filter(None, [*parts, printout.speed_text(spec, card, examples_in_run(options, config))])))
 
     if answer and options.write:
         write_fitting_config(options.write, options.config, answer, options.all_overrides)
@@ -210,11 +209,11 @@ def evaluation(options: EstimateOptions, config: Config) -> int:
     result = estimate_evaluation(spec, tools)
     answer = fit_evaluation(spec, tools, vram_bytes) if vram_bytes else None
     if options.json:
-        print(json.dumps(report.estimate_record(result) | (answer.as_dict() if answer else {}), indent=2))
+        print(json.dumps(printout.estimate_record(result) | (answer.as_dict() if answer else {}), indent=2))
     else:
         say(f"lengths: {workload.source}")
-        fit = report.evaluation_fit_text(answer) if answer else None
-        print("\n".join(filter(None, [report.estimate_table(result), report.basis_text(result), fit])))
+        fit = printout.evaluation_fit_text(answer) if answer else None
+        print("\n".join(filter(None, [printout.estimate_table(result), printout.basis_text(result), fit])))
     return EXIT_DONE if answer is None or answer.fits else EXIT_GATE
 
 
@@ -270,10 +269,10 @@ def card_of(options: EstimateOptions) -> tuple[str | None, float | None]:
     return options.card or name, gpu.total_bytes if gpu else None
 
 
-def traced_step(spec: TrainingSpec, config: Config) -> report.TracedStep:
+def traced_step(spec: TrainingSpec, config: Config) -> printout.TracedStep:
     """Trace the planned step, or the nearest one that can be, and put the formula for the same step beside it."""
     nearest = traceable(spec)
-    return report.TracedStep(trace_step(nearest, config), estimate_training(nearest), spec)
+    return printout.TracedStep(trace_step(nearest, config), estimate_training(nearest), spec)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Options:

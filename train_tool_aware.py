@@ -73,11 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = processes.first(lambda: plan(options, processes)) or plan(options, processes)
         processes.check_equal("settings or data", job.identity, fix="give all machines the same config.yaml and data/")
         job = replace(job, memory=processes.from_first(job.memory))
-        if options.dry_run:
-            if processes.is_first:
-                print(plan_text(job))
-            return 0
         say(plan_text(job))
+        if options.dry_run:
+            return 0
         fallbacks = Fallbacks()
         resume_from = processes.from_first(processes.first(lambda: starting_point(job, options, fallbacks)))
         if resume_from and not resume_from.is_dir():
@@ -102,8 +100,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     parser = script_parser(__doc__)
     add_config_arguments(parser)
     add_output_dir_argument(parser)
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="go on from this adapter (a second training stage)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="start from this adapter (a second training stage)")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the output directory")
     parser.add_argument("--skip-final-model", action="store_true", help="save the adapter only, not the merged model")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")

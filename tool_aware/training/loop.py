@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _ROWS_NAMED = 5  # of a step that went wrong
+_MOST_SKIPPED_STEPS = 30  # in a row, under a gradient scaler: halved so often, its first scale of 2^16 is far below 1
 
 
 class NotFiniteError(UserError):
@@ -74,6 +75,7 @@ class TrainingLoop:
         self.signals = StopSignals(self._answer_to_signal)
         self.stop_signal: int | None = None  # the one that all processes have agreed on
         self._loss_since_log, self._steps_since_log = torch.zeros((), device=self.device), 0
+        self._skipped_steps = 0  # in a row, for a gradient that was not finite
         self._steps_rows: list[int] = []  # numbers of the rows of the present step
 
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -122,7 +124,7 @@ class TrainingLoop:
         """Take one optimizer step, then log, score and save if it is time to."""
         micro_batches = self.micro_batches.of_step(self.step)  # lists of row numbers
         following = self.micro_batches.of_step(self.step + 1)[:1] if self.step + 1 < self.schedule.steps else []
-        labels = self._labels_in_step(micro_batches)
+        labels = self._agree_on_labels_and_stop(micro_batches)
         for rows, next_rows in zip(micro_batches, [*micro_batches[1:], *(following or [[]])], strict=True):
             done = self.micro_step.add_gradient(rows, labels)
             self._loss_since_log += done.loss
@@ -133,8 +135,10 @@ class TrainingLoop:
         self.processes.sum_(gradients)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients_(gradients, self.config.training.max_grad_norm)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            raise self._not_finite()  # a scaler expects infinite gradients now and then, and skips those steps itself
+        self._skipped_steps = 0 if torch.isfinite(norm) else self._skipped_steps + 1
+        # A scaler expects infinite gradients now and then; it skips those steps and scales less.
+        if self._skipped_steps > (_MOST_SKIPPED_STEPS if self.scaler.is_enabled() else 0):
+            raise self._not_finite()
 
         learning_rate = learning_rate_at(self.step, self.config.training, self.schedule)
         for group in self.optimizer.param_groups:
@@ -145,7 +149,7 @@ class TrainingLoop:
         self.step += 1
         self._steps_since_log += 1
 
-        if self.processes.count == 1:  # several have agreed on it in `_labels_in_step`
+        if self.processes.count == 1:  # several have agreed on it in `_agree_on_labels_and_stop`
             self.stop_signal = self.signals.received
         if self.step == 1 or self.step % self.config.logging.logging_steps == 0:
             self._log(learning_rate, norm)
@@ -154,7 +158,7 @@ class TrainingLoop:
         if self.step % self.config.training.save_steps == 0 or self.is_complete or self.stop_signal:
             self.save()
 
-    def _labels_in_step(self, micro_batches: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _agree_on_labels_and_stop(self, micro_batches: Sequence[Sequence[int]]) -> torch.Tensor:
         """Count the labels of one optimizer step over all processes, which also agree on whether to stop after it."""
         self._steps_rows = [row for rows in micro_batches for row in rows]
         labels = sum(label_count(self.train[row]) for row in self._steps_rows)

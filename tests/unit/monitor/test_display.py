@@ -15,8 +15,7 @@ from tool_aware.memory.estimate import estimate_training
 from tool_aware.memory.fit import fit_card
 from tool_aware.memory.knobs import CHOICES
 from tool_aware.memory.spec import TrainingSpec
-from tool_aware.monitor import display
-from tool_aware.monitor import printout as report
+from tool_aware.monitor import display, printout
 from tool_aware.monitor.checks import CheckLine
 from tool_aware.monitor.sampling import Sample, Statistics, TrainingProgress
 
@@ -106,7 +105,7 @@ def test_the_summary_at_the_end():
 
 
 def test_the_gpus_of_a_check():
-    check_golden("overview", "".join(f"{line}\n" for line in report.overview(list(STATES.values()))))
+    check_golden("overview", "".join(f"{line}\n" for line in printout.overview(list(STATES.values()))))
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -120,8 +119,8 @@ def test_the_lines_of_a_check(width):
         CheckLine("warning", "model", "mistralai/Mistral-7B-Instruct-v0.2 is not downloaded and HF_TOKEN is not set",
                   "export HF_TOKEN=... (https://huggingface.co/settings/tokens)"),
     ]  # fmt: skip
-    text = "".join(f"{text}\n" for _, text in report.check_text(lines, width))
-    check_golden(f"check_{width}", f"{text}\n{report.verdict(lines)}\n")
+    text = "".join(f"{text}\n" for _, text in printout.check_text(lines, width))
+    check_golden(f"check_{width}", f"{text}\n{printout.verdict(lines)}\n")
 
 
 SPEC = TrainingSpec(PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260)
@@ -129,17 +128,17 @@ SPEC = TrainingSpec(PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, pa
 
 def test_an_estimate():
     estimate = estimate_training(SPEC)
-    texts = [report.spec_text(SPEC), report.estimate_table(estimate), report.basis_text(estimate)]
-    check_golden("estimate", "\n".join([*texts, report.speed_text(SPEC, "RTX 4070 Ti"), ""]))
+    texts = [printout.spec_text(SPEC), printout.estimate_table(estimate), printout.basis_text(estimate)]
+    check_golden("estimate", "\n".join([*texts, printout.speed_text(SPEC, "RTX 4070 Ti"), ""]))
 
 
 @pytest.mark.parametrize("vram", [3, 6, 12])
 def test_what_fits(vram):
-    check_golden(f"fit_{vram}gb", report.fit_text(fit_card(SPEC, vram * GIB, CHOICES)) + "\n")
+    check_golden(f"fit_{vram}gb", printout.fit_text(fit_card(SPEC, vram * GIB, CHOICES)) + "\n")
 
 
 def test_the_table_of_cards():
-    check_golden("fit_table", report.fit_table(SPEC, CHOICES) + "\n")
+    check_golden("fit_table", printout.fit_table(SPEC, CHOICES) + "\n")
 
 
 def test_no_colour_where_none_is_wanted(monkeypatch):

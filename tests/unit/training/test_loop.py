@@ -158,6 +158,16 @@ def test_in_float16_the_gradient_is_scaled_and_a_step_whose_gradient_overflows_i
     assert loop.validations.history[-1].loss < before - 0.3
 
 
+def test_in_float16_a_gradient_that_stays_infinite_ends_the_run(make_loop, monkeypatch):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    settings = {"quantization__bnb_4bit_compute_dtype": "float16", "optimization__decoder": "transformers"}
+    loop = make_loop(scaler=scaler, training__max_steps=60, training__eval_steps=60, **settings)
+    losses = MicroStep.losses
+    monkeypatch.setattr(MicroStep, "losses", lambda self, packed: losses(self, packed) * float("nan"))
+    with pytest.raises(NotFiniteError, match="not finite at step 31"):
+        loop.run()
+
+
 def test_a_decoder_that_works_on_other_parameters_than_the_models_is_refused(make_loop):
     loop = make_loop(training__max_steps=1)
     for module in loop.model.modules():

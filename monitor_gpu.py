@@ -25,7 +25,7 @@ from tool_aware.config.options import ConfigOptions, next_command
 from tool_aware.config.settings import DEFAULT_CONFIG, Config, load_config
 from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style, warn
 from tool_aware.gpu.nvml import open_driver
-from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.readings import GpuReading
 from tool_aware.memory.architectures import Architecture, find_architecture, scaled_mistral
 from tool_aware.memory.budget import allowed_by, budget_on_card
 from tool_aware.memory.estimate import estimate_training
@@ -51,6 +51,7 @@ from tool_aware.monitor.recording import open_recorder
 from tool_aware.monitor.sampling import Statistics
 from tool_aware.monitor.watching import AlertPrinter, Consumers, Pace, StatisticsKeeper, open_view, watch
 from tool_aware.paths import split_file
+from tool_aware.units import GIB
 
 LARGEST_DATA_BYTES = 2**24  # train.json that the monitor reads: it has to stay small itself
 STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from tool_aware.gpu.readings import GIB
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.budget import Budget
 from tool_aware.memory.knobs import CHOICES
 from tool_aware.memory.plan import make_plan
 from tool_aware.memory.spec import TrainingSpec
+from tool_aware.units import GIB
 
 # The shapes of benchmarks/_random_mistral.py and the presets of tool_aware.memory.architectures that equal them.
 ARCHITECTURES = {"7b": "mistral-7b-v0.2", "1b": "tinyllama-1.1b", "tiny": "tiny"}

@@ -36,9 +36,9 @@ from tool_aware.config.options import add_config_arguments  # noqa: E402
 from tool_aware.config.settings import Config, load_config  # noqa: E402
 from tool_aware.console import run, say, table  # noqa: E402
 from tool_aware.files import write_json  # noqa: E402
+from tool_aware.units import MIB  # noqa: E402
 
 STEPS = ("synthesis", "deduplication", "split")
-MIB = 2**20
 _COPY_ROWS = 50_000  # rows written to the server at once
 
 

@@ -26,7 +26,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tool_aware.console import run, table
-from tool_aware.gpu.readings import GIB
 from tool_aware.memory.estimate import (
     CALIBRATION,
     SLACK_PARTS,
@@ -36,9 +35,9 @@ from tool_aware.memory.estimate import (
     slack_parts,
 )
 from tool_aware.memory.measured import compare_row, is_comparable, mean_and_worst, spec_of
+from tool_aware.units import GIB, MIB
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MIB = 2**20
 Row = dict[str, Any]
 
 

@@ -49,17 +49,17 @@ from _reuse import Snapshot, allocated_bytes, free_memory
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import UserError, run, say, warn
 from tool_aware.files import read_json, write_json
+from tool_aware.units import GIB, MIB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STEPS = 2  # optimizer states exist from the second step on
-LEFT_BEHIND_BYTES = 2**20  # may stay allocated after a configuration: tables of a few KiB that libraries keep
+LEFT_BEHIND_BYTES = MIB  # may stay allocated after a configuration: tables of a few KiB that libraries keep
 EXIT_NOT_CLEAN = 75
 # Of the random weights: with activations as large as 0.02 makes them, bitsandbytes' 8-bit layers would take nearly all
 # columns for outliers and keep them apart, which they do with few of a trained model's.
 SPREAD = 0.005
-GIB = 2**30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,7 +270,7 @@ def measure_all(cases: Sequence[Case], arguments: argparse.Namespace) -> int:
         saved.restore()
         free_memory()
         if abs(left_behind := allocated_bytes() - at_rest) > LEFT_BEHIND_BYTES:
-            warn(f"{left_behind / 2**20:+.1f} MiB stay behind: the next configuration starts a new process")
+            warn(f"{left_behind / MIB:+.1f} MiB stay behind: the next configuration starts a new process")
             return EXIT_NOT_CLEAN
     return 0
 

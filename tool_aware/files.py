@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
+from tool_aware.units import GIB, MIB
 
 # Messages of errors other than OSError for a full disk: of safetensors and tokenizers, written in Rust, and of
 # torch.save, which does not name the reason but hardly ever fails at writing for another one.
@@ -53,7 +54,7 @@ def _is_full_disk(error: Exception) -> bool:
 
 
 def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
+    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.1f} MiB"
 
 
 def bytes_in(folder: Path) -> int:

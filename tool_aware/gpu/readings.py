@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-GIB = 2**30
 UNKNOWN_NAME = "unknown GPU"
 
 

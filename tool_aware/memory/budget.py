@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tool_aware.config.settings import Config
-from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.readings import GpuReading
 from tool_aware.memory.estimate import CALIBRATION, estimate_training
 from tool_aware.memory.spec import TrainingSpec
+from tool_aware.units import GIB
 
 MARGIN_BYTES = 0.3 * GIB  # left to other programs on the card: a desktop's windows come and go
 

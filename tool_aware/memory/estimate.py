@@ -16,10 +16,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tool_aware.gpu.readings import GIB
 from tool_aware.memory import autograd_step, decoder_step
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.spec import BYTES_16BIT, OPTIMIZERS, Moment, ResolvedSpec, Term, TrainingSpec, optimizer_moment
+from tool_aware.units import GIB, MIB
 
 # Bytes per weight of a quantised linear layer.
 BYTES_PER_WEIGHT = {
@@ -42,7 +42,7 @@ GATHERED_LAYERS = 2  # whole at a time: the one that computes and the next
 class Calibration:
     """Measured constants (benchmarks/memory_calibration.py). All else is counted from shapes and dtypes."""
 
-    workspace_bytes: float = 32.4 * 2**20  # that cuBLAS keeps for each thread that multiplies matrices, on Hopper
+    workspace_bytes: float = 32.4 * MIB  # that cuBLAS keeps for each thread that multiplies matrices, on Hopper
     # Reserved by the allocator (expandable segments, as in training) and not used: shares of what `slack_parts` names.
     slack_shares: tuple[float, ...] = (0.076, 0.384, 1.58, 0.313, 0.029)
     bare_context_bytes: float = 1.205 * GIB  # what a process takes of the card before it has computed anything

@@ -12,7 +12,6 @@ from typing import Any
 
 from tool_aware.config.settings import Config
 from tool_aware.engine.sizes import rounded_up
-from tool_aware.gpu.readings import GIB
 from tool_aware.inference.generation import COLUMNS_MULTIPLE
 from tool_aware.memory.architectures import Architecture
 from tool_aware.memory.budget import budget_on_card
@@ -20,6 +19,7 @@ from tool_aware.memory.estimate import BYTES_PER_WEIGHT, CALIBRATION, Calibratio
 from tool_aware.memory.fit import LARGEST_BATCH, largest
 from tool_aware.memory.spec import BYTES_16BIT, Term, TrainingSpec
 from tool_aware.memory.workload import Workload
+from tool_aware.units import GIB
 
 FED_NAME_TOKENS = 3  # of a tool's name, the last token is only predicted
 # 16-bit values per token in one layer with an adapter, while the update of the up projection is added: intermediates

@@ -18,11 +18,11 @@ import yaml
 from tool_aware.config.yaml_file import apply_override, read_yaml_file
 from tool_aware.console import UserError
 from tool_aware.files import write_text
-from tool_aware.gpu.readings import GIB
 from tool_aware.memory.budget import KnownBudget, budget_on_card, needed_bytes
 from tool_aware.memory.knobs import KNOBS, Knob
 from tool_aware.memory.plan import Plan, leanest, make_plan
 from tool_aware.memory.spec import TrainingSpec
+from tool_aware.units import GIB
 
 SMALLEST_RANK = 4
 SHORTEST_SEQUENCE = 256

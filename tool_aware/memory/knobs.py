@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from tool_aware.config.sections import WITHOUT_BUDGET
 from tool_aware.config.settings import Config
-from tool_aware.gpu.readings import GIB
 from tool_aware.memory.budget import Budget
 from tool_aware.memory.decoder_step import activation_bytes
 from tool_aware.memory.estimate import cached_layer_bytes
 from tool_aware.memory.spec import ResolvedSpec, TrainingSpec
+from tool_aware.units import GIB
 
 CACHE_SHARE = 0.9  # of the budget that cached layers may fill; they gain too little to run a card full
 ONLY_OWN_DECODER = "only the toolkit's own decoder can"

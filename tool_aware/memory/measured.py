@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tool_aware.gpu.readings import GIB
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.estimate import CALIBRATION, Calibration, MemoryEstimate, estimate_training
 from tool_aware.memory.evaluation_estimate import EVALUATION, GenerationSpec, estimate_generation
 from tool_aware.memory.spec import TrainingSpec
+from tool_aware.units import GIB
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tool_aware.config.settings import Config
-from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.readings import GpuReading
 from tool_aware.memory.autograd_step import attention_pairs
 from tool_aware.memory.budget import Budget, budget_of, needed_bytes
 from tool_aware.memory.knobs import KNOBS, Knob, in_gib, settings_of
 from tool_aware.memory.spec import TrainingSpec
+from tool_aware.units import GIB
 
 # The time of one pass over a model, in tokens, from steps of 1,928 to 6,920 tokens on one H200 (docs/BENCHMARKS.md):
 # 74 us a token for all three passes, 16 ms for dequantising, 10 ms however little there is to do. Dequantising is bound

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tool_aware.console import UserError
-from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.readings import GpuReading
+from tool_aware.units import GIB
 
 _CONDITION = re.compile(r"\s*(?P<what>[a-z]+)\s*(?P<sign>[<>])\s*(?P<limit>\d+(?:\.\d+)?)\s*(?P<unit>%|GiB|C|W)?\s*")
 _UNITS = {"memory": ("%", "GiB"), "use": ("%",), "temperature": ("C",), "power": ("W",)}

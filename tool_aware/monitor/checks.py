@@ -19,7 +19,7 @@ from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver
-from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance
+from tool_aware.gpu.readings import DriverInfo, GpuReading, MigInstance
 from tool_aware.gpu.visible import chosen_gpus
 from tool_aware.memory.architectures import Architecture, cached_snapshot, find_architecture, hub_cache
 from tool_aware.memory.budget import allowed_by
@@ -28,6 +28,7 @@ from tool_aware.memory.fit import fit_card
 from tool_aware.memory.plan import open_choices, plan_of
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.memory.workload import spec_of_data
+from tool_aware.units import GIB
 
 Status = Literal["ok", "warning", "problem"]
 STATUSES: tuple[Status, ...] = get_args(Status)

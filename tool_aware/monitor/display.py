@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tool_aware.console import duration, table
-from tool_aware.gpu.readings import GIB, GpuReading, Process
+from tool_aware.gpu.readings import GpuReading, Process
 from tool_aware.monitor.sampling import GpuStatistics, Sample, Statistics, TrainingProgress
+from tool_aware.units import GIB
 
 NOT_KNOWN = "n/a"
 PROCESSES_SHOWN = 3

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import UserError
+from tool_aware.units import GIB, MIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MIB_PER_GIB = 1024
 MAX_POINTS = 4000  # per line of the figure: more than its pixels; of each stretch the largest value is kept
 _PANELS = (
-    ("memory_used_mib", "memory, GiB\n(dotted: all)", 1 / MIB_PER_GIB),
+    ("memory_used_mib", "memory, GiB\n(dotted: all)", MIB / GIB),
     ("utilization_percent", "use, %", 1.0),
     ("power_w", "power, W", 1.0),
     ("temperature_c", "temperature, °C", 1.0),

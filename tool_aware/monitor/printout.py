@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tool_aware.console import table
-from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.readings import GpuReading
 from tool_aware.memory.budget import needed_bytes
 from tool_aware.memory.estimate import MemoryEstimate, unmeasured_features
 from tool_aware.memory.evaluation_estimate import EvaluationFit
@@ -20,6 +20,7 @@ from tool_aware.memory.speed import MEAN_ERROR_PERCENT, MEASURED_ON, WORST_ERROR
 from tool_aware.memory.trace import TracedBytes
 from tool_aware.monitor.checks import STATUSES, CheckLine
 from tool_aware.monitor.display import gib, power, process_text, with_unit
+from tool_aware.units import GIB
 
 SHOWN_FROM_GIB = 0.005  # smaller terms would be shown as 0.00
 COMMON_CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 80)

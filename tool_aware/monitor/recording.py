@@ -22,7 +22,8 @@ from typing import Any, Protocol
 
 from tool_aware.console import UserError
 from tool_aware.gpu.readings import GpuReading
-from tool_aware.monitor.sampling import MIB, Sample, Statistics
+from tool_aware.monitor.sampling import Sample, Statistics
+from tool_aware.units import MIB
 
 MAX_SAMPLES = 7200  # two hours at one sample a second, about 1.2 MiB for one GPU
 WRITE_BYTES_PER_S = 64 * 1024  # a document is replaced so rarely that this is not exceeded: no worn-out disks

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from tool_aware.gpu.readings import UNKNOWN_NAME, GpuReading
+from tool_aware.units import MIB
 
-MIB = 2**20
 HISTOGRAM_STEP_BYTES = 16 * MIB  # keeps the memory of a week's statistics bounded: 5,120 counters for an 80 GiB card
 AT_PEAK_SHARE = 0.99  # memory within 1 % of the peak counts as "at the peak"
 

@@ -10,8 +10,7 @@ import pytest
 from tool_aware.console import UserError
 from tool_aware.gpu.nvml import DriverUnavailable, nvidia_cards_on_pci, open_driver
 from tool_aware.gpu.readings import GpuReading, MigInstance, Process, command_of
-
-MIB = 2**20
+from tool_aware.units import MIB
 
 
 def test_a_reading_has_what_nvidia_smi_shows(stub_here):

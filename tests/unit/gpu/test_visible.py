@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tool_aware.gpu.readings import GIB, GpuReading, MigInstance
+from tool_aware.gpu.readings import GpuReading, MigInstance
 from tool_aware.gpu.visible import chosen_gpus, visible_gpus
 from tool_aware.memory.budget import MARGIN_BYTES, budget_of
+from tool_aware.units import GIB
 
 CARD = GpuReading(0, "RTX 4070 Ti", uuid="GPU-1a2b", total_bytes=int(12 * GIB), used_bytes=int(1 * GIB))
 

@@ -15,7 +15,6 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import load_config
 from tool_aware.console import UserError
 from tool_aware.engine.sizes import LENGTHS_MULTIPLE
-from tool_aware.gpu.readings import GIB
 from tool_aware.inference.generation import COLUMNS_MULTIPLE
 from tool_aware.memory.architectures import (
     PRESETS,
@@ -48,6 +47,7 @@ from tool_aware.memory.speed import (
     published_tflops,
 )
 from tool_aware.memory.workload import workload_of
+from tool_aware.units import GIB
 
 MISTRAL = PRESETS["mistral-7b-v0.2"]
 SPEC = TrainingSpec(MISTRAL)

@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from tool_aware.config.settings import load_config
-from tool_aware.gpu.readings import GIB
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.budget import MARGIN_BYTES, needed_bytes
 from tool_aware.memory.fit import as_yaml, edits_that_fit, fit_card, largest_batch, longest_sequence
 from tool_aware.memory.knobs import CHOICES
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.monitor.printout import fit_text
+from tool_aware.units import GIB
 
 PACKED = TrainingSpec(
     PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260, answer_tokens=80

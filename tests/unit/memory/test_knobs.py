@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from tool_aware.config.sections import WITHOUT_BUDGET, OptimizationSection
-from tool_aware.gpu.readings import GIB
 from tool_aware.memory import fit, knobs, plan
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.budget import Budget
 from tool_aware.memory.knobs import CHOICES, KNOBS, Knob, Leanest, configured, settings_of
 from tool_aware.memory.spec import ResolvedSpec, TrainingSpec
+from tool_aware.units import GIB
 
 PACK = TrainingSpec(
     PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260, answer_tokens=80

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import load_config
-from tool_aware.gpu.readings import GIB, GpuReading, MigInstance
+from tool_aware.gpu.readings import GpuReading, MigInstance
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.budget import MARGIN_BYTES, Budget, allowed_by, budget_of, budget_on_card, needed_bytes
 from tool_aware.memory.estimate import CALIBRATION
 from tool_aware.memory.knobs import CHOICES as ALL
 from tool_aware.memory.plan import leanest, make_plan, open_choices, plan_of, step_cost
 from tool_aware.memory.spec import TrainingSpec
+from tool_aware.units import GIB
 
 PACK = TrainingSpec(
     PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260, answer_tokens=80

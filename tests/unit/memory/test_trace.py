@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tool_aware.gpu.readings import GIB
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.estimate import estimate_training
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.memory.trace import counting, trace_layers, trace_step, traceable
+from tool_aware.units import GIB
 
 MISTRAL, TINY = PRESETS["mistral-7b-v0.2"], PRESETS["tinyllama-1.1b"]
 KEPT_BYTES = 2**26

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tool_aware.console import UserError
-from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.readings import GpuReading
 from tool_aware.monitor.alerts import Alerts, parse_condition
+from tool_aware.units import GIB
 
 GPU = GpuReading(0, total_bytes=12 * GIB, used_bytes=6 * GIB, utilization_percent=40, temperature_c=80, power_w=200.0)
 

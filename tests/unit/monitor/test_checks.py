@@ -9,13 +9,14 @@ import pytest
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config, load_config
-from tool_aware.gpu.readings import GIB, DriverInfo, GpuReading, MigInstance, Process
+from tool_aware.gpu.readings import DriverInfo, GpuReading, MigInstance, Process
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.estimate import estimate_training
 from tool_aware.memory.plan import plan_of
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.monitor import checks
 from tool_aware.monitor.printout import check_text, verdict
+from tool_aware.units import GIB
 
 SPEC = TrainingSpec(PRESETS["mistral-7b-v0.2"], batch_size=8, seq_length=400, packing="prefix", prefix_tokens=260)
 ESTIMATE = estimate_training(SPEC)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
-from tool_aware.gpu.readings import GIB, GpuReading, MigInstance, Process
+from tool_aware.gpu.readings import GpuReading, MigInstance, Process
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.estimate import estimate_training
 from tool_aware.memory.fit import fit_card
@@ -18,9 +18,9 @@ from tool_aware.memory.spec import TrainingSpec
 from tool_aware.monitor import display, printout
 from tool_aware.monitor.checks import CheckLine
 from tool_aware.monitor.sampling import Sample, Statistics, TrainingProgress
+from tool_aware.units import GIB, MIB
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "monitor"
-MIB = 2**20
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 BUSY = GpuReading(

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 import pytest
 
 from tool_aware.console import UserError
-from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.readings import GpuReading
 from tool_aware.monitor.prometheus import CONTENT_TYPE, Exporter, exposition
 from tool_aware.monitor.sampling import Sample
+from tool_aware.units import GIB
 
 GPUS = [
     GpuReading(0, 'RTX "A"', total_bytes=12 * GIB, used_bytes=6 * GIB, power_w=212.5),

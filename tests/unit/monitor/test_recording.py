@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from tool_aware.console import UserError
-from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.readings import GpuReading
 from tool_aware.monitor import plot, recording
 from tool_aware.monitor.plot import draw, read_log
 from tool_aware.monitor.recording import open_recorder
 from tool_aware.monitor.sampling import Sample, Statistics
+from tool_aware.units import GIB
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KILLS = 100

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tool_aware.console import UserError
-from tool_aware.gpu.readings import GIB, GpuReading
+from tool_aware.gpu.readings import GpuReading
 from tool_aware.monitor import watching
-from tool_aware.monitor.sampling import HISTOGRAM_STEP_BYTES, MIB, GpuStatistics, Sample, Statistics
+from tool_aware.monitor.sampling import HISTOGRAM_STEP_BYTES, GpuStatistics, Sample, Statistics
 from tool_aware.monitor.watching import Pace, ticks
+from tool_aware.units import GIB, MIB
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

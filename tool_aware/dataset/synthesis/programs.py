@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 
+from tool_aware.units import MIB
+
 ALLOWED_MODULES = frozenset(
     [
         "base64",
@@ -68,7 +70,7 @@ FORBIDDEN_NAMES = frozenset(
     ]
 )
 TIMEOUT_S = 5.0
-MEMORY_BYTES = 512 * 2**20
+MEMORY_BYTES = 512 * MIB
 OUTPUT_BYTES = 100_000
 
 _RUNNER = f"""

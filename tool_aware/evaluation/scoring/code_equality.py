@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 
+from tool_aware.units import MIB
+
 RUN_TIMEOUT_S = 5
-RUN_MEMORY_BYTES = 512 * 2**20
-RUN_FILE_BYTES = 2**20
+RUN_MEMORY_BYTES = 512 * MIB
+RUN_FILE_BYTES = MIB
 _OUTPUT_CHARS = 100_000
 
 

@@ -26,6 +26,7 @@ from tool_aware.training.export.agreement import Agreement, AsTrained, Reference
 from tool_aware.training.export.layerwise import empty_model, quantized_names
 from tool_aware.training.export.merge import LoraUpdates, MergeBase, MergedWeights
 from tool_aware.training.export.weights import WeightFiles, base_folder, shard_header, write_shard
+from tool_aware.units import GIB
 
 if TYPE_CHECKING:
     import torch
@@ -233,7 +234,7 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < needed_bytes * _SPARE:
         raise UserError(
-            f"the merged model needs {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free",
+            f"the merged model needs {needed_bytes / GIB:.1f} GiB and {free / GIB:.1f} GiB are free",
             where=str(folder),
             fix=_FULL_DISK_FIX,
         )

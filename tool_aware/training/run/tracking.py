@@ -15,6 +15,7 @@ from tool_aware.config.settings import Config
 from tool_aware.console import duration, say, warn
 from tool_aware.files import add_filename, write_text
 from tool_aware.paths import METRICS_NAME, TENSORBOARD_FOLDER
+from tool_aware.units import GIB
 
 _WANDB_SECTIONS = (
     "model",
@@ -126,7 +127,7 @@ class Throughput:
 
         seconds = time.perf_counter() - self._started_s
         self._seconds_in_all += seconds
-        peak_gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+        peak_gib = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
         figures = {
             "examples": self._examples,
             "tokens": self._tokens,

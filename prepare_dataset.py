@@ -11,7 +11,7 @@ Writes  data/train.json, val.json, test.json   rows to train and evaluate on
         data/split_report.json                 similarity of each held-out row to the nearest training row
         data/to_label.jsonl                    logged queries that a person should label, if there are any
         data/manifest.json                     what was done, with the sha256 of every file
-Exit    0 done; 2 something to fix; 3 a held-out row is too close to a training row; 130/143 interrupted
+Exit    0 done; 2 something to fix; 3 a held-out row is too close to a training row; 129/130/143 interrupted
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tool_aware.rows import SPLITS
 if TYPE_CHECKING:
     from tool_aware.dataset.assembly import Collected
     from tool_aware.dataset.curation import Curated
+    from tool_aware.dataset.outputs import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,51 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     from tool_aware.dataset.earlier_splits import read_earlier_splits
-    from tool_aware.dataset.outputs import Result, entry_of_earlier_splits, refuse_foreign_files, render, summary, write
-    from tool_aware.dataset.previews import load_local_tokenizer
-    from tool_aware.dataset.split_check import check_split
-    from tool_aware.dataset.splitting import split_rows
+    from tool_aware.dataset.outputs import Result, refuse_foreign_files
+    from tool_aware.dataset.split_check import split_and_check
 
-    fallbacks = Fallbacks()
-    dataset = config.dataset
+    dataset, fallbacks = config.dataset, Fallbacks()
     refuse_foreign_files(dataset.dir, overwrite=options.overwrite)
     earlier = read_earlier_splits(dataset.splits_from) if dataset.splits_from else None
     if options.import_path:
         collected = import_rows(options.import_path, config, options, fallbacks)
     else:
         collected = make_rows(config, environment, options, fallbacks)
-
-    heading("Splitting")
-    split = split_rows(collected.rows, dataset.splits, dataset.seed, earlier)
-    if earlier:
-        kept, dropped = sum(split.kept_in_place.values()), split.dropped_as_trained_on
-        say(f"{kept} rows stay in their split of {earlier.folder}; {dropped} dropped that its train.json has")
-    thin_tools = check_split(split, config, source=options.import_path)
-    say(f"no held-out row is nearer than {split.highest_similarity:.3f} to a training row")
-    for message in thin_tools:
-        fallbacks.add(message)
-
-    heading("Writing")
-    result = Result(split, dataset.seed, collected)
-    tokenizer = load_local_tokenizer(config.model, environment.hf_token, fallbacks)
-    paths = write(dataset.dir, render(result, config.toolbox, tokenizer))
-    imported = dataset.dir / IMPORTED_CONFIG_NAME
-    own_config = imported if imported in paths else None  # it has all tools of the data, which training compares with
-    write_manifest(
-        dataset.dir,
-        stage="prepare_dataset",
-        config=(load_config(own_config, options.overrides) if own_config else config).as_dict(),
-        seed=dataset.seed,
-        started_s=started_s,
-        inputs=[path for path in (options.logs, options.import_path) if path],
-        outputs=paths,
-        counts=result.counts(),
-        fallbacks=fallbacks,
-        earlier_splits=entry_of_earlier_splits(split, earlier) if earlier else None,
-    )
-    print(summary(split.rows))
-    say(f"\n{dataset.dir}/ is ready after {duration(time.time() - started_s)}; look at {DATASET_REPORT_NAME} there")
-    print(f"Next: {next_command('train_tool_aware.py', options, config=own_config)}")
+    split = split_and_check(collected.rows, config, earlier, fallbacks, source=options.import_path)
+    result = Result(split, dataset.seed, collected, earlier)
+    finish(result, config, options, environment.hf_token, fallbacks=fallbacks, started_s=started_s)
     return 0
 
 
@@ -208,7 +177,7 @@ def read_log(config: Config, environment: Environment, options: Options, fallbac
         if options.require_database:
             fix = "start the database, or run without --require-database"
             raise UserError(error.what, where=error.where, fix=fix) from error
-        fallbacks.add(f"no query log: {error.where}: {error.what}; going on with synthesis alone")
+        fallbacks.add(f"no query log: {error.where}: {error.what}; continuing with synthesis alone")
         return None
     say(f"{curated.read} logged queries read, {len(curated.rows)} kept")
     if curated.rejected:
@@ -263,6 +232,39 @@ def import_rows(path: Path, config: Config, options: Options, fallbacks: Fallbac
     return Collected(unique.rows, unique.exact, unique.near, log_rejected=skipped, more_files=more_files)
 
 
+# ---- files ----------------------------------------------------------------------------------------------
+
+
+def finish(
+    result: Result, config: Config, options: Options, hf_token: str | None, *, fallbacks: Fallbacks, started_s: float
+) -> None:
+    """Write the files and the manifest, and print the rows and the next command."""
+    from tool_aware.dataset.outputs import entry_of_earlier_splits, render, summary, write
+    from tool_aware.dataset.previews import load_local_tokenizer
+
+    heading("Writing")
+    folder = config.dataset.dir
+    tokenizer = load_local_tokenizer(config.model, hf_token, fallbacks)
+    paths = write(folder, render(result, config.toolbox, tokenizer))
+    imported = folder / IMPORTED_CONFIG_NAME
+    own_config = imported if imported in paths else None  # it has all tools of the data, which training compares with
+    write_manifest(
+        folder,
+        stage="prepare_dataset",
+        config=(load_config(own_config, options.overrides) if own_config else config).as_dict(),
+        seed=result.seed,
+        started_s=started_s,
+        inputs=[path for path in (options.logs, options.import_path) if path],
+        outputs=paths,
+        counts=result.counts(),
+        fallbacks=fallbacks,
+        earlier_splits=entry_of_earlier_splits(result.split, result.earlier) if result.earlier else None,
+    )
+    print(summary(result.split.rows))
+    say(f"\n{folder}/ is ready after {duration(time.time() - started_s)}; look at {DATASET_REPORT_NAME} there")
+    print(f"Next: {next_command('train_tool_aware.py', options, config=own_config)}")
+
+
 # ---- checks ---------------------------------------------------------------------------------------------
 
 
@@ -285,7 +287,6 @@ def check_files(path: Path, config: Config, environment: Environment, options: O
     data_check.refuse_missing_files(path, files)
     if path.is_dir():
         with_data = replace(options, overrides=[*options.overrides, f"dataset.dir={path}"])
-        say("memory and time of training on it:")
         print(f"Next: {next_command('monitor_gpu.py estimate', with_data)}")
     return 0
 

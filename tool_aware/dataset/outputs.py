@@ -42,6 +42,8 @@ class Result:
     split: Split
     seed: int
     collected: Collected
+    earlier: EarlierSplits | None = None
+    """The data set whose splits were kept, if any."""
 
     def counts(self) -> dict[str, Any]:
         """Return the numbers for the manifest and the card."""

@@ -1,14 +1,31 @@
-"""The checks that a split has to pass before it is written."""
+"""Splits the rows, with the checks that a split has to pass before it is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tool_aware.config.settings import Config
-from tool_aware.console import GateFailed, UserError
-from tool_aware.dataset.splitting import Split
-from tool_aware.rows import SPLITS
+from tool_aware.console import Fallbacks, GateFailed, UserError, heading, say
+from tool_aware.dataset.earlier_splits import EarlierSplits
+from tool_aware.dataset.splitting import Split, split_rows
+from tool_aware.rows import SPLITS, Row
+
+
+def split_and_check(
+    rows: Sequence[Row], config: Config, earlier: EarlierSplits | None, fallbacks: Fallbacks, *, source: Path | None
+) -> Split:
+    """Split the rows, print what became of them, and check the splits; `source` and errors as in `check_split`."""
+    heading("Splitting")
+    split = split_rows(rows, config.dataset.splits, config.dataset.seed, earlier)
+    if earlier:
+        kept, dropped = sum(split.kept_in_place.values()), split.dropped_as_trained_on
+        say(f"{kept} rows stay in their split of {earlier.folder}; {dropped} dropped that its train.json has")
+    thin_tools = check_split(split, config, source=source)
+    say(f"no held-out row is nearer than {split.highest_similarity:.3f} to a training row")
+    for message in thin_tools:
+        fallbacks.add(message)
+    return split
 
 
 def check_split(split: Split, config: Config, *, source: Path | None = None) -> list[str]:

@@ -15,15 +15,19 @@ from tool_aware.tools import Toolbox
 
 # https://huggingface.co/docs/hub/datasets-cards: the buckets of size_categories
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_LIMITS = """## Limits
+
+Synthetic queries are cleaner and more even than real ones. Logged tools are an earlier router's choices that went well,
+not labels by people. Languages other than English are covered thinly."""
 
 
 def build_card(parts: Mapping[str, Sequence[Row]], tools: Toolbox, counts: Mapping[str, Any], seed: int) -> str:
     """Return the text of the card."""
     rows = [row for name in SPLITS for row in parts[name]]
-    return f"---\n{_front_matter(parts, rows)}---\n\n{_body(parts, rows, tools, counts, seed)}"
+    return f"---\n{_front_matter(rows)}---\n\n{_body(parts, rows, tools, counts, seed)}"
 
 
-def _front_matter(parts: Mapping[str, Sequence[Row]], rows: Sequence[Row]) -> str:
+def _front_matter(rows: Sequence[Row]) -> str:
     languages = Counter(str(row.metadata.get("language", "")) for row in rows)
     size = next((name for limit, name in _SIZES if len(rows) < limit), "1M<n<10M")
     files = [{"split": {"val": "validation"}.get(name, name), "path": split_name(name)} for name in SPLITS]
@@ -62,13 +66,7 @@ the evidence in the query. Made by `prepare_dataset.py` with seed {seed}.
 
 {_markdown(["language", "rows"], _counted(rows, "language"))}
 
-## Fields
-
-- `instruction`: the user turn: the task, the tools with their parameters, the answer format, and the query at the end.
-- `response`: three lines, `Tool:`, `Parameters:` (JSON) and `Reasoning:`.
-- `metadata`: `source`, `tool`, `slice`, `language`, `template` and `group` (what splits keep together),
-  `acceptable_tools` where more than one tool is right ({ambiguous} rows), `accepted_parameters` where other
-  values are as good.
+{_fields(ambiguous)}
 
 ## How it was made
 
@@ -77,18 +75,29 @@ Of the agent's query log, {counts.get("log_read", 0)} were read and {sum(rejecte
 {_reasons(rejected)}.
 Personal data and secrets in logged texts were replaced by placeholders{_reasons(redacted)}.
 
-## Splits
+{_splits(counts.get("highest_similarity", 0.0))}
+
+{_LIMITS}
+"""
+
+
+def _fields(ambiguous: int) -> str:
+    return f"""## Fields
+
+- `instruction`: the user turn: the task, the tools with their parameters, the answer format, and the query at the end.
+- `response`: three lines, `Tool:`, `Parameters:` (JSON) and `Reasoning:`.
+- `metadata`: `source`, `tool`, `slice`, `language`, `template` and `group` (what splits keep together),
+  `acceptable_tools` where more than one tool is right ({ambiguous} rows), `accepted_parameters` where other
+  values are as good."""
+
+
+def _splits(highest_similarity: float) -> str:
+    return f"""## Splits
 
 Templates, contrast pairs, programs, sessions and near-duplicates never span two splits. The held-out row closest to a
-training row has similarity {counts.get("highest_similarity", 0.0):.3f}
+training row has similarity {highest_similarity:.3f}
 (cosine of character trigram sets); 0.85 or more is refused.
-`split_report.json` has the number for every held-out row.
-
-## Limits
-
-Synthetic queries are cleaner and more even than real ones. Logged tools are an earlier router's choices that went well,
-not labels by people. Languages other than English are covered thinly.
-"""
+`split_report.json` has the number for every held-out row."""
 
 
 def _counted(rows: Sequence[Row], key: str) -> list[list[str]]:

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Stage 3: answer the test rows with the base and the fine-tuned model, and compare their answers.
 
     python evaluate.py                          # base against output/lora_adapters, on data/test.json
@@ -13,7 +12,7 @@ Reads   config.yaml; data/test.json; data/train.json and data/val.json (baseline
 Writes  evaluation_results/ {base_model,finetuned_model}_{metrics,results}.json and _confusion.png, comparison.json,
         report.html, report.md, answer.gbnf, answer.regex, predictions/*.jsonl, manifest.json
         output/lora_adapters/ routing_thresholds.json, probe.json, and the results in its model card
-Exit    0 done; 2 something to fix; 3 a gate failed; 130/143 stopped (run again to go on where it stopped)
+Exit    0 done; 2 something to fix; 3 a gate failed; 129/130/143 stopped (run again to continue)
 """
 
 from __future__ import annotations

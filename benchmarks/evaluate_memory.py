@@ -224,8 +224,11 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
         error = f"{one.allocated_error:+.1%} / {one.total_error:+.1%}" if one else "-"
         lines.append([row[key] for key in keys] + [row[key] or "-" for key in peak_keys] + [error])
     errors = {"allocated": [one.allocated_error for one in compared], "in all": [one.total_error for one in compared]}
-    told = [f"formula, {name}: mean error {mean_and_worst(found)[0]:.2%}, worst {mean_and_worst(found)[1]:.2%}"
-            for name, found in errors.items() if found]  # fmt: skip
+    told = [
+        f"formula, {name}: mean error {mean_and_worst(found)[0]:.2%}, worst {mean_and_worst(found)[1]:.2%}"
+        for name, found in errors.items()
+        if found
+    ]
     return "\n".join([table(headers, lines), *told])
 
 

@@ -80,9 +80,12 @@ def measure(interval_s: float, seconds: float, environment: dict[str, str], log:
     """Run the monitor and return its processor time per second, and its resident memory at the end."""
     command = [sys.executable, str(_REPOSITORY / "monitor_gpu.py"), "monitor", "--interval", str(interval_s)]
     with subprocess.Popen(
-        [*command, "--output", str(log)], env=environment, cwd=_REPOSITORY,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
+        [*command, "--output", str(log)],
+        env=environment,
+        cwd=_REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         time.sleep(STARTING_S)
         before_s, started_s = cpu_seconds(process.pid), time.monotonic()
         time.sleep(seconds)

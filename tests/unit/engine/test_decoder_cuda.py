@@ -57,14 +57,22 @@ def test_kernels_compute_what_plain_torch_does():
 
 def quantised(double: bool, kind: str) -> tuple[MistralConfig, BitsAndBytesConfig]:
     shape = MistralConfig(
-        vocab_size=1000, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=3,
-        num_attention_heads=8, num_key_value_heads=2, head_dim=64, sliding_window=None,
-    )  # fmt: skip
+        vocab_size=1000,
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        sliding_window=None,
+    )
     torch.manual_seed(0)
     settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double,
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
+    )
     return shape, settings
 
 

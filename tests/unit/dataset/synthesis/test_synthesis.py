@@ -271,8 +271,13 @@ def test_noise_never_changes_what_a_program_is_about(content: Content, config: C
     noise = Noise(content.noise)
     others = ["web_search", "rag_retrieval", "direct_chat"]
     for seed in range(500):
-        noisy = noise.apply('md5 of "Hello World."', tool="code_execution", other_tools=others,
-                            protected="Hello World.", random_=random.Random(seed))  # fmt: skip
+        noisy = noise.apply(
+            'md5 of "Hello World."',
+            tool="code_execution",
+            other_tools=others,
+            protected="Hello World.",
+            random_=random.Random(seed),
+        )
         assert "Hello World." in noisy.text
 
 
@@ -281,8 +286,9 @@ def test_the_right_tool_is_never_the_one_that_is_ruled_out(content: Content) -> 
     forbidden = content.noise["actions"]["web_search"]
     others = ["rag_retrieval", "code_execution", "direct_chat"]
     for seed in range(300):
-        noisy = Noise(settings).apply("who won the match", tool="web_search", other_tools=others, protected="",
-                                      random_=random.Random(seed))  # fmt: skip
+        noisy = Noise(settings).apply(
+            "who won the match", tool="web_search", other_tools=others, protected="", random_=random.Random(seed)
+        )
         assert noisy.slice == "negation"
         assert not any(action in noisy.text for action in forbidden)
 

@@ -160,8 +160,11 @@ def test_a_full_disk_is_named_and_leaves_older_checkpoints_intact(small_disk):
 def test_what_changes_nothing_that_is_learnt_may_differ_when_a_run_is_resumed():
     given = run_settings(load_config(REPOSITORY / "config.yaml"))
     for override in (
-        "training.packing=block", "training.per_device_eval_batch_size=2", "training.save_steps=7",
-        "model.attn_implementation=eager", "optimization.offload=true",
-    ):  # fmt: skip
+        "training.packing=block",
+        "training.per_device_eval_batch_size=2",
+        "training.save_steps=7",
+        "model.attn_implementation=eager",
+        "optimization.offload=true",
+    ):
         assert run_settings(load_config(REPOSITORY / "config.yaml", [override])) == given, override
     assert run_settings(load_config(REPOSITORY / "config.yaml", ["lora.r=4"])) != given

@@ -16,8 +16,15 @@ from tool_aware.training.run.run_card import RunFacts, license_of, render_card, 
 
 
 def step(number: int, loss: float, peak_gib: float | None = None) -> dict[str, object]:
-    return {"step": number, "loss": loss, "lr": 1e-4, "examples": 8, "seconds": 2.0, "examples_per_s": 4.0,
-            "peak_gib": peak_gib}  # fmt: skip
+    return {
+        "step": number,
+        "loss": loss,
+        "lr": 1e-4,
+        "examples": 8,
+        "seconds": 2.0,
+        "examples_per_s": 4.0,
+        "peak_gib": peak_gib,
+    }
 
 
 def scoring(number: int) -> dict[str, object]:
@@ -46,9 +53,16 @@ def test_curves_are_drawn_of_any_run(tmp_path, lines):
 def facts(tmp_path: Path) -> RunFacts:
     config = load_config(REPOSITORY / "config.yaml", ["lora.r=16", "training.output_dir=/somewhere"])
     return RunFacts(
-        config, tmp_path / "lora_adapters", data={"train": (1117, "ab" * 32)}, steps=20, exported_step=10,
-        why_exported="the best of 2", validation=scoring(10), device="a card", license="apache-2.0",
-    )  # fmt: skip
+        config,
+        tmp_path / "lora_adapters",
+        data={"train": (1117, "ab" * 32)},
+        steps=20,
+        exported_step=10,
+        why_exported="the best of 2",
+        validation=scoring(10),
+        device="a card",
+        license="apache-2.0",
+    )
 
 
 def test_the_card_is_a_model_card_with_the_figures_of_the_run(facts):

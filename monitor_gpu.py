@@ -4,7 +4,7 @@
     python monitor_gpu.py monitor --interval 5 --output gpu_logs.json
     python monitor_gpu.py estimate --model-size 7.0 --quantization 4bit --lora-r 8 --batch-size 1 --seq-length 2048
 
-Reads   config.yaml (or --config), the NVIDIA driver through NVML, output/metrics.jsonl of a run that goes on
+Reads   config.yaml (or --config), the NVIDIA driver through NVML, output/metrics.jsonl of a run in progress
 Writes  the file given to --output or --write, nothing else
 Exit    0 done; 2 something to fix (no driver, no GPU, not ready to train); 3 an alert fired, or the estimate does not
         fit the card; 129/130/143 the monitor was stopped (its log is complete); of a wrapped command its own

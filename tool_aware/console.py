@@ -74,7 +74,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     """Call `main`, report its outcome and exit with the code for it."""
     _open_closed_streams()
     signal.signal(signal.SIGTERM, _raise_interrupted)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup a run goes on after its terminal closes
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup a run continues after its terminal closes
         signal.signal(signal.SIGHUP, _raise_interrupted)
     sys.exit(_flush(_outcome(main)))
 

@@ -31,7 +31,7 @@ def write_manifest(
     """Write `directory/manifest.json`, the record of one finished stage, and return it.
 
     `started_s` is the `time.time()` at which the stage began; `outputs` are listed relative to `directory`.
-    `config` holds no secrets: those live in the environment only (see tool_aware.config.environment).
+    `config` holds no secrets: those are only in the environment (see tool_aware.config.environment).
     """
     manifest = {
         "stage": stage,

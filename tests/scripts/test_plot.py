@@ -20,7 +20,7 @@ def document(samples: object, head: object = HEAD) -> str:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("log.csv", f"{CSV_HEAD}noon,0.0,0,,,,,,,GPU is lost\n", "holds no values"),
+        ("log.csv", f"{CSV_HEAD}noon,0.0,0,,,,,,,GPU is lost\n", "holds no values: no GPU reported a value"),
         ("log.csv", f"{CSV_HEAD}noon,notanumber,0,6050,98,,,,,\n", "could not convert string to float: 'notanumber'"),
         ("log.csv", f"{CSV_HEAD}noon,inf,0,6050,98,,,,,\n", "inf is no number"),
         ("log.csv", f"{CSV_HEAD}noon,0.0,first,6050,98,,,,,\n", "is not a log"),

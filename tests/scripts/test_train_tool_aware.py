@@ -189,7 +189,7 @@ def test_overwriting_never_deletes_what_the_run_starts_from(train):
         message = refused(train("--overwrite", "--adapter", str(adapter)))
         assert "--overwrite would delete the adapter" in message
         assert "another --output_dir" in message
-    assert "delete what --resume goes on from" in refused(train("--overwrite", "--resume"))
+    assert "delete what --resume continues from" in refused(train("--overwrite", "--resume"))
     assert len(list(train.output.iterdir())) == 4
 
 

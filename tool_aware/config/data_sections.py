@@ -66,7 +66,7 @@ class ColumnsSection(Section):
     timestamp: str | None = "timestamp"
     """When it was asked."""
     id: str | None = "id"
-    """A unique, indexed number: the log is read in pages by it, and reading goes on after a lost connection."""
+    """A unique, indexed number: the log is read in pages by it, and reading continues after a lost connection."""
     session: str | None = "session_id"
     """Rows of one session stay in one split."""
     error: str | None = "error_message"

@@ -130,7 +130,9 @@ def _refused(error: Exception, environment: Environment) -> UserError:
             where=where,
             fix="put its root certificate in ~/.postgresql/root.crt, or set database.sslmode",
         )
-    return DatabaseUnreachable(reason, where=where, fix="start it, correct the POSTGRES_* variables, or go on without")
+    return DatabaseUnreachable(
+        reason, where=where, fix="start it, correct the POSTGRES_* variables, or continue without"
+    )
 
 
 def _explained(error: Exception, settings: DatabaseSection) -> Exception:

@@ -185,7 +185,7 @@ class PackedDecoder:
     # ---- memory -----------------------------------------------------------------------------------------
 
     def reduce_memory(self) -> str | None:
-        """Trade time for memory from here on; return how, in words, or None if nothing is left to trade."""
+        """Use less memory and more time from here on; return how, in words, or None if nothing more can be done."""
         self._inputs.clear()  # of the step that ran out of memory
         if self._first_kept < len(self._layers):
             self._first_kept = len(self._layers)

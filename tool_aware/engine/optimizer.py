@@ -62,7 +62,7 @@ class FlatAdamW(torch.optim.AdamW):
             self._working.copy_(self._master)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Clear the gradients in place; `set_to_none`, which callers usually pass, is not heeded."""
+        """Clear the gradients in place; `set_to_none`, which callers usually pass, is ignored."""
         self.gradient.zero_()
         for parameter, view in zip(self._parameters, self._gradient_views, strict=True):
             parameter.grad = view

@@ -173,7 +173,7 @@ def check_driver(info: DriverInfo) -> CheckLine:
 
 
 def check_torch(info: DriverInfo | None) -> CheckLine:
-    """Hold the CUDA version torch was built for against the driver's."""
+    """Compare the CUDA version that torch was built for with the driver's."""
     built = torch_build()
     if built is None:
         return CheckLine("problem", "torch", "not installed", "pip install -r requirements.txt")
@@ -313,7 +313,7 @@ def check_token(config: Config, environment: Environment) -> CheckLine:
 
 
 def check_database(config: Config, environment: Environment) -> Iterator[CheckLine]:
-    """Connect to the query log's database, if it is to be used. Never a problem: stage 1 goes on without it."""
+    """Connect to the query log's database, if it is to be used. Never a problem: stage 1 continues without it."""
     if not config.dataset.use_query_log:
         return
     import psycopg2

@@ -65,7 +65,7 @@ def read_log(path: Path) -> Log:
         raise UserError("holds no samples", where=str(path))
     log = Log(dict(series), names, totals_mib)
     if not any(values(log, index, field) for index in series for field, *_ in _PANELS):
-        raise UserError("holds no values: no GPU has told any", where=str(path))
+        raise UserError("holds no values: no GPU reported a value", where=str(path))
     return log
 
 

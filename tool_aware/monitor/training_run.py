@@ -1,4 +1,4 @@
-"""Find the training run that goes on beside the monitor, and read how far it is."""
+"""Find the training run in progress beside the monitor, and read how far it is."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Consumer(Protocol):
         """Take one sample."""
 
     def close(self) -> None:
-        """Finish: there are no more samples."""
+        """End the output; no more samples follow."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Screen:
         self._live.start()
 
     def take(self, sample: Sample) -> None:
-        """Redraw."""
+        """Draw the view anew with the sample."""
         from rich.text import Text
 
         for gpu in sample.gpus:

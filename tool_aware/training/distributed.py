@@ -42,7 +42,7 @@ class PeerLost(UserError):
     """Another process of the run has ended. Its own message says why."""
 
     def __init__(self) -> None:
-        super().__init__("another process of this run has ended; its message says why", fix="go on with --resume")
+        super().__init__("another process of this run has ended; its message says why", fix="continue with --resume")
         self.exit_code = 1
 
 

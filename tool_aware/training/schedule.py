@@ -114,7 +114,7 @@ class MicroBatches:
         return rows if self.processes == 1 else self._share(rows)
 
     def _share(self, rows: list[int]) -> list[int]:
-        """Deal rows to the processes there and back, the longest first; return those of this one."""
+        """Return the rows of this process: longest first, dealt out forwards and backwards in turn."""
         dealt = [*range(self.processes), *reversed(range(self.processes))]
         longest_first = sorted(rows, key=lambda row: -self._lengths[row])
         return [row for place, row in enumerate(longest_first) if dealt[place % len(dealt)] == self.rank]

@@ -1,7 +1,7 @@
 """Paraphrases of rows from an OpenAI-compatible endpoint; only what passes five gates is kept.
 
 The gates, in order: format, schema, executable code, round trip (the model, asked as the agent would ask it, must
-choose the same tool), near-duplicate. Every finished request is appended to a journal, so a stopped run goes on.
+choose the same tool), near-duplicate. Every finished request is appended to a journal, so a stopped run continues.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _with_retries(send: Callable[[], Any], url: str) -> Any:
     raise UserError(
         f"no usable answer after {RETRIES + 1} attempts: {reason}",
         where=url,
-        fix="run the same command again later: it goes on where it stopped",
+        fix="run the same command again later: it continues where it stopped",
     )
 
 

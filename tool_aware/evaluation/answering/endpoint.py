@@ -94,7 +94,7 @@ class Endpoint:
         return [log.done[index] for index in rows]
 
     def _request(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """GET, or POST `body`, with retries where the server may recover."""
+        """Return the JSON answer to a GET, or to a POST if there is a `body`; retry where the server may recover."""
         base = self.url.rstrip("/")
         base = base if base.endswith("/v1") else f"{base}/v1"
         headers = {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""Answers on disk, one JSON line each as soon as they exist, so that a killed run goes on where it stopped."""
+"""Answers on disk, one JSON line each as soon as they exist, so that a killed run continues where it stopped."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch
     "attn_implementation",
 }  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")  # what a library might unpickle
-_FULL_DISK_FIX = "free some space and go on with --resume; older checkpoints are untouched"
+_FULL_DISK_FIX = "free some space and continue with --resume; older checkpoints are untouched"
 _NAME = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
 
 
@@ -135,7 +135,7 @@ def refuse_another_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
     if changed:
         lines = [f"  {key}: {before.get(key)!r} then, {run.get(key)!r} now" for key in changed]
         raise UserError(
-            "\n".join(["cannot go on with other settings than it was started with:", *lines]),
+            "\n".join(["cannot continue with other settings than it was started with:", *lines]),
             where=str(checkpoint),
             fix="restore them, or start anew with --overwrite or another --output_dir",
         )

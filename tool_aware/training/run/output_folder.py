@@ -26,24 +26,24 @@ from tool_aware.training.run.checkpoints import checkpoints_in, newest_valid, re
 def check_output_dir(output_dir: Path, *, resume: bool, overwrite: bool, adapter: Path | None = None) -> None:
     """Refuse to mix a new run with an old one, to start where nothing can be kept, and to delete what it starts from.
 
-    `adapter` is the earlier one to go on from. Raises UserError.
+    `adapter` is the earlier one to continue from. Raises UserError.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(output_dir, os.W_OK):
         raise UserError("cannot be written to", where=str(output_dir), fix="another --output_dir")
     if overwrite and resume:
-        fix = "--resume to go on, --overwrite to start anew"
-        raise UserError("--overwrite would delete what --resume goes on from", where=str(output_dir), fix=fix)
+        fix = "--resume to continue, --overwrite to start anew"
+        raise UserError("--overwrite would delete what --resume continues from", where=str(output_dir), fix=fix)
     if overwrite:
         if adapter and any(adapter.resolve().is_relative_to(path.resolve()) for path in _left_by_a_run(output_dir)):
-            what = f"--overwrite would delete the adapter to go on from, {adapter}"
+            what = f"--overwrite would delete the adapter to continue from, {adapter}"
             raise UserError(what, where=str(output_dir), fix="another --output_dir, which leaves that run as it is")
         return
     if read_manifest(output_dir):
-        fix = "use another --output_dir, or --overwrite to replace it; --adapter goes on from an adapter"
+        fix = "use another --output_dir, or --overwrite to replace it; --adapter continues from an adapter"
         raise UserError("holds a finished run", where=str(output_dir), fix=fix)
     if checkpoints_in(output_dir) and not resume:
-        fix = "--resume to go on, --overwrite to start anew"
+        fix = "--resume to continue, --overwrite to start anew"
         raise UserError("holds an unfinished run", where=str(output_dir), fix=fix)
 
 

@@ -185,7 +185,7 @@ def _open_wandb(config: Config, environment: Environment, output_dir: Path) -> A
     try:
         import wandb
     except ImportError:
-        warn("USE_WANDB is set but wandb is not installed; going on without it (pip install wandb)")
+        warn("USE_WANDB is set but wandb is not installed; continuing without it (pip install wandb)")
         return None
     has_key = bool(os.environ.get("WANDB_API_KEY")) or _wandb_is_logged_in()
     mode: Any = os.environ.get("WANDB_MODE", "online" if has_key else "offline")

@@ -1,4 +1,4 @@
-"""Paraphrases from an endpoint (a local server here) pass five gates or are counted; a stopped run goes on."""
+"""Paraphrases from an endpoint (a local server here) pass five gates or are counted; a stopped run continues."""
 
 from __future__ import annotations
 

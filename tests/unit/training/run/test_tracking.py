@@ -1,4 +1,4 @@
-"""metrics.jsonl survives what happens to files, and a resumed run goes on in it."""
+"""metrics.jsonl survives what happens to files, and a resumed run continues in it."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ Every mistake in a config is reported at once, each with its dotted key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,15 @@ from tool_aware.console import UserError
 from tool_aware.tools import Toolbox
 
 DEFAULT_CONFIG = Path("config.yaml")
+
+
+def by_section(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return settings by section and key, given as `section.key` -> value."""
+    sections: dict[str, dict[str, Any]] = {}
+    for dotted, value in settings.items():
+        section, _, key = dotted.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return sections
 
 
 class Config(Section):
@@ -61,6 +70,13 @@ class Config(Section):
         """Return the config with each `auto` of the memory plan replaced by its value without a budget."""
         values = {key: value for key, value in WITHOUT_BUDGET.items() if getattr(self.optimization, key) == "auto"}
         return self.model_copy(update={"optimization": self.optimization.model_copy(update=values)})
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Config:
+        """Return the config with other values for some settings, unchecked; each key is `section.key`."""
+        sections = by_section(settings).items()
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=values) for name, values in sections}
+        )
 
     @property
     def toolbox(self) -> Toolbox:

@@ -57,12 +57,7 @@ class Plan:
 
     def apply(self, config: Config) -> Config:
         """Return `config` with the plan's values where it said `auto`."""
-        sections: dict[str, dict[str, Any]] = {}
-        for dotted, value in self.settings.items():
-            section, _, key = dotted.partition(".")
-            sections.setdefault(section, {})[key] = value
-        updated = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-        return config.model_copy(update=updated).settled()
+        return config.with_settings(self.settings).settled()
 
     def text(self) -> str:
         """Return the plan in lines: what is needed and what there is, then each choice with its reason."""

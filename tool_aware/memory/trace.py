@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.settings import Config
 from tool_aware.engine.sizes import FLASH_ROUNDING
 from tool_aware.memory.fake_model import make_fake, meta_model
-from tool_aware.memory.knobs import KNOBS
+from tool_aware.memory.knobs import KNOBS, settings_of
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.model.adapter import new_adapter, prepare_for_training
 from tool_aware.model.base import quiet_libraries
@@ -95,20 +95,16 @@ def trace_layers(spec: TrainingSpec, config: Config, layers: int) -> TracedBytes
 
 def config_of(spec: TrainingSpec, base: Config) -> Config:
     """Return the config whose training step has this spec; what the spec leaves open is taken from `base`."""
-    targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
-    changes: dict[str, dict[str, Any]] = {
-        "lora": {"r": spec.lora_r, "target_modules": targets},
-        "training": {"packing": spec.packing},
-        "optimization": {
-            "gradient_checkpointing": spec.checkpointing,
-            "kept_layers": spec.kept_layers,
-            "cached_layers": spec.cached_layers,
-            "offload": False,  # there is no host to move anything to
-            "decoder": "transformers" if spec.decoder == "transformers" else "auto",
-            "optim": spec.optimizer,
-        },
+    settings = {
+        **settings_of(spec),
+        "optimization.offload": False,  # the one exception among the knobs: there is no host to move anything to
+        "optimization.decoder": "transformers" if spec.decoder == "transformers" else "auto",
+        "optimization.optim": spec.optimizer,
+        "training.packing": spec.packing,
+        "lora.r": spec.lora_r,
+        "lora.target_modules": spec.targets if isinstance(spec.targets, str) else list(spec.targets),
     }
-    return base.model_copy(update={name: getattr(base, name).model_copy(update=x) for name, x in changes.items()})
+    return base.with_settings(settings)
 
 
 def _step_and_optimizer(model: PeftModel, spec: TrainingSpec, config: Config) -> tuple[MicroStep, Optimizer]:

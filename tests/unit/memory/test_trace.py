@@ -8,8 +8,9 @@ import pytest
 
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.estimate import estimate_training
+from tool_aware.memory.knobs import settings_of
 from tool_aware.memory.spec import TrainingSpec
-from tool_aware.memory.trace import counting, trace_layers, trace_step, traceable
+from tool_aware.memory.trace import config_of, counting, trace_layers, trace_step, traceable
 from tool_aware.units import GIB
 
 MISTRAL, TINY = PRESETS["mistral-7b-v0.2"], PRESETS["tinyllama-1.1b"]
@@ -34,6 +35,16 @@ GRID = {
     "8-bit weights": TrainingSpec(MISTRAL, quantization="8bit", seq_length=1024),
     "eager attention": TrainingSpec(TINY, attention="eager", **PADDED),
 }
+
+
+def test_the_traced_config_has_the_value_of_each_knob_but_offload(config):
+    spec = TrainingSpec(TINY, batch_size=3, accumulation=5, kept_layers=2, cached_layers=1, offload=True)
+    traced = config_of(spec, config)
+    wanted = {**settings_of(spec), "optimization.offload": False}
+    assert traced == config.with_settings({**wanted, "lora.r": 8, "training.packing": "prefix"})
+    for dotted, value in wanted.items():
+        section, _, key = dotted.partition(".")
+        assert getattr(getattr(traced, section), key) == value
 
 
 @pytest.mark.parametrize("name", GRID)

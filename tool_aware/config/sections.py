@@ -17,6 +17,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 FolderPath = Annotated[Path, Field(strict=False)]  # strict mode would take a Path object only
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Auto = Literal["auto"]
+LONGEST_SEQUENCE = 32768  # tokens
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ModelSection(Section):
     """A Hugging Face id, or a folder with weights and tokenizer."""
     revision: str | None = None
     """A branch, tag or commit of that id; null = its main branch."""
-    max_seq_length: Annotated[int, Field(ge=64, le=32768)] = 2048
+    max_seq_length: Annotated[int, Field(ge=64, le=LONGEST_SEQUENCE)] = 2048
     """Tokens, 64-32768: the longest example (tools + query + answer) that is accepted. Memory follows the longest
     example present, not this limit."""
     attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"

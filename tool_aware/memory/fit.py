@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from tool_aware.config.sections import LONGEST_SEQUENCE
+from tool_aware.config.settings import by_section
 from tool_aware.config.yaml_file import apply_override, read_yaml_file
 from tool_aware.console import UserError
 from tool_aware.files import write_text
@@ -26,7 +28,6 @@ from tool_aware.units import GIB
 
 SMALLEST_RANK = 4
 SHORTEST_SEQUENCE = 256
-LONGEST_SEQUENCE = 32768  # what config.yaml accepts
 LARGEST_BATCH = 1024
 
 
@@ -39,7 +40,7 @@ class Edit:
     spec: TrainingSpec
 
 
-Rung = Callable[[TrainingSpec], Edit | None]  # a way to need less; None where it changes nothing
+EditStep = Callable[[TrainingSpec], Edit | None]  # makes one edit that needs less memory; None if it changes nothing
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ def fit_card(spec: TrainingSpec, vram_bytes: float, is_open: frozenset[str], all
 def edits_that_fit(spec: TrainingSpec, limit_bytes: float) -> tuple[Edit, ...] | None:
     """Find the fewest edits, in order of what they cost, after which `spec` fits; none that is not needed stays."""
     of_the_run = (_quantize, _halve_batch, _page_optimizer, _halve_rank, _halve_sequence)
-    ladder: list[Rung] = [_share_prefix, *_edits_of_knobs(), *of_the_run]
-    steps: list[Rung] = []
+    edits_in_order: list[EditStep] = [_share_prefix, *_edits_of_knobs(), *of_the_run]
+    steps: list[EditStep] = []
     current = spec
     while needed_bytes(current) > limit_bytes:
-        found = next(((step, edit) for step in ladder if (edit := step(current)) is not None), None)
+        found = next(((step, edit) for step in edits_in_order if (edit := step(current)) is not None), None)
         if found is None:
             return None
         steps.append(found[0])
@@ -103,7 +104,7 @@ def edits_that_fit(spec: TrainingSpec, limit_bytes: float) -> tuple[Edit, ...] |
     return tuple(_apply(spec, _pruned(spec, steps, limit_bytes)))
 
 
-def _pruned(spec: TrainingSpec, steps: Sequence[Rung], limit_bytes: float) -> list[Rung]:
+def _pruned(spec: TrainingSpec, steps: Sequence[EditStep], limit_bytes: float) -> list[EditStep]:
     """Leave out each step without which the rest still fits, the costliest first."""
     kept = list(steps)
     for index in range(len(steps) - 1, -1, -1):
@@ -114,7 +115,7 @@ def _pruned(spec: TrainingSpec, steps: Sequence[Rung], limit_bytes: float) -> li
     return kept
 
 
-def _apply(spec: TrainingSpec, steps: Sequence[Rung]) -> Iterator[Edit]:
+def _apply(spec: TrainingSpec, steps: Sequence[EditStep]) -> Iterator[Edit]:
     for step in steps:
         edit = step(spec)
         if edit is not None:
@@ -122,7 +123,7 @@ def _apply(spec: TrainingSpec, steps: Sequence[Rung]) -> Iterator[Edit]:
             spec = edit.spec
 
 
-# ---- the ladder: what to change, cheapest in quality first ------------------------------------------------
+# ---- the edits in order: what to change, cheapest in quality first ----------------------------------------
 
 
 def _share_prefix(spec: TrainingSpec) -> Edit | None:
@@ -131,7 +132,7 @@ def _share_prefix(spec: TrainingSpec) -> Edit | None:
     return Edit({"training.packing": "prefix"}, "same gradients", replace(spec, packing="prefix"))
 
 
-def _edits_of_knobs() -> list[Rung]:
+def _edits_of_knobs() -> list[EditStep]:
     """Return an edit for each cost that knobs have, in the order of the table."""
     by_cost: dict[str, list[tuple[Knob, bool | int]]] = {}
     for knob in KNOBS:
@@ -219,12 +220,8 @@ def largest(is_possible: Callable[[int], bool], limit: int) -> int:
 
 def as_yaml(keys: Mapping[str, Any]) -> str:
     """Write dotted keys as lines to paste into config.yaml."""
-    sections: dict[str, dict[str, Any]] = {}
-    for dotted, value in keys.items():
-        section, _, key = dotted.partition(".")
-        sections.setdefault(section, {})[key] = value
     lines = []
-    for section, values in sections.items():
+    for section, values in by_section(keys).items():
         lines.append(f"{section}:")
         lines += [
             f"  {key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from tool_aware.config.sections import LONGEST_SEQUENCE
 from tool_aware.config.settings import load_config
 from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.budget import MARGIN_BYTES, needed_bytes
@@ -115,7 +116,7 @@ def test_the_longest_example_and_the_largest_batch_fit_and_one_more_does_not(vra
     length = longest_sequence(PACKED, vram * GIB)
     alone = replace(PACKED, batch_size=1, prefix_tokens=0)
     assert needed_bytes(replace(alone, seq_length=length)) <= vram * GIB
-    if length < 32768:
+    if length < LONGEST_SEQUENCE:
         assert needed_bytes(replace(alone, seq_length=length + 64)) > vram * GIB
     size = largest_batch(PACKED, vram * GIB)
     assert (

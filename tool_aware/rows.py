@@ -17,6 +17,7 @@ from tool_aware.prompt import ParsedAnswer, parse_response, query_of, render_res
 from tool_aware.tools import Toolbox
 
 SPLITS = ("train", "val", "test")
+OPTIONAL = ""  # BFCL's mark among accepted values: the parameter may be left out
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import tool_aware
 
 VERSION = tool_aware.__version__
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "numpy", "psycopg2-binary")
+TRAINING_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+_LIBRARIES = (*TRAINING_LIBRARIES, "tokenizers", "numpy", "psycopg2-binary")
 
 
 def git_commit() -> str | None:

@@ -23,7 +23,7 @@ import yaml
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.prompt import render_instruction, render_response
-from tool_aware.rows import Row
+from tool_aware.rows import OPTIONAL, Row
 from tool_aware.text import shortened
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
 
@@ -33,7 +33,6 @@ _TYPES = {
     "tuple": "array", "bool": "boolean", "str": "string", "any": "string", "String": "string", "char": "string",
 }  # fmt: skip
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
-OPTIONAL = ""  # BFCL's mark among accepted values: the parameter may be left out
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
+from tool_aware.model.adapter import MLP_LINEARS
 from tool_aware.paths import MODEL_CONFIG_NAME
 
 NOMINAL_BILLIONS = 7.0  # what `--model-size` calls Mistral-7B, whose exact count is 7.24 billion
-ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tool_aware.engine.sizes import CHUNK_LABELS
-from tool_aware.memory.architectures import ATTENTION_LINEARS, MLP_LINEARS
 from tool_aware.memory.spec import BYTES_16BIT, LOGIT_BYTES, Moment, Term, TrainingSpec, gradients_that_wait
+from tool_aware.model.adapter import ATTENTION_LINEARS, MLP_LINEARS
 
 STATE_BYTES = 10  # per token and element of width around the loss: the final norm's fp32 copies and its output
 SAVED_SCORE_BYTES = 6  # eager attention, per score: fp32 softmax 4 and its bf16 copy 2

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
+# The linear layers of a decoder layer of Mistral and Llama.
+ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
+ALL_LINEARS = (*ATTENTION_LINEARS, *MLP_LINEARS)
+
 _LAYERS = ".layers."  # part of the name of everything in a decoder layer
-_ALL_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}  # of Mistral and Llama
 # Keys of adapter_config.json that change what an adapter computes, or give it other weights than A and B.
 _VARIANTS = (
     *("use_dora", "use_rslora", "use_qalora", "use_bdlora", "rank_pattern", "alpha_pattern", "lora_bias"),
@@ -67,7 +71,7 @@ def with_lora_of(adapter: Path, config: Config) -> Config:
     targets = settings.get("target_modules") or config.lora.target_modules
     if not isinstance(targets, str):
         names = {name.rpartition(".")[2] for name in targets}
-        targets = "all-linear" if names == _ALL_LINEAR else sorted(names)
+        targets = "all-linear" if names == set(ALL_LINEARS) else sorted(names)
     own = {
         "r": settings.get("r", 8),  # peft's defaults
         "alpha": float(settings.get("lora_alpha", 8)),
@@ -109,7 +113,7 @@ def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
         raise UserError(
             f"no such layers in {config.model.name}",
             where=f"lora.target_modules: {config.lora.target_modules}",
-            fix="all-linear, or names such as q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+            fix=f"all-linear, or names such as {', '.join(ALL_LINEARS)}",
         ) from error
     outside = [name for name, parameter in model.named_parameters() if parameter.requires_grad and _LAYERS not in name]
     if outside:

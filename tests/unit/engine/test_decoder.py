@@ -18,7 +18,7 @@ from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import pack
 from tool_aware.engine.supported import broken_kernels, unsupported
-from tool_aware.model.adapter import new_adapter, prepare_for_training
+from tool_aware.model.adapter import ALL_LINEARS, new_adapter, prepare_for_training
 from tool_aware.model.base import load_base_model
 from tool_aware.prompt import EncodedExample
 
@@ -32,7 +32,6 @@ EXAMPLES = [
     EncodedExample([5, 6, 7], [7, 8, 9]),
     EncodedExample([], [7]),
 ]
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def model_with_adapter(targets: object = "all-linear", rank: int = 3):
@@ -90,7 +89,7 @@ def test_loss_and_gradients_are_autograds(model, packing, kept_layers):
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.sets(st.sampled_from(ALL), min_size=1), st.integers(1, 9))
+@given(st.sets(st.sampled_from(ALL_LINEARS), min_size=1), st.integers(1, 9))
 def test_any_choice_of_adapted_layers_and_any_rank_will_do(targets, rank):
     adapted = model_with_adapter(sorted(targets), rank)
     packed = pack(EXAMPLES, "prefix")

@@ -19,10 +19,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tool_aware.rows import Row
+from tool_aware.rows import OPTIONAL, Row
 from tool_aware.tools import Tool
 
-OPTIONAL = ""  # among accepted values: the parameter may be left out
 _PYTHON_TYPES: Mapping[str, type] = {
     "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict,
     "any": str,

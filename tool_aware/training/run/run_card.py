@@ -16,9 +16,8 @@ from tool_aware.console import duration
 from tool_aware.files import write_text
 from tool_aware.paths import CARD_NAME, CURVES_NAME, FINAL_MODEL_FOLDER, METRICS_NAME, PROMPT_TEMPLATE_NAME, split_name
 from tool_aware.training.run.curves import draw_curves, read_metrics
-from tool_aware.versions import package_versions
+from tool_aware.versions import TRAINING_LIBRARIES, package_versions
 
-_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 _SECTIONS = ("model", "quantization", "lora", "training", "optimization", "export")  # no names of the user's database
 
 
@@ -98,7 +97,7 @@ def _figures(facts: RunFacts, logged: Sequence[Mapping[str, Any]]) -> Iterator[t
         yield "not as planned", fallback
     yield "device", facts.device
     versions = package_versions()
-    yield "versions", ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
+    yield "versions", ", ".join(f"{name} {versions[name]}" for name in TRAINING_LIBRARIES if name in versions)
 
 
 def _settings(config: Config) -> str:

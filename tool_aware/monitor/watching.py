@@ -60,7 +60,7 @@ class Pace:
 
 
 class Consumers:
-    """All consumers as one. One that fails, as on a full disk, is warned of and left out; the others go on."""
+    """All consumers as one. One that fails, as on a full disk, is warned of and left out; the others continue."""
 
     def __init__(self, *consumers: Consumer) -> None:
         self._consumers = list(consumers)

@@ -62,7 +62,7 @@ class Driver:
         return tuple(reader.index for reader in self._readers)
 
     def read(self, timeout_s: float = CALL_TIMEOUT_S) -> list[GpuReading]:
-        """Read every GPU at once. One that does not answer in time is reported with a `problem`; the others continue."""
+        """Read every GPU at once. One that does not answer in time is reported with a `problem`; others continue."""
         if all(reader.is_lost for reader in self._readers):
             self._reopen()
         for reader in self._readers:

@@ -43,6 +43,7 @@ from tool_aware.prompt import load_tokenizer
 from tool_aware.training.data import encode_data, read_data
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
 from tool_aware.training.training_job import Job, plan_text
+from tool_aware.units import GIB
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -210,7 +211,7 @@ def train(
         )
         loop.run(resume_from)
     seconds = time.perf_counter() - started_s
-    peak_gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    peak_gib = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
     model.eval()
     exported = choose_adapter(model, loop.validations, loop.step, keep_best=job.config.training.keep_best)
     say(f"exporting the adapter of step {exported.step}: {exported.why}")

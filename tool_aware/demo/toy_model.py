@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import Progress, UserError
 from tool_aware.files import atomic_folder
-from tool_aware.model.base import quiet_libraries
+from tool_aware.model.base import cache_arguments, quiet_libraries
 from tool_aware.prompt import IGNORE_INDEX, build_tokenizer, encode_example, encode_prompt
 from tool_aware.rows import Row
 
@@ -116,7 +116,7 @@ def _pretrain(
         cache.batch_repeat_interleave(len(batch))
         input_ids = _pad([example.input_ids[shared:] for example in batch], 0)
         labels = _pad([example.labels[shared:] for example in batch], IGNORE_INDEX)
-        states = model.model(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
+        states = model.model(input_ids=input_ids, **cache_arguments(model.model, cache)).last_hidden_state
         is_label = labels[:, 1:] != IGNORE_INDEX  # (B, T - 1): the token before a label predicts it
         loss = cross_entropy(model.lm_head(states[:, :-1][is_label]), labels[:, 1:][is_label])
         loss.backward()

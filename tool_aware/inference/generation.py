@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tool_aware.console import Fallbacks
 from tool_aware.inference.prefix_cache import PrefixCache, prefill, shared_prefix_length
+from tool_aware.model.base import cache_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -199,8 +200,7 @@ class _Decoding:
             input_ids=batch.input_ids,
             attention_mask=batch.mask(),
             position_ids=batch.position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
+            **cache_arguments(self.model, self.cache),
             logits_to_keep=1,
         ).logits[:, -1]  # (rows, vocabulary)
         self.cache.columns, self.cache.visible = self.column, None
@@ -230,8 +230,7 @@ class _Decoding:
             input_ids=self.tokens,
             attention_mask=self.is_visible,
             position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
+            **cache_arguments(self.model, self.cache),
             logits_to_keep=1,
         )
         logits.copy_(output.logits[:, -1])

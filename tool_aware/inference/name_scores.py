@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tool_aware.inference.generation import Batch, make_batch, plan_batches
 from tool_aware.inference.prefix_cache import PrefixCache, prefill, shared_prefix_length
+from tool_aware.model.base import cache_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -105,8 +106,7 @@ def _forward(model: PreTrainedModel, cache: PrefixCache, batch: Batch, trie: Nam
         input_ids=torch.cat([batch.input_ids, tokens], 1),
         attention_mask=mask,
         position_ids=torch.cat([batch.position_ids, batch.position_ids[:, -1:] + depth], 1),
-        past_key_values=cache,
-        use_cache=True,
+        **cache_arguments(model, cache),
         logits_to_keep=1 + nodes,
     ).logits
 

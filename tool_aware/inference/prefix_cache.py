@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.model.base import cache_arguments
 from tool_aware.text import common_prefix_length
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ def prefill(model: PreTrainedModel, prefix: Sequence[int]) -> PrefixCache:
             input_ids=torch.tensor([prefix], device=device),
             attention_mask=(columns[None, :] <= columns[:, None])[None, None],  # (1, 1, prefix, prefix)
             position_ids=columns[None],
-            past_key_values=cache,
-            use_cache=True,
+            **cache_arguments(model, cache),
             logits_to_keep=1,
         )
     return cache

@@ -7,10 +7,12 @@ a 7B 0.5 GiB at rest and more in every activation. QLoRA needs the base frozen, 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +100,17 @@ def load_base_model(
         )
     freeze(base)
     return base
+
+
+def cache_arguments(model: PreTrainedModel, cache: object) -> dict[str, Any]:
+    """Return `cache` under the name that the installed transformers gives it in `forward`: 5.24 renamed the old one."""
+    base = getattr(model, "get_base_model", lambda: model)()  # peft's own forward takes any name
+    return {_cache_name(type(base).forward): cache, "use_cache": True}
+
+
+@functools.cache
+def _cache_name(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def freeze(base: PreTrainedModel) -> None:

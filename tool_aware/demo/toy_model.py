@@ -18,6 +18,7 @@ from tool_aware.files import atomic_folder
 from tool_aware.model.base import cache_arguments, quiet_libraries
 from tool_aware.prompt import IGNORE_INDEX, build_tokenizer, encode_example, encode_prompt
 from tool_aware.rows import Row
+from tool_aware.text import common_prefix_length
 
 if TYPE_CHECKING:
     import torch
@@ -94,12 +95,13 @@ def _pretrain(
     """
     import torch
     from torch.nn.functional import cross_entropy
+    from transformers import DynamicCache
 
     generator = random.Random(seed)
     answers = _short_answers_by_tool(rows)
     weights = _tool_weights(rows)
     prompts = [encode_prompt(tokenizer, row.instruction) for row in rows]
-    shared = next(i for i, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
+    shared = common_prefix_length(prompts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     progress = Progress("building the tiny base model", steps)
@@ -112,7 +114,8 @@ def _pretrain(
                 strict=True,
             )
         ]
-        cache = model.model(input_ids=torch.tensor([batch[0].prompt[:shared]]), use_cache=True).past_key_values
+        cache = DynamicCache(config=model.config)
+        model.model(input_ids=torch.tensor([batch[0].prompt[:shared]]), **cache_arguments(model.model, cache))
         cache.batch_repeat_interleave(len(batch))
         input_ids = _pad([example.input_ids[shared:] for example in batch], 0)
         labels = _pad([example.labels[shared:] for example in batch], IGNORE_INDEX)

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         heading("Saving")
         merged = export(job, model, trained.references)
         finish(job, trained, merged, fallbacks, started_s)
-        print(f"Trained {trained.steps} steps in {duration(trained.seconds)}.")
+        print(f"Trained {trained.steps} step{'s' * (trained.steps > 1)} in {duration(trained.seconds)}.")
         print(f"Next: {next_command('evaluate.py', options)}")
         if merged:
             merged.demand_agreement(job.config.toolbox.names)

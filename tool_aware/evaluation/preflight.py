@@ -87,7 +87,7 @@ def limitations(config: Config, test: TestSet, *, is_merged: bool) -> list[str]:
     if not test.val:
         found.append("no val.json: probabilities stay uncalibrated and no threshold is chosen")
     if not test.train:
-        found.append("no train.json: no rival could learn, and test rows could not be checked against it")
+        found.append("no train.json: no baseline can learn, and test rows could not be checked against it")
     return found
 
 

@@ -199,7 +199,7 @@ def _baseline_sentence(comparison: Comparison) -> str:
     test, difference = comparison.tool_choice, comparison.accuracy_difference
     gap = f"{100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
     if test.conclusion == "better":
-        return f"The best cheap rival, {comparison.first}, chooses worse: {gap} in favour of {comparison.second}."
+        return f"The best baseline, {comparison.first}, chooses worse: {gap} in favour of {comparison.second}."
     if test.conclusion == "worse":
-        return f"At choosing, the cheap rival {comparison.first} wins over {comparison.second}: {gap}."
-    return f"At choosing, the cheap rival {comparison.first} does as well as {comparison.second} ({gap}) at this size."
+        return f"At choosing, the baseline {comparison.first} wins over {comparison.second}: {gap}."
+    return f"At choosing, the baseline {comparison.first} does as well as {comparison.second} ({gap}) at this size."

@@ -139,9 +139,27 @@ def test_a_run_of_one_step_learns(make_loop):
     assert not torch.equal(before, adapter_of(loop))
 
 
-def test_a_launchers_mixed_precision_is_not_heeded(make_loop, monkeypatch):
+def test_a_launchers_mixed_precision_is_ignored(make_loop, monkeypatch):
+    """accelerate launch sets this variable, and accelerate's Accelerator would open autocast for it."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert not make_loop().scaler.is_enabled()
+    loop = make_loop(training__max_steps=1, optimization__decoder="transformers")
+    states = []
+    first_layer = loop.model.get_base_model().model.layers[0]
+    first_layer.register_forward_pre_hook(lambda *_: states.append(torch.is_autocast_enabled("cpu")))
+    loop.run()
+    assert set(states) == {False}
+
+
+def test_under_a_gradient_scaler_the_librarys_pass_runs_in_float16_autocast(make_loop):
+    settings = {"quantization__bnb_4bit_compute_dtype": "float16", "optimization__decoder": "transformers"}
+    loop = make_loop(scaler=torch.amp.GradScaler("cpu"), training__max_steps=1, **settings)
+    states = []
+    first_layer = loop.model.get_base_model().model.layers[0]
+    first_layer.register_forward_pre_hook(
+        lambda *_: states.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+    )
+    loop.run()
+    assert set(states) == {(True, torch.float16)}
 
 
 def test_in_float16_the_gradient_is_scaled_and_a_step_whose_gradient_overflows_is_skipped(make_loop):

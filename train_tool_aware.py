@@ -77,18 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(plan_text(job))
         if options.dry_run:
             return 0
-        fallbacks = Fallbacks()
-        resume_from = processes.from_first(processes.first(lambda: starting_point(job, options, fallbacks)))
+        resume_from = processes.from_first(processes.first(lambda: starting_point(job, options)))
         if resume_from and not resume_from.is_dir():
             raise UserError("not found on this machine", where=str(resume_from), fix="let all machines share output/")
         heading("Loading the base model")
         model = load_trainable(job)
         heading("Training")
-        trained = train(job, model, resume_from, fallbacks, measures_merge=not options.skip_final_model)
+        trained = train(job, model, resume_from, measures_merge=not options.skip_final_model)
     if processes.is_first:  # the others are done
         heading("Saving")
         merged = export(job, model, trained.references)
-        finish(job, trained, merged, fallbacks, started_s)
+        finish(job, trained, merged, started_s)
         print(f"Trained {trained.steps} step{'s' * (trained.steps > 1)} in {duration(trained.seconds)}.")
         print(f"Next: {next_command('evaluate.py', options)}")
         if merged:
@@ -121,30 +120,30 @@ def plan(options: Options, processes: Processes) -> Job:
     from tool_aware.training.run.output_folder import check_output_dir
 
     config, environment = load_config(options.config, options.overrides), read_environment()
-    model, token = config.model, environment.hf_token
+    model, token, fallbacks = config.model, environment.hf_token, Fallbacks()
     check_output_dir(
         config.training.output_dir, resume=options.resume, overwrite=options.overwrite, adapter=options.adapter
     )
-    data = read_data(config)
+    data = read_data(config, fallbacks)
     check_model_available(model.name, revision=model.revision, hf_token=token)
     config = with_lora_of(options.adapter, config) if options.adapter else config
-    lineage = lineage_of(options.adapter, data, config)
+    lineage = lineage_of(options.adapter, data, config, fallbacks)
     tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
     examples = encode_data(data, tokenizer, config)
     memory = plan_memory(config, examples["train"], processes.count)
-    return Job(config, environment, tokenizer, data, examples, options.adapter, processes, memory, lineage)
+    return Job(config, environment, tokenizer, data, examples, options.adapter, processes, memory, lineage, fallbacks)
 
 
 # ---- run ------------------------------------------------------------------------------------------------
 
 
-def starting_point(job: Job, options: Options, fallbacks: Fallbacks) -> Path | None:
+def starting_point(job: Job, options: Options) -> Path | None:
     """Make room for a new run, or choose the checkpoint to resume from."""
     from tool_aware.training.run.output_folder import clear, find_checkpoint
 
     if options.overwrite:
         clear(job.output_dir)
-    return find_checkpoint(job.output_dir, job.identity, fallbacks) if options.resume else None
+    return find_checkpoint(job.output_dir, job.identity, job.fallbacks) if options.resume else None
 
 
 def load_trainable(job: Job) -> PeftModel:
@@ -178,9 +177,7 @@ class Trained:
     references: References | None  # what a merged model is compared with; None if none is wanted
 
 
-def train(
-    job: Job, model: PeftModel, resume_from: Path | None, fallbacks: Fallbacks, *, measures_merge: bool
-) -> Trained:
+def train(job: Job, model: PeftModel, resume_from: Path | None, *, measures_merge: bool) -> Trained:
     """Train, and leave in `model` the adapter to export."""
     import torch
 
@@ -196,7 +193,8 @@ def train(
     resume_step = step_of(resume_from) if resume_from else 0
     tracking: contextlib.AbstractContextManager[Tracker | None] = contextlib.nullcontext()
     if job.processes.is_first:
-        tracking = Tracker(job.config, job.environment, job.output_dir, resume_step=resume_step)
+        sources = (job.config, job.environment, job.output_dir)
+        tracking = Tracker(*sources, resume_step=resume_step, fallbacks=job.fallbacks)
     with tracking as tracker:
         loop = TrainingLoop(
             model,
@@ -207,7 +205,7 @@ def train(
             tracker=tracker,
             run=job.identity,
             processes=job.processes,
-            fallbacks=fallbacks,
+            fallbacks=job.fallbacks,
         )
         loop.run(resume_from)
     seconds = time.perf_counter() - started_s
@@ -236,7 +234,7 @@ def export(job: Job, model: PeftModel, references: References | None) -> Merged 
     return merge(Merger(job.config, adapters, hf_token=job.environment.hf_token), final, job.tool_names, references)
 
 
-def finish(job: Job, trained: Trained, merged: Merged | None, fallbacks: Fallbacks, started_s: float) -> None:
+def finish(job: Job, trained: Trained, merged: Merged | None, started_s: float) -> None:
     """Write the run card and last the manifest, which marks the run as finished."""
     from tool_aware.training.run.run_card import RunFacts, device_name, license_of, write_run_card
 
@@ -251,7 +249,7 @@ def finish(job: Job, trained: Trained, merged: Merged | None, fallbacks: Fallbac
         validation=exported.validation.as_dict() if exported.validation else None,
         device=device_name(),
         license=license_of(job.config.model),
-        fallbacks=tuple(fallbacks),
+        fallbacks=tuple(job.fallbacks),
         merged=merged.as_dict() if merged else None,
     )
     write_run_card(job.output_dir, facts)
@@ -277,7 +275,7 @@ def finish(job: Job, trained: Trained, merged: Merged | None, fallbacks: Fallbac
         inputs=[split_file(job.config.dataset.dir, split) for split in job.data],
         outputs=pinned,
         counts={split: len(examples) for split, examples in job.examples.items()},
-        fallbacks=fallbacks,
+        fallbacks=job.fallbacks,
         **details,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tool_aware.config.settings import Config
-from tool_aware.console import UserError, listing, say, warn
+from tool_aware.console import Fallbacks, UserError, listing, say, warn
 from tool_aware.manifest import read_manifest
 from tool_aware.paths import split_file, split_name
 from tool_aware.prompt import EncodedExample, encode_example
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_data(config: Config) -> dict[str, LoadedRows]:
-    """Read the rows of train.json and val.json, and warn if they are not what prepare_dataset.py wrote.
+def read_data(config: Config, fallbacks: Fallbacks) -> dict[str, LoadedRows]:
+    """Read the rows of train.json and val.json; it is a fallback if they are not what prepare_dataset.py wrote.
 
     Raises UserError for malformed rows, and for data that was made for other tools than config.yaml lists.
     """
@@ -32,7 +32,8 @@ def read_data(config: Config) -> dict[str, LoadedRows]:
     else:
         for split, rows in data.items():
             if manifest["outputs"].get(split_name(split)) != rows.sha256:
-                warn(f"{folder / f'{split}.json'} has changed since prepare_dataset.py wrote it; it is used as it is")
+                file = split_file(folder, split)
+                fallbacks.add(f"{file} has changed since prepare_dataset.py wrote it; it is used as it is")
         if manifest["config"].get("tools") != config.as_dict()["tools"]:
             fix = "python prepare_dataset.py"
             raise UserError("was made for other tools than config.yaml lists now", where=str(folder), fix=fix)

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.config.settings import Config
-from tool_aware.console import UserError, warn
+from tool_aware.console import Fallbacks, UserError
 from tool_aware.lineage import TrainingRun, rows_seen_in_training, runs_behind
 from tool_aware.paths import split_file, split_name
 from tool_aware.rows import LoadedRows, Row, load_rows
 
 
-def lineage_of(adapter: Path | None, data: Mapping[str, LoadedRows], config: Config) -> list[dict[str, Any]]:
+def lineage_of(
+    adapter: Path | None, data: Mapping[str, LoadedRows], config: Config, fallbacks: Fallbacks
+) -> list[dict[str, Any]]:
     """Return the runs behind an adapter, the last one first, as the manifest lists them; none without an adapter.
 
-    Raises UserError if rows of val.json or test.json are in the train.json of one of them; warns where that file is
-    gone. Rows that are also in this run's train.json are found by `prepare_dataset.py --check`.
+    Raises UserError if rows of val.json or test.json are in the train.json of one of them; it is a fallback if
+    that file is gone. Rows that are also in this run's train.json are found by `prepare_dataset.py --check`.
     """
     if adapter is None:
         return []
@@ -26,7 +28,7 @@ def lineage_of(adapter: Path | None, data: Mapping[str, LoadedRows], config: Con
     held_out = _held_out_rows(data, config)
     for run in runs:
         if run.train_sha256 != data["train"].sha256:
-            _refuse_rows_of(run, held_out)
+            _refuse_rows_of(run, held_out, fallbacks)
     return [asdict(run) for run in runs]
 
 
@@ -37,12 +39,12 @@ def _held_out_rows(data: Mapping[str, LoadedRows], config: Config) -> dict[str, 
     return {**rows, test.name: load_rows(test, config.toolbox).rows} if test.is_file() else rows
 
 
-def _refuse_rows_of(run: TrainingRun, held_out: Mapping[str, list[Row]]) -> None:
+def _refuse_rows_of(run: TrainingRun, held_out: Mapping[str, list[Row]], fallbacks: Fallbacks) -> None:
     train_queries = run.train_queries()
     if train_queries is None or run.train is None:
         what = f"{run.train}, which it was trained on, is gone or has changed" if run.train else "has no manifest"
         advice = "data made anew with dataset.splits_from keeps them apart"
-        warn(f"{run.adapter}: {what}: it may have been trained on rows of val.json and test.json; {advice}")
+        fallbacks.add(f"{run.adapter}: {what}: it may have been trained on rows of val.json and test.json; {advice}")
         return
     found = {name: len(rows_seen_in_training(rows, train_queries)) for name, rows in held_out.items()}
     if any(found.values()):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
-from tool_aware.console import table
+from tool_aware.console import Fallbacks, table
 from tool_aware.memory.plan import Plan
 from tool_aware.paths import split_name
 from tool_aware.prompt import EncodedExample
@@ -37,6 +37,7 @@ class Job:
     processes: Processes  # this one, unless a launcher has started several
     memory: Plan  # of the GPU's memory; all processes follow that of the first
     lineage: list[dict[str, Any]]  # the runs that the earlier adapter comes from
+    fallbacks: Fallbacks  # what is done in another way than asked for or planned, so far
 
     @property
     def output_dir(self) -> Path:

@@ -138,7 +138,9 @@ def score(
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     rounds = -(-len(batches) // processes.count)
     mine = (batches[min(turn * processes.count + processes.rank, len(batches) - 1)] for turn in range(rounds))
-    scorer = _Scorer(answer_states, names, batch_size, may_split=may_split, fallbacks=fallbacks or Fallbacks())
+    scorer = _Scorer(
+        answer_states, names, batch_size, may_split=may_split, fallbacks=Fallbacks() if fallbacks is None else fallbacks
+    )
     share = [scorer.score(batch) for batch in mine]
     shares = processes.gather(share)
     scored = [shares[index % processes.count][index // processes.count] for index in range(len(batches))]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tool_aware.config.settings import Config
-from tool_aware.console import UserError
+from tool_aware.console import Fallbacks, UserError
 from tool_aware.files import sha256_of
 from tool_aware.lineage import runs_behind
 from tool_aware.manifest import write_manifest
@@ -46,7 +46,7 @@ def test_held_out_rows_that_the_adapter_was_trained_on_are_counted_and_refused(t
     adapter = trained(tmp_path / "output", first)
     second = data_of(tmp_path / "two", toy_rows[9:], [*map(in_capitals, toy_rows[:4]), toy_rows[40]], toy_rows[4:9])
     with pytest.raises(UserError) as caught:
-        lineage_of(adapter, *loaded(second, config))
+        lineage_of(adapter, *loaded(second, config), Fallbacks())
     assert "4 of the 5 rows of val.json and 5 of the 5 rows of test.json" in caught.value.what
     assert f"dataset.splits_from={first}" in caught.value.fix
 
@@ -55,20 +55,20 @@ def test_the_adapters_of_all_earlier_runs_are_looked_at_and_recorded(tmp_path, t
     first = data_of(tmp_path / "one", toy_rows[:10], toy_rows[10:12], toy_rows[12:14])
     second = data_of(tmp_path / "two", toy_rows[20:30], toy_rows[10:12], toy_rows[12:14])
     earlier = trained(tmp_path / "output1", first)
-    later = trained(tmp_path / "output2", second, lineage_of(earlier, *loaded(second, config)))
+    later = trained(tmp_path / "output2", second, lineage_of(earlier, *loaded(second, config), Fallbacks()))
     third = data_of(tmp_path / "three", toy_rows[20:40], toy_rows[10:12], toy_rows[12:14])
-    lineage = lineage_of(later, *loaded(third, config))
+    lineage = lineage_of(later, *loaded(third, config), Fallbacks())
     assert [run["adapter"] for run in lineage] == [str(later), str(earlier)]
     assert lineage[1]["sha256"] == sha256_of(earlier / "adapter_model.safetensors")
     assert lineage[1]["train_sha256"] == sha256_of(first / "train.json")
     leaking = data_of(tmp_path / "four", toy_rows[20:40], toy_rows[10:12], toy_rows[:2])
     with pytest.raises(UserError, match=r"one/train\.json, which holds 0 of the 2 .* 2 of the 2 rows of test"):
-        lineage_of(later, *loaded(leaking, config))
+        lineage_of(later, *loaded(leaking, config), Fallbacks())
 
 
 def test_a_second_run_on_the_same_data_is_no_leak(tmp_path, toy_rows, config, capsys):
     data = data_of(tmp_path / "one", toy_rows[:30], toy_rows[30:34], toy_rows[34:])
-    assert len(lineage_of(trained(tmp_path / "output", data), *loaded(data, config))) == 1
+    assert len(lineage_of(trained(tmp_path / "output", data), *loaded(data, config), Fallbacks())) == 1
     assert capsys.readouterr().err == ""
 
 
@@ -77,16 +77,18 @@ def test_training_data_that_is_gone_is_warned_of_once(tmp_path, toy_rows, config
     adapter = trained(tmp_path / "output", first)
     second = data_of(tmp_path / "two", toy_rows[30:], toy_rows[:4], toy_rows[4:9])
     (first / "train.json").write_text("[]")
-    lineage_of(adapter, *loaded(second, config))
+    fallbacks = Fallbacks()
+    lineage_of(adapter, *loaded(second, config), fallbacks)
     assert capsys.readouterr().err.count("is gone or has changed") == 1
+    assert ["is gone or has changed" in message for message in fallbacks] == [True]
 
 
 def test_an_adapter_without_a_manifest_is_warned_of(tmp_path, toy_rows, config, capsys):
     data = data_of(tmp_path / "one", toy_rows[:30], toy_rows[30:34], toy_rows[34:])
-    lineage = lineage_of(tmp_path / "adapter", *loaded(data, config))
+    lineage = lineage_of(tmp_path / "adapter", *loaded(data, config), Fallbacks())
     assert lineage == [{"adapter": str(tmp_path / "adapter"), "sha256": None, "train": None, "train_sha256": None}]
     assert "has no manifest" in capsys.readouterr().err
-    assert lineage_of(None, *loaded(data, config)) == []
+    assert lineage_of(None, *loaded(data, config), Fallbacks()) == []
 
 
 def test_a_manifest_of_another_stage_says_nothing_about_an_adapter(tmp_path, toy_rows):

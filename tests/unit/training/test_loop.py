@@ -330,6 +330,7 @@ def test_running_out_of_memory_while_scoring_takes_fewer_rows_at_once_and_finds_
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert found.tool_accuracy == expected.tool_accuracy
     assert "scored in batches of 2" in capsys.readouterr().err
+    assert list(loop.fallbacks) == [f"out of GPU memory: val.json is scored in batches of {size}" for size in (4, 2)]
 
 
 def test_every_micro_batch_is_laid_out_and_prepared_once_also_ahead_of_its_turn(make_loop, monkeypatch):

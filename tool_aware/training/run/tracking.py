@@ -12,7 +12,7 @@ from typing import Any
 
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
-from tool_aware.console import duration, say, warn
+from tool_aware.console import Fallbacks, duration, say, warn
 from tool_aware.files import add_filename, write_text
 from tool_aware.paths import METRICS_NAME, TENSORBOARD_FOLDER
 from tool_aware.units import GIB
@@ -70,10 +70,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class Tracker:
     """Send each logged step everywhere at once. Use as a context manager."""
 
-    def __init__(self, config: Config, environment: Environment, output_dir: Path, *, resume_step: int = 0) -> None:
+    def __init__(
+        self,
+        config: Config,
+        environment: Environment,
+        output_dir: Path,
+        *,
+        resume_step: int = 0,
+        fallbacks: Fallbacks | None = None,
+    ) -> None:
+        fallbacks = Fallbacks() if fallbacks is None else fallbacks
         self._metrics = MetricsLog(output_dir / METRICS_NAME, resume_step=resume_step)
         self._board = _open_tensorboard(output_dir, resume_step) if config.logging.tensorboard else None
-        self._wandb = _open_wandb(config, environment, output_dir) if environment.use_wandb else None
+        self._wandb = _open_wandb(config, environment, output_dir, fallbacks) if environment.use_wandb else None
 
     def __enter__(self) -> Tracker:
         return self
@@ -181,11 +190,11 @@ def _open_tensorboard(output_dir: Path, resume_step: int) -> Any:
     return SummaryWriter(output_dir / TENSORBOARD_FOLDER, purge_step=resume_step + 1 if resume_step else None)
 
 
-def _open_wandb(config: Config, environment: Environment, output_dir: Path) -> Any:
+def _open_wandb(config: Config, environment: Environment, output_dir: Path, fallbacks: Fallbacks) -> Any:
     try:
         import wandb
     except ImportError:
-        warn("USE_WANDB is set but wandb is not installed; continuing without it (pip install wandb)")
+        fallbacks.add("USE_WANDB is set but wandb is not installed; continuing without it (pip install wandb)")
         return None
     has_key = bool(os.environ.get("WANDB_API_KEY")) or _wandb_is_logged_in()
     mode: Any = os.environ.get("WANDB_MODE", "online" if has_key else "offline")

@@ -159,9 +159,10 @@ def make_rows(config: Config, environment: Environment, options: Options, fallba
 
 def read_log(config: Config, environment: Environment, options: Options, fallbacks: Fallbacks) -> Curated | None:
     """Read and curate logged rows; None without a query log, and why in one line."""
+    from tool_aware.database import DatabaseUnreachable
     from tool_aware.dataset.curation import counts_in_words, curate
     from tool_aware.dataset.log_files import read_log_file
-    from tool_aware.dataset.query_log import DatabaseUnreachable, read_query_log
+    from tool_aware.dataset.query_log import read_query_log
 
     database, per_session = config.database, config.dataset.max_per_session
     if options.logs:

@@ -124,7 +124,7 @@ def exponents(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def measure_extraction(count: int) -> dict[str, Any]:
     """Load a log into a real PostgreSQL, then read it in a process of its own."""
-    from tool_aware.demo.database import embedded_postgres
+    from tool_aware.demo.postgres_server import embedded_postgres
 
     with embedded_postgres("cipher_analytics", "cipher") as variables:
         load_s, _ = timed(lambda: copy_log(variables, count))

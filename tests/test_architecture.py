@@ -17,7 +17,21 @@ from tests.fixtures.repository import REPOSITORY
 SCRIPTS = ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "monitor_gpu.py")
 STAGES = 4  # rooms of this floor do not import one another
 FLOORS = {
-    **dict.fromkeys(("console", "command_line", "versions", "files", "paths", "manifest", "config", "units"), 0),
+    **dict.fromkeys(
+        (
+            "console",
+            "command_line",
+            "versions",
+            "files",
+            "text_files",
+            "database",
+            "paths",
+            "manifest",
+            "config",
+            "units",
+        ),
+        0,
+    ),
     **dict.fromkeys(("tools", "prompt", "text", "rows", "lineage"), 0),
     **dict.fromkeys(("model", "gpu"), 1),
     **dict.fromkeys(("engine", "inference"), 2),

@@ -19,7 +19,7 @@ from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed
 from tool_aware.dataset.split_check import check_split
 from tool_aware.dataset.splitting import Leak, Split
-from tool_aware.demo.database import embedded_postgres
+from tool_aware.demo.postgres_server import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log
 from tool_aware.files import sha256_of
 from tool_aware.manifest import read_manifest

@@ -7,7 +7,6 @@ twice or left out. Without an id a server-side cursor is used, which cannot be r
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,18 +16,14 @@ from typing import Any
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment
 from tool_aware.console import UserError, warn
+from tool_aware.database import DatabaseUnreachable, connect_to_database
 
-APPLICATION_NAME = "tool-aware prepare_dataset"
 RECONNECTS = 5  # in a row without a page in between
 RECONNECT_PAUSE_S = 0.5  # doubled each time
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNDEFINED_TABLE, _UNDEFINED_COLUMN, _INVALID_SCHEMA = "42P01", "42703", "3F000"
 _INSUFFICIENT_PRIVILEGE, _QUERY_CANCELED = "42501", "57014"
-
-
-class DatabaseUnreachable(UserError):
-    """No server answers at the configured address; the stage may continue without a query log."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ def read_query_log(
     missing rights, or a time limit. Neither message holds the password. `connect` replaces the connection in tests.
     """
     deadline_s = time.monotonic() + settings.deadline_s
-    open_connection = connect or (lambda: _connect(settings, environment))
+    open_connection = connect or (lambda: connect_to_database(settings, environment))
     pages = _keyset_pages if settings.columns.id else _cursor_pages
     try:
         for page in pages(settings, open_connection, deadline_s):
@@ -64,75 +59,7 @@ def read_query_log(
         raise _explained(error, settings) from None
 
 
-# ---- connection -----------------------------------------------------------------------------------------
-
-
-def _connect(settings: DatabaseSection, environment: Environment) -> Any:
-    import psycopg2
-
-    host = environment.postgres_host
-    try:
-        connection = psycopg2.connect(
-            host=host,
-            port=environment.postgres_port,
-            dbname=environment.postgres_db,
-            user=environment.postgres_user,
-            password=environment.postgres_password,
-            connect_timeout=settings.connect_timeout_s,
-            application_name=APPLICATION_NAME,
-            sslmode=ssl_mode(settings.sslmode, host),
-            options=f"-c statement_timeout={settings.statement_timeout_s * 1000}",
-        )
-    except psycopg2.OperationalError as error:
-        raise _refused(error, environment) from None
-    connection.set_session(readonly=True)
-    return connection
-
-
-def ssl_mode(configured: str, host: str) -> str:
-    """Return the SSL mode; `auto` means an encrypted and verified connection unless the server runs on this machine."""
-    if configured != "auto":
-        return configured
-    return "prefer" if is_this_machine(host) else "verify-full"
-
-
-def is_this_machine(host: str) -> bool:
-    """Return whether a host is a socket directory, localhost, or a loopback address."""
-    if host.startswith("/") or host.casefold() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _refused(error: Exception, environment: Environment) -> UserError:
-    where = (
-        f"{environment.postgres_user}@{environment.postgres_host}:{environment.postgres_port}/{environment.postgres_db}"
-    )
-    # 'connection to server at "db" (10.0.0.7), port 5432 failed: FATAL:  password authentication failed for ...'
-    first_line = (str(error).strip() or "no answer").splitlines()[0]
-    reason = first_line.rpartition("failed: ")[2].removeprefix("FATAL:").strip()
-    if environment.postgres_password:
-        reason = reason.replace(environment.postgres_password, "***")
-    lowered = str(error).lower()
-    if "password" in lowered or "authentication" in lowered or "no pg_hba.conf entry" in lowered:
-        return UserError(
-            f"the database refused the login: {reason}",
-            where=where,
-            fix="check POSTGRES_USER and POSTGRES_PASSWORD in the environment or .env",
-        )
-    if "does not exist" in lowered and "database" in lowered:
-        return UserError(reason, where=where, fix="check POSTGRES_DB")
-    if "certificate" in lowered or "ssl" in lowered:
-        return UserError(
-            f"no verified connection: {reason}",
-            where=where,
-            fix="put its root certificate in ~/.postgresql/root.crt, or set database.sslmode",
-        )
-    return DatabaseUnreachable(
-        reason, where=where, fix="start it, correct the POSTGRES_* variables, or continue without"
-    )
+# ---- errors ---------------------------------------------------------------------------------------------
 
 
 def _explained(error: Exception, settings: DatabaseSection) -> Exception:

@@ -22,7 +22,7 @@ from tool_aware.command_line import positive_int, script_parser
 from tool_aware.config.options import ConfigOptions, add_config_arguments, parse_options
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import EXIT_DONE, EXIT_USER, UserError, duration, heading, run, say, table
-from tool_aware.demo.database import embedded_postgres
+from tool_aware.demo.postgres_server import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log
 from tool_aware.demo.toy_model import PRETRAINING_STEPS, build_base_model, save_tokenizer
 from tool_aware.paths import (

@@ -17,17 +17,11 @@ from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
+from tool_aware.database import APPLICATION_NAME, DatabaseUnreachable, connect_to_database, ssl_mode
 from tool_aware.dataset.curation import code_in, curate, derive_parameters
 from tool_aware.dataset.log_files import read_log_file
-from tool_aware.dataset.query_log import (
-    APPLICATION_NAME,
-    DatabaseUnreachable,
-    LogRecord,
-    _connect,
-    read_query_log,
-    ssl_mode,
-)  # fmt: skip
-from tool_aware.demo.database import embedded_postgres
+from tool_aware.dataset.query_log import LogRecord, read_query_log
+from tool_aware.demo.postgres_server import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log, route_by_keywords, sample_query_log
 from tool_aware.tools import Tool
 
@@ -88,7 +82,7 @@ def test_reading_goes_on_after_the_connection_was_killed(config: Config, environ
     undisturbed = list(read_query_log(settings, environment))
     records = read_query_log(settings, environment)
     seen = [next(records) for _ in range(120)]
-    with contextlib.closing(_connect(settings, environment)) as other, other.cursor() as cursor:
+    with contextlib.closing(connect_to_database(settings, environment)) as other, other.cursor() as cursor:
         cursor.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = %s AND pid <> pg_backend_pid()",
@@ -99,7 +93,7 @@ def test_reading_goes_on_after_the_connection_was_killed(config: Config, environ
 
 
 def test_the_session_is_read_only_and_has_a_time_limit(config: Config, environment: Environment) -> None:
-    connection = _connect(changed(config, statement_timeout_s=7), environment)
+    connection = connect_to_database(changed(config, statement_timeout_s=7), environment)
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute("SHOW statement_timeout")
         assert cursor.fetchone() == ("7s",)

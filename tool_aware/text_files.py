@@ -1,0 +1,243 @@
+"""Reads text and JSON of any origin: its encoding, its compression, and the line of every mistake."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from tool_aware.console import UserError
+
+# First bytes of files, https://en.wikipedia.org/wiki/List_of_file_signatures
+_COMPRESSIONS: Mapping[bytes, tuple[str, Any]] = {
+    b"\x1f\x8b": ("gzip", gzip.open),
+    b"BZh": ("bzip2", bz2.open),
+    b"\xfd7zXZ\x00": ("xz", lzma.open),
+}
+_BYTE_ORDER_MARKS = {  # UTF-32 before UTF-16, whose mark its own begins with
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_NOT_TEXT = {
+    b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "git lfs pull"),
+    b"PAR1": ("is Parquet, not text", "give it the ending .parquet where a command takes Parquet"),
+    b"PK\x03\x04": ("is a zip archive", "unzip it"),
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unzstd it"),
+    b"<!DOCTYPE": ("is an HTML page: a download that went wrong, most likely", "download the file itself"),
+    b"<html": ("is an HTML page: a download that went wrong, most likely", "download the file itself"),
+}
+_SIGNATURE_BYTES = 32
+_LIKELY_ENCODING = "cp1252"  # that of Excel and older Windows programs; a superset of Latin-1's letters
+_SHOWN_CHARACTERS = 40
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """The encoding of a text file, as Python names it, and its compression, if any."""
+
+    encoding: str
+    compression: str | None = None
+
+    def __str__(self) -> str:
+        """Return what is unusual about it, to be said to the user; empty for plain UTF-8."""
+        encoding = "" if self.encoding in ("utf-8", "utf-8-sig") else self.encoding.upper()
+        return ", ".join(filter(None, (encoding, self.compression)))
+
+
+@dataclass(frozen=True)
+class JsonLine:
+    """A line of a JSON Lines file, from 1, with its value, or with the problem that keeps it from being read."""
+
+    number: int
+    value: Any = None
+    problem: str | None = None
+
+
+def text_format(path: Path, encoding: str | None = None) -> TextFormat:
+    """Return how a file is stored, from its first bytes; `encoding`, if given, is taken for granted.
+
+    Raises UserError if there is no such file, it cannot be unpacked, or is not text: an LFS pointer, an archive.
+    """
+    if not path.is_file():
+        raise UserError("is a folder" if path.is_dir() else "not found", where=str(path))
+    with path.open("rb") as file:
+        start = file.read(_SIGNATURE_BYTES)
+    compression, opener = next((c for magic, c in _COMPRESSIONS.items() if start.startswith(magic)), (None, None))
+    if opener:
+        with _unpacking_errors(path, compression), opener(path) as file:
+            start = file.read(_SIGNATURE_BYTES)
+    for magic, (what, fix) in _NOT_TEXT.items():
+        if start.lstrip().lower().startswith(magic.lower()):
+            raise UserError(what, where=str(path), fix=fix)
+    if encoding:
+        return TextFormat(_codec(encoding), compression)
+    marked = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+    return TextFormat(marked or _unmarked(start), compression)
+
+
+def _codec(name: str) -> str:
+    try:
+        "".encode(name)
+        return codecs.lookup(name).name
+    except LookupError:
+        raise UserError(f"{name!r} is no known encoding", fix="for example utf-8, utf-16, cp1252, latin-1") from None
+
+
+def _unmarked(start: bytes) -> str:
+    """Return the encoding of a text without a byte order mark that begins with an ASCII character, as JSON does."""
+    if len(start) >= 2 and start[0] and not start[1]:
+        return "utf-16-le"
+    return "utf-16-be" if len(start) >= 2 and not start[0] and start[1] else "utf-8"
+
+
+@contextmanager
+def _unpacking_errors(path: Path, compression: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"cannot be unpacked: {error}", where=str(path), fix="copy or download it again") from error
+    except OSError as error:
+        if compression and error.errno is None:  # bz2's own
+            raise UserError(f"cannot be unpacked: {error}", where=str(path), fix="copy or download it again") from error
+        raise
+
+
+def lines_of(path: Path, encoding: str | None = None, *, option: str | None = None) -> Iterator[str]:
+    r"""Yield the lines of a text file, with their line ends. Only `\n` ends a line: U+2028 or `\r` is part of it.
+
+    UTF-8 with or without a byte order mark, UTF-16 and UTF-32 are recognised; so are gzip, bzip2 and xz.
+    Raises UserError with the line that is not UTF-8; `option` is the command's flag that names another encoding.
+    """
+    storage = text_format(path, encoding)
+    with _unpacking_errors(path, storage.compression), _open_binary(path, storage) as file:
+        if storage.encoding.startswith(("utf-16", "utf-32")):  # a line end is not one byte there
+            wrapped = io.TextIOWrapper(file, storage.encoding, newline="\n")
+            lines_read = 0
+            try:
+                for line in wrapped:
+                    lines_read += 1
+                    yield line
+            except UnicodeError as error:
+                what = f"is not {storage.encoding.upper()}: {error}"
+                raise UserError(what, where=f"{path}:{lines_read + 1}") from error
+            return
+        for number, raw in enumerate(file, start=1):
+            try:
+                yield raw.decode("utf-8-sig" if number == 1 and storage.encoding == "utf-8-sig" else _bare(storage))
+            except UnicodeDecodeError as error:
+                _refuse(error, raw, f"{path}:{number}", path, option)
+
+
+def _open_binary(path: Path, storage: TextFormat) -> IO[bytes]:
+    opener: Any = next((o for name, o in _COMPRESSIONS.values() if name == storage.compression), None)
+    return opener(path) if opener else path.open("rb")
+
+
+def _bare(storage: TextFormat) -> str:
+    return storage.encoding.removesuffix("-sig")
+
+
+def _refuse(error: UnicodeDecodeError, raw: bytes, where: str, path: Path, option: str | None) -> NoReturn:
+    what = f"is not {error.encoding.upper()}: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
+    before = raw[max(0, error.start - _SHOWN_CHARACTERS // 2) : error.start + _SHOWN_CHARACTERS // 2]
+    shown = before.decode(_LIKELY_ENCODING, errors="replace").strip()
+    fix = f"save it as UTF-8: iconv -f {_LIKELY_ENCODING} -t utf-8 {path} > NEW"
+    if option:
+        fix = f"{option} {_LIKELY_ENCODING}, if that is right; or {fix}"
+    raise UserError(f"{what}; read as {_LIKELY_ENCODING} it says {shown!r}", where=where, fix=fix) from error
+
+
+def read_text(path: Path, encoding: str | None = None, *, option: str | None = None) -> str:
+    """Read a whole text file; see `lines_of`. Raises UserError for what is not text."""
+    return "".join(lines_of(path, encoding, option=option))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text. Raises ValueError, also for nesting that is too deep for the parser."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def json_lines(path: Path, encoding: str | None = None, *, option: str | None = None) -> Iterator[JsonLine]:
+    """Yield the lines of a JSON Lines file that are not empty. A line that is not JSON has its problem, not a value.
+
+    Raises UserError for what is not text.
+    """
+    for number, line in enumerate(lines_of(path, encoding, option=option), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield JsonLine(number, parse_json(line))
+        except ValueError as error:
+            yield JsonLine(number, problem=f"is not JSON: {_reason(error)}")
+
+
+def json_items(path: Path, encoding: str | None = None, *, option: str | None = None) -> Iterator[JsonLine]:
+    """Yield the items of a JSON array, numbered from 1, or the lines of a JSON Lines file, whichever `path` is.
+
+    Raises UserError for an array that is not JSON, with its line, and for what is not text.
+    """
+    first = next((line for line in lines_of(path, encoding, option=option) if line.strip()), "")
+    if not first.lstrip().startswith("["):
+        yield from json_lines(path, encoding, option=option)
+        return
+    for number, value in enumerate(read_json_text(path, encoding, option=option), start=1):
+        yield JsonLine(number, value)
+
+
+def read_json_text(path: Path, encoding: str | None = None, *, option: str | None = None) -> Any:
+    """Return the value of a whole JSON file. Raises UserError with the line that is not JSON."""
+    try:
+        return parse_json(read_text(path, encoding, option=option))
+    except json.JSONDecodeError as error:
+        raise UserError(f"is not JSON: {_reason(error)}", where=f"{path}:{error.lineno}") from error
+    except ValueError as error:
+        raise UserError(f"is not JSON: {error}", where=str(path)) from error
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.colno}"
+    return str(error)
+
+
+def lone_surrogate(value: object, place: str = "") -> str | None:
+    r"""Return where in a JSON value a text has half a surrogate pair (`"\ud83d"` alone), dotted; None if nowhere.
+
+    JSON can spell it, but it is no character: it can be neither written as UTF-8 nor tokenised.
+    """
+    if isinstance(value, str):
+        return None if _is_encodable(value) else place or "the text"
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(key, str) and not _is_encodable(key):
+                return f"a key of {place}" if place else "a key"
+            if found := lone_surrogate(item, f"{place}.{key}" if place else str(key)):
+                return found
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if found := lone_surrogate(item, f"{place}[{index}]"):
+                return found
+    return None
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

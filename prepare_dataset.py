@@ -34,7 +34,6 @@ from tool_aware.rows import SPLITS
 
 if TYPE_CHECKING:
     from tool_aware.dataset.assembly import Collected
-    from tool_aware.dataset.curation import Curated
     from tool_aware.dataset.outputs import Result
 
 
@@ -46,6 +45,7 @@ class Options(ConfigOptions):
     overwrite: bool
     require_database: bool
     logs: Path | None
+    encoding: str | None
     generator: str
     check: Path | None
     import_path: Path | None
@@ -89,6 +89,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--require-database", action="store_true", help="fail if the query log cannot be read")
     export = "a JSONL, CSV or Parquet export instead of the database"
     parser.add_argument("--logs", type=Path, metavar="FILE", help=export)
+    encoding = "of --logs or --import where it is not UTF-8 and has no byte order mark, such as cp1252"
+    parser.add_argument("--encoding", metavar="NAME", help=encoding)
     openai = "openai: also paraphrase rows through the endpoint in OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_API_KEY"
     parser.add_argument("--generator", choices=("builtin", "openai"), default="builtin", help=openai)
     only = parser.add_mutually_exclusive_group()
@@ -137,10 +139,12 @@ def log_source(config: Config, environment: Environment, options: Options) -> st
 def make_rows(config: Config, environment: Environment, options: Options, fallbacks: Fallbacks) -> Collected:
     """Read the log, synthesise, and paraphrase if asked for."""
     from tool_aware.dataset.assembly import Collected, assemble, with_log
+    from tool_aware.dataset.logged import read_log
     from tool_aware.dataset.synthesis.content import load_content
 
     heading("Reading the query log")
-    logged = read_log(config, environment, options, fallbacks)
+    required = options.require_database
+    logged = read_log(config, environment, fallbacks, options.logs, options.encoding, is_required=required)
 
     heading("Synthesising")
     assembled = assemble(config, load_content(), logged.rows if logged else [])
@@ -155,37 +159,6 @@ def make_rows(config: Config, environment: Environment, options: Options, fallba
         heading("Paraphrasing")
         collected = add_paraphrases(collected, config, environment, fallbacks)
     return collected
-
-
-def read_log(config: Config, environment: Environment, options: Options, fallbacks: Fallbacks) -> Curated | None:
-    """Read and curate logged rows; None without a query log, and why in one line."""
-    from tool_aware.database import DatabaseUnreachable
-    from tool_aware.dataset.curation import counts_in_words, curate
-    from tool_aware.dataset.log_files import read_log_file
-    from tool_aware.dataset.query_log import read_query_log
-
-    database, per_session = config.database, config.dataset.max_per_session
-    if options.logs:
-        records = read_log_file(options.logs, database)
-    elif config.dataset.use_query_log:
-        records = read_query_log(database, environment)
-    else:
-        say("skipped: dataset.use_query_log is false")
-        return None
-    try:
-        curated = curate(records, config.toolbox, database.filters, max_per_session=per_session)
-    except DatabaseUnreachable as error:
-        if options.require_database:
-            fix = "start the database, or run without --require-database"
-            raise UserError(error.what, where=error.where, fix=fix) from error
-        fallbacks.add(f"no query log: {error.where}: {error.what}; continuing with synthesis alone")
-        return None
-    say(f"{curated.read} logged queries read, {len(curated.rows)} kept")
-    if curated.rejected:
-        say(f"left out: {counts_in_words(curated.rejected)}")
-    if curated.redacted:
-        say(f"replaced by placeholders: {counts_in_words(curated.redacted)}")
-    return curated
 
 
 def add_paraphrases(collected: Collected, config: Config, environment: Environment, fallbacks: Fallbacks) -> Collected:

@@ -8,8 +8,8 @@ Reads   config.yaml
 Writes  its files to a temporary folder (--folder names the place), removed at the end; --json keeps the figures
 Exit    0 done; 2 something to fix
 
-The real script runs in a process of its own. Its peak is what the kernel reports for a finished child (ru_maxrss), which
-begins with the memory of the process that started it: files are therefore written by yet another one.
+The real script runs in a process of its own. Its peak is what the kernel reports for a finished child (ru_maxrss).
+That begins with the memory of the process that started it: files are therefore written by yet another one.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from tool_aware.tool_schema import normalised_schema
+
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # the names OpenAI, Mistral and vLLM all accept
 
 
@@ -41,11 +43,20 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool's name, what it is for, and the JSON Schema (draft 2020-12) of its parameters object."""
+    """A tool's name, what it is for, and the JSON Schema (draft 2020-12) of its parameters object.
+
+    `parameters` may be written in any way that `normalised_schema` reads; the tool holds its plain form. A tool
+    without a description is described by its name. Raises ValueError for a schema that cannot be brought to that form.
+    """
 
     name: str
     description: str
-    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", normalised_schema(self.parameters, self.name))
+        if not (self.description or "").strip():
+            object.__setattr__(self, "description", self.name)
 
     @cached_property
     def properties(self) -> Mapping[str, Mapping[str, Any]]:

@@ -9,9 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tool_aware.config.sections import FolderPath, Fraction, OpenFraction, PositiveInt, Section
+from tool_aware.tool_schema import schema_problems
 from tool_aware.tools import TOOL_NAME, Tool
 
 
@@ -137,7 +138,7 @@ class ToolSection(Section):
     description: str = Field(min_length=1)
     """What the tool does and when to use it, as the model reads it."""
     parameters: dict[str, Any] = {"type": "object", "properties": {}}
-    """JSON Schema (draft 2020-12) of the arguments, of type object."""
+    """JSON Schema (draft 2020-12, or an older draft's or OpenAPI's spelling) of the arguments, of type object."""
     examples: list[ExampleQuery] = []
     """Queries that call the tool, for a tool that the synthesis has no content for."""
 
@@ -148,18 +149,20 @@ class ToolSection(Section):
             raise ValueError(f"must match {TOOL_NAME.pattern}")
         return value
 
-    @field_validator("parameters")
+    @field_validator("description", mode="before")
     @classmethod
-    def _is_a_schema(cls, value: dict[str, Any]) -> dict[str, Any]:
-        from jsonschema import Draft202012Validator, SchemaError
-
-        try:
-            Draft202012Validator.check_schema(value)
-        except SchemaError as error:
-            raise ValueError(f"is not a JSON Schema: {error.message}") from error
-        if value.get("type") != "object":
-            raise ValueError('must have "type: object"')
+    def _says_something(cls, value: object) -> object:
+        if value is None or value == "":
+            raise ValueError("is empty; say in a sentence what the tool does and when to use it, the model reads it")
         return value
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _is_a_schema(cls, value: object, info: ValidationInfo) -> object:
+        problems = schema_problems(str(info.data.get("name", "parameters")), value)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return value or {"type": "object", "properties": {}}
 
     @model_validator(mode="after")
     def _examples_fit(self) -> ToolSection:

@@ -1,4 +1,4 @@
-"""What makes a schema of a tool unusable: values that JSON lacks, invalid keywords, demands that no call can meet."""
+"""Check that a tool can be called by its schema: values that JSON has, valid keywords, demands that a call can meet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a JSON schema contains schemas, and two schemas that both hold, written as one."""
+"""Find the schemas inside a JSON schema, and write two that both hold as one."""
 
 from __future__ import annotations
 

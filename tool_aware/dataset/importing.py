@@ -1,20 +1,21 @@
-"""Converts tool-calling data of others into rows: chat messages with tool calls, BFCL questions with answers.
+"""Converts tool-calling data of others into rows: conversations with tool calls, BFCL questions with answers.
 
-    messages   {"messages": [...], "tools": [...]} a line, as OpenAI and Mistral fine-tuning take it
-    BFCL       {"id", "question", "function"} a line, and {"id", "ground_truth"} a line in a second file
+    messages, conversations    one conversation an item, in OpenAI's, Mistral's, Anthropic's, Gemini's or ShareGPT's form
+    query, answers, tools      xLAM
+    id, question, function     BFCL, with its answers in a second file
+    input, output              OpenAI's Responses API;  prompt, completion: TRL
 
-A row may bring its own tools; then its instruction shows those and not config.yaml's. Rows that our format cannot hold
-(several calls, no call, a call that does not fit its schema) are counted by reason and left out.
+An item may bring its own tools; then its instruction shows those and not config.yaml's. Items are read one by one. What
+our format cannot hold exactly is left out: counted by reason, the first few named with place, field and finding.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,63 +23,192 @@ import yaml
 
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
+from tool_aware.dataset.imports.bfcl_files import Answers, bfcl_candidate, is_question, read_answers
+from tool_aware.dataset.imports.conversations import conversation_candidate, is_conversation
+from tool_aware.dataset.imports.foreign_files import Item, read_items, without_nulls
+from tool_aware.dataset.imports.foreign_tools import ForeignTools
+from tool_aware.dataset.imports.left_out import Call, Candidate, LeftOut, in_words
 from tool_aware.prompt import render_instruction, render_response
-from tool_aware.rows import OPTIONAL, Row
+from tool_aware.rows import Row
 from tool_aware.text import shortened
-from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
+from tool_aware.text_files import lone_surrogate
+from tool_aware.tools import Tool, Toolbox, ToolCall
 
-# BFCL writes Python's and Java's names for types; JSON Schema has its own.
-_TYPES = {
-    "dict": "object", "float": "number", "double": "number", "long": "integer", "int": "integer", "list": "array",
-    "tuple": "array", "bool": "boolean", "str": "string", "any": "string", "String": "string", "char": "string",
-}  # fmt: skip
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
+_SAID_CHARACTERS = 200
+_NAMED_OF_A_REASON = 3  # items that are named for each reason
 
 
-@dataclass(frozen=True)
+@dataclass
 class Imported:
-    """Rows, reasons and counts of what could not be taken over, and the tools that config.yaml lacks."""
+    """Rows, what could not be taken over, the tools that config.yaml lacks, and what was changed on the way."""
 
-    rows: list[Row]
-    skipped: Mapping[str, int]
-    foreign_tools: tuple[Tool, ...]
+    rows: list[Row] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Items left out, by reason."""
+    named: dict[str, list[str]] = field(default_factory=dict)
+    """The first items of each reason, with place, field and finding."""
+    foreign_tools: Sequence[Tool] = ()
+    redefined: set[str] = field(default_factory=set)
+    """Tools that items define in several ways, or otherwise than config.yaml."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Names of tools with characters that ours may not have -> the names in the rows."""
+
+    def leave_out(self, place: str, why: LeftOut) -> None:
+        """Count an item that is left out, and name it if it is one of the first of its reason."""
+        self.skipped[why.reason] += 1
+        named = self.named.setdefault(why.reason, [])
+        if len(named) < _NAMED_OF_A_REASON:
+            named.append(f"{place}: {why.in_words()}")
 
 
-class _Skip(ValueError):
-    """A row that our format cannot hold; the text is the reason that is counted."""
+def import_file(
+    source: Path,
+    tools: Toolbox,
+    answers: Path | None = None,
+    *,
+    encoding: str | None = None,
+    split: str | None = None,
+    token: str | None = None,
+) -> Imported:
+    """Read all items of a source and convert them; BFCL questions together with their `answers`.
 
-
-def import_file(path: Path, tools: Toolbox, answers: Path | None = None) -> Imported:
-    """Read a JSONL file of chat messages, or BFCL questions together with their `answers`.
-
-    Raises UserError for a file that is neither.
+    Raises UserError for a source that cannot be read, that is empty, and for BFCL questions without any answers.
     """
-    items = list(_lines(path))
-    if not items:
-        raise UserError("has no rows", where=str(path))
-    is_bfcl = "question" in items[0] and "function" in items[0]
-    if not is_bfcl and "messages" not in items[0]:
-        raise UserError(
-            f"rows have {', '.join(sorted(items[0]))}; expected messages (and tools), or BFCL's id, question, function",
-            where=str(path),
-            fix="see docs/FORMATS.md",
-        )
-    truths = _bfcl_answers(path, answers) if is_bfcl else {}
-    rows: list[Row] = []
-    skipped: Counter[str] = Counter()
+    truths = _bfcl_answers(source, answers, encoding)
+    items = _not_empty(read_items(source, encoding, split=split, token=token), source)
+    imported = _converted(items, tools, truths)
+    if truths is None and not imported.rows and "a BFCL question without a file of answers" in imported.skipped:
+        place = source.parent / "possible_answer" / source.name
+        raise UserError("BFCL questions need their answers", where=str(place), fix="name the file with --answers FILE")
+    if truths and truths.unreadable:
+        imported.skipped["an unreadable line of the answers"] = truths.unreadable
+    return imported
+
+
+def _bfcl_answers(source: Path, answers: Path | None, encoding: str | None) -> Answers | None:
+    place = answers or source.parent / "possible_answer" / source.name
+    if not answers and not place.is_file():
+        return None
+    return read_answers(read_items(place, encoding))
+
+
+def _not_empty(items: Iterator[Item], source: Path) -> Iterator[Item]:
+    is_empty = True
+    for item in items:
+        is_empty = False
+        yield item
+    if is_empty:
+        raise UserError("has no rows", where=str(source))
+
+
+def _converted(items: Iterable[Item], tools: Toolbox, truths: Answers | None) -> Imported:
+    imported = Imported()
     known = {tool.name: tool for tool in tools}
+    seen_ids: dict[str, str] = {}
     for item in items:
         try:
-            row, offered = _bfcl_row(item, truths) if is_bfcl else _chat_row(item, tools)
-        except _Skip as reason:
-            skipped[str(reason)] += 1
-            continue
-        known = {**{tool.name: tool for tool in offered}, **known}  # the first definition of a name stays
-        if known[row.tool].parameter_problems(row.answer.parameters):
-            skipped["the same tool name with another schema"] += 1
+            candidate, own = _candidate(item, tools, truths)
+            _refuse_repeated_id(candidate, item.place, seen_ids)
+            row = _row(candidate, known)
+        except LeftOut as why:
+            imported.leave_out(item.place, why)
+        except RecursionError:
+            imported.leave_out(item.place, LeftOut("nested too deeply"))
         else:
-            rows.append(row)
-    return Imported(rows, dict(skipped), tuple(tool for name, tool in known.items() if name not in tools))
+            imported.rows.append(row)
+            for tool in candidate.offered:
+                if known.setdefault(tool.name, tool) != tool:  # the first definition of a name stays
+                    imported.redefined.add(tool.name)
+            imported.renamed.update(own.renamed if own else {})
+    imported.foreign_tools = tuple(tool for name, tool in known.items() if name not in tools)
+    return imported
+
+
+def _candidate(item: Item, tools: Toolbox, truths: Answers | None) -> tuple[Candidate, ForeignTools | None]:
+    """Return the candidate of an item, whichever form it has. Raises LeftOut."""
+    if item.problem:
+        raise LeftOut(item.problem.partition(":")[0], found=item.problem.partition(":")[2].strip())
+    value = item.value
+    if not isinstance(value, Mapping):
+        raise LeftOut("not an object", found=in_words(value))
+    if is_question(value):
+        return bfcl_candidate(value, truths)
+    if is_conversation(value):
+        return conversation_candidate(value, tools)
+    for key in ("messages", "conversations"):
+        if key in value:
+            raise LeftOut(f"{key} is not a list of objects", key, in_words(value[key]))
+    if {"instruction", "response"} <= value.keys():
+        raise LeftOut("a row of this toolkit already; see --check", found=in_words(value))
+    raise LeftOut(
+        "none of the forms that are read: expected messages (and tools), or see docs/FORMATS.md", found=in_words(value)
+    )
+
+
+def _refuse_repeated_id(candidate: Candidate, place: str, seen: dict[str, str]) -> None:
+    """Raise LeftOut for a second BFCL question with the id of an earlier one: one of the two has not this answer."""
+    key = candidate.details.get("bfcl_id")
+    if key is not None and seen.setdefault(str(key), candidate.query) != candidate.query:
+        raise LeftOut("another question with the id of an earlier one", "id", str(key))
+
+
+def _row(candidate: Candidate, known: Mapping[str, Tool]) -> Row:
+    """Return a candidate as a row. Raises LeftOut for a call that its schema, or that of an earlier row, refuses."""
+    query, call, offered = candidate.query, candidate.call, candidate.offered
+    if not query:
+        raise LeftOut("an empty query")
+    if call.name not in offered:
+        raise LeftOut("unknown tool", found=call.name)
+    arguments = _fitting(call, offered[call.name])
+    if known.get(call.name, offered[call.name]).parameter_problems(arguments):
+        raise LeftOut("the same tool name with another schema", found=call.name)
+    said = shortened(candidate.said, _SAID_CHARACTERS) if candidate.said else ""
+    details = {"source": candidate.source, "tool": call.name, "slice": "imported", **candidate.details}
+    try:
+        made = ToolCall(call.name, arguments, said or f'"{shortened(query)}" is what {call.name} is there for.')
+        row = Row(render_instruction(query, offered), render_response(made), details)
+        json.dumps(details, allow_nan=False)
+    except ValueError as error:
+        raise LeftOut("a call that cannot be written down", found=str(error)[:80]) from None
+    for text, place in ((row.instruction, "query or tools"), (row.response, "call"), (details, "answers")):
+        if at := lone_surrogate(text):
+            raise LeftOut("half a character (a lone surrogate)", place if isinstance(text, str) else at)
+    return row
+
+
+def _fitting(call: Call, tool: Tool) -> dict[str, Any]:
+    """Return arguments that fit the schema: as they are, or else without nulls, as Arrow writes absent keys."""
+    problems = _problems(tool, call.arguments)
+    if not problems:
+        return call.arguments
+    without = without_nulls(call.arguments)
+    if without != call.arguments and not _problems(tool, without):
+        return without
+    raise LeftOut("parameters against the schema", call.name, problems[0][:120])
+
+
+def _problems(tool: Tool, arguments: Mapping[str, Any]) -> list[str]:
+    try:
+        return tool.parameter_problems(arguments)
+    except RecursionError:
+        raise
+    except Exception as error:  # a reference to nothing, a pattern that is none: each has its own class
+        raise LeftOut("a tool whose schema cannot be used", tool.name, str(error)[:120]) from error
+
+
+# ---- the config of an import ----------------------------------------------------------------------------
+
+
+class _QuotingDumper(yaml.SafeDumper):
+    """Writes every text in quotes that YAML 1.1 or 1.2 could read as something else."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    is_plain = text[:1].isalpha() and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+
+
+_QuotingDumper.add_representer(str, _quoted)
 
 
 def config_with_tools(config: Config, base: Path, foreign: Sequence[Tool], folder: Path) -> str:
@@ -88,174 +218,4 @@ def config_with_tools(config: Config, base: Path, foreign: Sequence[Tool], folde
         for tool in foreign
     ]
     extended = {"extends": os.path.relpath(base, folder), "tools": tools}
-    return yaml.safe_dump(extended, sort_keys=False, allow_unicode=True)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        raise UserError("not found", where=str(path))
-    text = path.read_text(encoding="utf-8")
-    try:  # one array, or one object a line
-        items = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.splitlines() if x.strip()]
-        )
-    except ValueError as error:
-        raise UserError(f"is not JSON Lines: {error}", where=str(path)) from error
-    for number, item in enumerate(items, start=1):
-        if not isinstance(item, dict):
-            raise UserError(f"row {number} is {type(item).__name__}, not an object", where=str(path))
-        yield item
-
-
-# ---- chat messages --------------------------------------------------------------------------------------
-
-
-def _chat_row(item: Mapping[str, Any], tools: Toolbox) -> tuple[Row, Toolbox]:
-    messages = item["messages"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise _Skip("messages is not a list of objects")
-    offered = Toolbox(map(_openai_tool, item["tools"])) if item.get("tools") else tools
-    at = next((at for at, message in enumerate(messages) if message.get("role") == "assistant"), None)
-    if at is None:
-        raise _Skip("no assistant message")
-    users = [message for message in messages[:at] if message.get("role") == "user"]
-    if not users:
-        raise _Skip("no user message before the first answer")
-    query = _content(users[-1])
-    calls = messages[at].get("tool_calls") or []
-    if len(calls) > 1:
-        raise _Skip("several tool calls")
-    if calls:
-        name, parameters = _openai_call(calls[0])
-    elif "direct_chat" in offered or "direct_chat" in tools:
-        offered = offered if "direct_chat" in offered else Toolbox([*offered, tools["direct_chat"]])
-        name, parameters = "direct_chat", {"message": query}
-    else:
-        raise _Skip("no tool call and no direct_chat to stand for it")
-    return _row(query, name, parameters, offered, source="messages", said=_content(messages[at])), offered
-
-
-def _openai_tool(item: Mapping[str, Any]) -> Tool:
-    function = item.get("function", item)
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
-        raise _Skip("a tool without a usable name")
-    return Tool(
-        name, str(function.get("description", "")), function.get("parameters") or {"type": "object", "properties": {}}
-    )
-
-
-def _openai_call(call: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    function = call.get("function", {})
-    arguments = function.get("arguments", {})
-    try:
-        parameters = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
-        raise _Skip("arguments are not JSON") from None
-    if not isinstance(parameters, dict):
-        raise _Skip("arguments are not an object")
-    return str(function.get("name", "")), parameters
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message.get("content") or ""
-    if isinstance(content, list):  # parts, as vision models have them
-        content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return str(content).strip()
-
-
-# ---- BFCL -----------------------------------------------------------------------------------------------
-
-
-def _bfcl_answers(path: Path, answers: Path | None) -> dict[str, Any]:
-    place = answers or path.parent / "possible_answer" / path.name
-    if not place.is_file():
-        raise UserError("BFCL questions need their answers", where=str(place), fix="name the file with --answers FILE")
-    return {item["id"]: item.get("ground_truth") for item in _lines(place) if "id" in item}
-
-
-def _bfcl_row(item: Mapping[str, Any], truths: Mapping[str, Any]) -> tuple[Row, Toolbox]:
-    truth = truths.get(item["id"])
-    if not isinstance(truth, list) or len(truth) != 1:
-        raise _Skip("no answer" if not truth else "several calls")
-    question = item["question"]
-    turns = question[0] if question and isinstance(question[0], list) else question
-    users = [_content(turn) for turn in turns if turn.get("role") == "user"]
-    if not users:
-        raise _Skip("no user message")
-    functions = item["function"] if isinstance(item["function"], list) else [item["function"]]
-    offered = Toolbox(_bfcl_tool(function) for function in functions)
-    original_name, accepted = next(iter(truth[0].items()))
-    parameters = {
-        key: _plain(next(value for value in values if value != OPTIONAL))
-        for key, values in accepted.items()
-        if OPTIONAL not in values
-    }
-    name = _NOT_IN_NAMES.sub("_", original_name)
-    details = {"accepted_parameters": accepted, "bfcl_id": item["id"]}
-    return _row(users[-1], name, parameters, offered, source="bfcl", **details), offered
-
-
-def _bfcl_tool(function: Mapping[str, Any]) -> Tool:
-    name = _NOT_IN_NAMES.sub("_", str(function.get("name", "")))
-    if not TOOL_NAME.fullmatch(name):
-        raise _Skip("a tool without a usable name")
-    return Tool(name, str(function.get("description", "")), _schema(function.get("parameters", {})))
-
-
-def _schema(schema: Any) -> Any:
-    """Return BFCL's schema with the type names of JSON Schema, at every depth."""
-    if not isinstance(schema, Mapping):
-        return schema
-    converted = {key: value for key, value in schema.items() if key not in ("properties", "items", "optional")}
-    if isinstance(converted.get("type"), str):
-        converted["type"] = _TYPES.get(converted["type"], converted["type"])
-    if "properties" in schema:
-        converted["properties"] = {name: _schema(value) for name, value in schema["properties"].items()}
-    if "items" in schema:
-        converted["items"] = _schema(schema["items"])
-    return converted
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with the first of the accepted values that BFCL lists inside dicts as well."""
-    if isinstance(value, dict):
-        return {
-            key: _plain(next((item for item in options if item != OPTIONAL), OPTIONAL))
-            if isinstance(options, list)
-            else options
-            for key, options in value.items()
-            if not (isinstance(options, list) and OPTIONAL in options)
-        }
-    return value
-
-
-# ---- both -----------------------------------------------------------------------------------------------
-
-
-def _row(
-    query: str,
-    name: str,
-    parameters: Mapping[str, Any],
-    offered: Toolbox,
-    *,
-    source: str,
-    said: str = "",
-    **details: Any,
-) -> Row:
-    if not query:
-        raise _Skip("an empty query")
-    reasoning = shortened(said, 200) if said else f'"{shortened(query)}" is what {name} is there for.'
-    try:
-        call = ToolCall(name, parameters, reasoning)
-    except ValueError:
-        raise _Skip("a call that cannot be written down") from None
-    if offered.problems(call):
-        raise _Skip("unknown tool" if name not in offered else "parameters against the schema")
-    return Row(
-        render_instruction(query, offered),
-        render_response(call),
-        {"source": source, "tool": name, "slice": "imported", **details},
-    )
+    return yaml.dump(extended, Dumper=_QuotingDumper, sort_keys=False, allow_unicode=True)

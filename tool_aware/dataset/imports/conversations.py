@@ -1,0 +1,306 @@
+"""Reads conversations: OpenAI's and Mistral's messages, ShareGPT, Anthropic's blocks, Gemini's parts, xLAM's pairs.
+
+All of them become turns, and of the turns one query with its answer: the first assistant turn that is trained on, with
+the user turn before it. Later turns are left aside.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tool_aware.dataset.imports.calls_in_text import calls_in
+from tool_aware.dataset.imports.foreign_calls import calls_of
+from tool_aware.dataset.imports.foreign_tools import ForeignTools, tools_of
+from tool_aware.dataset.imports.left_out import Call, Candidate, LeftOut, decoded, in_words, is_nothing
+from tool_aware.tools import Toolbox
+
+DIRECT_CHAT = "direct_chat"  # the tool of config.yaml that stands for an answer without a call
+
+_ROLES = {
+    **dict.fromkeys(("user", "human", "customer"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "ai", "agent"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call", "function-call", "tool-call", "tool_calls"), "call"),
+    **dict.fromkeys(("tool", "ipython", "observation", "tool_response", "tool_result", "tool_results"), "result"),
+    **dict.fromkeys(("function_response", "function-response", "function_result", "tool-response"), "result"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    "function": "function",  # OpenAI's old role of a result; in some ShareGPT files that of a call
+}
+_ITEM_ROLES = {"function_call": "call", "function_call_output": "result", "reasoning": "thought"}  # Responses API
+_TEXT_PARTS = ("text", "input_text", "output_text", "summary_text")
+_THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "think")
+_CALL_PARTS = ("toolUse", "functionCall", "function_call", "tool_call")
+_RESULT_PARTS = ("toolResult", "functionResponse", "function_response")
+_WEIGHTS = ("weight", "loss", "train", "training", "trainable", "loss_weight")
+_LISTS = ("messages", "conversations", "conversation", "contents")
+_TAGGED_TOOLS = re.compile(r"<tools>(.*?)</tools>|\[AVAILABLE_TOOLS\](.*?)\[/AVAILABLE_TOOLS\]", re.DOTALL)
+_TAG = re.compile(r"</?(?:think|thinking|scratch_pad|scratchpad)>")
+
+
+@dataclass
+class Turn:
+    """What one side said: a text, calls, or both; `field` is where in the item, `counts` whether it is trained on."""
+
+    role: str
+    text: str
+    field: str
+    calls: list[Call] = field(default_factory=list)
+    counts: bool = True
+
+
+def is_conversation(item: Mapping[str, Any]) -> bool:
+    """Check for one of the forms of a conversation by the item's keys."""
+    return any(item.get(key) is not None for key in _LISTS) or _pair(item) is not None or is_query_with_answers(item)
+
+
+def is_query_with_answers(item: Mapping[str, Any]) -> bool:
+    """Check for xLAM's form: `query`, `answers` and `tools`."""
+    return "query" in item and "answers" in item
+
+
+def conversation_candidate(item: Mapping[str, Any], known: Toolbox) -> tuple[Candidate, ForeignTools | None]:
+    """Return the query, its answer and the tools on offer; `known` are config.yaml's, for an item without its own.
+
+    Raises LeftOut for what cannot be taken over exactly.
+    """
+    if is_query_with_answers(item) and all(item.get(key) is None for key in _LISTS):
+        return _answered_query(item)
+    turns, system = _turns_of(item)
+    own = _own_tools(item, [*system, *(turn.text for turn in turns if turn.role == "system")])
+    offered = own.toolbox if own else known
+    return _first_answer(turns, offered, known), own
+
+
+def _answered_query(item: Mapping[str, Any]) -> tuple[Candidate, ForeignTools | None]:
+    query, own = item["query"], tools_of(item.get("tools"))
+    if not isinstance(query, str):
+        raise LeftOut("a query that is not text", "query", in_words(query))
+    calls = calls_of(item["answers"], "answers")
+    if not calls:
+        raise LeftOut("no call and no answer in words", "answers", in_words(item["answers"]))
+    if own is None:
+        raise LeftOut("no tools", "tools", in_words(item.get("tools")))
+    return Candidate(query.strip(), _only(calls, "answers"), own.toolbox, "xlam"), own
+
+
+def _only(calls: Sequence[Call], where: str) -> Call:
+    if len(calls) > 1:
+        raise LeftOut("several tool calls", where, ", ".join(call.name for call in calls))
+    return calls[0]
+
+
+# ---- which tools ----------------------------------------------------------------------------------------
+
+
+def _own_tools(item: Mapping[str, Any], system_texts: Sequence[str]) -> ForeignTools | None:
+    keys = [key for key in ("tools", "functions", "tool_config", "toolConfig") if not is_nothing(item.get(key))]
+    if len(keys) > 1:
+        raise LeftOut("tools in two fields", " and ".join(keys))
+    if keys:
+        return tools_of(item[keys[0]], keys[0])
+    for text in system_texts:
+        tagged = _TAGGED_TOOLS.search(text)
+        found = _json_values((tagged[1] or tagged[2]) if tagged else text)
+        tools = [tool for value in found for tool in (value if isinstance(value, list) else [value])]
+        if tagged or (tools and all(_describes_tool(tool) for tool in tools)):
+            own = tools_of(tools, "tools in the system text")
+            if own is None:
+                raise LeftOut("tools in the system text that cannot be read", "system", in_words(text))
+            return own
+        if '"parameters"' in text and '"name"' in text:
+            raise LeftOut("tools in the system text that cannot be read", "system", in_words(text))
+    return None
+
+
+def _describes_tool(value: Any) -> bool:
+    body = value.get("function", value) if isinstance(value, Mapping) else None
+    return isinstance(body, Mapping) and isinstance(body.get("name"), str) and "parameters" in body
+
+
+def _json_values(text: str) -> list[Any]:
+    """Return the JSON objects and lists in a text, one after the other, with other text between them left aside."""
+    decoder, values, at = json.JSONDecoder(), [], 0
+    while match := re.compile(r"[\[{]").search(text, at):
+        try:
+            value, at = decoder.raw_decode(text, match.start())
+            values.append(value)
+        except (ValueError, RecursionError):
+            at = match.start() + 1
+            if text[match.start()] == "{":  # parts of what cannot be read are not tools
+                return []
+    return [value for value in values if isinstance(value, dict) or (value and isinstance(value[0], dict))]
+
+
+# ---- turns ----------------------------------------------------------------------------------------------
+
+
+def _pair(item: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the fields of what was asked and what was answered: TRL's, or those of OpenAI's Responses API."""
+    for asked, answered in (("prompt", "completion"), ("input", "output")):
+        has_items = any(isinstance(decoded(item.get(key)), list) for key in (asked, answered))
+        if item.get(asked) is not None and (has_items and (asked == "input" or item.get(answered) is not None)):
+            return asked, answered
+    return None
+
+
+def _turns_of(item: Mapping[str, Any]) -> tuple[list[Turn], list[str]]:
+    """Return all turns, and the texts of a system prompt that stands outside them."""
+    system = [
+        _content(item[key], key)[0]
+        for key in ("system", "instructions", "systemInstruction", "system_instruction")
+        if item.get(key) is not None
+    ]
+    key = next((key for key in _LISTS if item.get(key) is not None), None)
+    if key:
+        return _turns(item[key], key), system
+    pair = _pair(item)
+    assert pair is not None  # `is_conversation` checked it
+    asked, answered = (
+        _turns_or_text(item.get(name), name, role) for name, role in zip(pair, ("user", "assistant"), strict=True)
+    )
+    if pair[1] == "completion" or answered:
+        for turn in asked:
+            turn.counts = False
+    return [*asked, *answered], system
+
+
+def _turns_or_text(value: Any, name: str, role: str) -> list[Turn]:
+    value = decoded(value)
+    if isinstance(value, str):
+        return [Turn(role, value.strip(), name)]
+    return [] if value is None else _turns(value, name)
+
+
+def _turns(messages: Any, name: str) -> list[Turn]:
+    messages = decoded(messages)
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        raise LeftOut(f"{name} is not a list of objects", name, in_words(messages))
+    turns: list[Turn] = []
+    for at, message in enumerate(messages):
+        turn = _turn(message, f"{name}[{at}]", turns[-1].role if turns else "")
+        if turn:
+            turns.append(turn)
+    return turns
+
+
+def _turn(message: Mapping[str, Any], where: str, before: str) -> Turn | None:
+    """Return a message as a turn; None for a thought, which is neither question nor answer."""
+    named = message.get("role") or message.get("from")
+    kind = message.get("type")
+    role = _ROLES.get(named.strip().lower()) if isinstance(named, str) else _ITEM_ROLES.get(str(kind))
+    if role is None:
+        raise LeftOut("a message of an unknown role", where, in_words(named if named is not None else kind))
+    if role == "thought":
+        return None
+    if role == "function":
+        role = "call" if before == "user" else "result"
+    counts = not any(message.get(key) in (0, False, "0", "false") for key in _WEIGHTS if message.get(key) is not None)
+    value = next((message[key] for key in ("content", "value", "text", "parts") if message.get(key) is not None), None)
+    if role == "call":
+        return Turn("assistant", "", where, calls_of(message if named is None else value, where), counts)
+    if role == "result":
+        return Turn(role, "", where, [], counts)
+    text, calls, is_result = _content(value, where)
+    if role == "assistant":
+        for key in ("tool_calls", "function_call"):
+            calls = [*calls, *calls_of(message.get(key), f"{where}.{key}")]
+        refusal = message.get("refusal")
+        text = text or (refusal.strip() if isinstance(refusal, str) else "")
+    elif calls:
+        raise LeftOut("a call by somebody else than the assistant", where)
+    return Turn("result" if is_result else role, text, where, calls, counts)
+
+
+def _content(value: Any, where: str) -> tuple[str, list[Call], bool]:
+    """Return the text of a message, the calls among its parts, and whether it holds a tool's result."""
+    if value is None or isinstance(value, str):
+        return (value or "").strip(), [], False
+    if isinstance(value, Mapping):
+        value = value["parts"] if isinstance(value.get("parts"), list) else [value]
+    if not isinstance(value, list):
+        raise LeftOut("content that is not text", where, in_words(value))
+    texts, calls, is_result = [], [], False
+    for at, part in enumerate(value):
+        place = f"{where}[{at}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, str):
+            texts.append(part)
+        elif not isinstance(part, Mapping):
+            raise LeftOut("content that is not text", place, in_words(part))
+        elif kind in ("tool_use", "function_call"):
+            calls += calls_of({key: item for key, item in part.items() if key != "type"}, place)
+        elif key := next((key for key in _CALL_PARTS if isinstance(part.get(key), Mapping)), None):
+            calls += calls_of(part[key], place)
+        elif kind in ("tool_result", "function_call_output") or any(part.get(key) for key in _RESULT_PARTS):
+            is_result = True
+        elif kind in _THOUGHTS or part.get("thought") is True:
+            continue
+        elif isinstance(part.get("text"), str) and (kind is None or kind in _TEXT_PARTS):
+            texts.append(part["text"])
+        else:
+            raise LeftOut("content that is not text", place, in_words(kind or part))
+    return "\n".join(text.strip() for text in texts).strip(), calls, is_result
+
+
+# ---- the answer -----------------------------------------------------------------------------------------
+
+
+def _first_answer(turns: Sequence[Turn], offered: Toolbox, known: Toolbox) -> Candidate:
+    """Return the query and the answer of the first run of assistant turns of which one is trained on."""
+    turns = [turn for turn in turns if turn.role != "system"]
+    begin = next((at for at, turn in enumerate(turns) if turn.role == "assistant" and turn.counts), None)
+    if begin is None:
+        has_any = any(turn.role == "assistant" for turn in turns)
+        raise LeftOut("no assistant message that is trained on" if has_any else "no assistant message")
+    while begin and turns[begin - 1].role == "assistant":
+        begin -= 1
+    end = next((at for at in range(begin, len(turns)) if turns[at].role != "assistant"), len(turns))
+    run = [turn for turn in turns[begin:end] if turn.counts]
+    where = run[0].field
+    if not begin:
+        raise LeftOut("no user message before the first answer", where)
+    if turns[begin - 1].role == "result":
+        raise LeftOut("an answer to a tool's result", where)
+    calls, said = _spoken(run, offered)
+    query, details = _query(turns[:begin], offered)
+    if calls:
+        return Candidate(query, _only(calls, where), offered, "messages", said, details)
+    if not said:
+        raise LeftOut("an answer without text and call", where)
+    later = [turn for turn in turns[end:] if turn.role == "assistant" and turn.counts]
+    if any(_spoken([turn], offered)[0] for turn in later):
+        raise LeftOut("words first, a call in a later turn", where)
+    if DIRECT_CHAT not in offered and DIRECT_CHAT not in known:
+        raise LeftOut("no tool call and no direct_chat to stand for it", where)
+    if DIRECT_CHAT not in offered:
+        offered = _with_direct_chat(offered, known)
+    return Candidate(query, Call(DIRECT_CHAT, {"message": query}), offered, "messages", said, details)
+
+
+def _with_direct_chat(offered: Toolbox, known: Toolbox) -> Toolbox:
+    return Toolbox([*offered, known[DIRECT_CHAT]])
+
+
+def _spoken(run: Sequence[Turn], offered: Toolbox) -> tuple[list[Call], str]:
+    """Return the calls of a run of assistant turns, those written in their texts among them, and the other text."""
+    calls, texts = [], []
+    for turn in run:
+        in_text, said = calls_in(turn.text, offered.names, turn.field) if turn.text else ([], "")
+        calls += [*turn.calls, *in_text]
+        texts.append(_TAG.sub(" ", said).strip())
+    return calls, "\n".join(filter(None, texts))
+
+
+def _query(before: Sequence[Turn], offered: Toolbox) -> tuple[str, dict[str, Any]]:
+    """Return the user's words before an answer. With earlier answers, which are not trained on, as a transcript."""
+    if not any(turn.role == "assistant" for turn in before):
+        return "\n".join(turn.text for turn in before if turn.role == "user" and turn.text), {}
+    if any(turn.role == "result" or turn.calls for turn in before):
+        raise LeftOut("earlier calls in the context", before[-1].field)
+    if _spoken([turn for turn in before if turn.role == "assistant"], offered)[0]:
+        raise LeftOut("earlier calls in the context", before[-1].field)
+    lines = [f"{turn.role}: {turn.text}" for turn in before if turn.text]
+    return "\n".join(lines), {"context_turns": len(lines) - 1}

@@ -27,7 +27,7 @@ from tool_aware.command_line import script_parser
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.options import ConfigOptions, add_config_arguments, next_command, parse_options
 from tool_aware.config.settings import Config, load_config
-from tool_aware.console import Fallbacks, Progress, UserError, duration, heading, run, say, table, warn
+from tool_aware.console import Fallbacks, Progress, duration, heading, run, say, table, warn
 from tool_aware.manifest import write_manifest
 from tool_aware.paths import DATASET_REPORT_NAME, IMPORTED_CONFIG_NAME, PARAPHRASES_NAME
 from tool_aware.rows import SPLITS
@@ -50,6 +50,7 @@ class Options(ConfigOptions):
     check: Path | None
     import_path: Path | None
     answers: Path | None
+    split: str | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_foreign_files(dataset.dir, overwrite=options.overwrite)
     earlier = read_earlier_splits(dataset.splits_from) if dataset.splits_from else None
     if options.import_path:
-        collected = import_rows(options.import_path, config, options, fallbacks)
+        collected = import_rows(options.import_path, config, environment.hf_token, options, fallbacks)
     else:
         collected = make_rows(config, environment, options, fallbacks)
     split = split_and_check(collected.rows, config, earlier, fallbacks, source=options.import_path)
@@ -95,10 +96,11 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--generator", choices=("builtin", "openai"), default="builtin", help=openai)
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--check", type=Path, metavar="PATH", help="check a data file, or a folder of them, and stop")
-    convert = "convert JSONL of chat messages with tool calls, or of BFCL questions, instead of synthesising"
+    convert = "convert conversations with tool calls, BFCL or xLAM: JSON Lines, Parquet, CSV, or a dataset of the Hub"
     only.add_argument("--import", type=Path, dest="import_path", metavar="PATH", help=convert)
     bfcl = "BFCL's answers (default: possible_answer/ beside PATH)"
     parser.add_argument("--answers", type=Path, metavar="FILE", help=bfcl)
+    parser.add_argument("--split", metavar="NAME", help="the split of a saved dataset, or of one of the Hub, to import")
     return parse_options(Options, parser, argv)
 
 
@@ -182,28 +184,15 @@ def add_paraphrases(collected: Collected, config: Config, environment: Environme
     return replace(collected, rows=deduplicate([*collected.rows, *made.rows]).rows, stopped_at_gates=made.stopped)
 
 
-def import_rows(path: Path, config: Config, options: Options, fallbacks: Fallbacks) -> Collected:
-    """Convert another project's file. Tools that the config lacks go into a config of their own beside the data."""
-    from tool_aware.dataset.assembly import Collected
-    from tool_aware.dataset.deduplication import deduplicate
-    from tool_aware.dataset.importing import config_with_tools, import_file
+def import_rows(source: Path, config: Config, token: str | None, options: Options, fallbacks: Fallbacks) -> Collected:
+    """Convert another project's data."""
+    from tool_aware.dataset.import_report import collect_import
 
     heading("Importing")
-    imported = import_file(path, config.toolbox, options.answers)
-    unique = deduplicate(imported.rows)
-    say(f"{len(imported.rows)} rows taken over, {sum(imported.skipped.values())} left out")
-    for reason, number in imported.skipped.items():
-        say(f"  {reason}: {number}")
-    if not unique.rows:
-        raise UserError("no row could be taken over", where=str(path), fix="see docs/FORMATS.md")
-    more_files = {}
-    if imported.foreign_tools:
-        target = config.dataset.dir / IMPORTED_CONFIG_NAME
-        more_files[target.name] = config_with_tools(config, options.config, imported.foreign_tools, target.parent)
-        number = len(imported.foreign_tools)
-        fallbacks.add(f"{number} tools are not in {options.config}: run the next stages with --config {target}")
-    skipped = imported.skipped
-    return Collected(unique.rows, unique.exact, unique.near, log_rejected=skipped, more_files=more_files)
+    answers, encoding, split = options.answers, options.encoding, options.split
+    return collect_import(
+        source, config, options.config, fallbacks, answers=answers, encoding=encoding, split=split, token=token
+    )
 
 
 # ---- files ----------------------------------------------------------------------------------------------
@@ -228,7 +217,7 @@ def finish(
         config=(load_config(own_config, options.overrides) if own_config else config).as_dict(),
         seed=result.seed,
         started_s=started_s,
-        inputs=[path for path in (options.logs, options.import_path) if path],
+        inputs=[path for path in (options.logs, options.import_path, options.answers) if path and path.is_file()],
         outputs=paths,
         counts=result.counts(),
         fallbacks=fallbacks,

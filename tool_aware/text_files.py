@@ -210,9 +210,11 @@ def read_json_text(path: Path, encoding: str | None = None, *, option: str | Non
 
 
 def _reason(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at character {error.colno}"
-    return str(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    if error.msg == "Extra data" and error.doc[error.pos :].strip() == ",":
+        return f"a comma follows the value at character {error.colno}"
+    return f"{error.msg} at character {error.colno}"
 
 
 def lone_surrogate(value: object, place: str = "") -> str | None:

@@ -1,4 +1,4 @@
-"""Puts the rows of an import together for the splits, and says what was taken over, changed and left out."""
+"""Collects the rows of an import for the splits, and says what was taken over, changed and left out."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _fix(imported: Imported) -> str:
 
 
 def _report_changes(imported: Imported, config: Config, fallbacks: Fallbacks) -> None:
-    """Say which tools have other names or other definitions than in the source."""
+    """Report which tools have other names or other definitions than in the source."""
     if imported.renamed:
         shown = ", ".join(f"{theirs} -> {ours}" for theirs, ours in list(imported.renamed.items())[:_NAMES_SHOWN])
         number = len(imported.renamed)

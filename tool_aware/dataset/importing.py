@@ -1,6 +1,6 @@
 """Converts tool-calling data of others into rows: conversations with tool calls, BFCL questions with answers.
 
-    messages, conversations    one conversation an item, in OpenAI's, Mistral's, Anthropic's, Gemini's or ShareGPT's form
+    messages, conversations    a conversation, in OpenAI's, Mistral's, Anthropic's, Gemini's or ShareGPT's form
     query, answers, tools      xLAM
     id, question, function     BFCL, with its answers in a second file
     input, output              OpenAI's Responses API;  prompt, completion: TRL

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tool_aware.config.settings import Config
-from tool_aware.console import UserError
+from tool_aware.console import Fallbacks, UserError
 from tool_aware.dataset import data_check
+from tool_aware.dataset.import_report import collect_import
 from tool_aware.dataset.importing import import_file
 from tool_aware.prompt import query_of
 from tool_aware.rows import Row, write_rows
@@ -132,12 +133,12 @@ def test_bfcl_rows_with_several_calls_are_left_out(tmp_path: Path, config: Confi
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no rows"), ("{}\n", "expected messages"), ("{oops", "not JSON Lines"), ("[1, 2]", "not an object")],
+    [("", "has no rows"), ("{}\n", "expected messages"), ("{oops", "is not JSON: 1"), ("[1, 2]", "not an object")],
 )
 def test_a_file_that_is_neither_is_refused(text: str, message: str, tmp_path: Path, config: Config) -> None:
     (tmp_path / "x.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
-        import_file(tmp_path / "x.jsonl", config.toolbox)
+        collect_import(tmp_path / "x.jsonl", config, Path("config.yaml"), Fallbacks())
 
 
 def test_bfcl_without_its_answers_says_which_file_is_missing(tmp_path: Path, config: Config) -> None:

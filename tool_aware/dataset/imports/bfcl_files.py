@@ -58,17 +58,18 @@ def bfcl_candidate(item: Mapping[str, Any], answers: Answers | None) -> tuple[Ca
 
     Raises LeftOut for no or several calls, for several turns, and for what is not as BFCL writes it.
     """
+    truth = _truth(item, answers)
     own = tools_of(item["function"], "function")
     if own is None:
         raise LeftOut("no functions", "function", in_words(item["function"]))
     query = _query(item["question"])
-    name, accepted = _only_call(_truth(item, answers))
+    name, accepted = _only_call(truth)
     for parameter, values in accepted.items():
         if not isinstance(values, list):
             raise LeftOut("accepted values that are not a list", f"ground_truth.{parameter}", in_words(values))
         if not values:
             raise LeftOut("a parameter without an accepted value", f"ground_truth.{parameter}", in_words(values))
-    tool = own.toolbox[usable_name(name)] if usable_name(name) in own.toolbox else None
+    tool = next((tool for tool in own.toolbox if tool.name == usable_name(name)), None)
     required = tool.required if tool else frozenset()
     arguments = {
         parameter: _plain(_first(values), is_outermost=True)

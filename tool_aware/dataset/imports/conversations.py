@@ -42,11 +42,11 @@ _TAG = re.compile(r"</?(?:think|thinking|scratch_pad|scratchpad)>")
 
 @dataclass
 class Turn:
-    """What one side said: a text, calls, or both; `field` is where in the item, `counts` whether it is trained on."""
+    """A text, calls, or both, of one side; `place` is where in the item, `counts` whether it is trained on."""
 
     role: str
     text: str
-    field: str
+    place: str
     calls: list[Call] = field(default_factory=list)
     counts: bool = True
 
@@ -259,7 +259,7 @@ def _first_answer(turns: Sequence[Turn], offered: Toolbox, known: Toolbox) -> Ca
         begin -= 1
     end = next((at for at in range(begin, len(turns)) if turns[at].role != "assistant"), len(turns))
     run = [turn for turn in turns[begin:end] if turn.counts]
-    where = run[0].field
+    where = run[0].place
     if not begin:
         raise LeftOut("no user message before the first answer", where)
     if turns[begin - 1].role == "result":
@@ -288,7 +288,7 @@ def _spoken(run: Sequence[Turn], offered: Toolbox) -> tuple[list[Call], str]:
     """Return the calls of a run of assistant turns, those written in their texts among them, and the other text."""
     calls, texts = [], []
     for turn in run:
-        in_text, said = calls_in(turn.text, offered.names, turn.field) if turn.text else ([], "")
+        in_text, said = calls_in(turn.text, offered.names, turn.place) if turn.text else ([], "")
         calls += [*turn.calls, *in_text]
         texts.append(_TAG.sub(" ", said).strip())
     return calls, "\n".join(filter(None, texts))
@@ -299,8 +299,8 @@ def _query(before: Sequence[Turn], offered: Toolbox) -> tuple[str, dict[str, Any
     if not any(turn.role == "assistant" for turn in before):
         return "\n".join(turn.text for turn in before if turn.role == "user" and turn.text), {}
     if any(turn.role == "result" or turn.calls for turn in before):
-        raise LeftOut("earlier calls in the context", before[-1].field)
+        raise LeftOut("earlier calls in the context", before[-1].place)
     if _spoken([turn for turn in before if turn.role == "assistant"], offered)[0]:
-        raise LeftOut("earlier calls in the context", before[-1].field)
+        raise LeftOut("earlier calls in the context", before[-1].place)
     lines = [f"{turn.role}: {turn.text}" for turn in before if turn.text]
     return "\n".join(lines), {"context_turns": len(lines) - 1}

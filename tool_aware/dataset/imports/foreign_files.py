@@ -13,7 +13,7 @@ from typing import Any
 
 from tool_aware.console import UserError, say
 from tool_aware.dataset.imports.left_out import decoded
-from tool_aware.text_files import json_items, lines_of, text_format
+from tool_aware.text_files import json_items, lines_of, read_json_text, text_format
 
 _HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(?::(?P<subset>[\w][\w.-]*))?")
 _FILE_ENDINGS = (
@@ -33,6 +33,7 @@ _FILE_ENDINGS = (
 # First bytes, https://parquet.apache.org/docs/file-format/ and https://arrow.apache.org/docs/format/Columnar.html
 _TABLES = {b"PAR1": "parquet", b"ARRO": "arrow", b"\xff\xff\xff\xff": "arrow"}
 _SAVED = ("dataset_dict.json", "state.json")  # what datasets.save_to_disk writes
+_KEYS_OF_ITEMS = ("messages", "conversations", "question", "query", "input", "prompt", "contents")
 _HUB_TIMEOUT_S = 15
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
@@ -68,8 +69,23 @@ def read_items(
         yield from _of_csv(source, encoding)
     else:
         _say_format(source, encoding)
-        for line in json_items(source, encoding, option="--encoding"):
-            yield Item(f"row {line.number}", line.value, line.problem)
+        yield from _of_json(source, encoding)
+
+
+def _of_json(source: Path, encoding: str | None) -> Iterator[Item]:
+    """Yield the items of a JSON array, of the one list in a JSON object, or the lines of JSON Lines."""
+    option = "--encoding"
+    first = next((line.strip() for line in lines_of(source, encoding, option=option) if line.strip()), "")
+    if first == "{":  # an object over several lines, as json.dump(..., indent=2) writes it
+        value = read_json_text(source, encoding, option=option)
+        lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
+        is_item = any(key in value for key in _KEYS_OF_ITEMS)
+        values = lists[0] if len(lists) == 1 and not is_item else [value]
+        yield from (Item(f"row {number}", item) for number, item in enumerate(values, start=1))
+        return
+    kind = "row" if first.startswith("[") else "line"
+    for line in json_items(source, encoding, option=option):
+        yield Item(f"{kind} {line.number}", line.value, line.problem)
 
 
 def _say_format(source: Path, encoding: str | None) -> None:
@@ -186,7 +202,7 @@ def _chosen(splits: Mapping[str, Any], split: str | None, where: str) -> Any:
     """Return one split. Raises UserError if there are several and none is named: half a wrong guess is a leak."""
     if split is None and len(splits) == 1:
         return next(iter(splits.values()))
-    if split in splits:
+    if split is not None and split in splits:
         return splits[split]
     names = ", ".join(splits)
     what = f"has no split {split}; it has {names}" if split else f"has the splits {names}"

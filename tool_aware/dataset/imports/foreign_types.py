@@ -86,23 +86,23 @@ def _translated(schema: Any, place: str) -> Any:
         return schema
     translated: dict[str, Any] = {}
     for key, value in schema.items():
-        if key in _OURS_NOT or (value is None and key != "default"):
+        if key in _OURS_NOT or (value is None and key != "default"):  # Arrow writes other rows' keys as null
             continue
-        if key in _MAPS and isinstance(value, Mapping):  # Arrow writes other rows' keys as null
-            inside = place if key == "properties" else f"{place}.{key}"
-            value = {name: _translated(item, f"{inside}.{name}") for name, item in value.items() if item is not None}
-        elif key in _LISTS and isinstance(value, list):
-            value = [_translated(item, f"{place}.{key}.{at}") for at, item in enumerate(value)]
-        elif key in _SCHEMAS:
-            if isinstance(value, list):
-                value = [_translated(item, f"{place}.{key}.{at}") for at, item in enumerate(value)]
-            else:
-                value = _translated(value, f"{place}.{key}")
         if key == "type":
             translated |= _type(value, place)
         else:
-            translated.setdefault(key, value)
+            translated.setdefault(key, _keyword(key, value, place))
     return translated
+
+
+def _keyword(key: str, value: Any, place: str) -> Any:
+    """Return the value of a keyword with the schemas in it translated."""
+    if key in _MAPS and isinstance(value, Mapping):
+        inside = place if key == "properties" else f"{place}.{key}"
+        return {name: _translated(item, f"{inside}.{name}") for name, item in value.items() if item is not None}
+    if key in (*_LISTS, *_SCHEMAS) and isinstance(value, list):
+        return [_translated(item, f"{place}.{key}.{at}") for at, item in enumerate(value)]
+    return _translated(value, f"{place}.{key}") if key in _SCHEMAS else value
 
 
 def _type(value: Any, place: str) -> dict[str, Any]:

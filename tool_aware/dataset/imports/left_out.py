@@ -1,4 +1,4 @@
-"""What one item of another project's data becomes: a call to learn, or the reason why it is left out."""
+"""Holds what an item of another project becomes: a call to learn, or the reason why it is left out."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def decoded(value: Any) -> Any:
 
 def is_nothing(value: Any) -> bool:
     """Check for what stands for an absent field: null, an empty text, list or object, also as JSON in a string."""
-    return value is None or value == "" or value == [] or value == {} or value in ("[]", "{}", "null")
+    return value is None or value in ("", [], {}, "[]", "{}", "null")
 
 
 def in_words(value: Any) -> str:

@@ -27,7 +27,7 @@ from tool_aware.command_line import script_parser
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.options import ConfigOptions, add_config_arguments, next_command, parse_options
 from tool_aware.config.settings import Config, load_config
-from tool_aware.console import Fallbacks, Progress, duration, heading, run, say, table, warn
+from tool_aware.console import Fallbacks, Progress, duration, heading, run, say, table
 from tool_aware.manifest import write_manifest
 from tool_aware.paths import DATASET_REPORT_NAME, IMPORTED_CONFIG_NAME, PARAPHRASES_NAME
 from tool_aware.rows import SPLITS
@@ -233,21 +233,9 @@ def finish(
 
 def check_files(path: Path, config: Config, environment: Environment, options: Options) -> int:
     """Check data of any origin. Bad rows and missing files are errors; leaks and imbalance are warnings."""
-    from tool_aware.dataset import data_check
-    from tool_aware.dataset.previews import load_local_tokenizer
+    from tool_aware.dataset.data_check import check
 
-    files = data_check.files_to_check(path)
-    loaded = data_check.load_all(files, config.toolbox)
-    tokenizer = load_local_tokenizer(config.model, environment.hf_token, Fallbacks())
-    lengths = data_check.token_lengths(next(iter(loaded.values())), tokenizer)
-    print(data_check.balance(loaded, config.toolbox))
-    print(data_check.describe_lengths(lengths, config.model.max_seq_length, is_estimate=tokenizer is None))
-    for message in [*data_check.imbalance(loaded, config.toolbox), *map(str, data_check.leakage(loaded))]:
-        warn(message)
-    say(f"{sum(len(part.rows) for part in loaded.values())} rows, all well-formed")
-    if data_check.lacks_test_file(path, files):
-        say("no test.json: it can be trained on, but evaluate.py needs one")
-    data_check.refuse_missing_files(path, files)
+    check(path, config, environment.hf_token)
     if path.is_dir():
         with_data = replace(options, overrides=[*options.overrides, f"dataset.dir={path}"])
         print(f"Next: {next_command('monitor_gpu.py estimate', with_data)}")

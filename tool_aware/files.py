@@ -11,10 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tool_aware.console import UserError
+from tool_aware.text_files import read_json_text
 from tool_aware.units import GIB, MIB
+
+_FAULTS_SHOWN = 3  # of a damaged file
 
 # Messages of errors other than OSError for a full disk: of safetensors and tokenizers, written in Rust, and of
 # torch.save, which does not name the reason but hardly ever fails at writing for another one.
@@ -106,16 +109,43 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file that a stage wrote; None if there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+T = TypeVar("T")
+_WRITE_AGAIN = "delete it and run the stage that writes it again"
+
+
+def read_json(path: Path, *, fix: str = _WRITE_AGAIN) -> Any:
+    """Read a JSON file that a stage wrote; None if there is none. Raises UserError for what is not JSON."""
+    if not path.is_file():
         return None
-    except ValueError as error:
-        raise UserError(
-            f"is not JSON: {error}", where=str(path), fix="delete it and run the stage that writes it again"
-        ) from error
+    try:
+        return read_json_text(path)
+    except UserError as error:
+        raise UserError(error.what, where=error.where, fix=fix) from error
+
+
+def read_as(path: Path, shape: type[T], *, fix: str = _WRITE_AGAIN) -> T | None:
+    """Read a JSON file that a stage wrote, as a value of `shape`; None if there is none.
+
+    Raises UserError for what is not JSON, and with the keys whose values are missing or of another kind.
+    """
+    if not path.is_file():
+        return None
+    return checked_as(read_json(path, fix=fix), shape, where=str(path), fix=fix)
+
+
+def checked_as(value: object, shape: type[T], *, where: str, fix: str = _WRITE_AGAIN) -> T:
+    """Return a JSON value as one of `shape`, a type that pydantic knows.
+
+    Raises UserError with the keys whose values are missing or of another kind.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(shape).validate_python(value)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in error.errors()]
+        shown = "; ".join(faults[:_FAULTS_SHOWN]) + ("; ..." if len(faults) > _FAULTS_SHOWN else "")
+        raise UserError(f"is not what a stage writes: {shown}", where=where, fix=fix) from error
 
 
 def sha256_of(path: Path) -> str:

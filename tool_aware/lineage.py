@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tool_aware.files import read_json, sha256_of
+from tool_aware.files import checked_as, sha256_of
 from tool_aware.manifest import read_manifest
-from tool_aware.paths import ADAPTER_PICKLE_NAME, ADAPTER_WEIGHTS_NAME, split_name
+from tool_aware.paths import ADAPTER_PICKLE_NAME, ADAPTER_WEIGHTS_NAME, MANIFEST_NAME, split_name
 from tool_aware.prompt import query_of, unwrap_instruction
-from tool_aware.rows import Row
+from tool_aware.rows import Row, row_objects
 from tool_aware.text import normalised
 
 _WEIGHTS = (ADAPTER_WEIGHTS_NAME, ADAPTER_PICKLE_NAME)
@@ -30,8 +30,7 @@ class TrainingRun:
         path = Path(self.train or "")
         if not path.is_file() or sha256_of(path) != self.train_sha256:
             return None
-        items = read_json(path) or []
-        return frozenset(normalised(query_of(unwrap_instruction(item["instruction"])[0])) for item in items)
+        return frozenset(normalised(query_of(unwrap_instruction(item["instruction"])[0])) for item in row_objects(path))
 
 
 def runs_behind(model: Path) -> list[TrainingRun]:
@@ -46,7 +45,10 @@ def runs_behind(model: Path) -> list[TrainingRun]:
         train=train,
         train_sha256=inputs[train] if train else None,
     )
-    return [last, *(TrainingRun(**run) for run in manifest.get("lineage", []))]
+    earlier = checked_as(
+        manifest.get("lineage", []), list[TrainingRun], where=str(model.resolve().parent / MANIFEST_NAME)
+    )
+    return [last, *earlier]
 
 
 def rows_seen_in_training(rows: Sequence[Row], train_queries: frozenset[str]) -> list[int]:

@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tool_aware.files import read_json, sha256_of, write_json
+from pydantic import BaseModel
+
+from tool_aware.files import checked_as, read_json, sha256_of, write_json
 from tool_aware.paths import MANIFEST_NAME
 from tool_aware.versions import VERSION, git_commit, package_versions
 
@@ -54,6 +56,33 @@ def write_manifest(
     return manifest
 
 
+class _Tool(BaseModel):
+    name: str
+
+
+class _Settings(BaseModel):
+    tools: list[_Tool] = []
+
+
+class _Manifest(BaseModel):
+    """What later stages read of a manifest, `lineage` apart; all else is for people."""
+
+    stage: str
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    config: _Settings = _Settings()
+    dataset_sha256: str | None = None
+
+
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """Read the manifest of the stage that wrote `directory`; None if it did not finish."""
-    return read_json(directory / MANIFEST_NAME)
+    """Read the manifest of the stage that wrote `directory`; None if it did not finish.
+
+    It has `stage`, `inputs`, `outputs` and `config.tools`. Raises UserError for a file that is no manifest.
+    """
+    path = directory / MANIFEST_NAME
+    fix = "move it away if another program wrote it; else delete it and run the stage that writes it again"
+    written = read_json(path, fix=fix)
+    if written is None and not path.is_file():
+        return None
+    known = checked_as(written, _Manifest, where=str(path), fix=fix)
+    return {**known.model_dump(), **written, "config": {"tools": [], **written.get("config", {})}}

@@ -30,8 +30,8 @@ _ANSWER_FORMAT = (
     "Reasoning: <one sentence naming the evidence in the query>"
 )
 _QUERY_LABEL = "\n\nQuery: "
-_ANSWER = re.compile(r"\s*Tool:[ \t]*(?P<tool>[^\n]*?)[ \t]*\n\s*Parameters:[ \t]*(?P<rest>.*)", re.DOTALL)
-_REASONING = re.compile(r"[ \t]*\n\s*Reasoning:[ \t]*(?P<reasoning>.*)", re.DOTALL)
+_ANSWER = re.compile(r"\s*Tool:[ \t]*(?P<tool>[^\n]*?)[ \t\r]*\n\s*Parameters:[ \t]*(?P<rest>.*)", re.DOTALL)
+_REASONING = re.compile(r"[ \t\r]*\n\s*Reasoning:[ \t]*(?P<reasoning>.*)", re.DOTALL)
 _WRAPPED = re.compile(r"\s*(?:<s>)?\s*\[INST\](?P<instruction>.*?)\[/INST\]\s*", re.DOTALL)
 _INST_TEXT = re.compile(r"\[(/?INST)\]")
 
@@ -125,7 +125,7 @@ def parse_response(text: str) -> ParsedAnswer:
     """
     match = _ANSWER.match(text)
     if not match:
-        first = re.match(r"\s*Tool:[ \t]*(\S+)[ \t]*(?:\n|$)", text)
+        first = re.match(r"\s*Tool:[ \t]*(\S+)[ \t\r]*(?:\n|$)", text)
         tool = first.group(1) if first and TOOL_NAME.fullmatch(first.group(1)) else None
         return ParsedAnswer(tool, problem="no Parameters line" if tool else "no Tool line")
     tool = match["tool"]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError, listing
-from tool_aware.files import write_json
+from tool_aware.files import sha256_of, write_json
 from tool_aware.manifest import read_manifest
 from tool_aware.paths import split_name
 from tool_aware.prompt import ParsedAnswer, parse_response, query_of, render_response, unwrap_instruction
-from tool_aware.tools import Toolbox
+from tool_aware.text import shortened
+from tool_aware.text_files import JsonLine, is_json_array, json_items, read_json_text, text_format, unusable
+from tool_aware.tools import Tool, Toolbox
 
 SPLITS = ("train", "val", "test")
 OPTIONAL = ""  # BFCL's mark among accepted values: the parameter may be left out
@@ -57,29 +58,24 @@ class LoadedRows:
     sha256: str
     unwrapped: int = 0  # instructions that carried a Mistral wrapper
     respelled: int = 0  # responses with other spacing or other JSON than `render_response` writes
+    stored_as: str = ""  # JSON Lines, UTF-16, gzip; empty for an array in UTF-8
 
 
 def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
-    """Read a JSON array of rows, check each of them, and spell its response as `render_response` does.
+    """Read an array of rows, or JSON Lines, check each row, and spell its response as `render_response` does.
 
     A model must not learn two spellings of one answer, and other code relies on where the tool's name is in it.
+    What training and evaluation take from a row is in this form afterwards: see METADATA.
 
     Raises UserError with all malformed rows (the first 20 shown), or naming the command that makes the file.
     """
     if not path.is_file():
         raise UserError("not found", where=str(path), fix=_how_to_get(path))
-    content = path.read_bytes()
-    try:
-        items = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"is not JSON: {error}", where=str(path), fix="python prepare_dataset.py") from error
-    if not isinstance(items, list) or not items:
-        raise UserError("must be a non-empty JSON array of rows", where=str(path), fix="see docs/FORMATS.md")
     rows, problems, unwrapped, respelled = [], [], 0, 0
-    for number, item in enumerate(items, start=1):
-        row_problems = list(_row_problems(item, tools))
+    for where, item, unread in _items(path):
+        row_problems = [unread] if unread else list(_row_problems(item, tools))
         if row_problems:
-            problems += [f"{path}: row {number}: {problem}" for problem in row_problems]
+            problems += [f"{where}: {problem}" for problem in row_problems]
             continue
         instruction, was_wrapped = unwrap_instruction(item["instruction"])
         unwrapped += was_wrapped
@@ -87,11 +83,45 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
         assert call is not None  # `_row_problems` checked it
         response = render_response(call)
         respelled += response != item["response"]
-        details = {"source": "custom", "tool": call.tool, **item.get("metadata", {})}
+        details = {"source": "custom", "tool": call.tool, **_tidied(item.get("metadata") or {})}
         rows.append(Row(instruction, response, details))
     if problems:
         raise UserError(listing(problems, "problem"), fix="correct these rows (docs/FORMATS.md shows a good one)")
-    return LoadedRows(rows, hashlib.sha256(content).hexdigest(), unwrapped, respelled)
+    return LoadedRows(rows, sha256_of(path), unwrapped, respelled, _stored_as(path))
+
+
+def row_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file as they stand, with an instruction but otherwise unchecked.
+
+    For files that may have been written for other tools than config.yaml lists now. Raises UserError for all else.
+    """
+    for where, item, unread in _items(path):
+        if unread or not isinstance(item, dict) or not isinstance(item.get("instruction"), str):
+            raise UserError(unread or "is no row: it has no instruction", where=where, fix="see docs/FORMATS.md")
+        if not isinstance(item.get("metadata") or {}, dict):
+            raise UserError("metadata: must be an object", where=where, fix="see docs/FORMATS.md")
+        yield item
+
+
+def _items(path: Path) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield place and value of each item of a file, and the problem that keeps it from being read, if any.
+
+    Raises UserError for an empty file, one that is not JSON, and one whose first row is of another known format.
+    """
+    is_array, is_first = is_json_array(path), True
+    for item in json_items(path):
+        if is_first:
+            _refuse_other_formats(path, item, is_array=is_array)
+        is_first = False
+        repeated = f"{', '.join(item.repeated)}: given twice" if item.repeated else None
+        yield f"{path}: {'row' if is_array else 'line'} {item.number}", item.value, item.problem or repeated
+    if is_first:
+        raise UserError("must be a non-empty JSON array of rows", where=str(path), fix="see docs/FORMATS.md")
+
+
+def _stored_as(path: Path) -> str:
+    """Return what is unusual about how a file is stored, to be said to the user; empty for an array in UTF-8."""
+    return ", ".join(filter(None, ("" if is_json_array(path) else "JSON Lines", str(text_format(path)))))
 
 
 def _how_to_get(path: Path) -> str:
@@ -104,17 +134,110 @@ def _how_to_get(path: Path) -> str:
     return f"write it too, with rows that {' and '.join(foreign)} of yours do not have (docs/FORMATS.md)"
 
 
+# ---- rows of other formats ------------------------------------------------------------------------------------
+
+_CONVERT = "python prepare_dataset.py --import {path}"
+_OTHER_FORMATS: tuple[tuple[frozenset[str], str, str], ...] = (  # keys of a row, what it looks like, what to do
+    (frozenset({"messages"}), "chat messages", _CONVERT),
+    (frozenset({"conversations"}), "ShareGPT's conversations", _CONVERT),
+    (frozenset({"question", "function"}), "BFCL questions", _CONVERT),
+    (frozenset({"instruction", "output"}), "Alpaca's format", "rename output to response; append input to instruction"),
+    (frozenset({"prompt", "completion"}), "prompts and completions", "rename the keys to instruction and response"),
+    (frozenset({"prompt", "chosen"}), "preferences", "rename prompt to instruction and chosen to response"),
+    (frozenset({"query", "answers"}), "xLAM's format", "write each as chat messages, then --import (docs/FORMATS.md)"),
+    (frozenset({"query_text"}), "an export of the query log", "python prepare_dataset.py --logs {path}"),
+)
+
+
+def _refuse_other_formats(path: Path, first: JsonLine, *, is_array: bool) -> None:
+    """Raise UserError if the first item of a file shows that the file holds no rows, saying what it looks like."""
+    value = first.value if is_array or first.problem is None else _whole_object(path)
+    if not isinstance(value, dict):
+        return
+    if {"instruction", "response"} <= value.keys():
+        if first.problem:
+            raise UserError("is one row, not an array of rows", where=str(path), fix="put it in [ ]")
+        return
+    for keys, name, fix in _OTHER_FORMATS:
+        if keys <= value.keys():
+            what = f"looks like {name}: its rows have {', '.join(list(value)[:6])}"
+            raise UserError(what, where=str(path), fix=fix.format(path=path))
+    inside = [key for key, items in value.items() if isinstance(items, list) and items and isinstance(items[0], dict)]
+    if not is_array and inside:
+        what = f"is one object with {', '.join(inside)}, not an array of rows"
+        raise UserError(what, where=str(path), fix=f"write the array alone: jq '.{inside[0]}' {path} > NEW")
+
+
+def _whole_object(path: Path) -> dict[str, Any] | None:
+    """Return the object that a file is as a whole, over several lines; None if it is none."""
+    try:
+        value = read_json_text(path)
+    except UserError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_value_lists(value: object) -> bool:
+    return isinstance(value, dict) and all(values is None or isinstance(values, list) for values in value.values())
+
+
+_LABEL = (_is_label, "must be text or a number")
+
+# Keys of metadata that the toolkit reads, with their shape. null counts as absent; any other key may hold anything.
+METADATA: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "tool": (lambda value: isinstance(value, str), "must be the name of a tool"),
+    "source": _LABEL,
+    "slice": _LABEL,
+    "language": _LABEL,
+    "group": _LABEL,
+    "session": _LABEL,
+    "template": _LABEL,
+    "domain": _LABEL,
+    "acceptable_tools": (_is_names, "must be a list of tools' names"),
+    "accepted_parameters": (_is_value_lists, "must be an object of lists, {parameter: [value, ...]}"),
+}
+
+
+def _tidied(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata without nulls at known keys, with labels as text."""
+    kept = {key: value for key, value in details.items() if value is not None or key not in METADATA}
+    if isinstance(accepted := kept.get("accepted_parameters"), dict):
+        kept["accepted_parameters"] = {name: values for name, values in accepted.items() if values is not None}
+    return {key: str(value) if METADATA.get(key) is _LABEL else value for key, value in kept.items()}
+
+
 def _row_problems(item: object, tools: Toolbox) -> Iterator[str]:
     if not isinstance(item, dict):
         yield f"is {type(item).__name__}, not an object"
         return
+    if fault := unusable(item):
+        yield fault
+        return
     for key in ("instruction", "response"):
         if not isinstance(item.get(key), str) or not item[key].strip():
-            yield f"{key}: must be non-empty text"
-    details = item.get("metadata", {})
-    if not isinstance(details, dict):
+            yield f"{key}: must be non-empty text" + ("" if key in item else ", and is missing")
+    details = item.get("metadata")
+    if not isinstance(details, dict | None):
         yield "metadata: must be an object"
-        details = {}
+        details = None
+    details = details or {}
+    misshapen = [
+        f"metadata.{key}: {words}, not {shortened(json.dumps(details[key], ensure_ascii=False))}"
+        for key, (fits, words) in METADATA.items()
+        if details.get(key) is not None and not fits(details[key])
+    ]
+    yield from misshapen
     if not isinstance(item.get("response"), str) or not item["response"].strip():
         return
     answer = parse_response(item["response"])
@@ -122,11 +245,25 @@ def _row_problems(item: object, tools: Toolbox) -> Iterator[str]:
         yield f"response: {answer.problem}"
         return
     yield from (f"response: {problem}" for problem in tools.problems(answer.call))
-    if details.get("tool", answer.tool) != answer.tool:
-        yield f"metadata.tool: {details['tool']!r} but the response calls {answer.tool!r}"
-    acceptable = details.get("acceptable_tools") or [answer.tool]
-    if answer.tool not in acceptable:
-        yield f"metadata.acceptable_tools: lacks the response's own tool {answer.tool!r}"
+    if not misshapen and answer.call.tool in tools:
+        yield from _contradictions(details, tools[answer.call.tool], tools)
+
+
+def _contradictions(details: Mapping[str, Any], tool: Tool, tools: Toolbox) -> Iterator[str]:
+    """Yield what well-formed metadata says that the response or the tools contradict."""
+    if details.get("tool") not in (None, tool.name):
+        yield f"metadata.tool: {details['tool']!r} but the response calls {tool.name!r}"
+    acceptable = details.get("acceptable_tools") or [tool.name]
+    if tool.name not in acceptable:
+        yield f"metadata.acceptable_tools: lacks the response's own tool {tool.name!r}"
+    if unknown := [name for name in acceptable if name not in tools]:
+        names = ", ".join(map(repr, unknown))
+        yield f"metadata.acceptable_tools: {names} not among the tools, {', '.join(tools.names)}"
+    accepted = details.get("accepted_parameters") or {}
+    unknown = [name for name, values in accepted.items() if values and name not in tool.properties]
+    if unknown and not tool.parameters.get("additionalProperties"):
+        names = ", ".join(map(repr, unknown))
+        yield f"metadata.accepted_parameters: {tool.name} has no parameter {names}"
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -8,7 +8,10 @@ import gzip
 import io
 import json
 import lzma
+import math
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +44,8 @@ _NOT_TEXT = {
 _SIGNATURE_BYTES = 32
 _LIKELY_ENCODING = "cp1252"  # that of Excel and older Windows programs; a superset of Latin-1's letters
 _SHOWN_CHARACTERS = 40
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
+MAX_NESTING = 100  # json's own limit is Python's for recursion; copying and writing a value use more of it than reading
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,15 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class JsonLine:
-    """A line of a JSON Lines file, from 1, with its value, or with the problem that keeps it from being read."""
+    """A line of a JSON Lines file, from 1, with its value, or with the problem that keeps it from being read.
+
+    `repeated` names keys that one object has twice; the value is the last one's.
+    """
 
     number: int
     value: Any = None
     problem: str | None = None
+    repeated: tuple[str, ...] = ()
 
 
 def text_format(path: Path, encoding: str | None = None) -> TextFormat:
@@ -181,7 +190,10 @@ def json_lines(path: Path, encoding: str | None = None, *, option: str | None = 
         if not line.strip():
             continue
         try:
-            yield JsonLine(number, parse_json(line))
+            value, end, repeated = _value_at(line, _behind(line, 0))
+            if (rest := _behind(line, end)) != len(line):
+                raise json.JSONDecodeError("Extra data", line, rest)
+            yield JsonLine(number, value, repeated=repeated)
         except ValueError as error:
             yield JsonLine(number, problem=f"is not JSON: {_reason(error)}")
 
@@ -189,14 +201,66 @@ def json_lines(path: Path, encoding: str | None = None, *, option: str | None = 
 def json_items(path: Path, encoding: str | None = None, *, option: str | None = None) -> Iterator[JsonLine]:
     """Yield the items of a JSON array, numbered from 1, or the lines of a JSON Lines file, whichever `path` is.
 
-    Raises UserError for an array that is not JSON, with its line, and for what is not text.
+    Items are parsed one by one. Raises UserError for an array that is not JSON, with its line, and for what is not
+    text.
     """
-    first = next((line for line in lines_of(path, encoding, option=option) if line.strip()), "")
-    if not first.lstrip().startswith("["):
+    if not is_json_array(path, encoding, option=option):
         yield from json_lines(path, encoding, option=option)
         return
-    for number, value in enumerate(read_json_text(path, encoding, option=option), start=1):
-        yield JsonLine(number, value)
+    text = read_text(path, encoding, option=option)
+    try:
+        yield from _array_items(text)
+    except json.JSONDecodeError as error:
+        fix = "correct that line; if the file ends there, copy or write it again"
+        raise UserError(f"is not JSON: {_reason(error)}", where=f"{path}:{error.lineno}", fix=fix) from error
+    except ValueError as error:
+        raise UserError(f"is not JSON: {error}", where=str(path), fix="write it again") from error
+
+
+def is_json_array(path: Path, encoding: str | None = None, *, option: str | None = None) -> bool:
+    """Return whether the first character of a text file opens an array. Raises UserError for what is not text."""
+    first = next((line for line in lines_of(path, encoding, option=option) if line.strip()), "")
+    return first.lstrip().startswith("[")
+
+
+def _array_items(text: str) -> Iterator[JsonLine]:
+    """Yield the items of an array, each parsed when it is asked for. Raises ValueError for what is not JSON."""
+    at, number = _behind(text, text.index("[") + 1), 0
+    while number or not text.startswith("]", at):
+        number += 1
+        value, at, repeated = _value_at(text, at)
+        yield JsonLine(number, value, repeated=repeated)
+        at = _behind(text, at)
+        if not text.startswith(",", at):
+            break
+        at = _behind(text, at + 1)
+    if not text.startswith("]", at):
+        raise json.JSONDecodeError("Expecting ',' or ']'" if at < len(text) else "The array has no end", text, at)
+    if (end := _behind(text, at + 1)) != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _behind(text: str, at: int) -> int:
+    """Return the position of the next character that is no white space of JSON's."""
+    found = _JSON_SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _value_at(text: str, at: int) -> tuple[Any, int, tuple[str, ...]]:
+    """Return the JSON value at a position, where it ends, and the keys that an object in it has twice."""
+    repeated: list[str] = []
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return found
+
+    try:
+        value, end = json.JSONDecoder(object_pairs_hook=object_of).raw_decode(text, at)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value, end, tuple(repeated)
 
 
 def read_json_text(path: Path, encoding: str | None = None, *, option: str | None = None) -> Any:
@@ -204,9 +268,10 @@ def read_json_text(path: Path, encoding: str | None = None, *, option: str | Non
     try:
         return parse_json(read_text(path, encoding, option=option))
     except json.JSONDecodeError as error:
-        raise UserError(f"is not JSON: {_reason(error)}", where=f"{path}:{error.lineno}") from error
+        fix = "correct that line; if the file ends there, copy or write it again"
+        raise UserError(f"is not JSON: {_reason(error)}", where=f"{path}:{error.lineno}", fix=fix) from error
     except ValueError as error:
-        raise UserError(f"is not JSON: {error}", where=str(path)) from error
+        raise UserError(f"is not JSON: {error}", where=str(path), fix="write it again") from error
 
 
 def _reason(error: ValueError) -> str:
@@ -222,22 +287,45 @@ def lone_surrogate(value: object, place: str = "") -> str | None:
 
     JSON can spell it, but it is no character: it can be neither written as UTF-8 nor tokenised.
     """
-    if isinstance(value, str):
-        return None if _is_encodable(value) else place or "the text"
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if isinstance(key, str) and not _is_encodable(key):
-                return f"a key of {place}" if place else "a key"
-            if found := lone_surrogate(item, f"{place}.{key}" if place else str(key)):
-                return found
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            if found := lone_surrogate(item, f"{place}[{index}]"):
-                return found
+    found = (where for where, leaf, _ in _leaves(value, place) if isinstance(leaf, str) and not _is_encodable(leaf))
+    return next(found, None)
+
+
+def unusable(value: object, place: str = "") -> str | None:
+    """Return what in a JSON value can be neither written as JSON nor trained on, behind its place; None if nothing.
+
+    Half a surrogate pair, NaN and infinite numbers, and nesting deeper than MAX_NESTING.
+    """
+    for where, leaf, depth in _leaves(value, place):
+        if depth > MAX_NESTING:
+            return f"{place or 'it'}: nested deeper than {MAX_NESTING} levels"
+        if isinstance(leaf, str) and not _is_encodable(leaf):
+            return f"{where}: half a surrogate pair, which is no character (an emoji that was cut in two?)"
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            return f"{where}: {leaf} is no JSON value; write null"
     return None
 
 
+def _leaves(value: object, place: str) -> Iterator[tuple[str, object, int]]:
+    """Yield the texts, keys among them, and numbers of a JSON value with place and depth, without recursion."""
+    stack: list[tuple[str, object, int]] = [(place, value, 0)]
+    while stack:
+        where, item, depth = stack.pop()
+        if depth > MAX_NESTING + 1:  # reported at the level above
+            continue
+        if isinstance(item, Mapping):
+            keys = [(f"a key of {where}" if where else "a key", key, depth) for key in item if isinstance(key, str)]
+            yield from keys
+            inner = [(f"{where}.{key}" if where else str(key), inside, depth + 1) for key, inside in item.items()]
+            stack += reversed(inner)
+        elif isinstance(item, list | tuple):
+            stack += reversed([(f"{where}[{index}]", inside, depth + 1) for index, inside in enumerate(item)])
+        yield where or "the text", item, depth
+
+
 def _is_encodable(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tool_aware.console import UserError, table
+from tool_aware.config.settings import Config
+from tool_aware.console import Fallbacks, UserError, say, table, warn
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
+from tool_aware.dataset.previews import load_local_tokenizer
 from tool_aware.dataset.similarity import nearest
 from tool_aware.paths import split_file, split_name
 from tool_aware.prompt import encode_example
@@ -37,6 +39,28 @@ class Leakage:
         return (
             f"{self.held_out} shares {self.exact} queries with train and {self.near} nearly; for example {self.example}"
         )
+
+
+def check(path: Path, config: Config, hf_token: str | None) -> None:
+    """Check a file or folder as training and evaluation read it: print balance and lengths, warn, say what it is.
+
+    Raises UserError for malformed rows, and if the folder lacks files that training needs.
+    """
+    files, tools, limit = files_to_check(path), config.toolbox, config.model.max_seq_length
+    loaded = load_all(files, tools)
+    tokenizer = load_local_tokenizer(config.model, hf_token, Fallbacks())
+    lengths = {name: token_lengths(part, tokenizer) for name, part in loaded.items()}
+    print(balance(loaded, tools))
+    print(describe_lengths(next(iter(lengths.values())), limit, is_estimate=tokenizer is None))
+    for message in [*imbalance(loaded, tools), *too_long(lengths, limit), *map(str, leakage(loaded))]:
+        warn(message)
+    for name, part in loaded.items():
+        if part.stored_as:
+            say(f"{files[name]} read as {part.stored_as}")
+    say(f"{sum(len(part.rows) for part in loaded.values())} rows, all well-formed")
+    if lacks_test_file(path, files):
+        say("no test.json: it can be trained on, but evaluate.py needs one")
+    refuse_missing_files(path, files)
 
 
 def files_to_check(path: Path) -> dict[str, Path]:
@@ -103,10 +127,21 @@ def imbalance(loaded: Mapping[str, LoadedRows], tools: Toolbox) -> list[str]:
 
 
 def token_lengths(loaded: LoadedRows, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """Return the tokens of each example, counted, or estimated from characters where there is no tokenizer."""
+    """Return the tokens of each example, counted as training does, or estimated from characters without tokenizer."""
     if tokenizer is None:
         return [round((len(row.instruction) + len(row.response)) / CHARACTERS_PER_TOKEN) + 8 for row in loaded.rows]
     return [len(encode_example(tokenizer, row.instruction, row.response)) for row in loaded.rows]
+
+
+def too_long(lengths: Mapping[str, Sequence[int]], limit: int) -> list[str]:
+    """Return a warning for each file with examples above the limit."""
+    counts = {name: sum(length > limit for length in part) for name, part in lengths.items()}
+    return [
+        f"{name}: {count} of {len(lengths[name])} examples above model.max_seq_length {limit}, the longest has "
+        f"{max(lengths[name])} tokens; training refuses them unless training.too_long is drop"
+        for name, count in counts.items()
+        if count
+    ]
 
 
 def describe_lengths(lengths: Sequence[int], limit: int, *, is_estimate: bool) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
-from tool_aware.files import read_json, sha256_of
+from tool_aware.files import sha256_of
 from tool_aware.paths import split_file
 from tool_aware.prompt import query_of, unwrap_instruction
-from tool_aware.rows import SPLITS, Row
+from tool_aware.rows import SPLITS, Row, row_objects
 from tool_aware.text import normalised
 
 
@@ -54,7 +54,7 @@ def read_earlier_splits(folder: Path) -> EarlierSplits:
         raise UserError(
             f"no train.json in {folder}", where="dataset.splits_from", fix="name the folder of an earlier data set"
         )
-    items = {name: _items(path) for name, path in paths.items()}
+    items = {name: list(row_objects(path)) for name, path in paths.items()}
     queries = {name: frozenset(normalised(_query(item)) for item in part) for name, part in items.items()}
     groups = {
         name: frozenset(group for item in part if (group := name_of_group(item.get("metadata") or {})))
@@ -69,13 +69,5 @@ def name_of_group(metadata: Mapping[str, object]) -> str | None:
     return str(name) if name else None
 
 
-def _items(path: Path) -> list[dict[str, Any]]:
-    items = read_json(path)
-    is_row = [isinstance(item, dict) and isinstance(item.get("instruction"), str) for item in items or ()]
-    if not isinstance(items, list) or not all(is_row):
-        raise UserError("does not hold rows", where=str(path), fix="see docs/FORMATS.md")
-    return items
-
-
-def _query(item: Mapping[str, str]) -> str:
+def _query(item: Mapping[str, Any]) -> str:
     return query_of(unwrap_instruction(item["instruction"])[0])

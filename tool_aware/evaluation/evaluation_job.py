@@ -102,7 +102,8 @@ class Job:
         )
         path = self.config.evaluation.results_dir / PREDICTIONS_FOLDER / f"{task.name}.jsonl"
         # An earlier base may have been quantised where this engine's model is not: it is still the model to beat.
-        return PredictionLog(path, origin, ignored=("quantization",) if is_earlier_base else ())
+        ignored = ("quantization",) if is_earlier_base else ()
+        return PredictionLog(path, origin, ignored=ignored, tools=self.config.toolbox.names)
 
 
 def prepare(options: Options) -> Job:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from tool_aware.config.settings import Config
-from tool_aware.files import read_json
 from tool_aware.memory.architectures import Architecture
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.paths import split_file
 from tool_aware.prompt import render_preamble
 from tool_aware.text import common_prefix_length
+from tool_aware.text_files import json_items
 
 # Mistral's tokenizer on this toolkit's prompts: 0.25 tokens per character, 0.27 at most; 0.43 at most in answers, which
 # are full of punctuation (24 rows of a sample_raw.json).
@@ -38,7 +38,7 @@ def workload_of(config: Config) -> Workload:
     """
     limit = config.model.max_seq_length
     path = split_file(config.dataset.dir, "train")
-    texts = _texts(read_json(path)) if path.is_file() else []
+    texts = _texts(path) if path.is_file() else []
     if not texts:
         tools = round(len(render_preamble(config.toolbox)) * PROMPT_TOKENS_PER_CHARACTER)
         typical = min(limit, tools + TYPICAL_QUERY_TOKENS + TYPICAL_ANSWER_TOKENS)
@@ -65,12 +65,11 @@ def spec_of_data(config: Config, architecture: Architecture | None = None) -> tu
     return spec, workload.source
 
 
-def _texts(rows: Any) -> list[tuple[str, str]]:
-    """Return instruction and response of each row that has both; training reports what else is wrong with a file."""
-    pairs = []
-    for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict):
-            instruction, response = row.get("instruction"), row.get("response")
-            if isinstance(instruction, str) and isinstance(response, str):
-                pairs.append((instruction, response))
-    return pairs
+def _texts(path: Path) -> list[tuple[str, str]]:
+    """Return instruction and response of each row that has both; training reports what else is wrong with a row.
+
+    Raises UserError for what is not JSON.
+    """
+    rows = [item.value for item in json_items(path) if isinstance(item.value, dict)]
+    pairs = [(row.get("instruction"), row.get("response")) for row in rows]
+    return [(one, other) for one, other in pairs if isinstance(one, str) and isinstance(other, str)]

@@ -37,6 +37,9 @@ def read_data(config: Config, fallbacks: Fallbacks) -> dict[str, LoadedRows]:
         if manifest["config"].get("tools") != config.as_dict()["tools"]:
             fix = "python prepare_dataset.py"
             raise UserError("was made for other tools than config.yaml lists now", where=str(folder), fix=fix)
+    for split, rows in data.items():
+        if rows.stored_as:
+            say(f"{split_file(folder, split)} read as {rows.stored_as}")
     if unwrapped := sum(rows.unwrapped for rows in data.values()):
         say(f"<s>[INST] ... [/INST] removed from {unwrapped} instructions; it is added during tokenisation")
     if respelled := sum(rows.respelled for rows in data.values()):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tool_aware.console import Fallbacks
 from tool_aware.engine.loss import label_losses
-from tool_aware.files import read_json, write_json
+from tool_aware.files import read_as, write_json
 from tool_aware.paths import ADAPTER_WEIGHTS_NAME, BEST_ADAPTER_NAME, VALIDATIONS_NAME
 from tool_aware.prompt import EncodedExample
 from tool_aware.training.choice import AnswerStates, ToolNames, right_choices
@@ -41,6 +41,14 @@ class Validation:
     def is_better_than(self, other: Validation) -> bool:
         """Return whether this adapter is to be preferred; an equal one is not."""
         return (self.tool_accuracy, -self.loss) > (other.tool_accuracy, -other.loss)
+
+
+@dataclass(frozen=True)
+class StoredValidations:
+    """The scorings of a run as a checkpoint holds them; `best` is the step of the best one."""
+
+    best: int | None
+    history: list[Validation]
 
 
 class Validations:
@@ -77,11 +85,11 @@ class Validations:
         """Return what `save` wrote; no scorings if the checkpoint has none."""
         from safetensors.torch import load_file
 
-        validations, stored = cls(), read_json(folder / VALIDATIONS_NAME)
+        validations, stored = cls(), read_as(folder / VALIDATIONS_NAME, StoredValidations)
         if stored is None:
             return validations
-        validations.history = [Validation(**found) for found in stored["history"]]
-        validations.best = next((found for found in validations.history if found.step == stored["best"]), None)
+        validations.history = stored.history
+        validations.best = next((found for found in validations.history if found.step == stored.best), None)
         if validations.best:
             own = not (folder / BEST_ADAPTER_NAME).is_file()
             validations.best_weights = load_file(folder / (ADAPTER_WEIGHTS_NAME if own else BEST_ADAPTER_NAME))

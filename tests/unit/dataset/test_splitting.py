@@ -243,7 +243,7 @@ def test_a_template_stays_on_its_side_when_it_says_other_things(config: Config, 
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "no train.json"), ('{"a": 1}', "does not hold rows"), ("[3]", "does not hold rows")]
+    ("text", "message"), [(None, "no train.json"), ('{"a": 1}', "line 1: is no row"), ("[3]", "row 1: is no row")]
 )
 def test_a_folder_without_earlier_rows_is_named(text: str | None, message: str, tmp_path: Path) -> None:
     if text:

@@ -8,10 +8,10 @@ from tool_aware.console import duration, heading, say
 from tool_aware.evaluation.answering.endpoint import Endpoint
 from tool_aware.evaluation.answering.local_model import LocalModel
 from tool_aware.evaluation.answering.predictions import read_answers
-from tool_aware.evaluation.answering.probe import run_probe
+from tool_aware.evaluation.answering.probe import ProbeItem, run_probe
 from tool_aware.evaluation.evaluation_job import Job
 from tool_aware.evaluation.scoring.judgement import Prediction
-from tool_aware.files import read_json
+from tool_aware.files import read_as
 from tool_aware.model.adapter import attach_adapter
 from tool_aware.model.base import check_model_available, load_base_model
 from tool_aware.paths import PROBE_NAME
@@ -23,7 +23,7 @@ Answers = dict[str, list[Prediction]]  # by the name of the task, in the order o
 def collect_answers(job: Job) -> Answers:
     """Return the answers to every task, from the engine that was asked for."""
     if job.options.predictions:
-        given = read_answers(job.options.predictions, job.test.total)
+        given = read_answers(job.options.predictions, job.test.total, job.fallbacks)
         return {**known_answers(job, "base"), "finetuned": [given[index] for index in job.test.rows]}
     return ask_server(job, job.options.endpoint) if job.options.endpoint else run_models(job)
 
@@ -98,7 +98,7 @@ def ask_server(job: Job, url: str) -> Answers:
 
 def check_applied_adapter(job: Job, endpoint: Endpoint) -> None:
     """Run the probe beside the adapter. Raises UserError if the server answers as the base model does."""
-    probe = read_json(job.adapter / PROBE_NAME) if job.adapter else None
+    probe = read_as(job.adapter / PROBE_NAME, list[ProbeItem]) if job.adapter else None
     if probe:
         counts = run_probe(endpoint, probe)
         say(f"probe of {len(probe)}: {counts['tuned']} replies as fine-tuned, {counts['base']} as the base")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tool_aware.console import PROBLEMS_SHOWN, UserError, listing
+from tool_aware.console import PROBLEMS_SHOWN, Fallbacks, UserError, listing, warn
 from tool_aware.evaluation.scoring.judgement import Prediction
-from tool_aware.files import write_text
+from tool_aware.files import checked_as, write_text
+from tool_aware.text import shortened
+from tool_aware.text_files import JsonLine, json_items, lone_surrogate, parse_json, unusable
 
 Append = Callable[[list[Prediction]], None]
 
@@ -21,15 +24,18 @@ class PredictionLog:
     """The answers of one system, row -> Prediction, in a JSONL file whose first line names their origin.
 
     `origin` names everything an answer depends on (dataset, model, adapter, settings). A file of another origin is
-    not continued but replaced; a last line cut short by a kill is dropped. Keys in `ignored` may differ.
+    not continued but replaced; a last line cut short by a kill is dropped. Keys in `ignored` may differ. `tools` are
+    those that a choice scores.
     """
 
-    def __init__(self, path: Path, origin: Mapping[str, Any], *, ignored: Collection[str] = ()) -> None:
+    def __init__(
+        self, path: Path, origin: Mapping[str, Any], *, ignored: Collection[str] = (), tools: Collection[str] = ()
+    ) -> None:
         self.path, self.origin = path, dict(origin)
         self.done: dict[int, Prediction] = {}
-        header, lines = _read_lines(path)
-        if _without(header, ignored) == _without({"origin": self.origin}, ignored):
-            self.done = {line["row"]: Prediction(**line) for line in lines}
+        before, answers = _read_log(path, tools)
+        if _without(before, ignored) == _without(self.origin, ignored):
+            self.done = answers
 
     @contextmanager
     def appending(self) -> Iterator[Append]:
@@ -47,57 +53,155 @@ class PredictionLog:
             yield append
 
 
-def _without(header: Any, ignored: Collection[str]) -> dict[str, Any] | None:
-    origin = header.get("origin") if isinstance(header, dict) else None
-    return {key: value for key, value in origin.items() if key not in ignored} if origin is not None else None
+def _without(origin: Any, ignored: Collection[str]) -> dict[str, Any] | None:
+    return {key: value for key, value in origin.items() if key not in ignored} if isinstance(origin, dict) else None
 
 
 def _line(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def _read_lines(path: Path) -> tuple[Any, list[dict[str, Any]]]:
+def _read_log(path: Path, tools: Collection[str]) -> tuple[Any, dict[int, Prediction]]:
+    """Return the origin that a log names and its answers; warn of lines that hold none. None without a log."""
     if not path.is_file():
-        return None, []
-    values = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            values.append(json.loads(line))
-        except ValueError:
-            break  # the last line, cut short, or the empty one behind it
-    return (values[0], values[1:]) if values else (None, [])
+        return None, {}
+    first, *lines = path.read_bytes().split(b"\n")
+    header = _parsed(first)
+    origin = header.get("origin") if isinstance(header, dict) else None
+    kind = origin.get("kind") if isinstance(origin, dict) else None
+    answers, damaged = {}, []
+    for number, line in enumerate(lines, start=2):
+        found = _prediction(_parsed(line), kind, tools)
+        if found:
+            answers[found.row] = found
+        elif number <= len(lines):  # the last line is empty, or cut short by a kill
+            damaged.append(str(number))
+    if damaged:
+        warn(f"{path}: not answers, so these rows are answered again: line {', '.join(damaged)}")
+    return origin, answers
 
 
-def read_answers(path: Path, rows: int) -> list[Prediction]:
+def _parsed(line: bytes) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError:
+        return None
+
+
+def _prediction(value: Any, kind: str | None, tools: Collection[str]) -> Prediction | None:
+    """Return the answer that a line holds; None if it holds none, or not what this kind of task asks for."""
+    if unusable(value):
+        return None
+    try:
+        found = checked_as(value, Prediction, where="")
+    except UserError:
+        return None
+    if kind == "choice":
+        return found if found.scores and (not tools or found.scores.keys() == set(tools)) else None
+    return found if kind is None or found.text is not None else None
+
+
+# ---- answers made elsewhere -----------------------------------------------------------------------------------
+
+
+def read_answers(path: Path, rows: int, fallbacks: Fallbacks) -> list[Prediction]:
     """Read answers made elsewhere: a JSON array or JSONL of texts, or objects with `text` and perhaps `row` (from 0).
 
-    Raises UserError with every row that has no answer, has two, or is malformed.
+    The output of OpenAI's batches is read as well; there the row is the number at the end of `custom_id`.
+    Half surrogate pairs become a question mark, which is a fallback. Raises UserError with every row that has no
+    answer, has two, or is malformed.
     """
     if not path.is_file():
         raise UserError("not found", where=str(path), fix="--predictions takes a JSON array or JSONL file of answers")
-    text = path.read_text(encoding="utf-8")
-    try:
-        items = json.loads(text) if text.lstrip().startswith("[") else list(map(json.loads, text.splitlines()))
-    except ValueError as error:
-        raise UserError(f"is neither a JSON array nor JSONL: {error}", where=str(path)) from error
-    items = [item for item in items if not (isinstance(item, dict) and "origin" in item)]
+    items = [item for item in _answer_items(path) if not (isinstance(item.value, dict) and "origin" in item.value)]
     answers: dict[int, Prediction] = {}
-    problems = []
+    problems, mended = [], []
     for position, item in enumerate(items):
-        fields = {"text": item} if isinstance(item, str) else item
-        row = fields.get("row", position) if isinstance(fields, dict) else position
-        if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
-            problems.append(f'{path}: item {position + 1}: needs text, or an object with "text"')
-        elif not isinstance(row, int) or not 0 <= row < rows:
-            problems.append(f"{path}: item {position + 1}: row {row!r} is not in the test file (0 to {rows - 1})")
-        elif row in answers:
-            problems.append(f"{path}: item {position + 1}: row {row} is answered twice")
+        try:
+            answer = _answer(item, position)
+        except ValueError as error:
+            problems.append(f"{path}: item {item.number}: {error}")
+            continue
+        text = answer.text or ""
+        if lone_surrogate(text):
+            mended.append(str(answer.row))
+            answer = replace(answer, text=text.encode(errors="replace").decode())
+        if not 0 <= answer.row < rows:
+            problems.append(f"{path}: item {item.number}: row {answer.row} is not in the test file (0 to {rows - 1})")
+        elif answer.row in answers:
+            problems.append(f"{path}: item {item.number}: row {answer.row} is answered twice")
         else:
-            answers[row] = Prediction(row, fields["text"], is_truncated=bool(fields.get("is_truncated", False)))
+            answers[answer.row] = answer
     missing = [row for row in range(rows) if row not in answers]
     if missing and not problems:
-        shown = ", ".join(map(str, missing[:PROBLEMS_SHOWN])) + (", ..." if len(missing) > PROBLEMS_SHOWN else "")
-        problems.append(f"{path}: no answer for {len(missing)} of {rows} rows: {shown}")
+        problems.append(f"{path}: no answer for {len(missing)} of {rows} rows: {_shown(missing)}")
     if problems:
         raise UserError(listing(problems, "problem"), fix="one answer per row of the test file, in its order")
+    if mended:
+        what = "half surrogate pairs, which are no characters, were replaced in the answers to rows"
+        fallbacks.add(f"{path}: {what} {_shown(mended)}")
     return [answers[row] for row in range(rows)]
+
+
+def _shown(rows: Sequence[object]) -> str:
+    return ", ".join(map(str, rows[:PROBLEMS_SHOWN])) + (", ..." if len(rows) > PROBLEMS_SHOWN else "")
+
+
+def _answer_items(path: Path) -> list[JsonLine]:
+    """Return the items of an array or the lines of JSON Lines. Raises UserError for plain text and for one object."""
+    items = list(json_items(path))
+    fix = '[{"row": 0, "text": "Tool: ..."}, ...], or an object a line'
+    if not items:
+        raise UserError("holds no answers", where=str(path), fix=fix)
+    if all(item.problem for item in items):
+        what = "is neither a JSON array nor JSON Lines"
+        raise UserError(f"{what}: line {items[0].number} {items[0].problem}", where=str(path), fix=fix)
+    return items
+
+
+def _answer(item: JsonLine, position: int) -> Prediction:
+    """Return the answer of an item, that to the row at its position if it names none. Raises ValueError, in words."""
+    if item.problem or item.repeated:
+        raise ValueError(item.problem or f"{', '.join(item.repeated)}: given twice")
+    fields = {"text": item.value} if isinstance(item.value, str) else item.value
+    if not isinstance(fields, dict):
+        raise ValueError('needs text, or an object with "text"')
+    row = fields["row"] if "row" in fields else fields.get("custom_id", position)
+    number = _row_number(row, is_id="row" not in fields)
+    if "text" in fields:
+        text, is_truncated = fields["text"], bool(fields.get("is_truncated", False))
+        if not isinstance(text, str):
+            raise ValueError(f'"text" is {"null" if text is None else type(text).__name__}; an empty answer is ""')
+        return Prediction(number, text, is_truncated=is_truncated)
+    response = fields.get("response", fields)
+    body = response.get("body", response) if isinstance(response, dict) else None
+    if not isinstance(body, dict) or "choices" not in body:
+        if failure := fields.get("error") or (isinstance(body, dict) and body.get("error")):
+            raise ValueError(f"the request failed: {shortened(str(failure))}")
+        raise ValueError('needs text, or an object with "text"')
+    return _completion(body["choices"], number)
+
+
+def _row_number(row: Any, *, is_id: bool) -> int:
+    """Return a row's number: given as one, as digits, or at the end of a request's id. Raises ValueError."""
+    if isinstance(row, int) and not isinstance(row, bool):
+        return row
+    if isinstance(row, float) and row.is_integer():
+        return int(row)
+    digits = re.search(r"([0-9]{1,9})$" if is_id else r"^\s*([0-9]{1,9})\s*$", row) if isinstance(row, str) else None
+    if digits is None:
+        place = '"custom_id" has no row number at its end' if is_id else "is not a row number"
+        raise ValueError(f"{shortened(repr(row))} {'as ' if is_id else ''}{place}")
+    return int(digits[1])
+
+
+def _completion(choices: Any, row: int) -> Prediction:
+    """Return the answer in the `choices` of a chat completion. Raises ValueError if there is none."""
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    if not isinstance(content, str):
+        raise ValueError("the response has no choices[0].message.content that is text")
+    return Prediction(row, content, is_truncated=choice.get("finish_reason") == "length")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tool_aware.console import UserError
 from tool_aware.evaluation.answering.endpoint import Endpoint
@@ -13,9 +14,16 @@ from tool_aware.rows import Row
 PROBE_ROWS = 8
 
 
-def make_probe(
-    rows: Mapping[int, Row], base: Sequence[Prediction], tuned: Sequence[Prediction]
-) -> list[dict[str, str]]:
+@dataclass(frozen=True)
+class ProbeItem:
+    """A prompt, and what base and tuned model answer to it."""
+
+    instruction: str
+    base: str
+    tuned: str
+
+
+def make_probe(rows: Mapping[int, Row], base: Sequence[Prediction], tuned: Sequence[Prediction]) -> list[ProbeItem]:
     """Pick prompts that base and tuned model answer differently; those that name another tool come first."""
     texts = {
         b.row: (b.text.strip(), t.text.strip())
@@ -24,17 +32,14 @@ def make_probe(
     }
     differing = [row for row, (b, t) in texts.items() if b != t]
     differing.sort(key=lambda row: _first_line(texts[row][0]) == _first_line(texts[row][1]))
-    return [
-        {"instruction": rows[row].instruction, "base": texts[row][0], "tuned": texts[row][1]}
-        for row in differing[:PROBE_ROWS]
-    ]
+    return [ProbeItem(rows[row].instruction, *texts[row]) for row in differing[:PROBE_ROWS]]
 
 
 def _first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def run_probe(endpoint: Endpoint, probe: Sequence[Mapping[str, str]]) -> dict[str, int]:
+def run_probe(endpoint: Endpoint, probe: Sequence[ProbeItem]) -> dict[str, int]:
     """Ask the probe's prompts and count whose answer each reply resembles.
 
     Another engine's rounding may change a word, so a reply counts for the answer with which it shares more text.
@@ -45,8 +50,8 @@ def run_probe(endpoint: Endpoint, probe: Sequence[Mapping[str, str]]) -> dict[st
 
     counts = Counter(tuned=0, base=0, neither=0)
     for item in probe:
-        reply = endpoint.ask(item["instruction"]).text.strip()
-        base, tuned = (SequenceMatcher(None, reply, item[key], autojunk=False).ratio() for key in ("base", "tuned"))
+        reply = endpoint.ask(item.instruction).text.strip()
+        base, tuned = (SequenceMatcher(None, reply, text, autojunk=False).ratio() for text in (item.base, item.tuned))
         counts["neither" if base == tuned else "base" if base > tuned else "tuned"] += 1
     if counts["base"] > counts["tuned"]:
         raise UserError(

@@ -163,7 +163,7 @@ def update_adapter(adapter: Path, results: Results, config: Config, test: TestSe
             write_json(adapter / THRESHOLDS_NAME, thresholds)
         if results.main == ("base", "finetuned"):
             base, tuned = (results.predictions[name] for name in results.main)
-            write_json(adapter / PROBE_NAME, make_probe(results.rows, base, tuned))
+            write_json(adapter / PROBE_NAME, [asdict(item) for item in make_probe(results.rows, base, tuned)])
         if results.tuned == "finetuned":  # what only chooses has no whole calls, whose share the card shows
             _update_model_card(adapter / CARD_NAME, results, test)
     except OSError as error:

@@ -11,12 +11,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, warn
-from tool_aware.files import bytes_in, full_disk_as_user_error, read_json, sha256_of, write_json
+from tool_aware.files import bytes_in, full_disk_as_user_error, read_as, sha256_of, write_json
 from tool_aware.paths import CHECKPOINT_MANIFEST_NAME, CHECKPOINT_PREFIX
 
 CHECKPOINT_FORMAT = 2  # of what lies in the folder; 1 was written by transformers' Trainer
@@ -30,6 +31,15 @@ _MAY_CHANGE = {  # when a run is resumed; the two factors of the effective batch
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")  # what a library might unpickle
 _FULL_DISK_FIX = "free some space and continue with --resume; older checkpoints are untouched"
 _NAME = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """What lies in a checkpoint: of which run and step, and the sha256 of every file."""
+
+    sha256: dict[str, str]
+    run: dict[str, Any] = field(default_factory=dict)
+    format: int = 1
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
@@ -89,18 +99,18 @@ def newest_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
 def damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint's files; None if they are what was written."""
     try:
-        manifest = read_json(checkpoint / CHECKPOINT_MANIFEST_NAME)
+        manifest = read_as(checkpoint / CHECKPOINT_MANIFEST_NAME, CheckpointManifest)
     except UserError:
         manifest = None
     if manifest is None:
         return f"no readable {CHECKPOINT_MANIFEST_NAME}, so it was never finished"
-    for name, expected in manifest["sha256"].items():
+    for name, expected in manifest.sha256.items():
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
         if sha256_of(checkpoint / name) != expected:
             return f"{name} has changed since it was written"
     planted = [path.name for path in checkpoint.rglob("*") if path.suffix in _PICKLES]
-    strangers = sorted(set(planted) - {Path(name).name for name in manifest["sha256"]})
+    strangers = sorted(set(planted) - {Path(name).name for name in manifest.sha256})
     return f"{', '.join(strangers)} was not written by this run" if strangers else None
 
 
@@ -121,16 +131,17 @@ def run_settings(config: Config) -> dict[str, Any]:
 
 def refuse_another_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
     """Raise UserError if `checkpoint` is of another format, or of a run with other data or settings than `run`."""
-    manifest = read_json(checkpoint / CHECKPOINT_MANIFEST_NAME)
-    if manifest.get("format", 1) != CHECKPOINT_FORMAT:
+    manifest = read_as(checkpoint / CHECKPOINT_MANIFEST_NAME, CheckpointManifest)
+    assert manifest is not None, "`newest_valid` returns no checkpoint without one"
+    if manifest.format != CHECKPOINT_FORMAT:
         raise UserError(
-            f"was written by another version of this toolkit (checkpoint format {manifest.get('format', 1)}; this "
+            f"was written by another version of this toolkit (checkpoint format {manifest.format}; this "
             f"version reads {CHECKPOINT_FORMAT})",
             where=str(checkpoint),
             fix="finish the run with that version, or start anew with --overwrite or another --output_dir; "
             f"--adapter {checkpoint} starts a new run from its adapter",
         )
-    before = manifest["run"]
+    before = manifest.run
     changed = sorted(key for key in before.keys() | dict(run).keys() if before.get(key) != run.get(key))
     if changed:
         lines = [f"  {key}: {before.get(key)!r} then, {run.get(key)!r} now" for key in changed]

@@ -50,7 +50,7 @@ def draw_curves(metrics: Path, picture: Path, *, title: str, exported_step: int)
     _line(speed, logged, "examples_per_s", _TRAIN)
     speed.set_ylabel("examples\nper second")
     speed.set_xlabel("optimizer step", fontsize=9)
-    speed.set_xlim(0, 1.02 * max(line["step"] for line in [*logged, *scored]))
+    speed.set_xlim(0, 1.02 * max((line["step"] for line in [*logged, *scored]), default=exported_step))
     speed.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in (rate, speed):
         axis.set_ylim(bottom=0)

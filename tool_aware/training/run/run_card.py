@@ -78,7 +78,7 @@ def render_card(facts: RunFacts, logged: Sequence[Mapping[str, Any]], *, picture
 
 def _figures(facts: RunFacts, logged: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     examples, seconds = (sum(line[name] for line in logged) for name in ("examples", "seconds"))
-    peaks = [line["peak_gib"] for line in logged if line["peak_gib"] is not None]
+    peaks = [line["peak_gib"] for line in logged if line.get("peak_gib") is not None]
     lora = facts.config.lora
     yield "adapter", f"LoRA r={lora.r}, alpha={lora.alpha:g}, on {lora.target_modules}"
     yield "base weights", {"4bit": "4 bits", "8bit": "8 bits", "none": "16 bits"}[facts.config.quantization.kind]
@@ -88,7 +88,7 @@ def _figures(facts: RunFacts, logged: Sequence[Mapping[str, Any]]) -> Iterator[t
         yield "loss on val.json", f"{facts.validation['val_loss']:.4f} per label token"
         right, rows = facts.validation["val_tool_accuracy"], facts.validation["val_examples"]
         yield "right tool on val.json", f"{right:.1%} of {rows} rows"
-    if logged:
+    if logged and seconds:
         yield "time in steps", duration(seconds)
         yield "examples per second", f"{examples / seconds:.1f}"
         yield "last logged training loss", f"{logged[-1]['loss']:.4f}"

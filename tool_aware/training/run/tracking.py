@@ -15,6 +15,7 @@ from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, duration, say, warn
 from tool_aware.files import add_filename, write_text
 from tool_aware.paths import METRICS_NAME, TENSORBOARD_FOLDER
+from tool_aware.text_files import parse_json
 from tool_aware.units import GIB
 
 _WANDB_SECTIONS = (
@@ -55,16 +56,37 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     lines, damaged = [], []
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
+            line = parse_json(text)
+        except ValueError:
             line = None
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
+        if _is_metrics_line(line):
             lines.append(line)
         else:
             damaged.append(str(number))
     if damaged:
         warn(f"{path}: left out what cannot be read: line {', '.join(damaged)}")
     return lines
+
+
+_NEEDED = {  # by the field that tells the kind of line: what curves and card take from it
+    "loss": ("lr", "examples", "seconds", "examples_per_s"),
+    "val_loss": ("val_tool_accuracy",),
+}
+_LARGEST = 1e300  # of a number that can be converted, added and drawn
+_LAST_STEP = 2**53
+
+
+def _is_metrics_line(line: object) -> bool:
+    """Return whether a line holds a step and numbers, and all that its kind of line needs."""
+    if not isinstance(line, dict) or not all(value is None or _is_number(value) for value in line.values()):
+        return False
+    needed = [name for kind, fields in _NEEDED.items() if kind in line for name in (kind, *fields)]
+    step = line.get("step")
+    return isinstance(step, int) and 0 <= step < _LAST_STEP and all(line.get(name) is not None for name in needed)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > _LARGEST  # NaN is one
 
 
 class Tracker:

@@ -150,7 +150,7 @@ def test_the_probe_tells_when_the_base_model_answers(server):
     tuned[0] = base[0]  # says nothing about which model runs
     probe = make_probe(ROWS, base, tuned)
     assert len(probe) == 8
-    assert all(item["instruction"] != "question 0" for item in probe)
+    assert all(item.instruction != "question 0" for item in probe)
     assert run_probe(endpoint_of(server), probe) == {"tuned": 8, "base": 0, "neither": 0}
     server.applies_adapter = False
     with pytest.raises(UserError, match="answers as the base model does \\(8 of 8") as caught:

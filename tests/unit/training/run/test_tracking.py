@@ -9,7 +9,8 @@ import pytest
 from tool_aware.training.run.curves import read_metrics
 from tool_aware.training.run.tracking import MetricsLog
 
-LINES = [{"step": step, "loss": 1 / step} for step in range(1, 6)]
+FIGURES = {"lr": 0.1, "examples": 4, "seconds": 0.5, "examples_per_s": 8.0}
+LINES = [{"step": step, "loss": 1 / step, **FIGURES} for step in range(1, 6)]
 
 
 @pytest.mark.parametrize("damaged", [b"\x00" * 20, b'{"step": 3, "lo', b"[3]", b'{"loss": 1.0}', b"\xff\xfe", b""])
@@ -22,9 +23,9 @@ def test_a_damaged_line_is_left_out_with_one_warning(tmp_path, capsys, damaged):
 
     log = MetricsLog(path, resume_step=4)
     assert capsys.readouterr().err.count("warning") == 1
-    log.write({"step": 5, "loss": 0.5})
+    log.write({**LINES[4], "loss": 0.5})
     log.close()
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [*LINES[:4], {"step": 5, "loss": 0.5}]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [*LINES[:4], {**LINES[4], "loss": 0.5}]
 
 
 def test_the_log_is_rewritten_whole_or_not_at_all(tmp_path, monkeypatch):

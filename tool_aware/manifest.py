@@ -65,7 +65,7 @@ class _Settings(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What later stages read of a manifest, `lineage` apart; all else is for people."""
+    """The part of a manifest that later stages read, `lineage` apart; all else is for people."""
 
     stage: str
     inputs: dict[str, str] = {}

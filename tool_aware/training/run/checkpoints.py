@@ -35,7 +35,7 @@ _NAME = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """What lies in a checkpoint: of which run and step, and the sha256 of every file."""
+    """The content of a checkpoint: its run, and the sha256 of every file."""
 
     sha256: dict[str, str]
     run: dict[str, Any] = field(default_factory=dict)

@@ -32,6 +32,7 @@ from tool_aware.evaluation.results import Results, assemble
 from tool_aware.evaluation.scoring.baselines import baseline_predictions
 from tool_aware.evaluation.scoring.code_equality import same_syntax, same_syntax_or_output
 from tool_aware.paths import REPORT_HTML_NAME
+from tool_aware.secret_values import without_login
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +87,8 @@ def print_plan(job: Job) -> None:
     say(f"test rows   {len(test.rows)} of {test.total} in {test.path}")
     say(f"            {', '.join(f'{name} {count}' for name, count in counts.items())}")
     say(f"base model  {config.model.name}, {config.quantization.kind}")
-    say(f"fine-tuned  {options.endpoint or options.predictions or options.model or job.adapter}")
+    endpoint = without_login(options.endpoint) if options.endpoint else None
+    say(f"fine-tuned  {endpoint or options.predictions or options.model or job.adapter}")
     for limitation in job.limitations:
         job.fallbacks.add(limitation)
     for task in job.tasks:

@@ -116,7 +116,9 @@ def plan(config: Config, environment: Environment, options: Options) -> str:
         source = log_source(config, environment, options)
         rows = [("query log", source), ("synthetic rows", f"{number}; slices: {slices}")]
     if options.generator == "openai":
-        rows.append(("paraphrases", f"{dataset.paraphrases} through {environment.openai_base_url}"))
+        from tool_aware.dataset.synthesis.remote import endpoint_of
+
+        rows.append(("paraphrases", f"{dataset.paraphrases} through {endpoint_of(environment).server.shown}"))
     shares = " / ".join(f"{name} {part:.0%}" for name, part in zip(SPLITS, dataset.splits, strict=True))
     rows += [("tools", ", ".join(config.toolbox.names)), ("splits", shares)]
     if dataset.splits_from:

@@ -25,6 +25,8 @@ FLOORS = {
             "files",
             "text_files",
             "database",
+            "secret_values",
+            "chat_server",
             "paths",
             "manifest",
             "config",

@@ -14,7 +14,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, cast
+
+from tool_aware.secret_values import SHORTEST_ANYWHERE, keep_environment_secrets, keep_url_secrets, redacted
 
 EXIT_DONE = 0
 EXIT_BUG = 1
@@ -73,6 +75,7 @@ class Interrupted(BaseException):
 def run(main: Callable[[], int]) -> NoReturn:
     """Call `main`, report its outcome and exit with the code for it."""
     _open_closed_streams()
+    _redact_streams()
     signal.signal(signal.SIGTERM, _raise_interrupted)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup a run continues after its terminal closes
         signal.signal(signal.SIGHUP, _raise_interrupted)
@@ -166,6 +169,38 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w"))
 
 
+class RedactedStream:
+    """Writes to `stream` what it is given, without the secrets of `shortest` or more characters."""
+
+    def __init__(self, stream: TextIO, shortest: int = 1) -> None:
+        self._stream, self._shortest = stream, shortest
+
+    def write(self, text: str) -> int:
+        """Write a text; return its length, as it was given."""
+        self._stream.write(redacted(text, self._shortest))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of the lines."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _redact_streams() -> None:
+    """Keep secrets out of both streams, whoever writes: the toolkit, argparse, logging, warnings, a traceback.
+
+    Results go to stdout: a short secret is left there, as it could be a word of them.
+    """
+    keep_environment_secrets(os.environ)
+    for argument in sys.argv:
+        keep_url_secrets(argument)
+    sys.stdout = cast(TextIO, RedactedStream(sys.stdout, SHORTEST_ANYWHERE))
+    sys.stderr = cast(TextIO, RedactedStream(sys.stderr))
+
+
 def _flush(code: int) -> int:
     """Flush both streams and return the exit code: EXIT_USER instead of EXIT_DONE if the result cannot be written.
 
@@ -247,6 +282,7 @@ class Fallbacks(Collection[str]):
 
     def add(self, message: str, *, from_any_process: bool = False) -> None:
         """Warn of a fallback and keep it; a repeated message is not printed again."""
+        message = redacted(message)  # it is also written to the manifest
         if message not in self._messages:
             warn(message, from_any_process=from_any_process)
         self._messages[message] = None

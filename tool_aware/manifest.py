@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from tool_aware.files import checked_as, read_json, sha256_of, write_json
 from tool_aware.paths import MANIFEST_NAME
+from tool_aware.secret_values import redacted
 from tool_aware.versions import VERSION, git_commit, package_versions
 
 
@@ -37,7 +38,7 @@ def write_manifest(
     """
     manifest = {
         "stage": stage,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])],
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started_s, 1),
         "seed": seed,

@@ -17,6 +17,7 @@ from tests.fixtures.imports import heavy_among, modules_imported
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed
+from tool_aware.database import is_listening
 from tool_aware.dataset.split_check import check_split
 from tool_aware.dataset.splitting import Leak, Split
 from tool_aware.demo.postgres_server import embedded_postgres
@@ -112,15 +113,19 @@ def test_a_dry_run_imports_nothing_heavy(tmp_path: Path) -> None:
 # ---- the query log --------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(is_listening("localhost", 5432, 1.0), reason="a server answers at the default address")
 def test_without_a_database_the_stage_says_so_in_one_line_and_goes_on(tmp_path: Path) -> None:
-    result = prepare(*SMALL, folder=tmp_path, POSTGRES_HOST="127.0.0.1", POSTGRES_PORT="1")
+    result = prepare(*SMALL, folder=tmp_path, POSTGRES_PASSWORD="your_password", PGHOST="db.example.internal")
+    assert "PGHOST is set but not read" in result.stderr
     assert result.returncode == 0
     assert len([line for line in result.stderr.splitlines() if "no query log" in line]) == 1
     assert any("no query log" in fallback for fallback in read_manifest(tmp_path)["fallbacks"])
 
 
-def test_require_database_makes_that_an_error(tmp_path: Path) -> None:
-    result = prepare("--require-database", folder=tmp_path, POSTGRES_HOST="127.0.0.1", POSTGRES_PORT="1")
+@pytest.mark.parametrize("options", [(), ("--require-database",)])
+def test_a_database_that_was_named_and_does_not_answer_ends_the_stage(tmp_path: Path, options: tuple[str]) -> None:
+    result = prepare(*options, folder=tmp_path, POSTGRES_HOST="127.0.0.1", POSTGRES_PORT="1")
+    assert "dataset.use_query_log=false" in result.stderr
     assert result.returncode == 2
     assert "127.0.0.1:1" in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,8 @@ class DatasetSection(Section):
     seed: int = 42
     """Seed of synthesis and splits."""
     use_query_log: bool = True
-    """Read database.table; without a reachable database the data set is made by synthesis alone."""
+    """Read database.table. If no POSTGRES_* variable is set and no server answers on this machine, the data set is made
+    by synthesis alone."""
     max_per_session: PositiveInt = 20
     """Rows kept of one logged session, >= 1, so that one busy user does not dominate."""
     slices: Literal["all"] | list[str] = "all"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tool_aware.config.environment import Environment
+from tool_aware.config.environment import Environment, other_database_names
 from tool_aware.config.settings import Config
-from tool_aware.console import Fallbacks, UserError, say
+from tool_aware.console import Fallbacks, say
 from tool_aware.database import DatabaseUnreachable
 from tool_aware.dataset.curation import Curated, counts_in_words, curate
 from tool_aware.dataset.log_files import read_log_file
@@ -34,10 +34,10 @@ def read_log(
     try:
         curated = curate(records, config.toolbox, database.filters, max_per_session=per_session)
     except DatabaseUnreachable as error:
-        if is_required:
-            fix = "start the database, or run without --require-database"
-            raise UserError(error.what, where=error.where, fix=fix) from error
-        fallbacks.add(f"no query log: {error.where}: {error.what}; continuing with synthesis alone")
+        if is_required or environment.names_a_database:  # there is a log: never go on without it
+            raise
+        others = "".join(f"; {name} is set but not read" for name in other_database_names())
+        fallbacks.add(f"no query log: {error.where}: {error.what}{others}; continuing with synthesis alone")
         return None
     say(f"{curated.read} logged queries read, {len(curated.rows)} kept")
     if curated.rejected:

@@ -16,7 +16,7 @@ from typing import Any
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment
 from tool_aware.console import UserError, warn
-from tool_aware.database import DatabaseUnreachable, connect_to_database
+from tool_aware.database import DatabaseUnreachable, begin, connect_to_database
 
 RECONNECTS = 5  # in a row without a page in between
 RECONNECT_PAUSE_S = 0.5  # doubled each time
@@ -50,9 +50,16 @@ def read_query_log(
     deadline_s = time.monotonic() + settings.deadline_s
     open_connection = connect or (lambda: connect_to_database(settings, environment))
     pages = _keyset_pages if settings.columns.id else _cursor_pages
+    has_answered = False
     try:
         for page in pages(settings, open_connection, deadline_s):
+            has_answered = True
             yield from page
+    except DatabaseUnreachable as error:
+        if not has_answered:
+            raise
+        fix = "run again when it is back"  # the log exists, so its rows must not be left out
+        raise UserError(f"the server is gone: {error.what}", where=error.where, fix=fix) from None
     except UserError:
         raise
     except Exception as error:
@@ -103,6 +110,7 @@ def _keyset_pages(
             size = settings.fetch_size if limit is None else min(settings.fetch_size, limit - read)
             try:
                 connection = connection or open_connection()
+                begin(connection, settings)
                 with connection.cursor() as cursor:
                     cursor.execute(*_page_query(settings, last_id, size))
                     rows = cursor.fetchall()

@@ -18,6 +18,7 @@ from tool_aware.evaluation.preflight import check_adapter, check_merged_model, l
 from tool_aware.evaluation.scoring.robustness import make_variants
 from tool_aware.files import sha256_of
 from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
+from tool_aware.secret_values import without_login
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class Job:
         is_merged = self.options.model is not None and task.uses_adapter
         engine = {}
         if self.options.endpoint and not is_earlier_base:
-            engine = {"endpoint": self.options.endpoint, "served": self.options.served_name(task)}
+            engine = {"endpoint": without_login(self.options.endpoint), "served": self.options.served_name(task)}
         origin = origin_of(
             task,
             self.test,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
 from tool_aware.paths import MODEL_CONFIG_NAME
+from tool_aware.secret_values import redacted
 
 if TYPE_CHECKING:
     import torch
@@ -153,28 +154,36 @@ def _check_folder(folder: Path, where: str) -> None:
 
 
 def _check_hub_access(name: str, revision: str | None, hf_token: str | None, where: str) -> None:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import errors as hub
 
     try:
         if isinstance(try_to_load_from_cache(name, MODEL_CONFIG_NAME, revision=revision), str):
             return
         HfApi(token=hf_token).auth_check(name)
-    except GatedRepoError as error:
+        hf_hub_download(name, MODEL_CONFIG_NAME, revision=revision, token=hf_token)
+    except hub.GatedRepoError as error:
         raise _gated(error.response.status_code, name, hf_token, where) from None
-    except HFValidationError:
+    except hub.RevisionNotFoundError:
+        raise UserError(f"has no revision {revision!r}", where=where, fix="correct model.revision") from None
+    except hub.RemoteEntryNotFoundError:
+        raise UserError(f"has no {MODEL_CONFIG_NAME}: no model of transformers", where=where) from None
+    except hub.HFValidationError:
         raise _unknown_model(where) from None
-    except HfHubHTTPError as error:
+    except hub.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 404):  # the hub answers 401 for what does not exist or is private, unless asked with a token
             raise _unknown_model(where) from None
         raise UserError(f"Hugging Face answered {status}", where=where, fix="try again later") from None
-    except (OfflineModeIsEnabled, OSError):
+    except (hub.OfflineModeIsEnabled, OSError):
         raise _unreachable(where) from None
-    except Exception as error:
-        if "connect" not in type(error).__name__.lower() and "timeout" not in type(error).__name__.lower():
-            raise  # the hub's HTTP client has its own error types, which are not OSErrors
-        raise _unreachable(where) from None
+    except Exception as error:  # the hub's HTTP client has its own error types, which are not OSErrors
+        kind = type(error).__name__
+        if "connect" in kind.lower() or "timeout" in kind.lower():
+            raise _unreachable(where) from None
+        reason = redacted(str(error)).splitlines()[:1]
+        fix = "check HF_ENDPOINT, HF_TOKEN and the proxy's variables, or name a local folder that holds the model"
+        raise UserError(": ".join(["Hugging Face cannot be asked", kind, *reason]), where=where, fix=fix) from None
 
 
 def _gated(status: int, name: str, hf_token: str | None, where: str) -> UserError:
@@ -195,7 +204,7 @@ def _unknown_model(where: str) -> UserError:
 
 
 def _unreachable(where: str) -> UserError:
-    fix = "check the network (and HF_HUB_OFFLINE), or name a local folder that holds the model"
+    fix = "check the network (HF_ENDPOINT, HF_HUB_OFFLINE), or name a local folder that holds the model"
     return UserError("not in the local cache, and Hugging Face cannot be reached", where=where, fix=fix)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
+from tool_aware.database import DatabaseUnreachable, connect_to_database
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver
 from tool_aware.gpu.readings import DriverInfo, GpuReading, MigInstance
 from tool_aware.gpu.visible import chosen_gpus
@@ -313,28 +314,17 @@ def check_token(config: Config, environment: Environment) -> CheckLine:
 
 
 def check_database(config: Config, environment: Environment) -> Iterator[CheckLine]:
-    """Connect to the query log's database, if it is to be used. Never a problem: stage 1 continues without it."""
+    """Connect to the query log's database, if it is to be used. Never a problem: training does not need it."""
     if not config.dataset.use_query_log:
         return
-    import psycopg2
-
     place = f"{environment.postgres_db} at {environment.postgres_host}:{environment.postgres_port}"
     try:
-        connection = psycopg2.connect(
-            host=environment.postgres_host,
-            port=environment.postgres_port,
-            dbname=environment.postgres_db,
-            user=environment.postgres_user,
-            password=environment.postgres_password,
-            connect_timeout=config.database.connect_timeout_s,
-        )
-    except psycopg2.OperationalError as error:
-        # "connection to server at ... failed: Connection refused", then hints; a password is never part of it.
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0].rpartition("failed: ")[2].strip()
-        remedy = "set POSTGRES_* in .env, or dataset.use_query_log: false"
-        yield CheckLine("warning", "database", f"{place}: {reason}; only synthetic rows without it", remedy)
+        connect_to_database(config.database, environment).close()
+    except UserError as error:
+        is_left_out = isinstance(error, DatabaseUnreachable) and not environment.names_a_database
+        effect = "only synthetic rows without it" if is_left_out else "prepare_dataset.py would stop there"
+        yield CheckLine("warning", "database", f"{place}: {error.what}; {effect}", error.fix)
         return
-    connection.close()
     yield CheckLine("ok", "database", f"{place} answers")
 
 

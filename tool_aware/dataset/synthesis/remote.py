@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tool_aware.chat_server import ChatServer, chat_reply
 from tool_aware.config.environment import Environment
 from tool_aware.console import UserError
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
@@ -31,7 +29,6 @@ PARAPHRASES_PER_REQUEST = 3
 TIMEOUT_S = 60.0
 RETRIES = 4
 RETRY_PAUSE_S = 1.0  # doubled each time; a Retry-After header wins
-_RETRIED_STATUS = {408, 409, 429, 500, 502, 503, 504}
 
 _REQUEST = """Rewrite a user's query in {count} clearly different ways, as different people would type it: another \
 length, register, word order, other concrete subjects of the same kind. The right tool must stay the same. For each, \
@@ -62,7 +59,7 @@ class Paraphrases:
 class Endpoint:
     """An address for chat requests, with model and key. The key is kept out of `repr`."""
 
-    base_url: str
+    base_url: str = field(repr=False)
     model: str
     api_key: str | None = field(default=None, repr=False)
 
@@ -72,16 +69,14 @@ class Endpoint:
         Raises UserError for a refused key, an unknown model, or a server that keeps failing.
         """
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.8}
-        headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        answer = _with_retries(lambda: _send(request), url)
-        try:
-            return str(answer["choices"][0]["message"]["content"])
-        except (KeyError, IndexError, TypeError):
-            raise UserError("the answer is not a chat completion", where=url, fix="check OPENAI_BASE_URL") from None
+        server = self.server
+        return chat_reply(server.request("chat/completions", body), server.shown).text
+
+    @property
+    def server(self) -> ChatServer:
+        """The server at `base_url`."""
+        pauses_s = [RETRY_PAUSE_S * 2**attempt for attempt in range(RETRIES)]
+        return ChatServer(self.base_url, self.api_key, TIMEOUT_S, pauses_s, option="OPENAI_BASE_URL")
 
 
 def endpoint_of(environment: Environment) -> Endpoint:
@@ -93,34 +88,6 @@ def endpoint_of(environment: Environment) -> Endpoint:
             fix="export OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=name",
         )
     return Endpoint(environment.openai_base_url, environment.openai_model, environment.openai_api_key)
-
-
-def _send(request: urllib.request.Request) -> Any:
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-        return json.loads(response.read())
-
-
-def _with_retries(send: Callable[[], Any], url: str) -> Any:
-    for attempt in range(RETRIES + 1):
-        pause_s = RETRY_PAUSE_S * 2**attempt
-        try:
-            return send()
-        except urllib.error.HTTPError as error:
-            reason, retry_after = f"HTTP {error.code} {error.reason}", error.headers.get("Retry-After", "")
-            if error.code in (401, 403):
-                raise UserError(f"{reason}: the key was refused", where=url, fix="check OPENAI_API_KEY") from None
-            if error.code not in _RETRIED_STATUS:
-                raise UserError(reason, where=url, fix="check OPENAI_BASE_URL and OPENAI_MODEL") from None
-            pause_s = float(retry_after) if retry_after.isdecimal() else pause_s
-        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
-            reason = str(getattr(error, "reason", error))
-        if attempt < RETRIES:
-            time.sleep(pause_s)
-    raise UserError(
-        f"no usable answer after {RETRIES + 1} attempts: {reason}",
-        where=url,
-        fix="run the same command again later: it continues where it stopped",
-    )
 
 
 def paraphrase(

@@ -92,7 +92,7 @@ def ask_server(job: Job, url: str) -> Answers:
         endpoint.check()
         if task.uses_adapter:
             check_applied_adapter(job, endpoint)
-        answers[task.name] = endpoint.answer_rows(task.rows, job.log(task))
+        answers[task.name] = endpoint.answer_rows(task.rows, job.log(task), job.fallbacks)
     return answers
 
 

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
-import urllib.error
-import urllib.request
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from tool_aware.console import Progress, UserError
+from tool_aware.chat_server import ChatReply, ChatServer, chat_reply, offered_models
+from tool_aware.console import Fallbacks, Progress, UserError
 from tool_aware.evaluation.answering.predictions import PredictionLog
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.rows import Row
 
 RETRY_WAITS_S = (0.5, 2.0, 8.0)
-RETRIED_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 TIMEOUT_S = 300.0
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer of a server. `is_truncated`: the limit of new tokens came before its end."""
-
-    text: str
-    new_tokens: int
-    is_truncated: bool
 
 
 @dataclass(frozen=True)
@@ -39,28 +26,43 @@ class Endpoint:
     served_name: str
     max_new_tokens: int
     concurrency: int
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+    @property
+    def server(self) -> ChatServer:
+        """The server at `url`; /v1 is added to an address that does not end so."""
+        base, mark, query = self.url.rstrip("/").partition("?")
+        base = base.rstrip("/") if base.rstrip("/").endswith("/v1") else f"{base.rstrip('/')}/v1"
+        return ChatServer(f"{base}{mark}{query}", self.api_key, TIMEOUT_S, RETRY_WAITS_S, option="--endpoint")
 
     def check(self) -> None:
         """Raise UserError if the server cannot be reached or does not offer the model."""
-        offered = [model["id"] for model in self._request("models").get("data", [])]
+        server = self.server
+        offered = offered_models(server.request("models"))
+        if offered is None:
+            fix = "is that the address of a server with OpenAI's interface?"
+            raise UserError("its reply is no list of models", where=f"{server.shown}/models", fix=fix)
         if self.served_name not in offered:
             raise UserError(
                 f"does not serve {self.served_name!r}; it serves {', '.join(offered) or 'nothing'}",
-                where=self.url,
+                where=server.shown,
                 fix="--served-model NAME",
             )
 
     def answer(self, row: int, instruction: str) -> Prediction:
         """Ask for the greedy answer to one row."""
+        return self._timed_answer(row, instruction)[0]
+
+    def _timed_answer(self, row: int, instruction: str) -> tuple[Prediction, str | None]:
         begun_s = time.perf_counter()
         reply = self.ask(instruction)
         seconds = time.perf_counter() - begun_s
-        return Prediction(
+        prediction = Prediction(
             row, reply.text, new_tokens=reply.new_tokens, is_truncated=reply.is_truncated, seconds=seconds
         )
+        return prediction, reply.empty_because
 
-    def ask(self, instruction: str) -> Reply:
+    def ask(self, instruction: str) -> ChatReply:
         """Ask for one greedy answer. Raises UserError if the server gives none."""
         body = {
             "model": self.served_name,
@@ -68,57 +70,32 @@ class Endpoint:
             "temperature": 0,
             "max_tokens": self.max_new_tokens,
         }
-        reply = self._request("chat/completions", body)
-        try:
-            choice = reply["choices"][0]
-            text = choice["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"its reply holds no answer: {json.dumps(reply)[:200]}", where=self.url) from error
-        new_tokens = (reply.get("usage") or {}).get("completion_tokens") or 0
-        return Reply(text, new_tokens, is_truncated=choice.get("finish_reason") == "length")
+        server = self.server
+        return chat_reply(server.request("chat/completions", body), server.shown)
 
-    def answer_rows(self, rows: Mapping[int, Row], log: PredictionLog) -> list[Prediction]:
-        """Answer what `log` does not hold yet, `concurrency` at a time, and return all answers in row order."""
+    def answer_rows(
+        self, rows: Mapping[int, Row], log: PredictionLog, fallbacks: Fallbacks | None = None
+    ) -> list[Prediction]:
+        """Answer what `log` does not hold yet, `concurrency` at a time, and return all answers in row order.
+
+        Answers whose text the server has put elsewhere are empty; their number goes to `fallbacks`.
+        """
+        empty: Counter[str] = Counter()
         missing = [index for index in rows if index not in log.done]
         progress = Progress(self.served_name, len(missing))
         with log.appending() as append, ThreadPoolExecutor(self.concurrency) as pool:
-            waiting = [pool.submit(self.answer, index, rows[index].instruction) for index in missing]
+            waiting = [pool.submit(self._timed_answer, index, rows[index].instruction) for index in missing]
             try:
                 for done, future in enumerate(as_completed(waiting), start=1):
-                    append([future.result()])
+                    prediction, empty_because = future.result()
+                    append([prediction])
+                    if empty_because:
+                        empty[empty_because] += 1
                     progress.update(done)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         progress.close()
+        for reason, count in empty.items():
+            (fallbacks or Fallbacks()).add(f"{count} of {len(missing)} answers have no text: {reason}")
         return [log.done[index] for index in rows]
-
-    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the JSON answer to a GET, or to a POST if there is a `body`; retry where the server may recover."""
-        base = self.url.rstrip("/")
-        base = base if base.endswith("/v1") else f"{base}/v1"
-        headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        data = None if body is None else json.dumps(body).encode()
-        for wait_s in (*RETRY_WAITS_S, None):
-            try:
-                request = urllib.request.Request(f"{base}/{path}", data=data, headers=headers)
-                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-                    return json.loads(reply.read())
-            except urllib.error.HTTPError as error:
-                if error.code not in RETRIED_STATUS or wait_s is None:
-                    raise UserError(_explain(error), where=f"{base}/{path}") from None
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                if wait_s is None:
-                    raise UserError(
-                        f"cannot be reached: {error}", where=base, fix="start the server, or correct --endpoint"
-                    ) from None
-            time.sleep(wait_s)
-        raise AssertionError("the last round returns or raises")
-
-
-def _explain(error: urllib.error.HTTPError) -> str:
-    detail = error.read(500).decode(errors="replace").strip()
-    advice = "; set OPENAI_API_KEY to the server's key" if error.code in (401, 403) else ""
-    return f"answered {error.code} {error.reason}{advice}: {detail}"

@@ -57,7 +57,7 @@ def run_probe(endpoint: Endpoint, probe: Sequence[ProbeItem]) -> dict[str, int]:
         raise UserError(
             f"answers as the base model does ({counts['base']} of {len(probe)} probe prompts, {counts['tuned']} as the "
             "fine-tuned one): the adapter is not applied",
-            where=f"{endpoint.url}, model {endpoint.served_name}",
+            where=f"{endpoint.server.shown}, model {endpoint.served_name}",
             fix="vLLM: --enable-lora --lora-modules NAME=output/lora_adapters, then --served-model NAME",
         )
     return counts

@@ -66,7 +66,7 @@ class ChatServer:
 
     @property
     def shown(self) -> str:
-        """The address as it may be shown: without login and query."""
+        """Return the address as it may be shown: without login and query."""
         return without_login(self.address)
 
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:

@@ -45,7 +45,7 @@ class Environment:
 
     @property
     def names_a_database(self) -> bool:
-        """Whether POSTGRES_* say anything else than the defaults: then there is a query log."""
+        """Return whether POSTGRES_* say anything else than the defaults: then there is a query log."""
         fields = [name for name in Environment.__dataclass_fields__ if name.startswith("postgres_")]
         return any(getattr(self, name) != getattr(Environment, name) for name in fields)
 

@@ -74,7 +74,7 @@ class Endpoint:
 
     @property
     def server(self) -> ChatServer:
-        """The server at `base_url`."""
+        """Return the server at `base_url`."""
         pauses_s = [RETRY_PAUSE_S * 2**attempt for attempt in range(RETRIES)]
         return ChatServer(self.base_url, self.api_key, TIMEOUT_S, pauses_s, option="OPENAI_BASE_URL")
 

@@ -30,7 +30,7 @@ class Endpoint:
 
     @property
     def server(self) -> ChatServer:
-        """The server at `url`; /v1 is added to an address that does not end so."""
+        """Return the server at `url`; /v1 is added to an address that does not end so."""
         base, mark, query = self.url.rstrip("/").partition("?")
         base = base.rstrip("/") if base.rstrip("/").endswith("/v1") else f"{base.rstrip('/')}/v1"
         return ChatServer(f"{base}{mark}{query}", self.api_key, TIMEOUT_S, RETRY_WAITS_S, option="--endpoint")

@@ -28,7 +28,7 @@ _patterns: dict[int, re.Pattern[str] | None] = {}
 
 
 def keep_secret(value: str | None) -> None:
-    """Have `redacted` replace a value from now on, also url-quoted, escaped by `repr` or JSON, and in base64."""
+    """Register a value for `redacted` to replace, also url-quoted, escaped by `repr` or JSON, and in base64."""
     if value is None or value.strip().lower() in _NO_SECRETS:
         return
     pieces = [piece for piece in value.splitlines() if len(piece.strip()) >= SHORTEST_ANYWHERE]
@@ -38,7 +38,7 @@ def keep_secret(value: str | None) -> None:
 
 
 def keep_environment_secrets(environ: Mapping[str, str]) -> None:
-    """Keep what variables with the name of a secret hold, and the login in each URL among the values."""
+    """Register what variables with the name of a secret hold, and the login in each URL among the values."""
     public = {environ.get(name) for name in _PUBLIC_NAMES}
     for name, value in environ.items():
         if _SECRET_NAME.search(name) and value not in public:
@@ -48,7 +48,7 @@ def keep_environment_secrets(environ: Mapping[str, str]) -> None:
 
 
 def keep_url_secrets(url: str) -> None:
-    """Keep the password in a URL; so too a long user name without one, which is a token then (`https://TOKEN@host`)."""
+    """Register the password in a URL, or a long user name without one, which is a token then (`https://TOKEN@host`)."""
     for login in [found for pattern in _LOGINS for found in pattern.findall(url)]:
         user, _, password = login.partition(":")
         secret = password or (user if len(user) >= _SHORTEST_TOKEN else None)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tool_aware.config.sections import FolderPath, Fraction, OpenFraction, PositiveInt, Section
+from tool_aware.config.sections import FolderPath, OpenFraction, PositiveInt, Section
 from tool_aware.tool_schema import schema_problems
 from tool_aware.tools import TOOL_NAME, Tool
 
@@ -64,11 +64,12 @@ class ColumnsSection(Section):
     success: str | None = "success"
     """Whether the call succeeded."""
     quality: str | None = "result_quality"
-    """How good the result was, 0-1."""
+    """How good the result was; the larger the better."""
     timestamp: str | None = "timestamp"
     """When it was asked."""
     id: str | None = "id"
-    """A unique, indexed number: the log is read in pages by it, and reading continues after a lost connection."""
+    """A number, best unique and indexed: the log is read in pages by it, the largest first, and reading continues after
+    a lost connection. With another id, or none, it is read once, by time."""
     session: str | None = "session_id"
     """Rows of one session stay in one split."""
     error: str | None = "error_message"
@@ -79,12 +80,13 @@ class FiltersSection(Section):
     """Which rows of the query log are kept."""
 
     only_success: bool = True
-    """Keep only rows whose success column is true."""
-    min_result_quality: Fraction | None = 0.7
-    """0-1: keep rows of this quality or more; null = keep all. Logged tools are the old router's choices, so rows that
-    went badly would teach its mistakes."""
+    """Keep only rows whose success column is true; a row without a value is left out."""
+    min_result_quality: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.7
+    """>= 0, in the unit of your log (0-1, stars, percent): keep rows of this quality or more; null = keep all. Logged
+    tools are the old router's choices, so rows that went badly would teach its mistakes."""
     since: datetime | None = None
-    """Keep rows from this date on, for example 2026-01-31; null = all."""
+    """Keep rows from this date on, for example 2026-01-31; null = all. Times without a zone, here and in the log, are
+    in UTC."""
     limit: PositiveInt | None = None
     """Rows to read at most, >= 1, the newest; null = all."""
 
@@ -107,6 +109,8 @@ class DatabaseSection(Section):
     table: str = "query_logs"
     """Table or view with one row a query."""
     columns: ColumnsSection = ColumnsSection()
+    tool_names: dict[str, str] | None = None
+    """What logged tools are called now, as in {search: web_search}; null = what the log calls them."""
     filters: FiltersSection = FiltersSection()
     sslmode: Literal["auto", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "auto"
     """auto = verify-full for a remote host, prefer for this machine; or one of libpq's modes."""

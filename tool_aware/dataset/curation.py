@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from typing import Any
 
 from tool_aware.config.data_sections import FiltersSection
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
+from tool_aware.dataset.log_records import LogRecord, reason_to_leave_out
 from tool_aware.dataset.quarantine import reason_to_quarantine
-from tool_aware.dataset.query_log import LogRecord
 from tool_aware.dataset.redaction import Redactor
 from tool_aware.dataset.similarity import GramIndex
 from tool_aware.prompt import render_instruction, render_response
@@ -25,10 +26,12 @@ from tool_aware.rows import Row
 from tool_aware.text import normalised, one_line, shortened
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
+_MAY_BE_UNKNOWN = ("success", "quality", "timestamp")
+_NAMES_COUNTED = 1_000
 TEXT_PARAMETERS = ("query", "message", "text", "question", "prompt", "input")
 
 _CODE_BLOCK = re.compile(r"```(?:python|py)?\s*\n(?P<code>.+?)```", re.DOTALL)
-_EXPRESSION = re.compile(r"(?<![\w.])[\d(][\d\s.()]*(?:\s*(?:\*\*|[-+*/%])\s*[\d.()\s]*\d[\d.()\s]*)+")
+_EXPRESSION = re.compile(r"(?<![\w.])[\d(][\d\s.()]*(?:(?:\*\*|[-+*/%])[\d.()\s]*\d[\d.()\s]*)+")
 _REASONS = (
     'The logged request "{evidence}" was answered well by {tool}.',
     '{tool} answered "{evidence}" well before.',
@@ -46,6 +49,8 @@ class Curated:
     rejected: Mapping[str, int]
     redacted: Mapping[str, int]
     to_label: list[dict[str, Any]] = field(default_factory=list)
+    unknown_tools: Counter[str] = field(default_factory=Counter)
+    """Logged names that the config has no tool for; of names beyond the first 1,000 only the rows are counted."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection
     """Filter, redact, resolve conflicts, cap, and turn what is left into rows. Memory grows with distinct queries."""
     redactor = Redactor()
     rejected: Counter[str] = Counter()
+    unknown_tools: Counter[str] = Counter()
     read = 0
     candidates: dict[str, list[_Candidate]] = defaultdict(list)
     per_session: Counter[str] = Counter()
@@ -68,6 +74,8 @@ def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection
         reason = _reason_to_reject(record, query, tools, filters)
         if reason or record.tool is None:
             rejected[reason or "unknown_tool"] += 1
+            if reason == "unknown_tool" and (record.tool in unknown_tools or len(unknown_tools) < _NAMES_COUNTED):
+                unknown_tools[record.tool or ""] += 1
             continue
         candidate = _Candidate(redactor.redact(query), record.tool, record.session)
         same = candidates[normalised(candidate.query)]
@@ -92,9 +100,8 @@ def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection
             to_label.append({"query": candidate.query, "tools": [candidate.tool], "why": "parameters_not_derivable"})
         else:
             rows.append(row)
-    return Curated(
-        rows, read, {name: count for name, count in rejected.items() if count}, dict(redactor.counts), to_label
-    )
+    counts = {name: count for name, count in rejected.items() if count}
+    return Curated(rows, read, counts, dict(redactor.counts), to_label, unknown_tools)
 
 
 def one_line_if_short(text: str) -> str:
@@ -103,18 +110,16 @@ def one_line_if_short(text: str) -> str:
 
 
 def _reason_to_reject(record: LogRecord, query: str, tools: Toolbox, filters: FiltersSection) -> str | None:
-    """Apply the filters once more: an export may hold what the database query leaves out."""
+    """Return why a record is not used. The filters are applied once more, to what is known of it."""
     if record.tool not in tools:
         return "unknown_tool"
-    if filters.only_success and record.success is False:
-        return "not_successful"
-    if record.error:
-        return "error"
-    least = filters.min_result_quality
-    if least is not None and record.quality is not None and record.quality < least:
-        return "low_quality"
+    reason = reason_to_leave_out(record, filters, absent=_MAY_BE_UNKNOWN)
+    if reason:
+        return reason
     reason = reason_to_quarantine(query)
-    return f"quarantine_{reason}" if reason else None
+    if reason:
+        return f"quarantine_{reason}"
+    return None if normalised(query) else "no_words"
 
 
 def _without_conflicts(
@@ -153,7 +158,9 @@ def _row(candidate: _Candidate, tools: Toolbox) -> Row | None:
     details: dict[str, Any] = {"source": "query_log", "tool": candidate.tool, "slice": "logged", "language": "unknown"}
     if candidate.session:
         # The id itself may identify a person; a digest keeps one session together as well.
-        details["group"] = f"session-{hashlib.sha256(candidate.session.encode()).hexdigest()[:12]}"
+        details["group"] = (
+            f"session-{hashlib.sha256(candidate.session.encode(errors='surrogatepass')).hexdigest()[:12]}"
+        )
     return Row(render_instruction(candidate.query, tools), render_response(call), details)
 
 
@@ -187,8 +194,10 @@ def code_in(query: str) -> str | None:
     if len(expressions) != 1:
         return None
     try:
-        compile(expressions[0], "<query>", "eval")
-    except (SyntaxError, ValueError):
+        with warnings.catch_warnings():  # 2(3) is a call of a number
+            warnings.simplefilter("error", SyntaxWarning)
+            compile(expressions[0], "<query>", "eval")
+    except (SyntaxError, SyntaxWarning, ValueError, OverflowError, MemoryError, RecursionError):
         return None
     return f"print({expressions[0]})"
 

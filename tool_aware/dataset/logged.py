@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tool_aware.config.environment import Environment, other_database_names
@@ -10,7 +11,17 @@ from tool_aware.console import Fallbacks, say
 from tool_aware.database import DatabaseUnreachable
 from tool_aware.dataset.curation import Curated, counts_in_words, curate
 from tool_aware.dataset.log_files import read_log_file
+from tool_aware.dataset.log_findings import LogFindings
 from tool_aware.dataset.query_log import read_query_log
+
+_NAMES_SHOWN = 10
+_REMEDIES = {
+    "success_unknown": "rows without a value there are kept with --set database.filters.only_success=false",
+    "quality_unknown": "rows without a value there are kept with --set database.filters.min_result_quality=null",
+    "low_quality": "--set database.filters.min_result_quality=N asks for less",
+    "time_unknown": "rows without a time are kept with --set database.filters.since=null",
+    "too_old": "--set database.filters.since=DATE names an earlier day",
+}
 
 
 def read_log(
@@ -24,10 +35,11 @@ def read_log(
 ) -> Curated | None:
     """Read and curate logged rows of an export or of the database; None without a query log, and why in one line."""
     database, per_session = config.database, config.dataset.max_per_session
+    findings = LogFindings(str(export) if export else f"{database.schema_name}.{database.table}")
     if export:
-        records = read_log_file(export, database)
+        records = read_log_file(export, database, findings, encoding)
     elif config.dataset.use_query_log:
-        records = read_query_log(database, environment)
+        records = read_query_log(database, environment, findings)
     else:
         say("skipped: dataset.use_query_log is false")
         return None
@@ -39,9 +51,35 @@ def read_log(
         others = "".join(f"; {name} is set but not read" for name in other_database_names())
         fallbacks.add(f"no query log: {error.where}: {error.what}{others}; continuing with synthesis alone")
         return None
+    rejected = {**findings.rejected}
+    for reason, count in curated.rejected.items():
+        rejected[reason] = rejected.get(reason, 0) + count
+    curated = replace(curated, read=findings.read, rejected=rejected)
+    for message in findings.formats:
+        say(message)
+    for message in [*findings.messages(database.filters), *_messages(curated, config)]:
+        fallbacks.add(message)
     say(f"{curated.read} logged queries read, {len(curated.rows)} kept")
     if curated.rejected:
         say(f"left out: {counts_in_words(curated.rejected)}")
     if curated.redacted:
         say(f"replaced by placeholders: {counts_in_words(curated.redacted)}")
     return curated
+
+
+def _messages(curated: Curated, config: Config) -> list[str]:
+    """Return what the user should know of a log of which much, or all, is left out."""
+    found = []
+    if curated.unknown_tools:
+        names = ", ".join(f"{name!a} {count}" for name, count in curated.unknown_tools.most_common(_NAMES_SHOWN))
+        more = len(curated.unknown_tools) - _NAMES_SHOWN
+        found.append(
+            f"logged tools that config.yaml does not have: {names}{f' and {more} more' if more > 0 else ''}; name what "
+            f"they are called now in database.tool_names, for example {{web: {config.toolbox.names[0]}}}"
+        )
+    if not curated.rows:
+        why = f": {counts_in_words(curated.rejected)}" if curated.rejected else ""
+        most = max(curated.rejected, key=lambda reason: curated.rejected[reason], default="")
+        remedy = f"; {_REMEDIES[most]}" if most in _REMEDIES else ""
+        found.append(f"no logged row is used: {curated.read} were read{why}{remedy}")
+    return found

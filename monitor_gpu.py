@@ -36,7 +36,7 @@ from tool_aware.memory.spec import TrainingSpec
 from tool_aware.memory.trace import trace_step, traceable
 from tool_aware.memory.workload import spec_of_data, workload_of
 from tool_aware.monitor import checks, display, printout
-from tool_aware.monitor.alerts import Alerts, parse_condition
+from tool_aware.monitor.alerts import Alerts, parse_condition, refuse_unknown
 from tool_aware.monitor.commands import (
     CheckOptions,
     EstimateOptions,
@@ -94,6 +94,7 @@ def monitor(options: MonitorOptions) -> int:
     needs_config = options.config != DEFAULT_CONFIG or options.config.exists()
     config = load_config(options.config, options.overrides) if needs_config else None
     driver, statistics = open_driver(options.gpu), Statistics()
+    refuse_unknown(alerts.conditions, driver.read())
     consumers = Consumers(StatisticsKeeper(statistics), AlertPrinter(alerts))
     pace = Pace(options.interval, options.count, options.duration, options.until_exit)
     if options.prometheus is not None:

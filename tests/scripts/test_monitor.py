@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.nvidia_driver import REPOSITORY
+from tests.fixtures.nvidia_driver import EMPTY_DATA, REPOSITORY
 from tool_aware.monitor.plot import read_log
 
 PATIENCE_S = 120  # of waits that end when something happens: for the slowest machine
@@ -283,3 +283,14 @@ def test_a_log_is_drawn(script, tmp_path):
     result = script.run("plot", str(log))
     assert result.returncode == 0
     assert (tmp_path / "gpu_logs.png").stat().st_size > 10_000
+
+
+def test_a_card_whose_memory_in_all_is_unknown_is_watched_and_no_alert_is_promised_on_it(script, stub):
+    stub.add("total 0 0", "total 1 0")
+    watched = script.run("monitor", "--count", "1", "--interval", "0.1")
+    assert watched.returncode == 0, watched.stderr
+    refused = script.run("monitor", "--count", "1", "--alert", "memory>95%")
+    assert refused.returncode == 2
+    assert "does not report the memory in all of GPU 0 (NVIDIA GeForce RTX 4070 Ti), GPU 1" in refused.stderr
+    checked = script.run("check", *EMPTY_DATA)
+    assert "Traceback" not in checked.stderr

@@ -31,6 +31,9 @@ _THROTTLE_REASONS = (
     (0x04, "power cap"),
 )
 
+# Beyond these a value is no measurement but a driver's way to say that it has none.
+_MOST_BYTES, _MOST_CELSIUS, _MOST_MILLIWATTS, _MOST_MHZ = 2**50, 200, 10**8, 10**5
+
 # NVML status codes (nvml.h, nvmlReturn_t) after which no field of that GPU can be had until it comes back.
 _UNINITIALIZED, _NO_PERMISSION, _DRIVER_NOT_LOADED = 1, 4, 9
 _LIBRARY_NOT_FOUND, _GPU_IS_LOST, _RESET_REQUIRED, _VERSION_MISMATCH, _GPU_NOT_FOUND = 12, 15, 16, 18, 28
@@ -254,17 +257,19 @@ class _Reader:
         handle = self._handle
         is_mig = (_optional(library, library.nvmlDeviceGetMigMode, handle) or (0, 0))[0] == 1
         utilization = _optional(library, library.nvmlDeviceGetUtilizationRates, handle)
-        power_mw = _optional(library, library.nvmlDeviceGetPowerUsage, handle)
-        limit_mw = _optional(library, library.nvmlDeviceGetEnforcedPowerLimit, handle)
+        power_mw = _possible(_optional(library, library.nvmlDeviceGetPowerUsage, handle), _MOST_MILLIWATTS)
+        limit_mw = _possible(_optional(library, library.nvmlDeviceGetEnforcedPowerLimit, handle), _MOST_MILLIWATTS)
+        temperature_c = _optional(library, library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU)
+        clock_mhz = _optional(library, library.nvmlDeviceGetClockInfo, handle, library.NVML_CLOCK_SM)
         return GpuReading(
             index=self.index,
             **self._identity,
             **_memory(library, handle),
-            utilization_percent=utilization.gpu if utilization else None,
-            temperature_c=_optional(library, library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU),
+            utilization_percent=_possible(utilization.gpu, 100) if utilization else None,
+            temperature_c=_possible(temperature_c, _MOST_CELSIUS),
             power_w=power_mw / 1000 if power_mw is not None else None,
             power_limit_w=limit_mw / 1000 if limit_mw is not None else None,
-            sm_clock_mhz=_optional(library, library.nvmlDeviceGetClockInfo, handle, library.NVML_CLOCK_SM),
+            sm_clock_mhz=_possible(clock_mhz, _MOST_MHZ),
             throttled_by=_throttle_reason(library, handle),
             processes=_processes(library, handle),
             is_mig=is_mig,
@@ -302,9 +307,25 @@ def _memory(library: Any, handle: Any) -> dict[str, Any]:
     """
     memory = _optional(library, library.nvmlDeviceGetMemoryInfo, handle, library.nvmlMemory_v2)
     if memory:
-        return {"total_bytes": memory.total, "used_bytes": memory.used, "reserved_bytes": memory.reserved}
+        return _possible_memory(memory.total, memory.used, memory.reserved)
     memory = _optional(library, library.nvmlDeviceGetMemoryInfo, handle)
-    return {"total_bytes": memory.total, "used_bytes": memory.used} if memory else {}
+    return _possible_memory(memory.total, memory.used, None) if memory else {}
+
+
+def _possible_memory(total: int, used: int, reserved: int | None) -> dict[str, Any]:
+    """Return bytes as a card can have them. Some virtual and integrated GPUs report a total of 0, which is unknown."""
+    if total <= 0:
+        return {"used_bytes": used} if 0 < used < _MOST_BYTES else {}
+    return {
+        "total_bytes": total,
+        "used_bytes": used if 0 <= used <= total else None,
+        "reserved_bytes": reserved if reserved is not None and 0 <= reserved <= total else None,
+    }
+
+
+def _possible(value: float | None, most: float) -> Any:
+    """Return a value that a card can have; None for the 4294967295 and the like of a card that cannot tell."""
+    return value if value is not None and 0 <= value <= most else None
 
 
 def _throttle_reason(library: Any, handle: Any) -> str | None:

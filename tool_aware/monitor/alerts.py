@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tool_aware.console import UserError
+from tool_aware.console import UserError, warn
 from tool_aware.gpu.readings import GpuReading
 from tool_aware.units import GIB
 
@@ -53,6 +53,34 @@ def parse_condition(text: str) -> Condition:
             fix="write for example memory>95%, memory>11GiB, temperature>85, use<10%, power>250W",
         )
     return Condition(match["what"], match["sign"], float(match["limit"]), match["unit"] or units[0])
+
+
+def refuse_unknown(conditions: Sequence[Condition], gpus: Sequence[GpuReading]) -> None:
+    """Check that the watched values are known; warn of GPUs that do not report one.
+
+    Raises UserError for a condition that no GPU can meet, because none of them reports its value. GPUs that do not
+    answer at the moment are not counted.
+    """
+    answering = [gpu for gpu in gpus if gpu.problem is None]
+    for condition in conditions:
+        silent = [gpu for gpu in answering if condition.value(gpu) is None]
+        if not silent:
+            continue
+        names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in silent)
+        value = (
+            "the memory in all" if silent[0].used_bytes is not None and condition.what == "memory" else condition.what
+        )
+        what = f"the driver does not report {value} of {names}"
+        if len(silent) < len(answering):
+            warn(f"--alert {condition}: {what}: no alert on it there")
+            continue
+        known = [name for name in _UNITS if any(_reports(gpu, name) for gpu in answering)]
+        fix = f"what it reports: {', '.join(known)}" if known else "no condition can be watched here"
+        raise UserError(what, where=f"--alert {condition}", fix=fix)
+
+
+def _reports(gpu: GpuReading, what: str) -> bool:
+    return any(Condition(what, ">", 0, unit).value(gpu) is not None for unit in _UNITS[what])
 
 
 @dataclass

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import json
-import math
+import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import UserError
+from tool_aware.text_files import json_lines, read_json_text, read_text
 from tool_aware.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ _PANELS = (
     ("power_w", "power, W", 1.0),
     ("temperature_c", "temperature, °C", 1.0),
 )
+_LARGEST = 1e15  # of a value, that a picture can be scaled to
 PICTURES = (".png", ".svg", ".pdf", ".jpg")
 
 
@@ -46,17 +46,16 @@ def read_log(path: Path) -> Log:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError("is not a log of the monitor", where=str(path), fix=f"name a {', '.join(readers)} file")
+    if not path.is_file():
+        raise UserError("not found", where=str(path), fix=f"python monitor_gpu.py monitor --output {path}")
     series: dict[int, list[tuple[float, Mapping[str, Any]]]] = defaultdict(list)
     try:
         heads, samples = reader(path)
         for seconds, gpu in samples:
             series[int(gpu["index"])].append((_number(seconds), _checked(gpu)))
-        names = {head["index"]: str(head.get("name") or "") for head in heads}
+        names = {head["index"]: _printable(head.get("name") or "") for head in heads}
         known_totals = [(head["index"], head["memory_total_mib"]) for head in heads if head.get("memory_total_mib")]
         totals_mib = {index: _number(total) for index, total in known_totals}
-    except FileNotFoundError:
-        fix = f"python monitor_gpu.py monitor --output {path}"
-        raise UserError("not found", where=str(path), fix=fix) from None
     except KeyError as error:
         raise UserError(f"is not a log of the monitor: it lacks {error}", where=str(path)) from error
     except (ValueError, TypeError, AttributeError, OverflowError, csv.Error) as error:
@@ -73,16 +72,12 @@ _Read = tuple[list[Mapping[str, Any]], Iterator[tuple[float, Mapping[str, Any]]]
 
 
 def _read_json(path: Path) -> _Read:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_json_text(path)
     return document["gpus"], _flat(document["samples"])
 
 
 def _read_json_lines(path: Path) -> _Read:
-    records = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
+    records = [line.value for line in json_lines(path) if line.problem is None]
     heads = [record["gpus"] for record in records if "interval_s" in record]
     return heads[-1] if heads else [], _flat(record for record in records if "seconds" in record and "gpus" in record)
 
@@ -94,8 +89,7 @@ def _flat(samples: Any) -> Iterator[tuple[float, Mapping[str, Any]]]:
 
 
 def _read_csv(path: Path) -> _Read:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     whole = [row for row in rows if row.get("problem") is not None]
     return [], ((_number(row["seconds"]), {name: text or None for name, text in row.items()}) for row in whole)
 
@@ -108,9 +102,14 @@ def _checked(gpu: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _number(value: Any) -> float:
     number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) < _LARGEST:  # NaN is not
         raise ValueError(f"{value} is no number")
     return number
+
+
+def _printable(text: object) -> str:
+    """Return a text that a font can draw: without control characters and halves of surrogate pairs."""
+    return "".join(character if character.isprintable() else "?" for character in str(text))
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------
@@ -142,7 +141,7 @@ def draw(log: Log, path: Path, *, title: str) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].legend(loc="best", fontsize="small")
     axes[-1, 0].set_xlabel(f"time, {unit}")
-    figure.suptitle(title, fontsize="medium", parse_math=False)
+    figure.suptitle(_printable(title), fontsize="medium", parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

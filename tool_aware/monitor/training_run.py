@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from tool_aware.config.yaml_file import apply_override, read_yaml_file
 from tool_aware.console import UserError
 from tool_aware.monitor.sampling import TrainingProgress
 from tool_aware.paths import METRICS_NAME
+from tool_aware.text_files import parse_json
 
 SCRIPT_NAME = "train_tool_aware.py"
+_LARGEST = 1e15  # of a number that is shown; NaN is not below it
 TAIL_BYTES = 8192  # holds some dozens of lines of metrics.jsonl, whatever the file has grown to
 
 _INTERPRETER = re.compile(r"(python|pypy)[\d.]*")
@@ -103,6 +104,14 @@ def _configured_output_dir(config: Path, overrides: Sequence[str]) -> Path | Non
     return None if told is None else Path(str(told))
 
 
+def _are_numbers(values: Mapping[str, Any]) -> bool:
+    """Return whether what is shown of a line can be shown."""
+    shown = [values["step"], *(values.get(name) for name in ("steps", "loss", "eta_s"))]
+    return isinstance(values["step"], int) and all(
+        value is None or (isinstance(value, int | float) and abs(value) < _LARGEST) for value in shown
+    )
+
+
 def last_step(path: Path) -> dict[str, Any] | None:
     """Return the last complete line that has a loss; the file is read from its end."""
     try:
@@ -113,7 +122,7 @@ def last_step(path: Path) -> dict[str, Any] | None:
         return None
     for line in reversed(tail.split(b"\n")[:-1]):  # what follows the last newline is still being written
         with contextlib.suppress(ValueError):
-            values = json.loads(line)
-            if isinstance(values, dict) and "step" in values and "loss" in values:
+            values = parse_json(line)
+            if isinstance(values, dict) and {"step", "loss"} <= values.keys() and _are_numbers(values):
                 return values
     return None

@@ -182,3 +182,25 @@ def test_a_process_is_named_by_the_script_it_runs(tmp_path: Path, command, name)
     (tmp_path / "7" / "cmdline").write_text(command)
     assert command_of(7, tmp_path) == name
     assert command_of(8, tmp_path) is None
+
+
+IMPOSSIBLE = {
+    "total 0 0": ("total_bytes", "reserved_bytes", "free_bytes"),
+    "total 0 5": ("used_bytes", "reserved_bytes", "free_bytes"),
+    "used 0 99999999": ("used_bytes", "free_bytes"),
+    "reserved 0 99999999": ("reserved_bytes",),
+    "use 0 4294967295": ("utilization_percent",),
+    "celsius 0 4294967295": ("temperature_c",),
+    "milliwatts 0 4294967295": ("power_w",),
+    "limit 0 4294967295": ("power_limit_w",),
+    "clock 0 4294967295": ("sm_clock_mhz",),
+}
+
+
+@pytest.mark.parametrize(("line", "fields"), IMPOSSIBLE.items())
+def test_what_no_card_can_have_is_unknown(stub_here, line, fields):
+    stub_here.add(line)
+    reading = open_driver([0]).read()[0]
+    assert [getattr(reading, field) for field in fields] == [None] * len(fields)
+    assert reading.name == "NVIDIA GeForce RTX 4070 Ti"
+    assert reading.problem is None

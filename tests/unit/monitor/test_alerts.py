@@ -6,7 +6,7 @@ import pytest
 
 from tool_aware.console import UserError
 from tool_aware.gpu.readings import GpuReading
-from tool_aware.monitor.alerts import Alerts, parse_condition
+from tool_aware.monitor.alerts import Alerts, parse_condition, refuse_unknown
 from tool_aware.units import GIB
 
 GPU = GpuReading(0, total_bytes=12 * GIB, used_bytes=6 * GIB, utilization_percent=40, temperature_c=80, power_w=200.0)
@@ -46,3 +46,35 @@ def test_an_alert_is_told_once_and_again_only_after_it_was_over():
     assert [len(lines) for lines in told] == [0, 1, 0, 0, 1]
     assert told[1] == ["GPU 0: temperature>70 C (80.0 C)"]
     assert alerts.fired == 2
+
+
+FULL = GpuReading(0, total_bytes=10 * GIB, used_bytes=GIB, utilization_percent=5)
+WITHOUT_TOTAL = GpuReading(1, used_bytes=GIB, temperature_c=40)
+SILENT = GpuReading(2)
+LOST = GpuReading(3, problem="GPU is lost")
+
+
+@pytest.mark.parametrize(
+    ("condition", "gpus", "words"),
+    [
+        ("memory>95%", [WITHOUT_TOTAL], "the driver does not report the memory in all of GPU 1"),
+        ("power>100W", [FULL], "not report power of GPU 0 (unknown GPU)\n  fix: what it reports: memory, use"),
+        ("use>5%", [SILENT], "no condition can be watched here"),
+        ("use>5%", [WITHOUT_TOTAL, SILENT, LOST], "fix: what it reports: memory, temperature"),
+    ],
+)  # fmt: skip
+def test_a_condition_that_no_gpu_can_meet_is_refused_at_the_start(condition, gpus, words):
+    with pytest.raises(UserError) as caught:
+        refuse_unknown([parse_condition(condition)], gpus)
+    assert words in str(caught.value)
+
+
+def test_a_condition_that_some_gpu_can_meet_is_watched_with_a_warning(capsys):
+    refuse_unknown([parse_condition("memory>95%")], [FULL, WITHOUT_TOTAL])
+    assert "--alert memory>95%: the driver does not report the memory in all of GPU 1" in capsys.readouterr().err
+
+
+def test_gpus_that_do_not_answer_at_the_moment_are_not_counted(capsys):
+    refuse_unknown([parse_condition("memory>95%"), parse_condition("memory>1GiB")], [FULL, LOST])
+    refuse_unknown([parse_condition("memory>95%")], [LOST])
+    assert capsys.readouterr().err == ""

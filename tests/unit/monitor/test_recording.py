@@ -165,7 +165,7 @@ def test_a_torn_last_line_is_skipped(tmp_path):
     [
         ("log.txt", "", "is not a log"),
         ("missing.json", None, "not found"),
-        ("log.json", "{", "is not a log"),
+        ("log.json", "{", "log.json:1: is not JSON"),
         ("log.json", '{"gpus": [], "samples": []}', "no samples"),
         ("log.json", '{"other": 1}', "is not a log"),
         ("log.csv", "a,b\n1,2\n", "no samples"),

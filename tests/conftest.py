@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
+from tool_aware import secret_values
 from tool_aware.config.settings import Config, load_config
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row, write_rows
@@ -49,6 +51,14 @@ TOPICS = (
     "robots",
     "music",
 )
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_other_tests() -> Iterator[None]:
+    """Forget the secrets that a test had: a text of the next may hold the same word."""
+    yield
+    secret_values._spellings.clear()
+    secret_values._patterns.clear()
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,7 @@ def plan(options: Options, processes: Processes) -> Job:
     """Check settings, output directory, data and model, tokenise the rows, and plan the GPU's memory."""
     from tool_aware.model.adapter import with_lora_of
     from tool_aware.model.base import check_model_available
+    from tool_aware.training.export.weights import check_mergeable
     from tool_aware.training.gpu_plan import plan_memory
     from tool_aware.training.leakage import lineage_of
     from tool_aware.training.run.output_folder import check_output_dir
@@ -127,6 +128,8 @@ def plan(options: Options, processes: Processes) -> Job:
     data = read_data(config, fallbacks)
     check_model_available(model.name, revision=model.revision, hf_token=token)
     config = with_lora_of(options.adapter, config) if options.adapter else config
+    if not options.skip_final_model:
+        check_mergeable(config.model)
     lineage = lineage_of(options.adapter, data, config, fallbacks)
     tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
     examples = encode_data(data, tokenizer, config)

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import UserError
+from tool_aware.text_files import read_json_text, text_format
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default ignore_index
+_LEAST_VOCABULARY = 0.5  # of the rows of the embedding: they are padded by a few hundred, not doubled
 
 _TASK = "Choose the one tool that should handle the query below and extract the parameters of its call."
 _ANSWER_FORMAT = (
@@ -228,27 +230,73 @@ def load_tokenizer(
     If the model ships `tokenizer.model`, the order of merges is taken from that file's piece scores. transformers 5
     orders them by id when it converts the file itself, which splits runs of spaces differently.
 
-    Raises UserError if the tokenizer has no BOS or EOS: then it is not a Mistral tokenizer.
+    Raises UserError if there is no tokenizer, it cannot be read, it has no BOS or EOS (then it is not a Mistral
+    tokenizer), or it has more tokens than the model.
     """
     from transformers import AutoTokenizer
     from transformers.utils.hub import cached_file
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, revision=revision, token=token)
+    where = f"model.name: {name_or_path}"
+    if Path(name_or_path).is_dir():
+        _check_tokenizer_files(Path(name_or_path), where)
+
+    def local(name: str) -> Path | None:
+        path = cached_file(
+            name_or_path, name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False
+        )
+        return Path(path) if path else None
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, revision=revision, token=token)
+        model_file = local("tokenizer.model")
+        if model_file and len(tokenizer.get_added_vocab()) <= 3:  # v0.1 and v0.2; later ones add control tokens
+            tokenizer = build_tokenizer(model_file, chat_template=tokenizer.chat_template)
+    except (ImportError, UserError):
+        raise
+    except Exception as error:  # of tokenizers, sentencepiece, transformers and the hub: each has its own
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        what = f"its tokenizer cannot be read: {reason[:300]}"
+        raise UserError(what, where=where, fix="copy or download the tokenizer's files again") from error
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
         raise UserError(
             "its tokenizer has no BOS or EOS token, so it is not a Mistral tokenizer",
-            where=f"model.name: {name_or_path}",
+            where=where,
             fix="use a Mistral instruct model, for example mistralai/Mistral-7B-Instruct-v0.2",
         )
-    model_file = cached_file(
-        name_or_path, "tokenizer.model", revision=revision, token=token, _raise_exceptions_for_missing_entries=False
-    )
-    if model_file and len(tokenizer.get_added_vocab()) <= 3:  # v0.1 and v0.2; later ones add control tokens
-        tokenizer = build_tokenizer(Path(model_file), chat_template=tokenizer.chat_template)
+    _check_vocabulary(tokenizer, local("config.json"), where)
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
     tokenizer.pad_token_id = tokenizer.unk_token_id  # never EOS: a model that sees EOS masked away does not stop
     tokenizer.padding_side = "left"  # generation continues from the last column
     return tokenizer
+
+
+def _check_tokenizer_files(folder: Path, where: str) -> None:
+    """Refuse a folder without a tokenizer, and files that are none: LFS pointers, HTML pages, JSON cut off."""
+    found = [folder / name for name in ("tokenizer.json", "tokenizer.model", "tekken.json")]
+    if not any(path.is_file() for path in found):
+        fix = "copy tokenizer.json, tokenizer_config.json and tokenizer.model there as well"
+        raise UserError("the folder has no tokenizer (tokenizer.json or tokenizer.model)", where=where, fix=fix)
+    for path in (*found, folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        if not path.is_file():
+            continue
+        text_format(path)
+        if path.suffix == ".json" and not isinstance(read_json_text(path), dict):
+            raise UserError("is not a JSON object", where=str(path), fix="copy or download it again")
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, model_config: Path | None, where: str) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for. Padded embeddings have rows to spare."""
+    settings = read_json_text(model_config) if model_config else None
+    rows = settings.get("vocab_size") if isinstance(settings, dict) else None
+    if isinstance(rows, int) and len(tokenizer) > rows:
+        raise UserError(
+            f"its tokenizer has {len(tokenizer):,} tokens, but the model has embeddings for {rows:,}",
+            where=where,
+            fix="use the tokenizer that came with the model",
+        )
+    if isinstance(rows, int) and len(tokenizer) < rows * _LEAST_VOCABULARY:
+        what = f"its tokenizer has {len(tokenizer):,} tokens and the model embeddings for {rows:,}"
+        raise UserError(f"{what}: it belongs to another model", where=where, fix="use the tokenizer that came with it")
 
 
 def build_tokenizer(sentencepiece_model: Path, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:

@@ -8,13 +8,20 @@ from pathlib import Path
 
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.options import ConfigOptions
+from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import Fallbacks
 from tool_aware.evaluation.answering.predictions import PredictionLog
 from tool_aware.evaluation.answering.tasks import Plan, Task, origin_of, plan_tasks
 from tool_aware.evaluation.gates import Gates, parse_gates
 from tool_aware.evaluation.held_out import TestSet, load_test_set, refuse_rows_trained_on
-from tool_aware.evaluation.preflight import check_adapter, check_merged_model, limitations, refuse_other_results
+from tool_aware.evaluation.preflight import (
+    check_adapter,
+    check_merged_model,
+    check_weights,
+    limitations,
+    refuse_other_results,
+)
 from tool_aware.evaluation.scoring.robustness import make_variants
 from tool_aware.files import sha256_of
 from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
@@ -78,6 +85,18 @@ class Job:
         limit = [] if self.test.is_whole else [f"--limit {self.options.limit}"]
         return [*(["--choice-only"] if self.options.choice_only else []), *limit]
 
+    @property
+    def model(self) -> ModelSection:
+        """Return the model that is loaded here: the base, or a merged one."""
+        merged = {"name": str(self.options.model), "revision": None} if self.options.model else {}
+        return self.config.model.model_copy(update=merged)
+
+    @property
+    def loads_model(self) -> bool:
+        """Return whether there is something that only a model on this machine can answer."""
+        wanted = [task for task in self.tasks if self.options.is_local and self.computes(task)]
+        return any(self.options.overwrite or task.rows.keys() - self.log(task).done.keys() for task in wanted)
+
     def computes(self, task: Task) -> bool:
         """Return whether this run's engine does `task`; other answers can only come from an earlier run."""
         if self.options.predictions:
@@ -117,6 +136,8 @@ def prepare(options: Options) -> Job:
     job = Job(options, config, environment, test, adapter, gates, _tasks(options, config, test), notes)
     if not options.overwrite:
         refuse_other_results(config.evaluation.results_dir, test, job.partial)
+    if job.loads_model:
+        check_weights(job.model, adapter, hf_token=environment.hf_token)
     return job
 
 

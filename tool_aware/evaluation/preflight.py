@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.evaluation.held_out import TestSet
 from tool_aware.manifest import read_manifest
-from tool_aware.model.adapter import base_name_of
-from tool_aware.model.base import same_model
+from tool_aware.model.adapter import base_name_of, check_saved_adapter
+from tool_aware.model.base import check_model_available, same_model
 from tool_aware.paths import ADAPTER_CONFIG_NAME
+from tool_aware.prompt import load_tokenizer
 
 
 def check_adapter(config: Config, adapter: Path) -> None:
@@ -26,6 +28,17 @@ def check_adapter(config: Config, adapter: Path) -> None:
             fix=f"--set model.name={trained_on}, or train an adapter for {config.model.name}",
         )
     _refuse_other_tools(config, adapter)
+
+
+def check_weights(model: ModelSection, adapter: Path | None, *, hf_token: str | None) -> None:
+    """Refuse a model, tokenizer or adapter that is not whole, or an adapter that does not fit; nothing is loaded yet.
+
+    What is not on this machine yet is checked when it is loaded.
+    """
+    check_model_available(model.name, revision=model.revision, hf_token=hf_token)
+    load_tokenizer(model.name, revision=model.revision, token=hf_token)
+    if adapter:
+        check_saved_adapter(adapter, model)
 
 
 def check_merged_model(config: Config, folder: Path) -> None:

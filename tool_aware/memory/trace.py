@@ -23,7 +23,7 @@ from tool_aware.memory.fake_model import make_fake, meta_model
 from tool_aware.memory.knobs import KNOBS, settings_of
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.model.adapter import new_adapter, prepare_for_training
-from tool_aware.model.base import quiet_libraries
+from tool_aware.model.libraries import quiet_libraries
 from tool_aware.prompt import EncodedExample
 
 if TYPE_CHECKING:

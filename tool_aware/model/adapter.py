@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, say
-from tool_aware.files import read_json
-from tool_aware.model.base import quiet_libraries, same_model
-from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
+from tool_aware.model.base import local_folder, same_model
+from tool_aware.model.libraries import library_errors, quiet_libraries
+from tool_aware.model.matching import check_adapter_fits, model_without_weights, refuse_other_tensors, shapes_in
+from tool_aware.model.model_folder import check_model_folder
+from tool_aware.model.tensor_files import named
+from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_PICKLE_NAME, ADAPTER_WEIGHTS_NAME, MODEL_CONFIG_NAME
+from tool_aware.text_files import read_json_text
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -21,6 +27,7 @@ ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 ALL_LINEARS = (*ATTENTION_LINEARS, *MLP_LINEARS)
 
+_TRAIN = "python train_tool_aware.py"
 _LAYERS = ".layers."  # part of the name of everything in a decoder layer
 # Keys of adapter_config.json that change what an adapter computes, or give it other weights than A and B.
 _VARIANTS = (
@@ -57,10 +64,10 @@ def lora_variant(settings: Mapping[str, Any]) -> str | None:
 def with_lora_of(adapter: Path, config: Config) -> Config:
     """Return `config` with the `lora` section of an earlier adapter, which is trained further; print differences.
 
-    Raises UserError if the folder `adapter` holds no adapter, or one that is not plain LoRA.
+    Raises UserError if the folder `adapter` holds no adapter for the base model, or one that is not plain LoRA.
     """
-    base_name_of(adapter)
-    settings = read_json(adapter / ADAPTER_CONFIG_NAME)
+    check_saved_adapter(adapter, config.model)
+    settings = adapter_settings(adapter)
     variant = lora_variant(settings)
     if variant:
         raise UserError(
@@ -131,28 +138,62 @@ def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
 def attach_adapter(base: PreTrainedModel, adapter: Path, *, base_name: str, is_trainable: bool = False) -> PeftModel:
     """Put the LoRA adapter saved in `adapter` on `base`, in place.
 
-    Raises UserError if there is none, or if it was trained on another base model than `base_name`.
+    Raises UserError if there is none, if it was trained on another base model than `base_name`, or if its tensors are
+    not those that its settings ask for.
     """
     from peft import PeftModel
 
-    trained_on = base_name_of(adapter)
-    if not same_model(trained_on, base_name):
-        raise UserError(
-            f"was trained on {trained_on}, but the base model is {base_name}",
-            where=str(adapter),
-            fix=f"--set model.name={trained_on}, or train an adapter for {base_name}",
-        )
-    with quiet_libraries():
+    _refuse_another_base(adapter, base_name)
+    shapes, where = shapes_in(adapter), str(adapter)
+    _refuse_not_finite(adapter)
+    fix = "take the adapter's folder as its training wrote it"
+    with quiet_libraries(), library_errors("cannot be loaded", where, fix, kinds=(KeyError, TypeError, ValueError)):
         try:
-            return PeftModel.from_pretrained(base, str(adapter), is_trainable=is_trainable)
+            model = PeftModel.from_pretrained(base, str(adapter), is_trainable=is_trainable)
         except RuntimeError as error:
             if "size mismatch" not in str(error):
                 raise
             raise UserError(
                 f"its matrices do not fit {base_name}: the base model has changed since this adapter was trained",
-                where=str(adapter),
+                where=where,
                 fix="python train_tool_aware.py --overwrite",
             ) from error
+    refuse_other_tensors(model, shapes, where=where, base_name=base_name)
+    return model
+
+
+def _refuse_another_base(adapter: Path, base_name: str) -> None:
+    trained_on = base_name_of(adapter)
+    if not same_model(trained_on, base_name):
+        raise UserError(
+            f"was trained on {trained_on}, but model.name is {base_name}",
+            where=str(adapter),
+            fix=f"--set model.name={trained_on}, or train an adapter for {base_name}",
+        )
+
+
+def _refuse_not_finite(adapter: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(adapter / ADAPTER_WEIGHTS_NAME)
+    broken = sorted(name for name, values in tensors.items() if not torch.isfinite(values).all())
+    if broken:
+        what = f"{len(broken)} of its tensors hold values that are not finite: {named(broken)}"
+        raise UserError(what, where=str(adapter), fix="take the adapter of an earlier checkpoint")
+
+
+def check_saved_adapter(adapter: Path, model: ModelSection) -> None:
+    """Check that a folder holds a whole adapter that fits the base model, without loading either.
+
+    Tensors are compared only if the base model is on this machine; else `attach_adapter` does it. Raises UserError.
+    """
+    _refuse_another_base(adapter, model.name)
+    shapes_in(adapter)
+    _refuse_not_finite(adapter)
+    if folder := local_folder(model.name, model.revision):
+        base = model_without_weights(folder, check_model_folder(folder, f"model.name: {model.name}"))
+        check_adapter_fits(adapter, base, model.name)
 
 
 def base_name_of(adapter: Path) -> str:
@@ -160,10 +201,55 @@ def base_name_of(adapter: Path) -> str:
 
     Raises UserError if the folder `adapter` holds none.
     """
-    settings = read_json(adapter / ADAPTER_CONFIG_NAME)
-    if settings is None or not (adapter / ADAPTER_WEIGHTS_NAME).is_file():
-        raise UserError("no adapter found", where=str(adapter), fix="python train_tool_aware.py")
-    return settings["base_model_name_or_path"]
+    return str(adapter_settings(adapter)["base_model_name_or_path"])
+
+
+def adapter_settings(adapter: Path) -> dict[str, Any]:
+    """Return the settings of an adapter's folder.
+
+    Raises UserError if it holds no adapter, one in a pickle, or settings that are none.
+    """
+    path = adapter / ADAPTER_CONFIG_NAME
+    if not path.is_file():
+        if (adapter / MODEL_CONFIG_NAME).is_file():
+            fix = f"evaluate.py --model {adapter}; training starts from an adapter only"
+            raise UserError("holds a model, not an adapter", where=str(adapter), fix=fix)
+        raise UserError("no adapter found", where=str(adapter), fix=_TRAIN)
+    if not (adapter / ADAPTER_WEIGHTS_NAME).is_file():
+        if (adapter / ADAPTER_PICKLE_NAME).is_file():
+            what = f"has a pickled adapter only ({ADAPTER_PICKLE_NAME}), and unpickling can run any program"
+            fix = "if you trust it, load it with peft and save it again: model.save_pretrained(DIR)"
+            raise UserError(what, where=str(adapter), fix=fix)
+        raise UserError(f"no adapter found: it has no {ADAPTER_WEIGHTS_NAME}", where=str(adapter), fix=_TRAIN)
+    settings = read_json_text(path)
+    problem = _settings_problem(settings)
+    if problem:
+        raise UserError(problem, where=str(path), fix="take the adapter's folder as its training wrote it")
+    return dict(settings)
+
+
+def _settings_problem(settings: Any) -> str | None:
+    """Return what is wrong with the content of adapter_config.json; None if nothing is."""
+    if not isinstance(settings, dict):
+        return f"holds a {type(settings).__name__}, not the settings of an adapter"
+    name = settings.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        return f"base_model_name_or_path is {name!r}: which base model was it trained on?"
+    if settings.get("peft_type", "LORA") != "LORA":
+        return None  # other kinds have other settings
+    rank, alpha = settings.get("r", 8), settings.get("lora_alpha", 8)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        return f"r is {rank!r}, not a rank of 1 or more"
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        return f"lora_alpha is {alpha!r}, not a number above 0"
+    dropout = settings.get("lora_dropout", 0)
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        return f"lora_dropout is {dropout!r}, not a number from 0 to 1"
+    targets = settings.get("target_modules")
+    is_list = isinstance(targets, list) and targets and all(isinstance(target, str) for target in targets)
+    if targets is not None and not is_list and not (isinstance(targets, str) and targets):  # None: peft's own choice
+        return f"target_modules is {targets!r:.60}, neither names of layers nor all-linear"
+    return None
 
 
 def prepare_for_training(model: PeftModel, config: Config) -> tuple[int, int]:

@@ -6,18 +6,19 @@ a 7B 0.5 GiB at rest and more in every activation. QLoRA needs the base frozen, 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
+from tool_aware.model.libraries import library_errors, quiet_libraries
+from tool_aware.model.matching import model_without_weights, refuse_unmatched
+from tool_aware.model.model_folder import check_model_folder
+from tool_aware.model.tensor_files import named, weight_files
 from tool_aware.paths import MODEL_CONFIG_NAME
 from tool_aware.secret_values import redacted
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 _REPACKS_ON_CPU = "support_avx512bf16_for_cpu"  # an attribute of bitsandbytes' Linear4bit
 _EXAMPLE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 
@@ -89,8 +89,9 @@ def load_base_model(
 
     check_model_available(model.name, revision=model.revision, hf_token=hf_token)
     dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
-    with quiet_libraries():
-        base = AutoModelForCausalLM.from_pretrained(
+    where, fix = f"model.name: {model.name}", "try again, or name a local folder that holds the model"
+    with quiet_libraries(), library_errors("cannot be loaded", where, fix, kinds=(OSError,)):
+        base, found = AutoModelForCausalLM.from_pretrained(
             model.name,
             revision=model.revision,
             token=hf_token,
@@ -98,9 +99,29 @@ def load_base_model(
             quantization_config=_quantization_config(quantization, dtype),
             device_map={"": device()},
             attn_implementation=attention or model.attn_implementation.replace("auto", "sdpa"),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            output_loading_info=True,
         )
+    refuse_unmatched(found, where)
+    refuse_not_finite(base, where)
     freeze(base)
     return base
+
+
+def refuse_not_finite(base: PreTrainedModel, where: str) -> None:
+    """Raise UserError if weights are NaN or infinite; of 4-bit ones, whose scales have a mean that tells, as well."""
+    import torch
+
+    broken = []
+    for name, parameter in base.named_parameters():
+        mean = getattr(getattr(parameter, "quant_state", None), "offset", None)
+        values = parameter if parameter.is_floating_point() else mean
+        if values is not None and not torch.isfinite(values).all():
+            broken.append(name)
+    if broken:
+        what = f"{len(broken)} of its weights hold values that are not finite: {named(broken)}"
+        raise UserError(what, where=where, fix="download the model again; these files are damaged")
 
 
 def cache_arguments(model: PreTrainedModel, cache: object) -> dict[str, Any]:
@@ -133,24 +154,35 @@ def same_model(one: str, other: str) -> bool:
 
 
 def check_model_available(name: str, *, revision: str | None = None, hf_token: str | None = None) -> None:
-    """Check that a model is in a local folder, in the cache or accessible on Hugging Face.
+    """Check that a model is in a local folder, in the cache or accessible on Hugging Face, and whole if it is here.
 
-    Raises UserError with the page to visit or the variable to set.
+    Raises UserError with the page to visit, the variable to set, or the tensors that are missing.
     """
     where = f"model.name: {name}"
     if Path(name).is_dir():
-        _check_folder(Path(name), where)
-    elif Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        model_without_weights(Path(name), check_model_folder(Path(name), where))
+    elif name.startswith("~"):
+        raise UserError("no such folder: ~ is not expanded in settings", where=where, fix="write the whole path")
+    elif Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise UserError("no such folder", where=where, fix=f"give a Hugging Face id such as {_EXAMPLE_MODEL}")
     else:
         _check_hub_access(name, revision, hf_token, where)
+        if folder := local_folder(name, revision):
+            model_without_weights(folder, check_model_folder(folder, where))
 
 
-def _check_folder(folder: Path, where: str) -> None:
-    if not (folder / MODEL_CONFIG_NAME).is_file():
-        raise UserError("the folder has no config.json", where=where, fix="name the folder save_pretrained wrote to")
-    if not any(path for pattern in _WEIGHT_PATTERNS for path in folder.glob(pattern)):
-        raise UserError("the folder has no weights (*.safetensors)", where=where, fix="copy the weights there as well")
+def local_folder(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder with all files of a model, its own or that of a finished download; None if there is none."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, MODEL_CONFIG_NAME, revision=revision)
+    folder = Path(config).parent if isinstance(config, str) else None
+    try:
+        return folder if folder and weight_files(folder) else None
+    except UserError:  # not all of it is downloaded, or it has no weights of this format
+        return None
 
 
 def _check_hub_access(name: str, revision: str | None, hf_token: str | None, where: str) -> None:
@@ -254,25 +286,3 @@ def _keep_cpu_weights_unpacked(base: PreTrainedModel) -> None:
     for module in base.modules():
         if hasattr(module, _REPACKS_ON_CPU):
             setattr(module, _REPACKS_ON_CPU, False)
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silence the libraries' own progress bars and hints while active; none of them asks for an action."""
-    from transformers.utils import logging as transformers_logging
-
-    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "accelerate", "torchao")]
-    levels = [logger.level for logger in loggers]
-    bars_were_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars_were_on:
-            transformers_logging.enable_progress_bar()

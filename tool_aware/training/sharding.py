@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING
 
 from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError, say
-from tool_aware.model.base import compute_dtype, device, freeze, quiet_libraries
+from tool_aware.model.base import compute_dtype, device, freeze
+from tool_aware.model.libraries import quiet_libraries
+from tool_aware.model.matching import model_without_weights
+from tool_aware.model.model_folder import check_model_folder
+from tool_aware.model.tensor_files import weight_files
 from tool_aware.training.distributed import Processes
-from tool_aware.training.export.weights import base_folder, weight_files
+from tool_aware.training.export.weights import base_folder
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +48,7 @@ def load_sharded_base(
     from torch.distributed.fsdp import fully_shard
 
     folder = base_folder(model, hf_token)
+    model_without_weights(folder, check_model_folder(folder, f"model.name: {model.name}"))
     dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
     base = _without_weights(folder, model, dtype)
     mesh = init_device_mesh(device().type, (processes.count,))

@@ -13,7 +13,7 @@ from tool_aware.evaluation.evaluation_job import Job
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.files import read_as
 from tool_aware.model.adapter import attach_adapter
-from tool_aware.model.base import check_model_available, load_base_model
+from tool_aware.model.base import load_base_model
 from tool_aware.paths import PROBE_NAME
 from tool_aware.prompt import load_tokenizer
 
@@ -60,11 +60,8 @@ def run_models(job: Job) -> Answers:
 
 def load(job: Job) -> LocalModel:
     """Load the base model with the adapter on it, or a merged model."""
-    config, token = job.config, job.environment.hf_token
-    merged = {"name": str(job.options.model), "revision": None} if job.options.model else {}
-    model = config.model.model_copy(update=merged)
+    config, model, token = job.config, job.model, job.environment.hf_token
     heading(f"Loading {model.name}")
-    check_model_available(model.name, revision=model.revision, hf_token=token)
     tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
     base = load_base_model(model, config.quantization, hf_token=token)
     adapter = attach_adapter(base, job.adapter, base_name=config.model.name).eval() if job.adapter else None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tool_aware.model.base import quiet_libraries
+from tool_aware.model.libraries import quiet_libraries
 
 if TYPE_CHECKING:
     import torch

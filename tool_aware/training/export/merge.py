@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Literal
 
 from tool_aware.config.sections import QuantizationSection
 from tool_aware.console import UserError
-from tool_aware.files import read_json
-from tool_aware.model.adapter import lora_variant
+from tool_aware.model.adapter import adapter_settings, lora_variant
 from tool_aware.model.base import quantized_values
-from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
+from tool_aware.model.matching import shapes_in
+from tool_aware.model.tensor_files import named
+from tool_aware.paths import ADAPTER_WEIGHTS_NAME
 from tool_aware.training.export.weights import WeightFiles
 
 if TYPE_CHECKING:
@@ -38,12 +39,17 @@ class LoraUpdates:
         """Read `adapter_model.safetensors`; its keys are `base_model.model.<module>.lora_A.weight` and `..._B...`."""
         from safetensors.torch import load_file
 
-        settings = read_json(adapter / ADAPTER_CONFIG_NAME)
+        settings = adapter_settings(adapter)
         variant = lora_variant(settings)
         if variant:
             raise UserError(f"only plain LoRA can be merged shard by shard, not {variant}", where=str(adapter))
+        shapes_in(adapter)
         tensors = load_file(adapter / ADAPTER_WEIGHTS_NAME)
         modules = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
+        lost = sorted(tensors.keys() ^ {f"{module}.lora_{part}.weight" for module in modules for part in "AB"})
+        if lost or not modules:
+            what = f"{len(lost)} tensors are no pair of LoRA matrices: {named(lost)}" if lost else "has no tensors"
+            raise UserError(what, where=str(adapter), fix="take the adapter's folder as its training wrote it")
         factors = {
             module.removeprefix("base_model.model.") + ".weight": (
                 tensors[f"{module}.lora_A.weight"],
@@ -51,7 +57,7 @@ class LoraUpdates:
             )
             for module in modules
         }
-        return cls(factors, settings["lora_alpha"] / settings["r"])
+        return cls(factors, settings.get("lora_alpha", 8) / settings.get("r", 8))
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Return `weight` (out, in) + scale * B (out, r) @ A (r, in): summed in float32, rounded once, as peft does."""
@@ -66,7 +72,7 @@ class LoraUpdates:
         """Raise UserError if an update finds no weight: the adapter belongs to another architecture."""
         unmatched = sorted(name for name in self._factors if name not in base)
         if unmatched:
-            raise UserError(f"{len(unmatched)} updates fit no weight of the base model, for example {unmatched[0]}")
+            raise UserError(f"{len(unmatched)} updates fit no weight of the base model: {named(unmatched)}")
 
 
 @contextlib.contextmanager

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.sections import ModelSection
 from tool_aware.console import UserError
-from tool_aware.files import read_json
-from tool_aware.paths import CARD_NAME, MODEL_WEIGHTS_INDEX_NAME, MODEL_WEIGHTS_NAME
+from tool_aware.model.base import local_folder
+from tool_aware.model.matching import model_without_weights
+from tool_aware.model.model_folder import check_model_folder
+from tool_aware.model.tensor_files import named, weight_files
+from tool_aware.paths import CARD_NAME
+from tool_aware.training.export.layerwise import quantized_names
 
 if TYPE_CHECKING:
     import torch
@@ -32,15 +36,26 @@ def base_folder(model: ModelSection, hf_token: str | None) -> Path:
     return Path(snapshot_download(model.name, revision=model.revision, token=hf_token, allow_patterns=wanted))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """List the safetensors shards of a model folder."""
-    index = read_json(folder / MODEL_WEIGHTS_INDEX_NAME)
-    names = sorted(set(index["weight_map"].values())) if index else [MODEL_WEIGHTS_NAME]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        fix = "use a model with safetensors weights, or go without a merged one: --resume --skip-final-model"
-        raise UserError(f"lacks {', '.join(missing)}", where=str(folder), fix=fix)
-    return [folder / name for name in names]
+def check_mergeable(model: ModelSection) -> None:
+    """Check, before training, that an adapter can be merged into the base model's files, if they are on this machine.
+
+    Raises UserError if a linear layer's weight is not in them under the layer's name, or is of a type that no merge
+    reads.
+    """
+    folder = local_folder(model.name, model.revision)
+    if folder is None:
+        return
+    stored = check_model_folder(folder, f"model.name: {model.name}")
+    wanted = quantized_names(model_without_weights(folder, stored))
+    lost = sorted(wanted - stored.keys())
+    others = sorted(name for name, tensor in stored.items() if tensor.kind not in _TORCH_NAMES)
+    if lost:
+        what = f"{len(lost)} weights are not in its files under the names of its layers: {named(lost)}"
+        fix = "go without a merged model (--skip-final-model), or load and save it once with transformers"
+        raise UserError(what, where=str(folder), fix=fix)
+    if others:
+        what = f"{others[0]} is of type {stored[others[0]].kind}; merging reads {', '.join(_TORCH_NAMES)}"
+        raise UserError(what, where=str(folder), fix="go without a merged model: --skip-final-model")
 
 
 class WeightFiles:

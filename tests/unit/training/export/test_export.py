@@ -144,7 +144,7 @@ def test_an_adapter_of_another_architecture_is_refused(make_merger, adapter_dir,
         {key.replace("layers.1.", "layers.7."): value for key, value in tensors.items()},
         other / "adapter_model.safetensors",
     )
-    with pytest.raises(UserError, match=r"fit no weight of the base model, for example model\.layers\.7"):
+    with pytest.raises(UserError, match=r"fit no weight of the base model: model\.layers\.7"):
         make_merger(adapter=other)
 
 

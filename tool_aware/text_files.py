@@ -198,6 +198,19 @@ def json_lines(path: Path, encoding: str | None = None, *, option: str | None = 
             yield JsonLine(number, problem=f"is not JSON: {_reason(error)}")
 
 
+def is_json_array(path: Path, encoding: str | None = None, *, option: str | None = None) -> bool:
+    """Check whether a file is one JSON array, and not JSON Lines whose first line happens to be a list."""
+    filled = (line.strip() for line in lines_of(path, encoding, option=option) if line.strip())
+    first, second = next(filled, ""), next(filled, None)
+    if not first.startswith("["):
+        return False
+    try:
+        parse_json(first)
+    except ValueError:
+        return True
+    return second is None
+
+
 def json_items(path: Path, encoding: str | None = None, *, option: str | None = None) -> Iterator[JsonLine]:
     """Yield the items of a JSON array, numbered from 1, or the lines of a JSON Lines file, whichever `path` is.
 

@@ -162,7 +162,7 @@ def _row(candidate: Candidate, known: Mapping[str, Tool]) -> Row:
     arguments = _fitting(call, offered[call.name])
     if known.get(call.name, offered[call.name]).parameter_problems(arguments):
         raise LeftOut("the same tool name with another schema", found=call.name)
-    said = shortened(candidate.said, _SAID_CHARACTERS) if candidate.said else ""
+    said = shortened(candidate.said, _SAID_CHARACTERS) if candidate.said.strip(" .?!\n") else ""
     details = {"source": candidate.source, "tool": call.name, "slice": "imported", **candidate.details}
     try:
         made = ToolCall(call.name, arguments, said or f'"{shortened(query)}" is what {call.name} is there for.')

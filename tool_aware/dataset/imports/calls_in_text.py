@@ -28,9 +28,9 @@ _MARK = re.compile(
 )
 _REACT = re.compile(r"^[ \t*]*Action(?:[ _]Input)?[ \t*]*:", re.MULTILINE | re.IGNORECASE)
 _NAME_KEY = re.compile(
-    r"""['"](?:name|function|tool|action|tool_name|function_name|tool_calls?|function_call)['"]\s*:"""
+    r"""['"](?:name|function|tool|action|tool_name|function_name|tool_calls?|function_call)\\*['"]\s*:"""
 )
-_ARGUMENTS_KEY = re.compile(r"""['"](?:arguments|parameters|args|kwargs|input|action_input|tool_input)['"]\s*:""")
+_ARGUMENTS_KEY = re.compile(r"""['"](?:arguments|parameters|args|kwargs|input|action_input|tool_input)\\*['"]\s*:""")
 _FENCED = re.compile(r"\s*```(?:json|tool_call|python|tool_code)?\s*\n(.*?)\n?```\s*", re.DOTALL)
 _BLOCK = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 _LLAMA = re.compile(r"<function=([^>\s]+)>(.*?)</function>", re.DOTALL)
@@ -138,14 +138,20 @@ def _of_mistral(text: str, field: str) -> list[Call]:
 
 
 def _of_python(text: str, names: Collection[str], field: str) -> list[Call]:
-    """Return the call of `[name(a=1)]`, or of `name(a=1)` for a tool on offer; [] for any other text."""
+    """Return the call of a text that is `[name(a=1)]` or `name(a=1)`; [] for any other text.
+
+    A text in brackets is a call whatever its name, so that a call of a tool that is missing is no plain answer.
+    """
     match = _BRACKETED.fullmatch(text) or _CALLED.fullmatch(text)
-    if not match or usable_name(match[1]) not in names:
+    if not match:
         return []
+    is_offered = usable_name(match[1]) in names
     try:
         parsed = ast.parse(f"f({match[2]})", mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise _unreadable(text, field) from None
+        if is_offered:
+            raise _unreadable(text, field) from None
+        return []
     if isinstance(parsed, ast.Tuple):
         raise LeftOut("several tool calls", field)
     if not isinstance(parsed, ast.Call) or parsed.args or any(word.arg is None for word in parsed.keywords):

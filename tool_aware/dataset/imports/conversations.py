@@ -36,6 +36,8 @@ _CALL_PARTS = ("toolUse", "functionCall", "function_call", "tool_call")
 _RESULT_PARTS = ("toolResult", "functionResponse", "function_response")
 _WEIGHTS = ("weight", "loss", "train", "training", "trainable", "loss_weight")
 _LISTS = ("messages", "conversations", "conversation", "contents")
+_MAY_BE_CALL = re.compile(r"tool|function|call|action", re.IGNORECASE)
+_READ_FIELDS = ("tool_calls", "function_call", "tool_call_id")
 _TAGGED_TOOLS = re.compile(r"<tools>(.*?)</tools>|\[AVAILABLE_TOOLS\](.*?)\[/AVAILABLE_TOOLS\]", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|thinking|scratch_pad|scratchpad)>")
 
@@ -207,11 +209,20 @@ def _turn(message: Mapping[str, Any], where: str, before: str) -> Turn | None:
     if role == "assistant":
         for key in ("tool_calls", "function_call"):
             calls = [*calls, *calls_of(message.get(key), f"{where}.{key}")]
+        if not calls:
+            _refuse_other_calls(message, where)
         refusal = message.get("refusal")
         text = text or (refusal.strip() if isinstance(refusal, str) else "")
     elif calls:
         raise LeftOut("a call by somebody else than the assistant", where)
     return Turn("result" if is_result else role, text, where, calls, counts)
+
+
+def _refuse_other_calls(message: Mapping[str, Any], where: str) -> None:
+    """Raise LeftOut if a message has a field of another library that may hold a call, such as `toolInvocations`."""
+    for key, value in message.items():
+        if _MAY_BE_CALL.search(str(key)) and key not in _READ_FIELDS and not is_nothing(value):
+            raise LeftOut("a field that may hold a call", f"{where}.{key}", in_words(value))
 
 
 def _content(value: Any, where: str) -> tuple[str, list[Call], bool]:
@@ -268,8 +279,10 @@ def _first_answer(turns: Sequence[Turn], offered: Toolbox, known: Toolbox) -> Ca
     query, details = _query(turns[:begin], offered)
     if calls:
         return Candidate(query, _only(calls, where), offered, "messages", said, details)
-    if not said:
+    if is_nothing(said):
         raise LeftOut("an answer without text and call", where)
+    if end < len(turns) and turns[end].role == "result":
+        raise LeftOut("a tool's result without its call", turns[end].place)
     later = [turn for turn in turns[end:] if turn.role == "assistant" and turn.counts]
     if any(_spoken([turn], offered)[0] for turn in later):
         raise LeftOut("words first, a call in a later turn", where)

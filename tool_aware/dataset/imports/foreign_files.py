@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from tool_aware.console import UserError, say
 from tool_aware.dataset.imports.left_out import decoded
-from tool_aware.text_files import json_items, lines_of, read_json_text, text_format
+from tool_aware.text_files import is_json_array, json_items, lines_of, read_json_text, text_format
 
 _HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(?::(?P<subset>[\w][\w.-]*))?")
 _FILE_ENDINGS = (
@@ -64,7 +65,7 @@ def read_items(
     elif source.is_dir():
         yield from _of_folder(source, split)
     elif (kind := _table_kind(source)) is not None:
-        yield from _rows(_streamed(kind, [str(source)]), str(source))
+        yield from _of_tables(kind, [str(source)], str(source))
     elif {".csv", ".tsv"} & set(source.suffixes):
         yield from _of_csv(source, encoding)
     else:
@@ -83,7 +84,7 @@ def _of_json(source: Path, encoding: str | None) -> Iterator[Item]:
         values = lists[0] if len(lists) == 1 and not is_item else [value]
         yield from (Item(f"row {number}", item) for number, item in enumerate(values, start=1))
         return
-    kind = "row" if first.startswith("[") else "line"
+    kind = "row" if is_json_array(source, encoding, option=option) else "line"
     for line in json_items(source, encoding, option=option):
         yield Item(f"{kind} {line.number}", line.value, line.problem)
 
@@ -154,10 +155,12 @@ def _datasets() -> Any:
     return datasets
 
 
-def _streamed(kind: str, files: list[str]) -> Any:
-    """Open Parquet or Arrow files without a copy in the user's cache."""
-    with _library_errors(files[0]):
-        return _datasets().load_dataset(kind, data_files=files, split="train", streaming=True)
+def _of_tables(kind: str, files: list[str], where: str) -> Iterator[Item]:
+    """Yield the rows of Parquet or Arrow files, streamed: the library's cache and locks go to a temporary folder."""
+    with tempfile.TemporaryDirectory() as cache:
+        with _library_errors(files[0]):
+            rows = _datasets().load_dataset(kind, data_files=files, split="train", streaming=True, cache_dir=cache)
+        yield from _rows(rows, where)
 
 
 def _rows(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[Item]:
@@ -190,7 +193,7 @@ def _of_folder(source: Path, split: str | None) -> Iterator[Item]:
         return
     for kind in ("parquet", "arrow"):
         if files := sorted(map(str, source.rglob(f"*.{kind}"))):
-            yield from _rows(_streamed(kind, files), str(source))
+            yield from _of_tables(kind, files, str(source))
             return
     names = sorted(path.name for path in source.iterdir() if path.suffix in _FILE_ENDINGS)
     what = "is a folder without Parquet or Arrow files, and not from datasets.save_to_disk"

@@ -200,15 +200,15 @@ def json_lines(path: Path, encoding: str | None = None, *, option: str | None = 
 
 def is_json_array(path: Path, encoding: str | None = None, *, option: str | None = None) -> bool:
     """Check whether a file is one JSON array, and not JSON Lines whose first line happens to be a list."""
-    filled = (line.strip() for line in lines_of(path, encoding, option=option) if line.strip())
+    filled = (line for line in lines_of(path, encoding, option=option) if line.strip())
     first, second = next(filled, ""), next(filled, None)
-    if not first.startswith("["):
-        return False
+    if not first.lstrip().startswith("[") or second is None:
+        return first.lstrip().startswith("[")
     try:
         parse_json(first)
     except ValueError:
         return True
-    return second is None
+    return False
 
 
 def json_items(path: Path, encoding: str | None = None, *, option: str | None = None) -> Iterator[JsonLine]:
@@ -228,12 +228,6 @@ def json_items(path: Path, encoding: str | None = None, *, option: str | None = 
         raise UserError(f"is not JSON: {_reason(error)}", where=f"{path}:{error.lineno}", fix=fix) from error
     except ValueError as error:
         raise UserError(f"is not JSON: {error}", where=str(path), fix="write it again") from error
-
-
-def is_json_array(path: Path, encoding: str | None = None, *, option: str | None = None) -> bool:
-    """Return whether the first character of a text file opens an array. Raises UserError for what is not text."""
-    first = next((line for line in lines_of(path, encoding, option=option) if line.strip()), "")
-    return first.lstrip().startswith("[")
 
 
 def _array_items(text: str) -> Iterator[JsonLine]:

@@ -97,5 +97,7 @@ class Endpoint:
                 raise
         progress.close()
         for reason, count in empty.items():
-            (fallbacks or Fallbacks()).add(f"{count} of {len(missing)} answers have no text: {reason}")
+            (Fallbacks() if fallbacks is None else fallbacks).add(
+                f"{count} of {len(missing)} answers have no text: {reason}"
+            )
         return [log.done[index] for index in rows]

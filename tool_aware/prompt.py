@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import UserError
+from tool_aware.schema_merging import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS
 from tool_aware.text_files import read_json_text, text_format
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
 
@@ -36,6 +37,9 @@ _ANSWER = re.compile(r"\s*Tool:[ \t]*(?P<tool>[^\n]*?)[ \t\r]*\n\s*Parameters:[ 
 _REASONING = re.compile(r"[ \t\r]*\n\s*Reasoning:[ \t]*(?P<reasoning>.*)", re.DOTALL)
 _WRAPPED = re.compile(r"\s*(?:<s>)?\s*\[INST\](?P<instruction>.*?)\[/INST\]\s*", re.DOTALL)
 _INST_TEXT = re.compile(r"\[(/?INST)\]")
+_CONTROL = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")  # all that some reader takes for the end of a line
+_SHAPE = {*ONE_SCHEMA, *SCHEMA_LISTS, *SCHEMA_MAPS}  # keywords that say what is inside a value
+_LINE_ENDS = re.compile(rf"\s*{_CONTROL.pattern}[\s{_CONTROL.pattern[1:]}*")
 
 # What `apply_chat_template` must produce for the ids below; Mistral v0.1 and v0.2 write the spaces this way.
 CHAT_TEMPLATE = (
@@ -77,21 +81,54 @@ def query_of(instruction: str) -> str:
 
 
 def _describe(tool: Tool) -> str:
-    parameters = ", ".join(_describe_parameter(tool, name, schema) for name, schema in tool.properties.items())
-    return f"- {tool.name}({parameters}): {tool.description.strip()}"
+    """Write a tool on one line, whatever its texts contain: a line more would look like another tool."""
+    parameters = [_describe_parameter(tool, name, schema) for name, schema in tool.properties.items()]
+    others = tool.parameters.get("additionalProperties", False)
+    if others is not False:
+        parameters.append(f"...: {_kind(others)}")
+    parameters += [
+        f"/{name}/: {_kind(schema)}" for name, schema in tool.parameters.get("patternProperties", {}).items()
+    ]
+    description = _INST_TEXT.sub(r"(\1)", _LINE_ENDS.sub(" ", tool.description.strip()))
+    return f"- {tool.name}({_escaped(', '.join(parameters))}): {description}"
 
 
 def _describe_parameter(tool: Tool, name: str, schema: Mapping[str, Any]) -> str:
-    kind = schema.get("type", "any")
-    if "enum" in schema:
-        kind = " | ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
-    elif kind in ("object", "array") and schema.keys() - {"type", "description", "default"}:
-        kind = json.dumps(schema, ensure_ascii=False)  # nested: no shorter form shows all of it
-    elif isinstance(kind, list):
-        kind = " | ".join(kind)
+    kind = _kind(schema)
     if "default" in schema:
-        return f"{name}: {kind} = {json.dumps(schema['default'], ensure_ascii=False)}"
+        return f"{name}: {kind} = {_json(schema['default'])}"
     return f"{name}: {kind}" if name in tool.required else f"{name}?: {kind}"
+
+
+def _kind(schema: Any) -> str:
+    """Write which values a parameter takes: its type, its values, a union of these, or the schema itself as JSON."""
+    if isinstance(schema, bool):
+        return "any" if schema else "none"
+    if "enum" in schema or "const" in schema:
+        return " | ".join(map(_json, schema.get("enum", [schema.get("const")])))
+    kinds = schema.get("type")
+    if kinds in ("object", "array") and schema.keys() - {"type", "description", "default"}:
+        return _json(schema)  # nested: no shorter form shows all of it
+    shape = [key for key in schema if key in _SHAPE]
+    if isinstance(kinds, list) and shape and {"object", "array"} & set(kinds):
+        nested = [kind for kind in kinds if kind in ("object", "array")]
+        others = [kind for kind in kinds if kind not in nested]
+        return " | ".join([_json({**schema, "type": nested[0]}), *others]) if len(nested) == 1 else _json(schema)
+    if kinds:
+        return " | ".join(kinds) if isinstance(kinds, list) else str(kinds)
+    if shape in (["anyOf"], ["oneOf"]):
+        return " | ".join(dict.fromkeys(map(_kind, schema[shape[0]])))
+    return _json(schema) if shape else "any"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _escaped(text: str) -> str:
+    """Return text of names and JSON without anything that ends a line or a turn, as JSON would escape it."""
+    text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _INST_TEXT.sub(r"(\1)", text)
 
 
 def render_response(call: ToolCall) -> str:

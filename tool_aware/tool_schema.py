@@ -248,6 +248,8 @@ def _with_booleans_resolved(plain: dict[str, Any], place: str) -> dict[str, Any]
             kept = [{} if item is True else item for item in plain[key] if item is not False]
             if not kept:
                 raise SchemaError(f"{place}.{key}: allows no value")
+            if key == "anyOf":  # one union inside another is one union
+                kept = [part for item in kept for part in (item["anyOf"] if item.keys() == {"anyOf"} else [item])]
             plain[key] = kept
     return plain
 

@@ -14,9 +14,11 @@ are kept where they decide a verdict, because a figure called `bfcl_strict` must
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any
 
 from tool_aware.rows import OPTIONAL, Row
@@ -27,6 +29,7 @@ _PYTHON_TYPES: Mapping[str, type] = {
     "any": str,
     "number": float, "object": dict,  # JSON Schema's names for two of them
 }  # fmt: skip
+_MOST_CHOICES = 100  # combinations of a dict's accepted values that are compared one by one
 _IGNORED_IN_STRINGS = re.compile(r"[ ,./\-_*^]")
 
 
@@ -161,45 +164,140 @@ def _plain(value: Any) -> Any:
 # ---- our tools and rows in BFCL's terms -------------------------------------------------------------------
 
 
-def bfcl_function(tool: Tool) -> dict[str, Any]:
-    """Describe a tool as a BFCL function document."""
-    properties = {name: {**schema, "type": _bfcl_type(schema)} for name, schema in tool.properties.items()}
-    return {"name": tool.name, "parameters": {"properties": properties, "required": sorted(tool.required)}}
+@dataclass(frozen=True)
+class Accepted:
+    """What one parameter of a row's call may be, as JSON and as BFCL writes it, and whether it may be left out."""
+
+    values: tuple[Any, ...]
+    in_bfcl_form: tuple[Any, ...]
+    may_be_absent: bool
 
 
-def _bfcl_type(schema: Mapping[str, Any]) -> str:
-    """Return the first type of a union that is not null; BFCL's `any` for a schema without type."""
-    kinds = schema.get("type", "any")
-    return kinds if isinstance(kinds, str) else next((kind for kind in kinds if kind != "null"), "any")
-
-
-def bfcl_expected(tool: Tool, accepted: Mapping[str, list[Any]]) -> dict[str, dict[str, list[Any]]]:
-    """Write accepted values as BFCL does, where the values inside an accepted dict are lists of accepted values."""
-    return {tool.name: {name: [_with_choices(value) for value in values] for name, values in accepted.items()}}
-
-
-def _with_choices(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: [item] for key, item in value.items()}
-    return [_with_choices(item) for item in value] if isinstance(value, list) else value
-
-
-def accepted_values(row: Row, tool: Tool) -> dict[str, list[Any]]:
+def accepted_values(row: Row, tool: Tool) -> dict[str, Accepted]:
     """List what each parameter of the row's call may be; leaving out a parameter equals giving its default.
 
-    `metadata.accepted_parameters` (`{parameter: [value, ...]}`) widens what the response alone says.
+    `metadata.accepted_parameters` (`{parameter: [value, ...]}`) widens what the response alone says. In rows that were
+    imported from BFCL, the values inside its dicts are lists of accepted values.
     """
     call = row.answer.call
     assert call is not None, "load_rows lets no row pass without a whole call"
     also_accepted = row.metadata.get("accepted_parameters") or {}
     accepted = {}
-    for name in tool.properties:
-        values = [call.parameters[name]] if name in call.parameters else []
-        values += [value for value in also_accepted.get(name, ()) if value not in values]
-        has_default = name in tool.defaults
-        if has_default and (name not in call.parameters or tool.defaults[name] in values):
-            values += [value for value in (tool.defaults[name],) if value not in values] + [OPTIONAL]
-        elif name not in call.parameters:
-            values.append(OPTIONAL)
-        accepted[name] = values
+    for name in dict.fromkeys([*tool.properties, *call.parameters]):
+        schema = tool.properties.get(name, {})
+        own = [call.parameters[name]] if name in call.parameters else []
+        more = [value for value in also_accepted.get(name, ()) if value != OPTIONAL]
+        values = own + [
+            choice for value in more for choice in (_choices(value) if "bfcl_id" in row.metadata else [value])
+        ]
+        forms = [_with_choices(value, schema) for value in values]
+        forms += more if "bfcl_id" in row.metadata else []
+        may_be_absent = name not in call.parameters and name not in tool.defaults
+        may_be_absent |= OPTIONAL in also_accepted.get(name, ())
+        if name in tool.defaults:
+            default = tool.defaults[name]
+            if name not in call.parameters or any(same_json(default, value) for value in values):
+                may_be_absent = True
+                values.append(default)
+                forms.append(_with_choices(default, schema))
+        accepted[name] = Accepted(_distinct(values), _distinct(forms), may_be_absent)
     return accepted
+
+
+def call_verdict(parameters: Mapping[str, Any], accepted: Mapping[str, Accepted], tool: Tool) -> Verdict:
+    """Judge the parameters of a call of `tool` by BFCL's rules, as far as those know its schema.
+
+    A value that is an accepted one, its type included, is right under any schema. The rest is judged by BFCL. A value
+    that is no string, where BFCL knows no type (unions, null, any), has to be an accepted one.
+    """
+    function, expected = bfcl_function(tool), bfcl_expected(tool, accepted)
+    settled = {
+        name
+        for name, value in parameters.items()
+        if name in accepted and any(_text(value) == _text(answer) for answer in accepted[name].values)
+    }
+    properties = function["parameters"]["properties"]
+    rest = {name: value for name, value in parameters.items() if name not in settled}
+    for name, value in rest.items():
+        if name in properties and properties[name]["type"] == "any" and not isinstance(value, str):
+            return Verdict(False, "value_error:others")
+    required = [name for name in function["parameters"]["required"] if name not in settled]
+    document = {"name": tool.name, "parameters": {"properties": properties, "required": required}}
+    open_answers = {name: values for name, values in expected[tool.name].items() if name not in settled}
+    return bfcl_verdict({"name": tool.name, "arguments": rest}, {tool.name: open_answers}, document)
+
+
+def bfcl_function(tool: Tool) -> dict[str, Any]:
+    """Describe a tool as a BFCL function document."""
+    properties = {name: {**schema, **_bfcl_type(schema)} for name, schema in tool.properties.items()}
+    return {"name": tool.name, "parameters": {"properties": properties, "required": sorted(tool.required)}}
+
+
+def _bfcl_type(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `type` and `items` in BFCL's terms: the first type of a union that is not null, else `any`."""
+    for key in ("anyOf", "oneOf"):
+        if "type" not in schema and key in schema:
+            others = [part for part in schema[key] if not _is_null(part)]
+            return _bfcl_type(others[0]) if len(others) == 1 and isinstance(others[0], Mapping) else {"type": "any"}
+    kinds = schema.get("type", "any")
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    kind = next((kind for kind in kinds if kind in _PYTHON_TYPES), "any")
+    items = schema.get("items")
+    item_kind = items.get("type") if isinstance(items, Mapping) else None
+    is_known = isinstance(item_kind, str) and item_kind in _PYTHON_TYPES and kind == "array"
+    return {"type": kind, "items": {"type": item_kind} if is_known else {}}
+
+
+def _is_null(schema: object) -> bool:
+    return isinstance(schema, Mapping) and (schema.get("type") == "null" or schema.get("const", "") is None)
+
+
+def bfcl_expected(tool: Tool, accepted: Mapping[str, Accepted]) -> dict[str, dict[str, list[Any]]]:
+    """Write accepted values as BFCL does, where the values inside an accepted dict are lists of accepted values."""
+    return {
+        tool.name: {
+            name: [*answers.in_bfcl_form, *([OPTIONAL] if answers.may_be_absent else [])]
+            for name, answers in accepted.items()
+        }
+    }
+
+
+def _with_choices(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Write an accepted value as BFCL does: values inside a dict, or a list's dicts, are lists of accepted ones."""
+    bfcl = _bfcl_type(schema)
+    if bfcl["type"] == "object" and isinstance(value, Mapping):
+        return {key: [item] for key, item in value.items()}
+    if bfcl["type"] == "array" and bfcl["items"].get("type") == "object" and isinstance(value, list):
+        return [_with_choices(item, {"type": "object"}) for item in value]
+    return value
+
+
+def _choices(value: Any) -> list[Any]:
+    """Return the values that a BFCL answer stands for: a dict's values are lists of accepted ones."""
+    if not isinstance(value, Mapping):
+        return [value]
+    options = [
+        [(key, item) for item in (items if isinstance(items, list) else [items])] for key, items in value.items()
+    ]
+    every = islice(product(*options), _MOST_CHOICES)
+    return [{key: item for key, item in chosen if item != OPTIONAL} for chosen in every]
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Check that two values are the same JSON: 1 and 1.0 are, true and 1 are not, at any depth."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same_json(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    return bool(one == other)
+
+
+def _text(value: Any) -> str:
+    """Return a value as text that differs where value or type does, 5 and 5.0 included."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _distinct(values: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple({_text(value): value for value in values}.values())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tool_aware.evaluation.scoring.bfcl import accepted_values, bfcl_expected, bfcl_function, bfcl_verdict
+from tool_aware.evaluation.scoring.bfcl import Accepted, accepted_values, call_verdict, same_json
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.prompt import ParsedAnswer, parse_response
 from tool_aware.rows import Row
@@ -27,6 +27,7 @@ ERRORS = (
     "wrong-value parameter",
 )
 
+_NOT_ASKED_FOR = Accepted((), (), may_be_absent=True)
 SameCode = Callable[[str, str], bool]
 
 
@@ -159,8 +160,7 @@ def _judge_call(
     tool = tools[call.tool]
     accepted = accepted_values(row, tool)
     matches = match_parameters(call.parameters, tool, accepted, same_code)
-    arguments = {"name": call.tool, "arguments": call.parameters}
-    bfcl = bfcl_verdict(arguments, bfcl_expected(tool, accepted), bfcl_function(tool))
+    bfcl = call_verdict(call.parameters, accepted, tool)
     if all(match.is_match for match in matches) and not problems:
         return CallVerdict(None, "", matches, is_call_correct=True, is_bfcl_valid=bfcl.valid)
     error, detail = _parameter_error(call, matches, tool)
@@ -178,7 +178,7 @@ def _parameter_error(call: ToolCall, matches: tuple[ParameterMatch, ...], tool: 
     missing = [match.name for match in matches if match.is_expected and not match.is_given]
     if missing:
         return "missing parameter", ", ".join(missing)
-    extra = [name for name in call.parameters if name not in tool.properties]
+    extra = [match.name for match in matches if match.name not in tool.properties and not match.is_expected]
     if extra:
         return "extra parameter", ", ".join(extra)
     problems = tool.parameter_problems(call.parameters)
@@ -195,7 +195,7 @@ def _parameter_error(call: ToolCall, matches: tuple[ParameterMatch, ...], tool: 
 
 
 def match_parameters(
-    parameters: Mapping[str, Any], tool: Tool, accepted: Mapping[str, list[Any]], same_code: SameCode = same_syntax
+    parameters: Mapping[str, Any], tool: Tool, accepted: Mapping[str, Accepted], same_code: SameCode = same_syntax
 ) -> tuple[ParameterMatch, ...]:
     """Compare a call's parameters under the router's policy, by schema type.
 
@@ -210,33 +210,50 @@ def match_parameters(
     """
     given = {name: value for name, value in parameters.items() if not _is_default(tool, name, value)}
     matches = []
-    for name in dict.fromkeys([*tool.properties, *parameters]):
-        answers = [value for value in accepted.get(name, []) if value != "" and not _is_default(tool, name, value)]
-        may_be_absent = "" in accepted.get(name, [""])
+    for name in dict.fromkeys([*tool.properties, *accepted, *parameters]):
+        asked_for = accepted.get(name, _NOT_ASKED_FOR)
+        answers = [value for value in asked_for.values if not _is_default(tool, name, value)]
+        may_be_absent = asked_for.may_be_absent
         if name not in given:
             if not may_be_absent:
                 matches.append(ParameterMatch(name, is_expected=True, is_given=False, is_match=False))
             continue
         schema = tool.properties.get(name, {})
         is_match = any(_same_value(given[name], answer, schema, same_code) for answer in answers)
-        overlaps = [token_f1(given[name], answer) for answer in answers if isinstance(answer, str)]
-        overlap = max(overlaps) if overlaps and isinstance(given[name], str) else None
+        texts = [answer for answer in answers if isinstance(answer, str)] if isinstance(given[name], str) else []
+        overlap = max((token_f1(given[name], answer) for answer in texts), default=None)
         matches.append(ParameterMatch(name, not may_be_absent, True, is_match, overlap))
     return tuple(matches)
 
 
 def _is_default(tool: Tool, name: str, value: Any) -> bool:
-    return name in tool.defaults and type(tool.defaults[name]) is type(value) and tool.defaults[name] == value
+    return name in tool.defaults and same_json(tool.defaults[name], value)
 
 
 def _same_value(value: Any, answer: Any, schema: Mapping[str, Any], same_code: SameCode) -> bool:
-    if isinstance(value, bool) != isinstance(answer, bool):
-        return False
-    if not (isinstance(value, str) and isinstance(answer, str)) or "enum" in schema:
+    if not (isinstance(value, str) and isinstance(answer, str)):
+        return same_json(value, answer)
+    parts = list(_alternatives_for_text(schema))
+    if any(answer in part.get("enum", [part.get("const")]) for part in parts):
         return value == answer
-    if schema.get("contentMediaType") == PYTHON_MEDIA_TYPE:
+    if any(part.get("contentMediaType") == PYTHON_MEDIA_TYPE for part in parts):
         return same_code(value, answer)
-    return _words(value) == _words(answer)
+    words, wanted = _words(value), _words(answer)
+    return words == wanted if words or wanted else value.split() == answer.split()  # nothing but punctuation
+
+
+def _alternatives_for_text(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the schemas of a union, at any depth, that a string may fit; a schema that is no union is the only one."""
+    if not isinstance(schema, Mapping):
+        return
+    alternatives = schema.get("anyOf") or schema.get("oneOf")
+    if alternatives and not schema.keys() & {"enum", "const"}:
+        for part in alternatives:
+            yield from _alternatives_for_text(part)
+        return
+    kinds = schema.get("type", "string")
+    if "string" in ([kinds] if isinstance(kinds, str) else kinds):
+        yield schema
 
 
 def _words(text: str) -> list[str]:

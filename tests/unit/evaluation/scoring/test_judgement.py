@@ -1,5 +1,6 @@
 import pytest
 
+from tool_aware.evaluation.scoring.bfcl import Accepted
 from tool_aware.evaluation.scoring.judgement import Prediction, is_reasoning_sound, judge, match_parameters, token_f1
 from tool_aware.prompt import parse_response, render_response
 from tool_aware.rows import Row
@@ -88,7 +89,8 @@ def test_a_system_that_only_chooses_has_no_verdict_on_parameters():
 
 
 def matches(parameters, accepted, tool="search"):
-    return {m.name: m.is_match for m in match_parameters(parameters, TOOLS[tool], accepted)}
+    wanted = {name: Accepted(tuple(filter(None, v)), (), may_be_absent="" in v) for name, v in accepted.items()}
+    return {m.name: m.is_match for m in match_parameters(parameters, TOOLS[tool], wanted)}
 
 
 def test_the_routers_policy_by_schema_type():

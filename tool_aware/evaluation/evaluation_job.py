@@ -24,6 +24,7 @@ from tool_aware.evaluation.preflight import (
 )
 from tool_aware.evaluation.scoring.robustness import make_variants
 from tool_aware.files import sha256_of
+from tool_aware.inference.constrained import readable_schemas
 from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
 from tool_aware.secret_values import without_login
 
@@ -132,8 +133,11 @@ def prepare(options: Options) -> Job:
     test = load_test_set(config.dataset.dir, config.toolbox, limit=options.limit)
     gates = parse_gates(options.min, options.max_drop, options.require_significant, config.toolbox.names)
     adapter = _checked_adapter(options, config, test)
+    tasks = _tasks(options, config, test)
     notes = limitations(config, test, is_merged=options.model is not None)
-    job = Job(options, config, environment, test, adapter, gates, _tasks(options, config, test), notes)
+    if any(task.kind == "constrained" for task in tasks):
+        notes += readable_schemas(config.toolbox).notes
+    job = Job(options, config, environment, test, adapter, gates, tasks, notes)
     if not options.overwrite:
         refuse_other_results(config.evaluation.results_dir, test, job.partial)
     if job.loads_model:

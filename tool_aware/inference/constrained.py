@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from tool_aware.inference.grammar import lark
+from tool_aware.console import UserError
+from tool_aware.inference.grammar import lark, lenient, shape_only
 from tool_aware.prompt import tool_label_tokens
 from tool_aware.tools import Toolbox
 
@@ -12,6 +14,54 @@ if TYPE_CHECKING:
     import torch
     from llguidance import LLMatcher
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ReadableSchemas:
+    """Schemas by tool name in a form that llguidance reads, where it does not read the tool's own; and what is lost."""
+
+    schemas: dict[str, dict[str, Any]]
+    notes: list[str]
+
+
+def readable_schemas(tools: Toolbox) -> ReadableSchemas:
+    """Find the strictest form of each schema that llguidance can compile.
+
+    Raises UserError for a tool that has none: then no call fits it.
+    """
+    if not _problem(tools, {}):
+        return ReadableSchemas({}, [])
+    schemas: dict[str, dict[str, Any]] = {}
+    notes = []
+    for tool in tools:
+        alone = Toolbox([tool])
+        refusal = _problem(alone, {})
+        if not refusal:
+            continue
+        forms = (lenient(tool.parameters), shape_only(tool.parameters), lenient(shape_only(tool.parameters)))
+        readable = next((form for form in forms if not _problem(alone, {tool.name: form})), None)
+        if readable is None:
+            raise UserError(
+                f"constrained decoding cannot use its schema: {refusal}",
+                where=f"tools: {tool.name}",
+                fix="change the schema so that a call can fit it, or run with --no-constrained",
+            )
+        schemas[tool.name] = readable
+        notes.append(f"constrained decoding does not hold {tool.name} to all of its schema: {refusal}")
+    return ReadableSchemas(schemas, notes)
+
+
+def _problem(tools: Toolbox, schemas: dict[str, dict[str, Any]]) -> str:
+    """Return why llguidance refuses the tools' grammar, on one line; empty if it does not."""
+    from llguidance import LLMatcher
+
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(
+        LLMatcher.grammar_from_lark(lark(tools, schemas=schemas))
+    )
+    if not is_error:
+        return ""
+    reason = messages[0].partition("JSON schema:")[2].split("\n   1 |")[0] or messages[0]
+    return " ".join(reason.split())[:200]
 
 
 class AnswerGrammar:
@@ -26,10 +76,12 @@ class AnswerGrammar:
             raise TypeError(f"llguidance needs a tokenizer of the tokenizers library, not {type(tokenizer).__name__}")
         label = tokenizer.convert_ids_to_tokens(tool_label_tokens(tokenizer)[:1])[0]
         self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=self._eos_id)
+        space = " " if label.startswith("▁") else ""
+        schemas = readable_schemas(tools).schemas
         self._start = llguidance.LLMatcher(
-            self._tokenizer, lark(tools, begins_with=" " if label.startswith("▁") else ""), log_level=0
+            self._tokenizer, lark(tools, begins_with=space, schemas=schemas), log_level=0
         )
-        if self._start.is_error():  # the schemas were checked when the config was read
+        if self._start.is_error():  # readable_schemas has compiled them
             raise ValueError(f"llguidance refuses the tools' schemas: {self._start.get_error()}")
 
     def processor(self, rows: int) -> GrammarProcessor:

@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Accepted:
-    """What one parameter of a row's call may be, as JSON and as BFCL writes it, and whether it may be left out."""
+    """The values that a parameter of a row's call may have, as JSON and as BFCL writes them; or it may be left out."""
 
     values: tuple[Any, ...]
     in_bfcl_form: tuple[Any, ...]

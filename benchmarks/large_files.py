@@ -42,6 +42,7 @@ from tool_aware.units import MIB  # noqa: E402
 GIGABYTE = 10**9
 ENDINGS = {"logs": ("jsonl", "csv", "parquet"), "import": ("jsonl",), "check": ("json",)}
 _SAMPLE_ROWS = 20_000  # distinct queries; a larger log repeats them, as real ones do
+_ANSWER = "What the agent said about it, in as many words as such answers usually have. " * 10
 _PARQUET_ROWS = 50_000  # rows of a row group
 _NO_SYNTHESIS = ("--set", "dataset.synthetic_per_tool=25", "--set", "dataset.ambiguous=0")
 
@@ -157,7 +158,10 @@ def _write_parquet_log(path: Path, wanted_bytes: int) -> int:
 
 
 def logged_rows() -> Iterator[dict[str, Any]]:
-    """Yield rows of the sample log for ever: the same queries again, each with an id and a time of its own."""
+    """Yield rows of the sample log for ever: the same queries again, each with an id and a time of its own.
+
+    An answer of 500 to 700 characters stands beside each query, as in most agents' logs; the stage does not read it.
+    """
     from tool_aware.demo.sample_log import sample_query_log
 
     sample = [vars(row) for row in sample_query_log(_SAMPLE_ROWS, seed=1)]
@@ -165,7 +169,15 @@ def logged_rows() -> Iterator[dict[str, Any]]:
     while True:
         for row in sample:
             number, clock = number + 1, clock + timedelta(seconds=7)
-            yield {"id": number, **row, "query_id": f"q{number}", "timestamp": clock, "session_id": f"s{number // 5}"}
+            answer = _ANSWER[: 500 + number % 200]
+            yield {
+                "id": number,
+                **row,
+                "answer": answer,
+                "query_id": f"q{number}",
+                "timestamp": clock,
+                "session_id": f"s{number // 5}",
+            }
 
 
 def write_messages(path: Path, wanted_bytes: int, config: Config) -> int:

@@ -6,6 +6,7 @@ export give the same records. What the database filters itself only saves transf
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import unicodedata
@@ -25,6 +26,9 @@ NULL_WORDS = frozenset(("", "null", "none", "nan", "nat", "na", "n/a", "<na>", "
 _QUERY_NULLS = frozenset(("NULL", "\\N", "<NA>", "(null)"))  # people do type "none" or "na"
 _TRUE = frozenset(("true", "t", "yes", "y", "1", "1.0", "on", "ok", "success", "successful", "succeeded"))
 _FALSE = frozenset(("false", "f", "no", "n", "0", "0.0", "off", "failure", "failed", "error"))
+_FLAGS: Mapping[str, bool | None] = (
+    dict.fromkeys(NULL_WORDS) | dict.fromkeys(_TRUE, True) | dict.fromkeys(_FALSE, False)
+)
 _NO_ERROR = NULL_WORDS | {"false", "f", "no", "n", "0", "0.0", "{}", "[]"}
 LONGEST_NO_ERROR = 16  # characters; the database sends no error text longer than this
 BLANKS = " \t\n\r\f\v"
@@ -34,6 +38,7 @@ _WHOLE = re.compile(r"[-+]?\d+(?:\.0+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,\d{1,2})")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{8}")
+_PLAIN_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[-+]\d\d:\d\d)?")
 _ZONE_NAME = re.compile(r"\s*\b(?:UTC|GMT|Z)$", re.IGNORECASE)
 _BLANK_OFFSET = re.compile(r"\s+(?=[-+]\d{2}:?\d{0,2}$)")
 _JAVASCRIPT_TIME = re.compile(r"\w{3} (\w{3}) (\d{1,2}) (\d{4}) (\d\d:\d\d:\d\d) GMT([-+]\d{4}).*")
@@ -44,7 +49,7 @@ _EPOCH = datetime(1970, 1, 1)
 _SHOWN_CHARACTERS = 40
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LogRecord:
     """One row of the query log. Columns the log does not have are None; times are in UTC, without a zone."""
 
@@ -251,11 +256,9 @@ def _flag(value: Any) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     word = _word("success", value).lower()
-    if word in NULL_WORDS:
-        return None
-    if word not in _TRUE and word not in _FALSE:
+    if word not in _FLAGS:
         raise _problem("success", value, "is neither true nor false")
-    return word in _TRUE
+    return _FLAGS[word]
 
 
 def _number(value: Any) -> float | None:
@@ -290,6 +293,8 @@ def _number_in(text: str) -> float | None:
 
 def _word(field: str, value: Any) -> str:
     """Return a value as text for a field that is not text itself."""
+    if isinstance(value, str):
+        return value.strip()
     if isinstance(value, float | Decimal) and math.isnan(value):
         return ""
     if isinstance(value, int | float | Decimal):
@@ -311,6 +316,9 @@ def _time(value: Any) -> datetime | None:
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day)
     word = _word("timestamp", value)
+    if _PLAIN_TIME.fullmatch(word):  # most are
+        with contextlib.suppress(ValueError):
+            return in_utc(datetime.fromisoformat(word))
     if word.lower() in NULL_WORDS:
         return None
     moment = _moment_in(word)

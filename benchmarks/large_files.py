@@ -170,14 +170,8 @@ def logged_rows() -> Iterator[dict[str, Any]]:
         for row in sample:
             number, clock = number + 1, clock + timedelta(seconds=7)
             answer = _ANSWER[: 500 + number % 200]
-            yield {
-                "id": number,
-                **row,
-                "answer": answer,
-                "query_id": f"q{number}",
-                "timestamp": clock,
-                "session_id": f"s{number // 5}",
-            }
+            own = {"query_id": f"q{number}", "timestamp": clock, "session_id": f"s{number // 5}", "answer": answer}
+            yield {"id": number, **row, **own}
 
 
 def write_messages(path: Path, wanted_bytes: int, config: Config) -> int:

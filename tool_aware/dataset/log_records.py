@@ -39,7 +39,7 @@ _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,\d{1,2})")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{8}")
 _PLAIN_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[-+]\d\d:\d\d)?")
-_ZONE_NAME = re.compile(r"\s*\b(?:UTC|GMT|Z)$", re.IGNORECASE)
+_ZONE_NAME = re.compile(r"\s*(?:\b(?:UTC|GMT)|Z)$", re.IGNORECASE)
 _BLANK_OFFSET = re.compile(r"\s+(?=[-+]\d{2}:?\d{0,2}$)")
 _JAVASCRIPT_TIME = re.compile(r"\w{3} (\w{3}) (\d{1,2}) (\d{4}) (\d\d:\d\d:\d\d) GMT([-+]\d{4}).*")
 # Epoch times by magnitude: 10^8 s is 1973, 10^11 s the year 5138. Smaller numbers are dates of other systems, or none.
@@ -47,6 +47,7 @@ _EPOCH_UNITS = ((10**8, 1), (10**11, 10**3), (10**14, 10**6), (10**17, 10**9))
 _EPOCH_END = 10**20
 _EPOCH = datetime(1970, 1, 1)
 _SHOWN_CHARACTERS = 40
+_LARGEST_ID = 10**30
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ def kept_records(
             record = record_of(row.values, tool_names)
         except FieldProblem as problem:
             findings.add_bad_row(row.place, problem.reason, str(problem))
+            continue
+        except (ValueError, ArithmeticError) as error:  # a number that Python cannot convert
+            findings.add_bad_row(row.place, "unreadable_row", f"cannot be read: {ascii(str(error))[:100]}")
             continue
         if record.quality is not None:
             findings.add_quality(record.quality)
@@ -207,9 +211,10 @@ def _text(field: str, value: Any) -> str | None:
         except UnicodeDecodeError:
             raise _kind(field, bytes(value)) from None
     if isinstance(value, float | Decimal):
-        if not math.isfinite(value):
+        if not _is_finite(value):
             return None
-        return str(int(value)) if value == int(value) else str(value)
+        is_whole = -_LARGEST_ID < value < _LARGEST_ID and value == int(value)
+        return str(int(value)) if is_whole else str(value)
     if isinstance(value, dict | list | tuple):
         raise _kind(field, value)
     return str(value)  # int, UUID, date
@@ -267,7 +272,7 @@ def _number(value: Any) -> float | None:
     number: float | None = None
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         try:
-            number = float(value)
+            number = math.nan if isinstance(value, Decimal) and value.is_nan() else float(value)
         except OverflowError:
             number = math.inf
     elif not isinstance(value, bool):
@@ -291,11 +296,15 @@ def _number_in(text: str) -> float | None:
     return float(text) / scale if _NUMBER.fullmatch(text) else None
 
 
+def _is_finite(number: float | Decimal) -> bool:
+    return number.is_finite() if isinstance(number, Decimal) else math.isfinite(number)
+
+
 def _word(field: str, value: Any) -> str:
     """Return a value as text for a field that is not text itself."""
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, float | Decimal) and math.isnan(value):
+    if isinstance(value, float | Decimal) and not _is_finite(value) and str(value).lower().endswith("nan"):
         return ""
     if isinstance(value, int | float | Decimal):
         return str(value)

@@ -73,14 +73,14 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
         raise UserError("not found", where=str(path), fix=_how_to_get(path))
     rows, problems, unwrapped, respelled = [], [], 0, 0
     for where, item, unread in _items(path):
-        row_problems = [unread] if unread else list(_row_problems(item, tools))
-        if row_problems:
-            problems += [f"{where}: {problem}" for problem in row_problems]
+        found = [unread] if unread else list(row_problems(item, tools))
+        if found:
+            problems += [f"{where}: {problem}" for problem in found]
             continue
         instruction, was_wrapped = unwrap_instruction(item["instruction"])
         unwrapped += was_wrapped
         call = parse_response(item["response"]).call
-        assert call is not None  # `_row_problems` checked it
+        assert call is not None  # `row_problems` checked it
         response = render_response(call)
         respelled += response != item["response"]
         details = {"source": "custom", "tool": call.tool, **_tidied(item.get("metadata") or {})}
@@ -144,7 +144,7 @@ _OTHER_FORMATS: tuple[tuple[frozenset[str], str, str], ...] = (  # keys of a row
     (frozenset({"instruction", "output"}), "Alpaca's format", "rename output to response; append input to instruction"),
     (frozenset({"prompt", "completion"}), "prompts and completions", "rename the keys to instruction and response"),
     (frozenset({"prompt", "chosen"}), "preferences", "rename prompt to instruction and chosen to response"),
-    (frozenset({"query", "answers"}), "xLAM's format", "write each as chat messages, then --import (docs/FORMATS.md)"),
+    (frozenset({"query", "answers"}), "xLAM's format", _CONVERT),
     (frozenset({"query_text"}), "an export of the query log", "python prepare_dataset.py --logs {path}"),
 )
 
@@ -217,7 +217,8 @@ def _tidied(details: Mapping[str, Any]) -> dict[str, Any]:
     return {key: str(value) if METADATA.get(key) is _LABEL else value for key, value in kept.items()}
 
 
-def _row_problems(item: object, tools: Toolbox) -> Iterator[str]:
+def row_problems(item: object, tools: Toolbox) -> Iterator[str]:
+    """Yield what keeps an item of a data file from being trained on, each with its key."""
     if not isinstance(item, dict):
         yield f"is {type(item).__name__}, not an object"
         return

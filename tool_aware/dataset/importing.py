@@ -11,7 +11,6 @@ our format cannot hold exactly is left out: counted by reason, the first few nam
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,9 +28,8 @@ from tool_aware.dataset.imports.foreign_files import Item, read_items, without_n
 from tool_aware.dataset.imports.foreign_tools import ForeignTools
 from tool_aware.dataset.imports.left_out import Call, Candidate, LeftOut, in_words
 from tool_aware.prompt import render_instruction, render_response
-from tool_aware.rows import Row
+from tool_aware.rows import Row, row_problems
 from tool_aware.text import shortened
-from tool_aware.text_files import lone_surrogate
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
 _SAID_CHARACTERS = 200
@@ -160,19 +158,18 @@ def _row(candidate: Candidate, known: Mapping[str, Tool]) -> Row:
     if call.name not in offered:
         raise LeftOut("unknown tool", found=call.name)
     arguments = _fitting(call, offered[call.name])
-    if known.get(call.name, offered[call.name]).parameter_problems(arguments):
+    kept = known.get(call.name, offered[call.name])  # the definition that the next steps will check with
+    if kept.parameter_problems(arguments):
         raise LeftOut("the same tool name with another schema", found=call.name)
     said = shortened(candidate.said, _SAID_CHARACTERS) if candidate.said.strip(" .?!\n") else ""
     details = {"source": candidate.source, "tool": call.name, "slice": "imported", **candidate.details}
     try:
         made = ToolCall(call.name, arguments, said or f'"{shortened(query)}" is what {call.name} is there for.')
         row = Row(render_instruction(query, offered), render_response(made), details)
-        json.dumps(details, allow_nan=False)
     except ValueError as error:
         raise LeftOut("a call that cannot be written down", found=str(error)[:80]) from None
-    for text, place in ((row.instruction, "query or tools"), (row.response, "call"), (details, "answers")):
-        if at := lone_surrogate(text):
-            raise LeftOut("half a character (a lone surrogate)", place if isinstance(text, str) else at)
+    if why := next(row_problems(vars(row), Toolbox([kept])), None):
+        raise LeftOut("a row that cannot be trained on", found=why[:160])
     return row
 
 

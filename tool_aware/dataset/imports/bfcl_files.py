@@ -70,6 +70,8 @@ def bfcl_candidate(item: Mapping[str, Any], answers: Answers | None) -> tuple[Ca
         if not values:
             raise LeftOut("a parameter without an accepted value", f"ground_truth.{parameter}", in_words(values))
     tool = next((tool for tool in own.toolbox if tool.name == usable_name(name)), None)
+    if tool:  # what the function lacks and may be left out is never given
+        accepted = {key: item for key, item in accepted.items() if key in tool.properties or not _may_be_absent(item)}
     required = tool.required if tool else frozenset()
     arguments = {
         parameter: _plain(_first(values), is_outermost=True)

@@ -35,7 +35,7 @@ def left_out(imported: Imported) -> list[str]:
         ("import_legacy_function_call/calls.jsonl", "get_weather", 5, []),
         ("import_tools_json_string/calls.jsonl", "get_weather", 5, []),
         ("import_u2028/calls.jsonl", "get_weather", 6, []),
-        ("import_lone_surrogate/calls.jsonl", "get_weather", 4, ["half a character"]),
+        ("import_lone_surrogate/calls.jsonl", "get_weather", 4, ["half a surrogate pair"]),
         ("import_mixed_rows/calls.jsonl", "get_weather", 5, ["line 6: no assistant message"]),
         ("import_tool_call_shapes/dict.jsonl", "get_weather", 5, []),
         ("import_tool_call_shapes/string.jsonl", "get_weather", 5, []),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tool_aware.config.sections import FolderPath, OpenFraction, PositiveInt, Section
+from tool_aware.config.sections import Count, FolderPath, OpenFraction, PositiveInt, Section, Seed
 from tool_aware.tool_schema import schema_problems
 from tool_aware.tools import TOOL_NAME, Tool
 
@@ -21,7 +21,7 @@ class DatasetSection(Section):
 
     dir: FolderPath = Path("data")
     """train.json, val.json, test.json and sample_raw.json are written here."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of synthesis and splits."""
     use_query_log: bool = True
     """Read database.table. If no POSTGRES_* variable is set and no server answers on this machine, the data set is made
@@ -31,12 +31,12 @@ class DatasetSection(Section):
     slices: Literal["all"] | list[str] = "all"
     """Kinds of synthetic queries: all, or a list such as [plain, terse]; tool_aware/dataset/synthesis/content/mix.yaml
     names them. Ambiguous rows are counted separately."""
-    synthetic_per_tool: Annotated[int, Field(ge=0)] = 3000
+    synthetic_per_tool: Count = 3000
     """Synthetic rows per tool, >= 0; chosen by a learning curve (docs/benchmarks/dataset.md). 25 with `ambiguous: 5`
     gives the ~100 rows of a first quick try."""
-    ambiguous: Annotated[int, Field(ge=0)] = 800
+    ambiguous: Count = 800
     """Rows that need careful reasoning, >= 0: two tools look right, the wording decides."""
-    paraphrases: Annotated[int, Field(ge=0)] = 200
+    paraphrases: Count = 200
     """Rows, >= 0, added by `prepare_dataset.py --generator openai`: an OpenAI-compatible endpoint (OPENAI_BASE_URL,
     OPENAI_MODEL, OPENAI_API_KEY) rewrites synthetic rows."""
     splits: list[OpenFraction] = [0.8, 0.1, 0.1]
@@ -226,7 +226,7 @@ class EvaluationSection(Section):
     token), so 48 fit 12 GB."""
     max_new_tokens: PositiveInt = 256
     """Tokens, >= 1, after which an unfinished answer counts as truncated."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the bootstrap's resamples and of the order of shuffled tools."""
     no_tool: str | None = "direct_chat"
     """The tool that stands for calling none; null = there is none."""

@@ -12,6 +12,12 @@ from pydantic_core import ErrorDetails
 
 _UNION_MEMBER = re.compile(r"bool|int|float|str|list\[str\]|literal\[.*\]|constrained-\w+")  # in pydantic's locations
 
+_BOOLEANS = {
+    **dict.fromkeys(("on", "yes", "y", "true", "1"), "true"),
+    **dict.fromkeys(("off", "no", "n", "false", "0"), "false"),
+}
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
 
 def explain(error: ValidationError, config: type[BaseModel]) -> Iterator[str]:
     """Yield one line a mistake, with its dotted key and, for an unknown one, the key that was probably meant."""
@@ -25,7 +31,27 @@ def explain(error: ValidationError, config: type[BaseModel]) -> Iterator[str]:
             reason = item["msg"].removeprefix("Value error, ")
             value = item["input"]
             shown = f" (got {value!r:.80})" if not isinstance(value, BaseModel | dict) else ""
-            yield f"  {dotted}: {reason[0].lower()}{reason[1:]}{shown}"
+            place = f"{dotted}: " if dotted else ""
+            yield f"  {place}{reason[0].lower()}{reason[1:]}{shown}{_hint(value, item)}"
+
+
+def _hint(value: object, item: ErrorDetails) -> str:
+    """Return what to write instead of a value of another type, where it can be guessed."""
+    kinds = item["type"]
+    if value is None and kinds in ("model_type", "dict_type", "list_type", "model_attributes_type"):
+        return "; leave the key out, or write what belongs below it"
+    if not isinstance(value, str) or kinds == "value_error":
+        return ""
+    if re.search(r"\$\{?\w|\{\{", value):
+        return "; variables are not filled in here: write the value itself"
+    if "boolean" in item["msg"] and value.lower() in _BOOLEANS:
+        return f"; write {_BOOLEANS[value.lower()]}"
+    if kinds.startswith(("int_", "float_")) or "number" in item["msg"] or "integer" in item["msg"]:
+        if _NUMBER.fullmatch(value):
+            return f"; write {value}, without quotes"
+        plain = value.replace("_", "").replace(",", "")
+        return f"; write {plain}" if plain != value and _NUMBER.fullmatch(plain) else ""
+    return ""
 
 
 def _one_each(error: ValidationError) -> Iterator[tuple[list[str | int], ErrorDetails]]:

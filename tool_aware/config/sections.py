@@ -5,16 +5,37 @@ The text under a field is the comment above its key in config.yaml.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
+LARGEST_COUNT = 2**31 - 1  # what libraries and servers take as a count
+PositiveInt = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy takes
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-FolderPath = Annotated[Path, Field(strict=False)]  # strict mode would take a Path object only
+
+
+def _as_written(value: object) -> object:
+    """Return a name or path; raise ValueError for one in which something else was to fill in a part."""
+    text = str(value) if isinstance(value, str | Path) else ""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must not be empty")
+    if text.startswith("~"):
+        raise ValueError("~ is not expanded here; write the whole path")
+    if re.search(r"\$\{?\w|\{\{|%\w+%", text):
+        raise ValueError("variables are not filled in here; write the value itself")
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return value
+
+
+AsWritten = BeforeValidator(_as_written)
+FolderPath = Annotated[Path, Field(strict=False), AsWritten]  # strict mode would take a Path object only
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Auto = Literal["auto"]
 LONGEST_SEQUENCE = 32768  # tokens
@@ -30,13 +51,13 @@ class WithoutBudget:
 class Section(BaseModel):
     """A part of config.yaml: unknown keys are refused and values are not coerced across types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSection(Section):
     """The base model, and the longest example that is accepted."""
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, Field(min_length=1), AsWritten]
     """A Hugging Face id, or a folder with weights and tokenizer."""
     revision: str | None = None
     """A branch, tag or commit of that id; null = its main branch."""
@@ -91,7 +112,7 @@ class TrainingSection(Section):
 
     output_dir: FolderPath = Path("output")
     """Adapter, merged model, checkpoints and logs are written here; --output_dir overrides it."""
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3
+    num_train_epochs: Annotated[float, Field(gt=0, le=100_000)] = 3
     """Passes over train.json, > 0; fractions are allowed."""
     max_steps: PositiveInt | None = None
     """Optimizer steps, >= 1; overrides num_train_epochs when given."""
@@ -127,9 +148,9 @@ class TrainingSection(Section):
     """Export the adapter of the best validation (tool accuracy on val.json, then loss), not of the last."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after so many validations in a row without a better one, >= 1; null = never."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the order of examples and of the initial adapter weights."""
-    memory_budget_gib: Annotated[float, Field(gt=0)] | Auto | None = "auto"
+    memory_budget_gib: Annotated[float, Field(gt=0, le=100_000)] | Auto | None = "auto"
     """GiB of the card, > 0, that the run may fill: the memory plan chooses every `auto` under `optimization` so that a
     step is as short as the budget allows. auto = what is free on the card, less 0.3; null = no plan: what is auto gets
     the value named as without a budget."""
@@ -150,13 +171,13 @@ class OptimizationSection(Section):
     offload: Annotated[bool | Auto, WithoutBudget(False)] = "auto"
     """Keep the inputs of checkpointed layers in host memory: 0.25 GiB less for 1,024 tokens on a 7B, a little slower;
     needs gradient_checkpointing. auto | true | false; without a budget false."""
-    cached_layers: Annotated[Annotated[int, Field(ge=0)] | Auto, WithoutBudget(0)] = "auto"
+    cached_layers: Annotated[Count | Auto, WithoutBudget(0)] = "auto"
     """Decoder layers that keep their weights dequantised as well: 0.41 GiB each on a 7B, up to 8 % faster for all of
     them. auto | a number >= 0; without a budget 0."""
     micro_batch: Annotated[Literal["auto", "fixed"], WithoutBudget("fixed")] = "auto"
     """auto = the effective batch is split into as few micro-batches as pays and fits, whatever the two factors in
     `training` are; fixed = micro-batches as written there (also without a budget)."""
-    kept_layers: Annotated[Annotated[int, Field(ge=0)] | Auto, WithoutBudget(0)] = "auto"
+    kept_layers: Annotated[Count | Auto, WithoutBudget(0)] = "auto"
     """Decoder layers that keep their activations although gradient_checkpointing is on: 0.08 MiB a token and layer on a
     7B, each 0.6 to 0.9 % faster. auto | a number >= 0; without a budget 0."""
     decoder: Literal["auto", "transformers"] = "auto"
@@ -199,7 +220,7 @@ class ExportSection(Section):
     """Precision of final_model: auto = also measured, the base's own or float16, which is as small; bfloat16 | float16
     | float32 (twice as large). Each choice that `auto` leaves open reads the weights once, a layer at a time; the
     seconds are printed."""
-    check_rows: Annotated[int, Field(ge=0)] = 200
+    check_rows: Count = 200
     """Rows, >= 0, on which final_model is read back and must choose the same tools as base + adapter as trained
     (test.json, else val.json). Below 99 % the exit code is 3. 0 = no check, and auto takes the weights that the adapter
     was trained on and the base's own precision."""

@@ -5,11 +5,13 @@ Every mistake in a config is reported at once, each with its dotted key.
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tool_aware.config.data_sections import DatabaseSection, DatasetSection, EvaluationSection, ToolSection
 from tool_aware.config.problems import explain
@@ -65,6 +67,20 @@ class Config(Section):
         if repeated:
             raise ValueError(f"the same name twice: {', '.join(repeated)}")
         return value
+
+    @model_validator(mode="after")
+    def _folders_differ(self) -> Config:
+        """Check that no stage writes into the folder of another: each deletes or replaces what lies in its own."""
+        folders = {
+            "dataset.dir": self.dataset.dir,
+            "training.output_dir": self.training.output_dir,
+            "evaluation.results_dir": self.evaluation.results_dir,
+        }
+        places = {key: os.path.abspath(folder) for key, folder in folders.items()}
+        for one, other in itertools.combinations(places, 2):
+            if places[one] == places[other]:
+                raise ValueError(f"{one} and {other} are the same folder, {folders[one]}; give each stage its own")
+        return self
 
     def settled(self) -> Config:
         """Return the config with each `auto` of the memory plan replaced by its value without a budget."""

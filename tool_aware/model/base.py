@@ -91,7 +91,7 @@ def load_base_model(
     dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
     where, fix = f"model.name: {model.name}", "try again, or name a local folder that holds the model"
     with quiet_libraries(), library_errors("cannot be loaded", where, fix, kinds=(OSError,)):
-        base, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model.name,
             revision=model.revision,
             token=hf_token,
@@ -103,10 +103,12 @@ def load_base_model(
             ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
         )
+    base, found = loaded
     refuse_unmatched(found, where)
     refuse_not_finite(base, where)
     freeze(base)
-    return base
+    whole: PreTrainedModel = base
+    return whole
 
 
 def refuse_not_finite(base: PreTrainedModel, where: str) -> None:

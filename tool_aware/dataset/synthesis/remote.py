@@ -22,6 +22,7 @@ from tool_aware.dataset.similarity import nearest
 from tool_aware.dataset.synthesis.programs import problem_of_program
 from tool_aware.prompt import parse_response, render_instruction, render_response
 from tool_aware.rows import Row
+from tool_aware.text_files import json_lines, lone_surrogate, parse_json
 from tool_aware.tools import Toolbox, ToolCall
 
 GATES = ("format", "schema", "code", "round_trip", "near_duplicate")
@@ -127,16 +128,23 @@ def paraphrase(
 
 
 def _read_journal(journal: Path) -> dict[str, dict[str, Any]]:
-    """Return finished requests by source query; a last line cut off by a crash is ignored."""
-    done: dict[str, dict[str, Any]] = {}
-    if journal.is_file():
-        for line in journal.read_text(encoding="utf-8").splitlines():
-            try:
-                outcome = json.loads(line)
-            except ValueError:
-                continue
-            done[outcome["source"]] = outcome
-    return done
+    """Return finished requests by source query; a line that a crash or an edit has broken is asked again."""
+    if not journal.is_file():
+        return {}
+    lines = [line.value for line in json_lines(journal) if line.problem is None]
+    return {outcome["source"]: outcome for outcome in lines if _is_outcome(outcome)}
+
+
+def _is_outcome(value: object) -> bool:
+    if not isinstance(value, dict) or lone_surrogate(value):
+        return False
+    counts = value.get("stopped")
+    if not isinstance(value.get("source"), str) or not isinstance(counts, dict) or not counts.keys() <= set(GATES):
+        return False
+    numbers, rows = [value.get("candidates"), *counts.values()], value.get("rows")
+    if not all(type(number) is int for number in numbers) or not isinstance(rows, list):
+        return False
+    return all(isinstance(row, dict) and row.keys() == {"instruction", "response", "metadata"} for row in rows)
 
 
 def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat) -> dict[str, Any]:
@@ -167,7 +175,7 @@ def _candidates(text: str) -> Iterator[object]:
     """Yield the objects of the JSON array in an answer, which may be in a code block; one None if there is no array."""
     start, end = text.find("["), text.rfind("]")
     try:
-        items = json.loads(text[start : end + 1])
+        items = parse_json(text[start : end + 1])
     except ValueError:
         items = [None]
     yield from items if isinstance(items, list) and items else [None]
@@ -176,6 +184,8 @@ def _candidates(text: str) -> Iterator[object]:
 def _as_row(candidate: object, source: Row, tools: Toolbox) -> Row | None:
     """Return a candidate as a row; None if it fails the format gate: a text query and a valid call of the same tool."""
     if not isinstance(candidate, dict) or not isinstance(candidate.get("query"), str) or not candidate["query"].strip():
+        return None
+    if lone_surrogate(candidate) or not _is_finite(candidate):  # neither can be written
         return None
     parameters, reasoning = candidate.get("parameters"), candidate.get("reasoning")
     if candidate.get("tool") != source.tool or not isinstance(parameters, dict) or not isinstance(reasoning, str):
@@ -188,6 +198,14 @@ def _as_row(candidate: object, source: Row, tools: Toolbox) -> Row | None:
     details = {key: source.metadata[key] for key in copied if key in source.metadata}
     instruction = render_instruction(" ".join(candidate["query"].split()), tools)
     return Row(instruction, render_response(call), {"source": "paraphrase", **details})
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _first_closed_gate(row: Row, known: Iterable[str], tools: Toolbox, chat: Chat) -> str | None:

@@ -18,6 +18,7 @@ from tool_aware.paths import METRICS_NAME, TENSORBOARD_FOLDER
 from tool_aware.text_files import parse_json
 from tool_aware.units import GIB
 
+_LONGEST_REASON = 300  # characters
 _WANDB_SECTIONS = (
     "model",
     "quantization",
@@ -223,13 +224,18 @@ def _open_wandb(config: Config, environment: Environment, output_dir: Path, fall
     if mode == "offline":
         say(f"wandb: no key found, so the run is recorded offline below {output_dir / 'wandb'} (later: wandb sync)")
     settings = config.as_dict()
-    return wandb.init(
-        project=environment.wandb_project,
-        dir=output_dir,
-        mode=mode,
-        config={section: settings[section] for section in _WANDB_SECTIONS},
-        settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
-    )
+    try:
+        return wandb.init(
+            project=environment.wandb_project,
+            dir=output_dir,
+            mode=mode,
+            config={section: settings[section] for section in _WANDB_SECTIONS},
+            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
+        )
+    except Exception as error:  # wandb's own, and pydantic's for its settings: a key, a project, no network
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        fallbacks.add(f"USE_WANDB is set but wandb does not start: {reason}; continuing without it")
+        return None
 
 
 def _wandb_is_logged_in() -> bool:

@@ -185,3 +185,39 @@ def test_a_program_that_may_not_be_used_is_named(code: str, problem: str, monkey
 
 def test_a_harmless_program_may_be_used() -> None:
     assert problem_of_program("import math\nfrom datetime import date\nprint(math.pi, date(2024, 1, 1))") is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None, [], {}, 3, "text", [[]], [None], [3], [[{}]], [{"query": None}], [{"query": "x", "tool": ["web_search"]}],
+        [candidate("x", parameters=None)], [candidate("x", parameters=[1])], [candidate("x", reasoning=None)],
+        [candidate("who won \ud83d")], [candidate("x", parameters={"query": "\ud83d"})],
+        [candidate("x", parameters={"query": "x", "\ud83d": 1})], [candidate("x", parameters={"query": float("nan")})],
+        [candidate("x", reasoning="\udc00")], [candidate("x", parameters={"query": {"a": 1}})], [candidate("\0 x")],
+        [candidate(["x"])], [candidate("x" * 100_000)],
+    ],
+)  # fmt: skip
+def test_candidates_of_any_shape_are_counted(
+    stub: Stub, endpoint: Endpoint, sources: list[Row], config: Config, tmp_path: Path, answer: object
+) -> None:
+    stub.candidates = answer  # type: ignore[assignment]
+    journal = tmp_path / "j.jsonl"
+    made = paraphrase(sources[:1], [], config.toolbox, endpoint.chat, journal, wanted=10)
+    assert made.candidates - sum(made.stopped.values()) == len(made.rows)
+    assert paraphrase(sources[:1], [], config.toolbox, endpoint.chat, journal, wanted=10).requests == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", "3", "[]", "null", "{}", '{"source": 3}', '{"source": "x", "rows": 1, "candidates": 1, "stopped": {}}',
+     '{"source": "x", "rows": [{}], "candidates": 1, "stopped": {}}', "[" * 9999, '{"source": "\\ud83d"}',
+     '{"source": "x", "rows": [], "candidates": "1", "stopped": {}}', '{"source": "x", "stopped": {"other": 1}}'],
+)  # fmt: skip
+def test_a_broken_line_of_the_journal_is_asked_again(
+    stub: Stub, endpoint: Endpoint, sources: list[Row], config: Config, tmp_path: Path, line: str
+) -> None:
+    stub.candidates = [candidate("who leads the giro after today's mountain stage")]
+    journal = tmp_path / "j.jsonl"
+    journal.write_text(f"{line}\n".replace('"x"', json.dumps(sources[0].query)))
+    assert paraphrase(sources[:1], [], config.toolbox, endpoint.chat, journal, wanted=1).requests == 1

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from tool_aware.config.environment import read_environment
+from tool_aware.console import Fallbacks
 from tool_aware.training.run.curves import read_metrics
-from tool_aware.training.run.tracking import MetricsLog
+from tool_aware.training.run.tracking import MetricsLog, Tracker
 
 FIGURES = {"lr": 0.1, "examples": 4, "seconds": 0.5, "examples_per_s": 8.0}
 LINES = [{"step": step, "loss": 1 / step, **FIGURES} for step in range(1, 6)]
@@ -47,3 +49,23 @@ def test_a_full_disk_names_the_log(small_disk):
     with pytest.raises(OSError, match="No space left") as caught:
         log.write({"step": 1, "text": "x" * 2**21})
     assert caught.value.filename == str(small_disk / "metrics.jsonl")  # then it is a message and no bug
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"WANDB_API_KEY": "short0123456789", "WANDB_MODE": "online"}, "WANDB_API_KEY"),
+        ({"WANDB_MODE": "sideways"}, "mode"),
+        ({"WANDB_PROJECT": "a/b:c", "WANDB_MODE": "offline"}, "project name"),
+    ],
+)
+def test_a_tracker_that_does_not_start_is_a_fallback(config, tmp_path, monkeypatch, variables, named):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    environment = read_environment({"USE_WANDB": "true", **variables})
+    fallbacks = Fallbacks()
+    Tracker(config, environment, tmp_path, fallbacks=fallbacks)
+    (message,) = fallbacks
+    assert "wandb does not start" in message
+    assert named in message
+    assert "0123456789" not in message

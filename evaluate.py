@@ -33,6 +33,7 @@ from tool_aware.evaluation.scoring.baselines import baseline_predictions
 from tool_aware.evaluation.scoring.code_equality import same_syntax, same_syntax_or_output
 from tool_aware.paths import REPORT_HTML_NAME
 from tool_aware.secret_values import without_login
+from tool_aware.text import shortlist
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +86,7 @@ def print_plan(job: Job) -> None:
     test, config, options = job.test, job.config, job.options
     counts = {name: sum(row.tool == name for row in test.rows.values()) for name in config.toolbox.names}
     say(f"test rows   {len(test.rows)} of {test.total} in {test.path}")
-    say(f"            {', '.join(f'{name} {count}' for name, count in counts.items())}")
+    say(f"            {shortlist([f'{name} {count}' for name, count in counts.items()])}")
     say(f"base model  {config.model.name}, {config.quantization.kind}")
     endpoint = without_login(options.endpoint) if options.endpoint else None
     say(f"fine-tuned  {endpoint or options.predictions or options.model or job.adapter}")

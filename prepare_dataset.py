@@ -31,6 +31,7 @@ from tool_aware.console import Fallbacks, Progress, duration, heading, run, say,
 from tool_aware.manifest import write_manifest
 from tool_aware.paths import DATASET_REPORT_NAME, IMPORTED_CONFIG_NAME, PARAPHRASES_NAME
 from tool_aware.rows import SPLITS
+from tool_aware.text import shortlist
 
 if TYPE_CHECKING:
     from tool_aware.dataset.assembly import Collected
@@ -120,7 +121,7 @@ def plan(config: Config, environment: Environment, options: Options) -> str:
 
         rows.append(("paraphrases", f"{dataset.paraphrases} through {endpoint_of(environment).server.shown}"))
     shares = " / ".join(f"{name} {part:.0%}" for name, part in zip(SPLITS, dataset.splits, strict=True))
-    rows += [("tools", ", ".join(config.toolbox.names)), ("splits", shares)]
+    rows += [("tools", shortlist(config.toolbox.names)), ("splits", shares)]
     if dataset.splits_from:
         rows.append(("splits kept", f"those of {dataset.splits_from}/"))
     rows.append(("output", f"{dataset.dir}/  (seed {dataset.seed})"))

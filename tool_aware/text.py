@@ -25,6 +25,16 @@ def one_line(text: str) -> str:
     return _SPACE.sub(" ", text).strip()
 
 
+MOST_SHOWN = 12  # names of a list that is shown whole
+
+
+def shortlist(items: Sequence[str], most: int = MOST_SHOWN) -> str:
+    """Write items with commas; of more than `most`, their number and the first few."""
+    if len(items) <= most:
+        return ", ".join(items)
+    return f"{len(items)}: {', '.join(items[: most // 2])} and {len(items) - most // 2} more"
+
+
 def shortened(text: str, limit: int = EVIDENCE_CHARACTERS) -> str:
     """Return text cut at a word, short enough to be quoted in a sentence, with `...` where something is missing."""
     text = one_line(text).strip(" .?!")

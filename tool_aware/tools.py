@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from tool_aware.text import shortlist
 from tool_aware.tool_schema import normalised_schema
 
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # the names OpenAI, Mistral and vLLM all accept
@@ -117,5 +118,5 @@ class Toolbox:
     def problems(self, call: ToolCall) -> list[str]:
         """Return why `call` cannot be executed, in words; an empty list if it can."""
         if call.tool not in self:
-            return [f"unknown tool {call.tool!r}; the tools are {', '.join(self.names)}"]
+            return [f"unknown tool {call.tool!r}; the tools are {shortlist(self.names)}"]
         return self[call.tool].parameter_problems(call.parameters)

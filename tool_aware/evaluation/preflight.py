@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tool_aware.model.adapter import base_name_of, check_saved_adapter
 from tool_aware.model.base import check_model_available, same_model
 from tool_aware.paths import ADAPTER_CONFIG_NAME
 from tool_aware.prompt import load_tokenizer
+from tool_aware.text import MOST_SHOWN, shortlist
 
 
 def check_adapter(config: Config, adapter: Path) -> None:
@@ -71,9 +72,20 @@ def changed_tools(folder: Path, config: Config, *, stage: str) -> str | None:
     earlier = _definitions(manifest["config"]["tools"])
     now = _definitions(config.as_dict()["tools"])
     if list(earlier) != list(now):
-        return f"the tools {', '.join(earlier)}; the config lists {', '.join(now)}"
+        return (
+            f"the tools {shortlist([*earlier])}; the config lists {shortlist([*now])}{_first_difference(earlier, now)}"
+        )
     changed = [name for name in now if earlier[name] != now[name]]
-    return f"another definition of {', '.join(changed)} than the config has" if changed else None
+    return f"another definition of {shortlist(changed)} than the config has" if changed else None
+
+
+def _first_difference(earlier: Collection[str], now: Collection[str]) -> str:
+    """Name what only one of two long lists has; nothing where both are shown whole."""
+    if max(len(earlier), len(now)) <= MOST_SHOWN:
+        return ""
+    gone, new = ([name for name in names if name not in others] for names, others in ((earlier, now), (now, earlier)))
+    parts = [f"{shortlist(names)} {what}" for names, what in ((gone, "gone"), (new, "new")) if names]
+    return f" ({'; '.join(parts) or 'in another order'})"
 
 
 def _definitions(tools: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -87,7 +99,7 @@ def limitations(config: Config, test: TestSet, *, is_merged: bool) -> list[str]:
     asked_for = {row.tool for row in test.rows.values()}
     missing = [name for name in config.toolbox.names if name not in asked_for]
     if missing:
-        found.append(f"no test rows for {', '.join(missing)}: their figures are n/a")
+        found.append(f"no test rows for {shortlist(missing)}: their figures are n/a")
     folder = test.path.parent
     change = changed_tools(folder, config, stage="prepare_dataset")
     if change:

@@ -10,6 +10,7 @@ from tool_aware.evaluation.scoring.judgement import ERRORS
 from tool_aware.evaluation.scoring.metrics import Metrics
 from tool_aware.evaluation.scoring.significance import Comparison
 
+MOST_IN_MATRIX = 20  # tools
 RULE = "=" * 42
 
 
@@ -70,8 +71,24 @@ def per_tool_table(metrics: Metrics) -> str:
 
 def confusion_table(metrics: Metrics) -> str:
     """Write one system's confusion matrix: right tool down, chosen tool across, `invalid` last."""
+    if len(metrics.confusion) > MOST_IN_MATRIX:
+        return _confused_table(metrics)
     rows = [[tool, *map(str, counts)] for tool, counts in zip(metrics.labels, metrics.confusion, strict=False)]
     return table(["Right \\ chosen", *metrics.labels], rows)
+
+
+def _confused_table(metrics: Metrics) -> str:
+    """Write the pairs that are confused most, where the matrix has more columns than a line holds."""
+    cells = [
+        (right, chosen, count)
+        for right, counts in zip(metrics.labels, metrics.confusion, strict=False)
+        for chosen, count in zip(metrics.labels, counts, strict=True)
+        if count and right != chosen
+    ]
+    rows = sorted(cells, key=lambda cell: -cell[2])[:MOST_IN_MATRIX]
+    if not rows:
+        return "every row got its tool"
+    return table(["Right", "Chosen (most frequent errors)", "Rows"], rows)
 
 
 def errors_table(systems: Mapping[str, Metrics]) -> str:

@@ -16,76 +16,78 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConfusionCells:
-    """The cell of the confusion matrix that each row falls into; `one_hot` is (rows, tools * (tools + 1))."""
+    """The right and the chosen tool of each row, each as one-hot rows, shape (rows, tools).
 
-    one_hot: np.ndarray
-    tools: int
+    Of a resample only the sums of the matrix's rows, columns and diagonal are computed: with hundreds of tools the
+    matrices themselves would need gigabytes.
+    """
+
+    expected: np.ndarray
+    credited: np.ndarray  # a row that chose no tool (INVALID) is all zeros
 
     @classmethod
     def of(cls, judgements: Sequence[Judgement], tools: Sequence[str]) -> ConfusionCells:
-        """Mark each judgement's cell: its right tool down, its chosen tool (or INVALID, the last column) across."""
+        """Mark each judgement's right tool and its chosen tool."""
         import numpy as np
 
         columns = {name: index for index, name in enumerate([*tools, INVALID])}
-        cells = [columns[j.expected] * len(columns) + columns[j.credited] for j in judgements]
-        return cls(np.eye(len(tools) * len(columns), dtype=np.int64)[cells], len(tools))
+        marks = np.eye(len(columns))[:, : len(tools)]
+        expected, credited = ([columns[name] for name in names] for names in _names(judgements))
+        return cls(marks[expected], marks[credited])
 
     def matrix(self) -> list[list[int]]:
-        """Count the rows by right tool and chosen tool, shape (tools, tools + 1)."""
-        return self.one_hot.sum(0).reshape(self.tools, self.tools + 1).tolist()
+        """Count the rows by right tool and chosen tool, shape (tools, tools + 1), INVALID last."""
+        import numpy as np
+
+        invalid = 1 - self.credited.sum(1, keepdims=True)
+        counts = self.expected.T @ np.hstack([self.credited, invalid])
+        return counts.astype(int).tolist()
 
     def statistic(self, statistic: Statistic) -> Callable[[np.ndarray], np.ndarray]:
         """Return `statistic` as a function of the rows' weights: (..., rows) -> (...)."""
-        return lambda weights: statistic(self._weighted(weights))
+        return lambda weights: statistic(self._weighted(weights.astype(float)))
 
     def _weighted(self, weights: np.ndarray) -> ConfusionCounts:
-        counts = (weights @ self.one_hot).reshape(*weights.shape[:-1], self.tools, self.tools + 1)
-        return ConfusionCounts(counts.astype(float))
+        hits = self.expected * self.credited
+        return ConfusionCounts(weights @ hits, weights @ self.expected, weights @ self.credited)
+
+
+def _names(judgements: Sequence[Judgement]) -> tuple[list[str], list[str]]:
+    return [j.expected for j in judgements], [j.credited for j in judgements]
 
 
 @dataclass(frozen=True)
 class ConfusionCounts:
-    """One confusion matrix a resample, shape (..., tools, tools + 1), and figures of each of them, NaN if undefined.
+    """Counts of one confusion matrix a resample, each (..., tools), and its figures, NaN if undefined.
 
+    `hits` is the diagonal, `support` the rows that ask for a tool, `predicted` those that got it.
     F1 = 2 TP / (2 TP + FP + FN). Macro figures average over the tools that occur.
     """
 
-    counts: np.ndarray
-
-    @property
-    def _hits(self) -> np.ndarray:
-        import numpy as np
-
-        return np.diagonal(self.counts, axis1=-2, axis2=-1)  # (..., tools)
-
-    @property
-    def _support(self) -> np.ndarray:
-        return self.counts.sum(-1)  # (..., tools)
-
-    @property
-    def _predicted(self) -> np.ndarray:
-        return self.counts.sum(-2)[..., : self.counts.shape[-2]]  # (..., tools)
+    hits: np.ndarray
+    support: np.ndarray
+    predicted: np.ndarray
 
     def f1(self) -> np.ndarray:
         """Return the F1 of each tool, shape (..., tools)."""
         import numpy as np
 
-        support = self._support
+        support = self.support
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(support > 0, 2 * self._hits / (support + self._predicted), np.nan)
+            return np.where(support > 0, 2 * self.hits / (support + self.predicted), np.nan)
 
     def accuracy(self) -> np.ndarray:
         """Return the share of rows with the right tool, shape (...)."""
         import numpy as np
 
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self._hits.sum(-1) / self._support.sum(-1)
+            return self.hits.sum(-1) / self.support.sum(-1)
 
     def weighted_f1(self) -> np.ndarray:
         """Return the mean F1 weighted by the tools' rows, shape (...)."""
         import numpy as np
 
-        support = self._support
+        support = self.support
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.nansum(self.f1() * support, -1) / support.sum(-1)
 
@@ -94,14 +96,14 @@ class ConfusionCounts:
         import numpy as np
 
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self._macro(np.where(self._predicted > 0, self._hits / self._predicted, 0.0))
+            return self._macro(np.where(self.predicted > 0, self.hits / self.predicted, 0.0))
 
     def macro_recall(self) -> np.ndarray:
         """Return the mean recall, shape (...)."""
         import numpy as np
 
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self._macro(self._hits / self._support)
+            return self._macro(self.hits / self.support)
 
     def macro_f1(self) -> np.ndarray:
         """Return the mean F1, shape (...)."""
@@ -111,6 +113,6 @@ class ConfusionCounts:
         """Average (..., tools) over the tools that occur in the resample."""
         import numpy as np
 
-        support = self._support
+        support = self.support
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(support > 0, per_tool, 0.0).sum(-1) / (support > 0).sum(-1)

@@ -129,12 +129,21 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray
 
     Resamples in which it is undefined (NaN) are left out.
     """
+    return bootstrap_each(lambda weights: statistic(weights)[..., None], weights)[0]
+
+
+def bootstrap_each(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> list[Figure]:
+    """Estimate each column of `statistic`, which maps weights (..., rows) to values (..., columns)."""
     import numpy as np
 
     rows = weights.shape[-1]
-    value = float(statistic(np.ones(rows, dtype=weights.dtype)))
-    if np.isnan(value):
-        return NOT_AVAILABLE
+    values, resampled = statistic(np.ones(rows, dtype=weights.dtype)), statistic(weights)
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(statistic(weights), [tail, 100 - tail])
-    return Estimate(value, float(low), float(high), rows)
+    figures: list[Figure] = []
+    for value, drawn in zip(values.tolist(), resampled.T, strict=True):
+        if np.isnan(value):
+            figures.append(NOT_AVAILABLE)
+            continue
+        low, high = np.nanpercentile(drawn, [tail, 100 - tail])
+        figures.append(Estimate(value, float(low), float(high), rows))
+    return figures

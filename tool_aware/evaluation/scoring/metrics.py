@@ -13,6 +13,7 @@ from tool_aware.evaluation.scoring.intervals import (
     Estimate,
     Figure,
     bootstrap,
+    bootstrap_each,
     bootstrap_weights,
     f1_proportion,
     known,
@@ -164,15 +165,8 @@ def _average(estimate: Estimate, parts: Sequence[Figure]) -> Estimate:
 def _per_tool(
     judgements: Sequence[Judgement], tools: Sequence[str], cells: ConfusionCells, weights: np.ndarray, seed: int
 ) -> dict[str, ToolMetrics]:
-    metrics = {}
-    for number, tool in enumerate(tools):
-        f1 = bootstrap(cells.statistic(_f1_of(number)), weights)
-        metrics[tool] = _tool_metrics(tool, judgements, f1, seed)
-    return metrics
-
-
-def _f1_of(number: int) -> Statistic:
-    return lambda counts: counts.f1()[..., number]
+    over_groups = bootstrap_each(cells.statistic(ConfusionCounts.f1), weights)
+    return {tool: _tool_metrics(tool, judgements, f1, seed) for tool, f1 in zip(tools, over_groups, strict=True)}
 
 
 def _tool_metrics(tool: str, judgements: Sequence[Judgement], f1_over_groups: Figure, seed: int) -> ToolMetrics:

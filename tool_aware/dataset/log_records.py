@@ -20,6 +20,7 @@ from typing import Any
 from tool_aware.config.data_sections import DatabaseSection, FiltersSection
 from tool_aware.console import UserError
 from tool_aware.dataset.log_findings import LogFindings
+from tool_aware.dataset.redaction import Redactor
 
 # What exports write for a missing value: psql and MySQL (\N), pandas (nan, NaT, <NA>), R (NA), Python, JavaScript.
 NULL_WORDS = frozenset(("", "null", "none", "nan", "nat", "na", "n/a", "<na>", "(null)", "nil", "undefined", "\\n"))
@@ -47,6 +48,7 @@ _EPOCH_UNITS = ((10**8, 1), (10**11, 10**3), (10**14, 10**6), (10**17, 10**9))
 _EPOCH_END = 10**20
 _EPOCH = datetime(1970, 1, 1)
 _SHOWN_CHARACTERS = 40
+_REDACTED_CHARACTERS = 400  # in a row of shifted columns a value can be anything, secrets included
 _LARGEST_ID = 10**30
 
 
@@ -187,7 +189,7 @@ def id_of(value: Any) -> str | None:
 
 
 def _problem(field: str, value: object, wanted: str) -> FieldProblem:
-    shown = ascii(value)
+    shown = ascii(Redactor().redact(value[:_REDACTED_CHARACTERS]) if isinstance(value, str) else value)
     if len(shown) > _SHOWN_CHARACTERS:
         shown = f"{shown[:_SHOWN_CHARACTERS]}..."
     return FieldProblem(f"unreadable_{field}", f"{field} {shown} {wanted}")

@@ -21,11 +21,12 @@ from psycopg2.extras import execute_values
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.settings import Config
-from tool_aware.console import UserError
+from tool_aware.console import Fallbacks, UserError
 from tool_aware.dataset.curation import curate
 from tool_aware.dataset.log_files import read_log_file
 from tool_aware.dataset.log_findings import LogFindings
 from tool_aware.dataset.log_records import LogRecord
+from tool_aware.dataset.logged import read_log
 from tool_aware.dataset.newest_first import newest_first
 from tool_aware.dataset.query_log import read_query_log
 from tool_aware.demo.postgres_server import embedded_postgres
@@ -419,3 +420,20 @@ def test_what_tools_are_called_now_is_taken_from_the_config(tmp_path: Path, conf
     assert result.unknown_tools == {"search": 3}
     settings = config.database.model_copy(update={"tool_names": {"search": "web_search"}})
     assert {record.tool for record in read_log_file(path, settings)} == {"web_search"}
+
+
+@pytest.mark.parametrize("kind", ["integer", "uuid", "text"])
+def test_sessions_of_any_type_reach_the_rows_as_one_group_each(
+    kind: str, config: Config, environment: Environment, execute: Any
+) -> None:
+    execute(table_of(session_id=kind))
+    sessions = {"uuid": "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'"}.get(kind, "'7'")
+    for number, topic in enumerate(("lease for Antwerp", "payroll dates of May", "price list of pens"), start=1):
+        values = VALUES | {"id": str(number), "query_text": f"'where is our {topic}'", "session_id": sessions}
+        execute(f"INSERT INTO query_logs VALUES ({', '.join(values.values())})")
+    fallbacks = Fallbacks()
+    curated = read_log(config, environment, fallbacks)
+    assert curated is not None
+    assert len(curated.rows) == 3
+    assert len({row.metadata["group"] for row in curated.rows}) == 1
+    assert not list(fallbacks)

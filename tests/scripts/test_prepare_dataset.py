@@ -388,6 +388,30 @@ def test_imported_messages_can_be_trained_with_the_config_written_beside_them(tm
     assert "imported.yaml" in read_manifest(data)["outputs"]
 
 
+def test_what_an_import_leaves_out_is_named_and_in_the_manifest(tmp_path: Path) -> None:
+    things = ("umbrella", "coat", "sledge", "kite", "boat", "picnic", "barbecue", "harvest", "match", "parade")
+    days = ("is today the day for", "what about tomorrow and", "how windy will Sunday be for")
+    queries = [f"{day} my {thing}, number {at * 37}" for day in days for at, thing in enumerate(things)]
+    lines = [json.dumps(weather_call(query, f"City{at}")) for at, query in enumerate(queries)]
+    lines += ["{oops", '{"messages": null}', '{"a": 1}']
+    source = tmp_path / "calls.jsonl"
+    source.write_text("\n".join(lines))
+    data = tmp_path / "data"
+    result = prepare("--import", str(source), folder=data)
+    assert result.returncode == 0, result.stderr
+    assert "30 rows taken over, 3 left out" in result.stderr
+    assert "line 31: is not JSON" in result.stderr
+    assert "line 32: messages" in result.stderr
+    counts = read_manifest(data)["counts"]
+    assert sum(counts["log_rejected"].values()) == 3
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.write_text("\n".join(lines[30:]))
+    result = prepare("--import", str(nothing), folder=tmp_path / "other")
+    assert result.returncode == 2
+    assert "no row could be taken over" in result.stderr
+    assert not list((tmp_path / "other").glob("*"))
+
+
 def test_an_import_too_small_to_split_says_what_to_do_and_leaves_nothing_behind(tmp_path: Path) -> None:
     source = tmp_path / "calls.jsonl"
     items = [weather_call("is it windy in Kiel", "Kiel"), weather_call("shall I take a coat to Bari", "Bari")]

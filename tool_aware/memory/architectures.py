@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,8 +10,12 @@ from typing import Any
 
 from tool_aware.console import UserError
 from tool_aware.model.adapter import MLP_LINEARS
+from tool_aware.model.model_folder import model_settings, refuse_other_families
 from tool_aware.paths import MODEL_CONFIG_NAME
 
+_MISTRAL_KV_HEADS = 8  # transformers' default, where config.json does not say
+_LARGEST_SIZE = 2**24  # of any width, depth or vocabulary: far beyond those of any model
+_AGAIN = "download the model again"
 NOMINAL_BILLIONS = 7.0  # what `--model-size` calls Mistral-7B, whose exact count is 7.24 billion
 
 
@@ -154,7 +157,9 @@ def find_architecture(model_name: str) -> Architecture:
     folder = Path(model_name) if Path(model_name).is_dir() else cached_snapshot(model_name)
     config_file = folder / MODEL_CONFIG_NAME if folder else None
     if config_file is not None and config_file.is_file():
-        return architecture_from_config(_read_object(config_file), name=model_name)
+        settings = model_settings(config_file.parent)
+        refuse_other_families(settings, str(config_file))
+        return architecture_from_config(settings, name=model_name)
     if model_name.lower() in PRESETS:
         return PRESETS[model_name.lower()]
     base_name = model_name.rpartition("/")[2].lower()
@@ -167,16 +172,6 @@ def find_architecture(model_name: str) -> Architecture:
             fix=f"name a local folder, download the model first, or use --model with one of {', '.join(PRESETS)}",
         )
     return PRESETS[preset]
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"is not JSON: {error}", where=str(path), fix="download the model again") from error
-    if not isinstance(values, dict):
-        raise UserError("holds no settings of a model", where=str(path), fix="download the model again")
-    return values
 
 
 def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
@@ -201,21 +196,32 @@ def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Archite
     would be estimated wrongly.
     """
     keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    missing = [key for key in keys if not isinstance(values.get(key), int)]
+    where = f"model.name: {name}"
+    missing = [key for key in keys if values.get(key) is None]
     if missing:
-        raise UserError(f"its config.json lacks {', '.join(missing)}", where=f"model.name: {name}")
+        raise UserError(f"its config.json lacks {', '.join(missing)}", where=where, fix=_AGAIN)
     sizes = {key: values.get(key) for key in (*keys, "num_key_value_heads", "head_dim")}
-    wrong = [f"{key} {size}" for key, size in sizes.items() if size is not None and not _is_size(size)]
+    wrong = [f"{key} {size!r}" for key, size in sizes.items() if size is not None and not _is_size(size)]
+    if not isinstance(values.get("tie_word_embeddings", False), bool):
+        wrong.append(f"tie_word_embeddings {values['tie_word_embeddings']!r}")
     if wrong:
-        raise UserError(f"its config.json has {', '.join(wrong)}", where=f"model.name: {name}")
+        raise UserError(f"its config.json has {', '.join(wrong)[:200]}", where=where, fix=_AGAIN)
     heads = values["num_attention_heads"]
+    kv_heads = values.get("num_key_value_heads", _MISTRAL_KV_HEADS if values.get("model_type") == "mistral" else heads)
+    kv_heads = kv_heads or heads
+    width = values["hidden_size"]
+    if heads % kv_heads or (not values.get("head_dim") and width % heads):
+        what = (
+            f"its config.json has {heads} heads, {kv_heads} of keys and values and hidden_size {width}: not divisible"
+        )
+        raise UserError(what, where=where, fix=_AGAIN)
     return Architecture(
         name=name,
         layers=values["num_hidden_layers"],
         hidden=values["hidden_size"],
         intermediate=values["intermediate_size"],
         heads=heads,
-        kv_heads=values.get("num_key_value_heads") or heads,
+        kv_heads=kv_heads,
         head_dim=values.get("head_dim") or values["hidden_size"] // heads,
         vocabulary=values["vocab_size"],
         ties_embeddings=bool(values.get("tie_word_embeddings", False)),
@@ -224,4 +230,4 @@ def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Archite
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIZE

@@ -44,12 +44,7 @@ def check_model_folder(folder: Path, where: str) -> dict[str, StoredTensor]:
     if not isinstance(settings.get("model_type"), str):
         fix = 'download it again, or add the family, for example "model_type": "mistral"'
         raise UserError("has no model_type", where=config, fix=fix)
-    architectures = settings.get("architectures") or []
-    if not isinstance(architectures, list):
-        raise UserError(f"architectures is {architectures!r:.60}, not a list", where=config, fix="download it again")
-    if architectures and not any(str(name).endswith(_WRITES_TEXT) for name in architectures):
-        what = f"is a {architectures[0]}, which writes no text"
-        raise UserError(what, where=config, fix="name a model for causal language modelling, such as Mistral or Llama")
+    refuse_other_families(settings, config)
     tensors = None
     if method := _quantised_with(settings) or _packed_kind(tensors := stored_tensors(folder)):
         raise UserError(
@@ -63,6 +58,19 @@ def check_model_folder(folder: Path, where: str) -> dict[str, StoredTensor]:
         what = f"names {layers:,} layers, but the files have {len(tensors):,} tensors in all"
         raise UserError(what, where=config, fix="download the model again")
     return tensors
+
+
+def refuse_other_families(settings: Mapping[str, Any], config: str) -> None:
+    """Raise UserError if the settings are those of a model that writes no text, or not by a decoder alone."""
+    architectures = settings.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise UserError(f"architectures is {architectures!r:.60}, not a list", where=config, fix="download it again")
+    if architectures and not any(str(name).endswith(_WRITES_TEXT) for name in architectures):
+        what = f"is a {architectures[0]}, which writes no text"
+        raise UserError(what, where=config, fix="name a model for causal language modelling, such as Mistral or Llama")
+    if settings.get("is_encoder_decoder"):
+        what = "is of an encoder-decoder model, which is built otherwise"
+        raise UserError(what, where=config, fix="name a decoder-only model, such as Mistral or Llama")
 
 
 def _no_model(folder: Path, where: str) -> UserError:

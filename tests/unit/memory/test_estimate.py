@@ -396,3 +396,28 @@ def test_the_stated_errors_of_the_expected_time_are_those_of_the_measured_steps(
     assert f"{len(errors)} steps" in MEASURED_ON
     assert MEAN_ERROR_PERCENT - 1 <= mean <= MEAN_ERROR_PERCENT
     assert WORST_ERROR_PERCENT - 1 <= worst <= WORST_ERROR_PERCENT
+
+
+ODD_SIZES = {
+    "a text": ({"hidden_size": "4096"}, "has hidden_size '4096'"),
+    "null": ({"hidden_size": None}, "lacks hidden_size"),
+    "a fraction": ({"hidden_size": 64.0}, "has hidden_size 64.0"),
+    "true": ({"hidden_size": True}, "has hidden_size True"),
+    "a billion": ({"num_hidden_layers": 10**9}, "has num_hidden_layers 1000000000"),
+    "no heads": ({"num_attention_heads": 0}, "has num_attention_heads 0"),
+    "not divisible": ({"num_key_value_heads": 3}, "not divisible"),
+    "a word": ({"tie_word_embeddings": "false"}, "has tie_word_embeddings 'false'"),
+    "an encoder": ({"architectures": ["BertForMaskedLM"]}, "writes no text"),
+    "both": ({"is_encoder_decoder": True}, "encoder-decoder"),
+    "no list": ({"architectures": "MistralForCausalLM"}, "not a list"),
+}
+
+
+@pytest.mark.parametrize(("values", "expected"), ODD_SIZES.values(), ids=ODD_SIZES)
+def test_odd_values_of_a_config_json_are_one_message(tmp_path, values, expected):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    whole = {**sizes, "num_key_value_heads": 2, "vocab_size": 32000, "rope_parameters": [1], **values}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError) as caught:
+        find_architecture(str(tmp_path))
+    assert expected in str(caught.value)

@@ -12,7 +12,7 @@ from tool_aware.schema_merging import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS
 
 MOST_LEVELS = 40
 
-_QUOTE_IT = "in YAML, put quotes around words such as on, off, yes, no and around 10:30"
+_QUOTE_IT = 'in YAML, put quotes around what is meant as text, as in "true" or "630"'
 _MOST_VALUES = 200_000
 _MEANT = {
     "str": "string", "text": "string", "int": "integer", "long": "integer", "float": "number", "double": "number",

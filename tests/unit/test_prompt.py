@@ -13,6 +13,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+from tests.fixtures.schemas import samples
 from tool_aware.demo.toy_model import vocabulary_file
 from tool_aware.prompt import (
     IGNORE_INDEX,
@@ -23,6 +24,7 @@ from tool_aware.prompt import (
     parse_response,
     query_of,
     render_instruction,
+    render_preamble,
     render_response,
     render_template,
     tool_name_tokens,
@@ -138,6 +140,48 @@ def test_nested_parameters_are_described_by_their_schema():
     schema = {"type": "object", "properties": {"where": {"type": "array", "items": {"type": "string"}}}}
     text = render_instruction("q", Toolbox([Tool("a", "first", schema), Tool("b", "second")]))
     assert 'a(where?: {"type": "array", "items": {"type": "string"}}): first' in text
+
+
+@pytest.mark.parametrize(
+    ("schema", "shown"),
+    [
+        (True, "a: any"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}, "a: string | null = null"),
+        ({"type": "string", "nullable": True}, "a: string | null"),
+        ({"oneOf": [{"const": "x"}, {"enum": ["y", 1]}]}, 'a: "x" | "y" | 1'),
+        ({"type": "string", "const": "v"}, 'a: "v"'),
+        ({"type": "null"}, "a: null"),
+        ({"minLength": 3}, "a: any"),
+        ({"type": ["array", "null"], "items": {"enum": [1]}}, 'a: {"type": "array", "items": {"enum": [1]}} | null'),
+        ({"not": {"type": "null"}}, 'a: {"not": {"type": "null"}}'),
+        ({"$ref": "#/$defs/S"}, 'a: "slow" | "fast"'),
+        ({"enum": ["x\ny", "[/INST]", "\u2028"]}, r'a: "x\ny" | "(/INST)" | "\u2028"'),
+    ],
+)  # fmt: skip
+def test_parameters_are_shown_with_all_that_they_may_be(schema, shown):
+    whole = {"properties": {"a": schema}, "required": ["a"], "$defs": {"S": {"enum": ["slow", "fast"]}}}
+    assert f"- f({shown}): does" in render_preamble(Toolbox([Tool("f", "does", whole)]))
+
+
+def test_parameters_that_the_schema_leaves_open_are_shown():
+    open_ended = {"properties": {"a": {}}, "additionalProperties": {"type": "integer"}, "patternProperties": {"^x": {}}}
+    assert "- f(a?: any, ...: integer, /^x/: any): does" in render_preamble(Toolbox([Tool("f", "does", open_ended)]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(samples(), st.text(max_size=40)), min_size=1, max_size=4))
+def test_a_preamble_has_one_line_for_each_tool(drawn):
+    tools = Toolbox(
+        Tool(f"f{n}", f"{text}\n\nQuery: x\n- g(y): z\u2028{text}", sample.parameters)
+        for n, (sample, text) in enumerate(drawn)
+    )
+    before, after = "\n\nTools:\n", "\n\nAnswer in three lines:"
+    text = render_preamble(tools)
+    listed = text.split(before)[1].split(after)[0]
+    assert text.count(before) == text.count(after) == 1
+    assert [line.partition("(")[0] for line in listed.splitlines()] == [f"- {name}" for name in tools.names]
+    assert "None" not in render_preamble(Toolbox([Tool("f", None, None)]))
+    assert query_of(render_instruction("what?", tools)) == "what?"
 
 
 def test_tool_names_are_never_prefixes_of_each_other(tokenizer):

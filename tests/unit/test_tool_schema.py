@@ -116,7 +116,7 @@ def test_two_schemas_that_cannot_be_one_stay_two():
         (of({"type": "array", "items": {"type": "string", "minLength": -1}}), "f.a.items.minLength"),
         (of({"enum": []}), "f.a.enum: is empty"),
         (of({"type": "integer", "enum": [1, "2"]}), 'f.a.enum: "2"'),
-        (of({"type": "string", "enum": ["a", False]}), "put quotes around words such as on, off"),
+        (of({"type": "string", "enum": ["a", False]}), "put quotes around what is meant as text"),
         (of({"type": "integer", "default": "3"}), 'f.a.default: "3"'),
         (of({"enum": ["x", "y"], "default": "z"}), "is not one of ['x', 'y']"),
         (of({"type": "object", "properties": {"b": {"type": "string", "default": 1}}}), "f.a.b.default"),

@@ -199,3 +199,28 @@ def test_nonsense_in_the_environment_is_named(variables):
 def test_a_config_holds_nothing_secret(config, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert "hf_secret" not in str(config.as_dict())
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tools.0.description=null", "is empty; say in a sentence what the tool does"),
+        ("tools.0.description=''", "is empty; say in a sentence what the tool does"),
+        ("tools.0.name=true", "tools.0.name"),
+        ("tools.0.name=wetter_für", "must match"),
+        ("tools.0.parameters=[]", "rag_retrieval: parameters are a list"),
+        ("tools.0.parameters={properties: {a: {enum: [true, x], type: string}}}", "rag_retrieval.a.enum: true"),
+        ("tools.0.parameters={properties: {a: {default: true, type: string}}}", "put quotes around what"),
+        ("tools.0.parameters={properties: {a: {$ref: '#/$defs/X'}}}", "names nothing in this schema"),
+    ],
+)  # fmt: skip
+def test_a_tool_that_cannot_be_used_is_refused_with_the_reason(override, words):
+    message = problems_of(SHIPPED, override)
+    assert words in message
+    assert "1 problem in" in message
+
+
+@pytest.mark.parametrize("parameters", ["null", "{}", "{properties: {a: {type: [string, null]}}}"])
+def test_parameters_that_are_none_or_lack_their_type_are_of_type_object(parameters):
+    config = load_config(SHIPPED, [f"tools.0.parameters={parameters}"])
+    assert config.toolbox["rag_retrieval"].parameters["type"] == "object"

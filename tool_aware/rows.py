@@ -77,17 +77,30 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
         if found:
             problems += [f"{where}: {problem}" for problem in found]
             continue
-        instruction, was_wrapped = unwrap_instruction(item["instruction"])
+        row, was_wrapped, was_respelled = _as_read(item)
+        rows.append(row)
         unwrapped += was_wrapped
-        call = parse_response(item["response"]).call
-        assert call is not None  # `row_problems` checked it
-        response = render_response(call)
-        respelled += response != item["response"]
-        details = {"source": "custom", "tool": call.tool, **_tidied(item.get("metadata") or {})}
-        rows.append(Row(instruction, response, details))
+        respelled += was_respelled
     if problems:
         raise UserError(listing(problems, "problem"), fix="correct these rows (docs/FORMATS.md shows a good one)")
     return LoadedRows(rows, sha256_of(path), unwrapped, respelled, _stored_as(path))
+
+
+def row_of(item: object, tools: Toolbox) -> Row | None:
+    """Return one row as `load_rows` reads it from a file; None if it is malformed."""
+    if not isinstance(item, dict) or any(row_problems(item, tools)):
+        return None
+    return _as_read(item)[0]
+
+
+def _as_read(item: Mapping[str, Any]) -> tuple[Row, bool, bool]:
+    """Return a well-formed item as a row, and whether it was unwrapped and respelled."""
+    instruction, was_wrapped = unwrap_instruction(item["instruction"])
+    call = parse_response(item["response"]).call
+    assert call is not None, "`row_problems` checked it"
+    response = render_response(call)
+    details = {"source": "custom", "tool": call.tool, **_tidied(item.get("metadata") or {})}
+    return Row(instruction, response, details), was_wrapped, response != item["response"]
 
 
 def row_objects(path: Path) -> Iterator[dict[str, Any]]:

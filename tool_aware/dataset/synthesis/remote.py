@@ -10,19 +10,19 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tool_aware.chat_server import ChatServer, chat_reply
 from tool_aware.config.environment import Environment
-from tool_aware.console import UserError
+from tool_aware.console import UserError, warn
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.similarity import nearest
 from tool_aware.dataset.synthesis.programs import problem_of_program
+from tool_aware.files import checked_as
 from tool_aware.prompt import parse_response, render_instruction, render_response
-from tool_aware.rows import Row
-from tool_aware.text_files import json_lines, lone_surrogate, parse_json
+from tool_aware.rows import Row, row_of
+from tool_aware.text_files import json_lines, parse_json, unusable
 from tool_aware.tools import Toolbox, ToolCall
 
 GATES = ("format", "schema", "code", "round_trip", "near_duplicate")
@@ -105,11 +105,13 @@ def paraphrase(
 
     `known` are queries that no new row may nearly repeat. Requests that the journal has are not sent again.
     """
-    done = _read_journal(journal)
+    done = _read_journal(journal, tools)
     rows: list[Row] = []
     stopped: Counter[str] = Counter(dict.fromkeys(GATES, 0))
     candidates = requests = 0
+    is_cut = journal.is_file() and not journal.read_bytes().endswith(b"\n")
     with journal.open("a", encoding="utf-8") as file:
+        file.write("\n" if is_cut else "")
         for source in sources:
             if len(rows) >= wanted:
                 break
@@ -117,37 +119,56 @@ def paraphrase(
             if outcome is None:
                 outcome = _ask(source, [*known, *(row.query for row in rows)], tools, chat)
                 requests += 1
-                file.write(json.dumps(outcome, ensure_ascii=False) + "\n")
+                file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            rows += [Row(**row) for row in outcome["rows"]]
-            candidates += outcome["candidates"]
-            stopped.update(outcome["stopped"])
+            rows += outcome.rows
+            candidates += outcome.candidates
+            stopped.update(outcome.stopped)
             progress(len(rows))
     return Paraphrases(rows[:wanted], candidates, dict(stopped), requests)
 
 
-def _read_journal(journal: Path) -> dict[str, dict[str, Any]]:
-    """Return finished requests by source query; a line that a crash or an edit has broken is asked again."""
-    if not journal.is_file():
-        return {}
-    lines = [line.value for line in json_lines(journal) if line.problem is None]
-    return {outcome["source"]: outcome for outcome in lines if _is_outcome(outcome)}
+@dataclass(frozen=True)
+class _Outcome:
+    """One finished request, a line of the journal: candidates, those stopped at each gate, and rows that passed."""
+
+    source: str  # its query
+    candidates: int
+    stopped: dict[str, int]
+    rows: list[Row]
 
 
-def _is_outcome(value: object) -> bool:
-    if not isinstance(value, dict) or lone_surrogate(value):
-        return False
-    counts = value.get("stopped")
-    if not isinstance(value.get("source"), str) or not isinstance(counts, dict) or not counts.keys() <= set(GATES):
-        return False
-    numbers, rows = [value.get("candidates"), *counts.values()], value.get("rows")
-    if not all(type(number) is int for number in numbers) or not isinstance(rows, list):
-        return False
-    return all(isinstance(row, dict) and row.keys() == {"instruction", "response", "metadata"} for row in rows)
+def _read_journal(journal: Path, tools: Toolbox) -> dict[str, _Outcome]:
+    """Return finished requests by source query; damaged lines, as a crash leaves them, are asked again."""
+    done: dict[str, _Outcome] = {}
+    damaged = []
+    for line in json_lines(journal) if journal.is_file() else ():
+        if outcome := _outcome(line.value, tools):
+            done[outcome.source] = outcome
+        else:
+            damaged.append(str(line.number))
+    if damaged:
+        warn(f"{journal}: not finished requests, so these are sent again: line {', '.join(damaged)}")
+    return done
 
 
-def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat) -> dict[str, Any]:
+def _outcome(value: object, tools: Toolbox) -> _Outcome | None:
+    """Return a line of the journal; None if it is damaged, or has rows that do not fit the tools."""
+    if unusable(value) or not isinstance(value, dict) or not isinstance(value.get("rows"), list):
+        return None
+    rows = [row_of(item, tools) for item in value["rows"]]
+    if None in rows:
+        return None
+    try:
+        outcome = checked_as({**value, "rows": []}, _Outcome, where="")
+    except UserError:
+        return None
+    is_counted = min((outcome.candidates, *outcome.stopped.values())) >= 0 and outcome.stopped.keys() <= set(GATES)
+    return replace(outcome, rows=[row for row in rows if row]) if is_counted else None
+
+
+def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat) -> _Outcome:
     prompt = _REQUEST.format(count=PARAPHRASES_PER_REQUEST, instruction=source.instruction, response=source.response)
     rows: list[Row] = []
     stopped: Counter[str] = Counter()
@@ -163,12 +184,7 @@ def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat) -> dict[
             stopped[gate] += 1
         else:
             rows.append(row)
-    return {
-        "source": source.query,
-        "candidates": candidates,
-        "stopped": dict(stopped),
-        "rows": [asdict(row) for row in rows],
-    }
+    return _Outcome(source.query, candidates, dict(stopped), rows)
 
 
 def _candidates(text: str) -> Iterator[object]:
@@ -183,9 +199,9 @@ def _candidates(text: str) -> Iterator[object]:
 
 def _as_row(candidate: object, source: Row, tools: Toolbox) -> Row | None:
     """Return a candidate as a row; None if it fails the format gate: a text query and a valid call of the same tool."""
-    if not isinstance(candidate, dict) or not isinstance(candidate.get("query"), str) or not candidate["query"].strip():
+    if unusable(candidate) or not isinstance(candidate, dict):
         return None
-    if lone_surrogate(candidate) or not _is_finite(candidate):  # neither can be written
+    if not isinstance(candidate.get("query"), str) or not candidate["query"].strip():
         return None
     parameters, reasoning = candidate.get("parameters"), candidate.get("reasoning")
     if candidate.get("tool") != source.tool or not isinstance(parameters, dict) or not isinstance(reasoning, str):
@@ -198,14 +214,6 @@ def _as_row(candidate: object, source: Row, tools: Toolbox) -> Row | None:
     details = {key: source.metadata[key] for key in copied if key in source.metadata}
     instruction = render_instruction(" ".join(candidate["query"].split()), tools)
     return Row(instruction, render_response(call), {"source": "paraphrase", **details})
-
-
-def _is_finite(value: object) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        return False
-    return True
 
 
 def _first_closed_gate(row: Row, known: Iterable[str], tools: Toolbox, chat: Chat) -> str | None:

@@ -170,7 +170,7 @@ def adapter_config(world: World) -> Kind:
     def read() -> int:
         from tool_aware.model.adapter import with_lora_of
 
-        with_lora_of(path.parent, world.config)
+        with_lora_of(path.parent, load_config(REPOSITORY / "config.yaml", [f"model.name={world.folder / 'base'}"]))
         return dry_evaluation(world)
 
     return Kind(path, path.read_bytes(), mutated_json, read)
@@ -332,6 +332,20 @@ def read_log_of(world: World, path: Path) -> Callable[[], int]:
     return read
 
 
+QUERIES = (
+    "will it rain in Oslo",
+    "do I need an umbrella today",
+    "how hot does Cairo get",
+    "wind on the coast tomorrow",
+    "snow in the Alps?",
+    "is the sky clear tonight",
+    "forecast for my trip to Lima",
+    "frost warning for growers",
+    "humidity right now",
+    "could we have the picnic on Sunday",
+    "storm coming?",
+    "best day for drying laundry",
+)
 WEATHER = {"type": "function", "function": {
     "name": "get_weather", "description": "Weather of a city",
     "parameters": {"type": "object", "required": ["city"], "properties": {
@@ -343,7 +357,7 @@ def imported_messages(world: World) -> Kind:
     path = world.folder / "messages.jsonl"
     items = [
         {"messages": [
-            {"role": "system", "content": "Be brief."}, {"role": "user", "content": f"is it cold in place {number}?"},
+            {"role": "system", "content": "Be brief."}, {"role": "user", "content": QUERIES[number]},
             {"role": "assistant", "content": None, "tool_calls": [
                 {"id": "1", "type": "function",
                  "function": {"name": "get_weather", "arguments": f'{{"city": "C{number}"}}'}}]},
@@ -363,7 +377,7 @@ def bfcl_questions(world: World, *, damages_answers: bool) -> Kind:
     }
     function = {"name": "weather.get", "description": "Weather", "parameters": parameters}
     questions = [
-        {"id": f"simple_{number}", "question": [[{"role": "user", "content": f"is it cold in place {number}"}]],
+        {"id": f"simple_{number}", "question": [[{"role": "user", "content": QUERIES[number]}]],
          "function": [function]} for number in range(12)
     ]  # fmt: skip
     truths = [
@@ -388,9 +402,11 @@ def small_config(world: World) -> Kind:
     """A config of which most is damaged, and all of it is used: the prompt, the schemas, the plan."""
     path = world.folder / "small.yaml"
     values = {
-        "model": {"name": "mistral-7b", "max_seq_length": 512},
-        "tools": [{"name": "get_weather", "description": "Weather of a city", "examples": ["is it cold in Oslo?"],
-                   "parameters": WEATHER["function"]["parameters"]}],
+        "model": {"name": "mistral-7b-v0.2", "max_seq_length": 512},
+        "tools": [{"name": "get_weather", "description": "Weather of a city",
+                   "examples": [{"query": "is it cold in Oslo?", "parameters": {"city": "Oslo"}}],
+                   "parameters": WEATHER["function"]["parameters"]},
+                  {"name": "direct_chat", "description": "Talk"}],
     }  # fmt: skip
 
     def read() -> int:

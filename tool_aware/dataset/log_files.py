@@ -191,7 +191,7 @@ def _parquet(path: Path, settings: DatabaseSection) -> _Source:
     try:
         with ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"is not Parquet: {error}", where=str(path), fix="copy or export it again") from error
     wanted = [column for column in settings.columns.model_dump().values() if column in columns]
     return _Source(columns, _parquet_rows(path, wanted), "row ")
@@ -210,7 +210,7 @@ def _parquet_rows(path: Path, wanted: list[str]) -> Iterator[LoggedRow]:
                 for index in range(batch.num_rows):
                     number += 1
                     yield _parquet_row(number, {name: values[index] for name, values in columns.items()})
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         what = f"cannot be read behind row {number}: {error}"
         raise UserError(what, where=str(path), fix="copy or export it again") from error
 

@@ -158,7 +158,7 @@ def _outcome(value: object, tools: Toolbox) -> _Outcome | None:
     if unusable(value) or not isinstance(value, dict) or not isinstance(value.get("rows"), list):
         return None
     rows = [row_of(item, tools) for item in value["rows"]]
-    if None in rows:
+    if None in rows or type(value.get("candidates")) is not int:
         return None
     try:
         outcome = checked_as({**value, "rows": []}, _Outcome, where="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import json
 import random
 import re
@@ -29,6 +30,7 @@ from tool_aware.dataset.logged import read_log
 
 CASES = REPOSITORY / "tests" / "cases" / "logs_exports"
 GOOD = {"query_text": "where is our lease", "tool_used": "rag_retrieval", "success": True, "result_quality": 0.9}
+WITH_BROKEN_NAME = (CASES / "good.parquet").read_bytes().replace(b"query_text", b"query_te\xa2t")
 HEADER = "query_text,tool_used,success,result_quality,timestamp,session_id,error_message"
 
 
@@ -138,6 +140,7 @@ def test_the_content_says_what_a_file_is(name: str, content: bytes, tmp_path: Pa
         ("log.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
         ("log.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
         ("log.parquet", b"PAR1 and then nothing", "is not Parquet"),
+        ("log.parquet", WITH_BROKEN_NAME, "is not Parquet"),
         ("log.parquet", b"something else", "is not Parquet"),
         ("log.xlsx", b"PK\x03\x04....", "is a spreadsheet"),
         ("log.db", b"SQLite format 3\x00", "is a SQLite database"),
@@ -187,6 +190,24 @@ def test_times_beyond_what_python_holds_cost_their_row(tmp_path: Path, config: C
     records = list(read_log_file(tmp_path / "log.parquet", config.database, findings))
     assert [record.query for record in records] == ["d", "c", "a"]
     assert findings.bad == {"unreadable_row": 1}
+
+
+def test_mutated_exports_are_read_or_refused(tmp_path: Path, config: Config) -> None:
+    random_ = random.Random(11)
+    tokens = (b'"', b"\n", b"\x00", b"{", b"[", b",", b";", b"\\", b"\xff\xfe", b"NaN", b"1e999", b"\r",
+              b"\x1f\x8b", b"[[" * 300)  # fmt: skip
+    cases = sorted(CASES.iterdir())
+    for _ in range(150):
+        case = random_.choice(cases)
+        content = bytearray(case.read_bytes())
+        for _ in range(random_.choice((1, 2, 9))):
+            at = random_.randrange(len(content))
+            length = random_.choice((0, 1, 50))
+            content[at : at + length] = random_.choice((*tokens, random_.randbytes(1), b""))
+        path = tmp_path / case.name
+        path.write_bytes(content)
+        with contextlib.suppress(UserError):
+            read(path, config)
 
 
 # ---- broken rows ----------------------------------------------------------------------------------------

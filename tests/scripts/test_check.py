@@ -59,7 +59,7 @@ def test_check_names_a_model_it_does_not_know_and_goes_on(script):
     [
         ("lora.target_modules=[foo]", "adapter", "no linear layer 'foo'"),
         ("model.name=someone/unheard-of", "model", "no built-in preset"),
-        ("dataset.dir={folder}", "data", "train.json: is not JSON"),
+        ("dataset.dir={folder}", "data", "train.json:1: is not JSON"),
     ],
 )
 def test_what_is_wrong_with_the_config_is_a_line_of_the_json_under_its_own_name(script, tmp_path, setting, name, words):

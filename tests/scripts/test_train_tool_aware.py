@@ -78,7 +78,9 @@ def test_a_run_leaves_every_file_the_readme_lists(train):
 def test_a_dry_run_prints_the_plan_and_loads_no_weights(train, tiny_model_dir, tmp_path):
     model = tmp_path / "no_weights"
     shutil.copytree(tiny_model_dir, model)
-    (model / "model.safetensors").write_bytes(b"not weights")
+    weights = (tiny_model_dir / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(weights[:8], "little")  # names and shapes, which are checked
+    (model / "model.safetensors").write_bytes(weights[:header] + b"\xff" * (len(weights) - header))
     result = train("--dry-run", model=model)
     assert result.returncode == 0, result.stderr
     for text in ("steps       12, 3 epochs", "memory      ", "p50  p95  max", "\ntrain   "):

@@ -89,7 +89,7 @@ _FLOAT = re.compile(
 class _Loader(yaml.SafeLoader):
     """The core schema of YAML 1.2 and the merge key `<<` of 1.1, which people use."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
     yaml_constructors: ClassVar[dict[str | None, Callable[..., Any]]] = {}
 
 

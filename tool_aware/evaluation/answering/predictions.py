@@ -197,8 +197,9 @@ def _row_number(row: Any, *, is_id: bool) -> int:
 
 def _completion(choices: Any, row: int) -> Prediction:
     """Return the answer in the `choices` of a chat completion. Raises ValueError if there is none."""
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    choice = first if isinstance(first, dict) else {}
+    message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))

@@ -39,6 +39,9 @@ class Limits:
     output_bytes: int = 100_000
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class ProgramRun:
     """What a program printed, and why it failed; None if it ended well."""
@@ -47,7 +50,7 @@ class ProgramRun:
     problem: str | None = None
 
 
-def run_program(code: str, limits: Limits = Limits(), *, is_isolated: bool = True) -> ProgramRun:
+def run_program(code: str, limits: Limits = DEFAULT_LIMITS, *, is_isolated: bool = True) -> ProgramRun:
     """Run a program and return what it printed. It can import a list of modules only (sandboxed.py), start no thread,
     and read nothing.
 

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import ast
-import resource
-import subprocess
-import sys
-import tempfile
 
-from tool_aware.units import MIB
-
-RUN_TIMEOUT_S = 5
-RUN_MEMORY_BYTES = 512 * MIB
-RUN_FILE_BYTES = MIB
-_OUTPUT_CHARS = 100_000
+from tool_aware.sandbox import DEFAULT_LIMITS, Limits, run_program
 
 
 def same_syntax(one: str, other: str) -> bool:
@@ -27,14 +18,16 @@ def same_syntax(one: str, other: str) -> bool:
     return first == second
 
 
-def same_output(one: str, other: str) -> bool:
+def same_output(one: str, other: str, limits: Limits = DEFAULT_LIMITS, *, is_isolated: bool = True) -> bool:
     """Run both programs and compare what they print; a program that fails, hangs or prints nothing equals none.
 
-    Each runs in a subprocess of its own: isolated mode, empty environment, scratch directory, limits on time, memory,
-    file size and processes. That stops accidents, not attacks: run it on code you would run anyway, or in a container.
+    Raises NotIsolated if this machine has no sandbox and `is_isolated` demands it.
     """
-    printed = _run(one)
-    return bool(printed) and printed == _run(other)
+    first = run_program(one, limits, is_isolated=is_isolated)
+    if first.problem or not first.printed.strip():
+        return False
+    second = run_program(other, limits, is_isolated=is_isolated)
+    return second.problem is None and second.printed.strip() == first.printed.strip()
 
 
 def same_syntax_or_output(one: str, other: str) -> bool:
@@ -86,31 +79,3 @@ class _Renamer(ast.NodeTransformer):
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
                 del body[0]
         return super().generic_visit(node)
-
-
-def _run(code: str) -> str | None:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            result = subprocess.run(
-                [sys.executable, "-I", "-c", code],
-                cwd=folder,
-                env={},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=RUN_TIMEOUT_S,
-                preexec_fn=_limit_resources,
-                start_new_session=True,
-                check=False,
-            )
-        except (subprocess.TimeoutExpired, OSError, ValueError):
-            return None
-    return result.stdout[:_OUTPUT_CHARS].strip() if result.returncode == 0 else None
-
-
-def _limit_resources() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (RUN_TIMEOUT_S, RUN_TIMEOUT_S))
-    resource.setrlimit(resource.RLIMIT_AS, (RUN_MEMORY_BYTES, RUN_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (RUN_FILE_BYTES, RUN_FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

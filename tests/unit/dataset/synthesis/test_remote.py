@@ -18,6 +18,7 @@ from tool_aware.dataset.synthesis.generator import Generator
 from tool_aware.dataset.synthesis.programs import problem_of_program
 from tool_aware.dataset.synthesis.remote import Endpoint, paraphrase
 from tool_aware.rows import Row
+from tool_aware.sandbox import Limits
 
 KEY = "sk-test-0123456789abcdef"
 
@@ -165,20 +166,18 @@ def test_a_busy_server_is_asked_again_and_a_refused_key_is_not(
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
-        ("print(1", "is not Python"),
-        ("import os\nprint(os.name)", "imports os"),
-        ("from subprocess import run\nprint(1)", "imports subprocess"),
-        ("print(open('/etc/passwd').read())", "uses open"),
-        ("print(().__class__.__bases__)", "uses __bases__"),
-        ("while True: pass", ""),
+        ("print(1", "SyntaxError"),
+        ("import os\nprint(os.listdir())", "PermissionError"),
+        ("from subprocess import run\nprint(1)", "No module named 'subprocess'"),
+        ("print(open('/etc/passwd').read())", "PermissionError"),
+        ("while True: pass", "runs longer than 1 s"),
         ("x = [0] * 10**10\nprint(len(x))", "MemoryError"),
         ("x = 1", "prints nothing"),
         ("print(undefined)", "NameError"),
     ],
 )
-def test_a_program_that_may_not_be_used_is_named(code: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tool_aware.dataset.synthesis.programs.TIMEOUT_S", 1.0)
-    found = problem_of_program(code)
+def test_a_program_that_may_not_be_used_is_named(code: str, problem: str) -> None:
+    found = problem_of_program(code, Limits(time_s=1))
     assert found is not None
     assert problem in found
 

@@ -1,6 +1,7 @@
 import pytest
 
 from tool_aware.evaluation.scoring.code_equality import same_output, same_syntax
+from tool_aware.sandbox import Limits
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,5 @@ def test_a_program_is_run_without_our_environment_and_within_limits(monkeypatch,
     assert not same_output(too_large_a_file, "print(1)")
 
 
-def test_a_program_that_never_ends_is_stopped(monkeypatch):
-    monkeypatch.setattr("tool_aware.evaluation.scoring.code_equality.RUN_TIMEOUT_S", 1)
-    assert not same_output("while True: pass", "while True: pass")
+def test_a_program_that_never_ends_is_stopped():
+    assert not same_output("while True: pass", "while True: pass", Limits(time_s=1))

@@ -33,8 +33,7 @@ _ANSWER_FORMAT = (
     "Reasoning: <one sentence naming the evidence in the query>"
 )
 _QUERY_LABEL = "\n\nQuery: "
-_ANSWER = re.compile(r"\s*Tool:[ \t]*(?P<tool>[^\n]*?)[ \t\r]*\n\s*Parameters:[ \t]*(?P<rest>.*)", re.DOTALL)
-_REASONING = re.compile(r"[ \t\r]*\n\s*Reasoning:[ \t]*(?P<reasoning>.*)", re.DOTALL)
+_MAX_NESTING = 64  # of a call's parameters; code that walks them recursively must not meet Python's own limit
 _WRAPPED = re.compile(r"\s*(?:<s>)?\s*\[INST\](?P<instruction>.*?)\[/INST\]\s*", re.DOTALL)
 _INST_TEXT = re.compile(r"\[(/?INST)\]")
 _CONTROL = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")  # all that some reader takes for the end of a line
@@ -162,29 +161,49 @@ def parse_response(text: str) -> ParsedAnswer:
 
     Text after the reasoning's first line makes the answer malformed: an agent would have to guess its meaning.
     """
-    match = _ANSWER.match(text)
-    if not match:
-        first = re.match(r"\s*Tool:[ \t]*(\S+)[ \t\r]*(?:\n|$)", text)
-        tool = first.group(1) if first and TOOL_NAME.fullmatch(first.group(1)) else None
-        return ParsedAnswer(tool, problem="no Parameters line" if tool else "no Tool line")
-    tool = match["tool"]
+    head = text.lstrip()
+    if not head.startswith("Tool:"):
+        return ParsedAnswer(problem="no Tool line")
+    name, _, below = head.removeprefix("Tool:").partition("\n")
+    tool, below = name.lstrip(" \t").rstrip(" \t\r"), below.lstrip()
+    if not below.startswith("Parameters:"):
+        is_name = TOOL_NAME.fullmatch(tool)
+        return ParsedAnswer(tool if is_name else None, problem="no Parameters line" if is_name else "no Tool line")
     if not TOOL_NAME.fullmatch(tool):
         return ParsedAnswer(problem=f"{tool[:80]!r} is not a tool name")
+    rest = below.removeprefix("Parameters:").lstrip(" \t")
     try:
-        parameters, end = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(match["rest"])
+        parameters, end = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(rest)
     except (ValueError, RecursionError) as error:
         return ParsedAnswer(tool, problem=f"parameters are not JSON: {str(error)[:120]}")
     if not isinstance(parameters, dict):
         return ParsedAnswer(tool, problem=f"parameters are {type(parameters).__name__}, not an object")
-    tail = _REASONING.fullmatch(match["rest"], end)
-    if not tail:
+    if _nesting(parameters) > _MAX_NESTING:
+        return ParsedAnswer(tool, problem=f"parameters are nested more than {_MAX_NESTING} levels deep")
+    tail = rest[end:].lstrip(" \t\r")
+    if not (tail.startswith("\n") and tail.lstrip().startswith("Reasoning:")):
         return ParsedAnswer(tool, parameters, problem="no Reasoning line")
-    reasoning = tail["reasoning"].strip()
+    reasoning = tail.lstrip().removeprefix("Reasoning:").strip()
     try:
         call = ToolCall(tool, parameters, reasoning)
     except (ValueError, RecursionError) as error:
         return ParsedAnswer(tool, parameters, reasoning or None, problem=str(error)[:120])
     return ParsedAnswer(call.tool, call.parameters, call.reasoning)
+
+
+def _nesting(value: object) -> int:
+    """Return how many objects and arrays contain one another; stops one level above the limit."""
+    level = [value]
+    for depth in range(_MAX_NESTING + 1):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return depth
+    return _MAX_NESTING + 1
 
 
 def _refuse_constant(name: str) -> None:

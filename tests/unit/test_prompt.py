@@ -259,3 +259,32 @@ def test_a_call_that_cannot_be_written_down_is_refused():
         with pytest.raises(ValueError, match=r".+"):
             ToolCall(*arguments)
     assert json.loads(render_response(ToolCall("x", {"a": "é"}, "r")).split("\n")[1][12:]) == {"a": "é"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Tool: " + " " * 400_000 + "x",
+        "Tool: a" + " " * 400_000 + "\nx",
+        "Tool: a\n" + " " * 400_000 + "x",
+        "Tool: a\nParameters: {}" + " " * 400_000 + "x",
+        "Tool: a\nParameters: {}" + "\n " * 200_000 + "x",
+        "\n" * 400_000,
+        "Tool: a\nParameters: " + '{"a":' * 100_000,
+        "Tool: a\nParameters: " + "[" * 400_000,
+        'Tool: a\nParameters: {"a": ' + "1" * 400_000 + "}\nReasoning: x",
+    ],
+)
+def test_reading_an_answer_takes_time_in_proportion_to_its_length(text):
+    """A quadratic parser would take minutes for these."""
+    assert parse_response(text).call is None
+
+
+def test_parameters_that_are_nested_very_deeply_are_no_call():
+    def answer(levels: int) -> str:
+        return 'Tool: a\nParameters: {"a": ' + "[" * levels + "]" * levels + "}\nReasoning: x"
+
+    assert parse_response(answer(60)).call is not None
+    deep = parse_response(answer(100))
+    assert deep.problem == "parameters are nested more than 64 levels deep"
+    assert deep.tool == "a"

@@ -38,9 +38,9 @@ def same_syntax_or_output(one: str, other: str) -> bool:
 def _canonical(code: str) -> str | None:
     try:
         tree = ast.parse(code.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.dump(_Renamer(_own_names(tree)).visit(tree))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a model's answer can be nested to any depth
         return None
-    return ast.dump(_Renamer(_own_names(tree)).visit(tree))
 
 
 def _own_names(tree: ast.AST) -> dict[str, str]:

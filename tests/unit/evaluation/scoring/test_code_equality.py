@@ -40,3 +40,11 @@ def test_a_program_is_run_without_our_environment_and_within_limits(monkeypatch,
 
 def test_a_program_that_never_ends_is_stopped():
     assert not same_output("while True: pass", "while True: pass", Limits(time_s=1))
+
+
+@pytest.mark.parametrize(
+    "code", ["print(" + "+".join(["1"] * 5000) + ")", "(" * 500 + ")" * 500, "-" * 5000 + "1", "'\ud83d'", "\x00", ""]
+)
+def test_a_program_of_any_depth_is_compared(code):
+    assert same_syntax(code, code)
+    assert not same_syntax(code, "print(1)")

@@ -64,10 +64,10 @@ def test_a_crash_at_any_step_leaves_one_whole_set(tmp_path, monkeypatch):
             for name in calls:
                 original = getattr(os, name)
 
-                def counted(*args, original=original, **kwargs):
+                def counted(*args, original=original, limit=step, **kwargs):
                     nonlocal done
                     done += 1
-                    if done > step:
+                    if done > limit:
                         raise Crash
                     return original(*args, **kwargs)
 

@@ -113,7 +113,8 @@ def monitor(options: MonitorOptions) -> int:
         consumers.add(open_view(estimate_mark(config, driver.read()[0].total_bytes)))
     try:
         for _ in watch(driver, pace, consumers, config.training.output_dir if config else None):
-            pass
+            if consumers.is_unread and not (wrapped or options.output or options.prometheus):
+                break  # `| head`: nothing else wants the samples
     finally:
         consumers.close()
         driver.close()

@@ -6,6 +6,7 @@ and never when NO_COLOR is set (https://no-color.org).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import os
@@ -14,9 +15,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TextIO, cast
+from typing import NoReturn, TextIO
 
-from tool_aware.secret_values import SHORTEST_ANYWHERE, keep_environment_secrets, keep_url_secrets, redacted
+from tool_aware.secret_values import redacted
+from tool_aware.streams import guard_streams, lost_output
 
 EXIT_DONE = 0
 EXIT_BUG = 1
@@ -74,12 +76,11 @@ class Interrupted(BaseException):
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Call `main`, report its outcome and exit with the code for it."""
-    _open_closed_streams()
-    _redact_streams()
+    guard_streams()
     signal.signal(signal.SIGTERM, _raise_interrupted)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup a run continues after its terminal closes
         signal.signal(signal.SIGHUP, _raise_interrupted)
-    sys.exit(_flush(_outcome(main)))
+    sys.exit(_after_flush(_outcome(main)))
 
 
 def _outcome(main: Callable[[], int]) -> int:
@@ -89,8 +90,6 @@ def _outcome(main: Callable[[], int]) -> int:
     except (KeyboardInterrupt, Interrupted) as stop:
         say(f"stopped by {signal.Signals(exit_code_of(stop) - 128).name}")
         return exit_code_of(stop)
-    except BrokenPipeError:  # the reader (`| head`) has ended
-        return EXIT_DONE
     except Exception as error:
         mistake = _as_user_error(error)
         if mistake is None:
@@ -156,64 +155,16 @@ def _report_bug() -> None:
     )
 
 
-def _open_closed_streams() -> None:
-    """Open the null device in place of each standard stream that the caller has closed (`>&-`).
+def _after_flush(code: int) -> int:
+    """Flush both streams and return the exit code: EXIT_USER instead of EXIT_DONE if the result could not be written.
 
-    Otherwise the next file to be opened would get its number, and children would write into that file.
+    A reader that has seen enough (`| head`) is no fault.
     """
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(number, True)
-    os.close(number)
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w"))
-
-
-class RedactedStream:
-    """Writes to `stream` what it is given, without the secrets of `shortest` or more characters."""
-
-    def __init__(self, stream: TextIO, shortest: int = 1) -> None:
-        self._stream, self._shortest = stream, shortest
-
-    def write(self, text: str) -> int:
-        """Write a text; return its length, as it was given."""
-        self._stream.write(redacted(text, self._shortest))
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        """Write each of the lines."""
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _redact_streams() -> None:
-    """Keep secrets out of both streams, whoever writes: the toolkit, argparse, logging, warnings, a traceback.
-
-    Results go to stdout: a short secret is left there, as it could be a word of them.
-    """
-    keep_environment_secrets(os.environ)
-    for argument in sys.argv:
-        keep_url_secrets(argument)
-    sys.stdout = cast(TextIO, RedactedStream(sys.stdout, SHORTEST_ANYWHERE))
-    sys.stderr = cast(TextIO, RedactedStream(sys.stderr))
-
-
-def _flush(code: int) -> int:
-    """Flush both streams and return the exit code: EXIT_USER instead of EXIT_DONE if the result cannot be written.
-
-    A stream that fails is redirected to the null device, as the interpreter would report it again while closing it.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
-                _complain(f"{style('error:', 'red')} the output cannot be written: {error.strerror}")
-                code = code or EXIT_USER
+    error = lost_output(sys.stdout)
+    if error and not isinstance(error, BrokenPipeError):
+        _complain(f"{style('error:', 'red')} the output cannot be written: {error.strerror}")
+        code = code or EXIT_USER
+    lost_output(sys.stderr)
     return code
 
 
@@ -233,7 +184,14 @@ def _raise_interrupted(signum: int, _frame: object) -> NoReturn:
 
 def process_number() -> int:
     """Return the rank of this process among those that a launcher such as `torchrun` started; 0 for a single one."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if process_count() > 1 and rank.isdecimal() else 0
+
+
+def process_count() -> int:
+    """Return the number of processes that a launcher started; 1 where the environment does not say a number."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    return max(1, int(count)) if count.isdecimal() else 1
 
 
 def say(message: str = "") -> None:
@@ -250,12 +208,8 @@ def _complain(message: str) -> None:
 
 def _write(line: str) -> None:
     """Write a line to stderr. A full disk or a closed terminal behind it does not end the work."""
-    try:
+    with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError:
-        pass
 
 
 def heading(title: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tool_aware.streams import without_controls
+
 UNKNOWN_NAME = "unknown GPU"
 
 
@@ -86,7 +88,7 @@ def command_of(pid: int, proc: Path = Path("/proc")) -> str | None:
         words = (proc / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
-    names = [Path(word).name for word in words if word]
+    names = [without_controls(Path(word).name).replace("\n", " ") for word in words if word]  # any user chooses them
     if not names:
         return None
     is_interpreter = names[0].startswith(("python", "pypy", "bash", "sh", "node"))

@@ -36,7 +36,8 @@ def device() -> torch.device:
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    return torch.device("cuda", int(local_rank) if local_rank.isdecimal() else 0)
 
 
 def start_gpu() -> list[str]:

@@ -20,6 +20,7 @@ from tool_aware.monitor import display
 from tool_aware.monitor.alerts import Alerts
 from tool_aware.monitor.sampling import Sample, Statistics, TrainingProgress
 from tool_aware.monitor.training_run import find_training
+from tool_aware.streams import lost_output, unguarded
 
 HISTORY_SAMPLES = 600  # of the sparkline; more than any terminal is wide
 LONGEST_READ_S = 1.0  # a GPU that takes longer is shown as not answering; the others are not kept waiting again
@@ -59,12 +60,17 @@ class Pace:
             os.close(open_process(self.process_id))
 
 
+class ReaderGone(Exception):
+    """Nobody reads what a consumer prints any more."""
+
+
 class Consumers:
     """All consumers as one. One that fails, as on a full disk, is warned of and left out; the others continue."""
 
     def __init__(self, *consumers: Consumer) -> None:
         self._consumers = list(consumers)
         self.has_lost = False
+        self.is_unread = False  # the reader of the view has gone
 
     def add(self, consumer: Consumer) -> None:
         """Add one consumer."""
@@ -73,8 +79,12 @@ class Consumers:
     def take(self, sample: Sample) -> None:
         """Pass a sample to each."""
         for consumer in list(self._consumers):
-            if not self._survives(functools.partial(consumer.take, sample)):
+            try:
+                if not self._survives(functools.partial(consumer.take, sample)):
+                    self._consumers.remove(consumer)
+            except ReaderGone:
                 self._consumers.remove(consumer)
+                self.is_unread = True
 
     def close(self) -> None:
         """Close each."""
@@ -178,7 +188,8 @@ class Lines:
         """Print a line per GPU."""
         for line in display.plain_lines(sample):
             print(line, file=self._stream)
-        self._stream.flush()
+        if lost_output(self._stream):
+            raise ReaderGone
 
     def close(self) -> None:
         """Do nothing: nothing is held."""
@@ -191,7 +202,7 @@ class Screen:
         from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(file=stream, highlight=False)
+        self._console = Console(file=unguarded(stream), highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
         self._glyphs = display.glyphs_for(stream.encoding)
         self._mark_bytes = mark_bytes

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tool_aware.console import Interrupted, UserError, exit_code_of, process_number
+from tool_aware.console import Interrupted, UserError, exit_code_of, process_count, process_number
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +153,8 @@ def _watching_for_losses() -> Iterator[None]:
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
     """Join the processes that a launcher has started; without one this process is alone, and torch is not loaded."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    _refuse_half_a_launcher()
+    if process_count() == 1:
         yield ALONE
         return
     _refuse_plugins()
@@ -169,6 +170,27 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _refuse_half_a_launcher() -> None:
+    """Raise UserError if variables of a launcher are left over or set by hand, so that processes would not meet."""
+    count, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    numbers = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
+    problems = [f"{name}={value} is not a number" for name, value in numbers.items() if not value.isdecimal()]
+    if not problems and int(count) > 1:
+        problems = [
+            f"{name} is not set"
+            for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+            if name not in os.environ
+        ]
+        if int(rank) >= int(count):
+            problems.append(f"RANK={rank}, but WORLD_SIZE={count}")
+    if problems:
+        raise UserError(
+            "; ".join(problems),
+            where="the environment of a launcher",
+            fix="start with torchrun, which sets them all, or unset WORLD_SIZE, RANK and LOCAL_RANK",
+        )
 
 
 def _refuse_plugins() -> None:

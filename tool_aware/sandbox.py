@@ -32,7 +32,7 @@ class NotIsolated(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use: seconds of processor and of wall time, bytes of address space, bytes it may print."""
+    """Bounds of a program: seconds of processor and of wall time, bytes of address space, bytes it may print."""
 
     time_s: int = 5
     memory_bytes: int = 512 * MIB
@@ -44,7 +44,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class ProgramRun:
-    """What a program printed, and why it failed; None if it ended well."""
+    """The output of a program, and why it failed; None if it ended well."""
 
     printed: str
     problem: str | None = None

@@ -116,7 +116,7 @@ def load_imports(code: bytes) -> None:
 
 
 def seal() -> str | None:
-    """Give up the user's rights and all system calls but `SYSTEM_CALLS`; return why that is impossible here."""
+    """Drop the user's rights and all system calls but `SYSTEM_CALLS`; return why that is impossible here."""
     machine = platform.machine().replace("arm64", "aarch64")
     if sys.platform != "linux" or machine not in _ARCHITECTURES or sys.maxsize < 2**32:
         return f"no filter of system calls for {sys.platform} on {machine}"

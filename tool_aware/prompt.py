@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import UserError
+from tool_aware.paths import MODEL_CONFIG_NAME
 from tool_aware.schema_merging import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS
 from tool_aware.text_files import read_json_text, text_format
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
@@ -319,7 +320,7 @@ def load_tokenizer(
             where=where,
             fix="use a Mistral instruct model, for example mistralai/Mistral-7B-Instruct-v0.2",
         )
-    _check_vocabulary(tokenizer, local("config.json"), where)
+    _check_vocabulary(tokenizer, local(MODEL_CONFIG_NAME), where)
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
     tokenizer.pad_token_id = tokenizer.unk_token_id  # never EOS: a model that sees EOS masked away does not stop
     tokenizer.padding_side = "left"  # generation continues from the last column

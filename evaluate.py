@@ -38,7 +38,7 @@ from tool_aware.text import shortlist
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit code."""
-    started_s = time.time()
+    started_s = time.monotonic()
     job = prepare(parse_arguments(argv))
     print_plan(job)
     if job.options.dry_run:
@@ -135,7 +135,7 @@ def finish(job: Job, results: Results, started_s: float) -> None:
     if job.adapter and job.options.is_local and job.test.is_whole:
         update_adapter(job.adapter, results, job.config, job.test)
     print_results(results)
-    say(f"\n{len(outputs)} files in {folder}/ after {duration(time.time() - started_s)}")
+    say(f"\n{len(outputs)} files in {folder}/ after {duration(time.monotonic() - started_s)}")
     print(f"\nNext: open {folder / REPORT_HTML_NAME}")
     missed = failures(job.gates, results)
     if missed:

@@ -28,6 +28,7 @@ from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.options import ConfigOptions, add_config_arguments, next_command, parse_options
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import Fallbacks, Progress, duration, heading, run, say, table
+from tool_aware.files import hashes_in, sha256_of
 from tool_aware.manifest import write_manifest
 from tool_aware.paths import DATASET_REPORT_NAME, IMPORTED_CONFIG_NAME, PARAPHRASES_NAME
 from tool_aware.rows import SPLITS
@@ -56,7 +57,7 @@ class Options(ConfigOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage: plan, collect rows, split, check, write."""
-    started_s = time.time()
+    started_s = time.monotonic()
     options = parse_arguments(argv)
     config, environment = load_config(options.config, options.overrides), read_environment()
     if options.check:
@@ -214,20 +215,21 @@ def finish(
     paths = write(folder, render(result, config.toolbox, tokenizer))
     imported = folder / IMPORTED_CONFIG_NAME
     own_config = imported if imported in paths else None  # it has all tools of the data, which training compares with
+    inputs = (options.logs, options.import_path, options.answers)
     write_manifest(
         folder,
         stage="prepare_dataset",
         config=(load_config(own_config, options.overrides) if own_config else config).as_dict(),
         seed=result.seed,
         started_s=started_s,
-        inputs=[path for path in (options.logs, options.import_path, options.answers) if path and path.is_file()],
-        outputs=paths,
+        inputs={str(path): sha256_of(path) for path in inputs if path and path.is_file()},
+        outputs=hashes_in(folder, paths),
         counts=result.counts(),
         fallbacks=fallbacks,
         earlier_splits=entry_of_earlier_splits(result.split, result.earlier) if result.earlier else None,
     )
     print(summary(result.split.rows))
-    say(f"\n{folder}/ is ready after {duration(time.time() - started_s)}; look at {DATASET_REPORT_NAME} there")
+    say(f"\n{folder}/ is ready after {duration(time.monotonic() - started_s)}; look at {DATASET_REPORT_NAME} there")
     print(f"Next: {next_command('train_tool_aware.py', options, config=own_config)}")
 
 

@@ -37,6 +37,7 @@ from tool_aware.config.options import (
 )
 from tool_aware.config.settings import load_config
 from tool_aware.console import Fallbacks, UserError, duration, heading, run, say
+from tool_aware.files import hashes_in
 from tool_aware.manifest import write_manifest
 from tool_aware.paths import ADAPTER_FOLDER, CARD_NAME, FINAL_MODEL_FOLDER, split_file
 from tool_aware.prompt import load_tokenizer
@@ -66,7 +67,7 @@ class Options(ConfigOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage: plan, load, train, export."""
-    started_s = time.time()
+    started_s = time.monotonic()
     options = parse_arguments(argv)
     # Packs of all lengths share what is reserved.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -275,8 +276,8 @@ def finish(job: Job, trained: Trained, merged: Merged | None, started_s: float) 
         config=job.config.as_dict(),
         seed=job.config.training.seed,
         started_s=started_s,
-        inputs=[split_file(job.config.dataset.dir, split) for split in job.data],
-        outputs=pinned,
+        inputs={str(split_file(job.config.dataset.dir, split)): loaded.sha256 for split, loaded in job.data.items()},
+        outputs=hashes_in(job.output_dir, pinned),
         counts={split: len(examples) for split, examples in job.examples.items()},
         fallbacks=job.fallbacks,
         **details,

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,6 +146,11 @@ def checked_as(value: object, shape: type[T], *, where: str, fix: str = _WRITE_A
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in error.errors()]
         shown = "; ".join(faults[:_FAULTS_SHOWN]) + ("; ..." if len(faults) > _FAULTS_SHOWN else "")
         raise UserError(f"is not what a stage writes: {shown}", where=where, fix=fix) from error
+
+
+def hashes_in(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """Return the sha256 of files below a folder by their names there, as a manifest lists its outputs."""
+    return {str(path.relative_to(folder)): sha256_of(path) for path in paths}
 
 
 def sha256_of(path: Path) -> str:

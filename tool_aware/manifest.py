@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tool_aware.files import checked_as, read_json, sha256_of, write_json
+from tool_aware.files import checked_as, read_json, write_json
 from tool_aware.paths import MANIFEST_NAME
 from tool_aware.secret_values import redacted
 from tool_aware.versions import VERSION, git_commit, package_versions
@@ -25,22 +25,25 @@ def write_manifest(
     config: Mapping[str, Any],
     seed: int,
     started_s: float,
-    inputs: Iterable[Path] = (),
-    outputs: Iterable[Path] = (),
+    inputs: Mapping[str, str] | None = None,
+    outputs: Mapping[str, str] | None = None,
     counts: Mapping[str, Any] | None = None,
     fallbacks: Iterable[str] = (),
     **details: Any,
 ) -> dict[str, Any]:
     """Write `directory/manifest.json`, the record of one finished stage, and return it.
 
-    `started_s` is the `time.time()` at which the stage began; `outputs` are listed relative to `directory`.
+    `started_s` is the `time.monotonic()` at which the stage began: no change of the clock makes that negative.
+    `inputs` (by path) and `outputs` (by name in the folder that is read later) have the sha256 of each file: of the
+    bytes that were read or written, taken at that moment, never of what the file holds now.
+    In a FileSet, `directory` is its `new` folder.
     `config` holds no secrets: those are only in the environment (see tool_aware.config.environment).
     """
     manifest = {
         "stage": stage,
         "command": [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])],
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - started_s, 1),
+        "seconds": round(time.monotonic() - started_s, 1),
         "seed": seed,
         "toolkit": VERSION,
         "git_commit": git_commit(),
@@ -49,8 +52,8 @@ def write_manifest(
         "counts": dict(counts or {}),
         "fallbacks": list(fallbacks),
         **details,
-        "inputs": {str(path): sha256_of(path) for path in inputs},
-        "outputs": {str(path.relative_to(directory)): sha256_of(path) for path in outputs},
+        "inputs": dict(inputs or {}),
+        "outputs": dict(outputs or {}),
         "config": dict(config),
     }
     write_json(directory / MANIFEST_NAME, manifest)

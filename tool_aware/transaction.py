@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError, warn
-from tool_aware.files import add_filename
+from tool_aware.files import add_filename, hashes_in
 from tool_aware.paths import MANIFEST_NAME
 
 _LOCK_NAME = ".lock"
@@ -83,33 +83,39 @@ class FileSet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._new = folder / _BEING_WRITTEN
-        shutil.rmtree(self._new, ignore_errors=True)
-        self._new.mkdir(parents=True)
+        self.new = folder / _BEING_WRITTEN
+        """Where the new files lie until then, the manifest among them."""
+        shutil.rmtree(self.new, ignore_errors=True)
+        self.new.mkdir(parents=True)
 
     def path(self, name: str) -> Path:
         """Return where to write the file that will be `folder / name`."""
-        path = self._new / name
+        path = self.new / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def hashes(self) -> dict[str, str]:
+        """Return the sha256 of every new file by name, as the manifest lists its outputs."""
+        files = sorted(path for path in self.new.rglob("*") if path.is_file() and path != self.new / MANIFEST_NAME)
+        return hashes_in(self.new, files)
 
     def commit(self, outdated: Iterable[str] = ()) -> None:
         """Replace the folder's files by the new ones, among them the manifest; delete the `outdated` ones.
 
         An error or a crash leaves the old set or, after the decision, the new one.
         """
-        assert (self._new / MANIFEST_NAME).is_file(), "a set of files ends with its manifest"
-        (self._new / _OUTDATED_NAME).write_text(json.dumps(sorted(outdated)), encoding="utf-8")
+        assert (self.new / MANIFEST_NAME).is_file(), "a set of files ends with its manifest"
+        (self.new / _OUTDATED_NAME).write_text(json.dumps(sorted(outdated)), encoding="utf-8")
         with add_filename(self.folder):
-            for path in self._new.rglob("*"):
+            for path in self.new.rglob("*"):
                 _sync(path)
-            _sync(self._new)
-        os.rename(self._new, self.folder / _COMPLETE)  # decides
+            _sync(self.new)
+        os.rename(self.new, self.folder / _COMPLETE)  # decides
         finish_interrupted(self.folder)
 
     def discard(self) -> None:
         """Delete what was written so far."""
-        shutil.rmtree(self._new, ignore_errors=True)
+        shutil.rmtree(self.new, ignore_errors=True)
 
 
 def is_interrupted(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tests.fixtures.evaluate_script import copy_of, refused
+from tool_aware.files import sha256_of
 from tool_aware.manifest import write_manifest
 
 
@@ -30,7 +31,7 @@ def test_test_rows_that_the_adapter_was_taught_elsewhere_are_refused(
     shutil.copytree(adapter, tmp_path / "output/lora_adapters")
     shutil.copytree(evaluation_data_dir, tmp_path / "elsewhere")
     shutil.copy(evaluation_data_dir / "test.json", tmp_path / "elsewhere/train.json")
-    inputs = [tmp_path / "elsewhere/train.json"]
+    inputs = {str(tmp_path / "elsewhere/train.json"): sha256_of(tmp_path / "elsewhere/train.json")}
     settings = config.as_dict()
     write_manifest(tmp_path / "output", stage="train", config=settings, seed=1, started_s=0.0, inputs=inputs)
     result = evaluate(tmp_path / "r", "--dry-run", "--adapter", tmp_path / "output/lora_adapters")

@@ -34,7 +34,7 @@ from tool_aware.dataset.synthesis.remote import paraphrase
 from tool_aware.evaluation.answering.collect import collect_answers
 from tool_aware.evaluation.answering.probe import ProbeItem
 from tool_aware.evaluation.scoring.judgement import Prediction, judge
-from tool_aware.files import read_as, write_json
+from tool_aware.files import hashes_in, read_as, sha256_of, write_json
 from tool_aware.lineage import runs_behind
 from tool_aware.manifest import write_manifest
 from tool_aware.monitor.training_run import last_step
@@ -103,11 +103,13 @@ def world(tmp_path_factory, config, tokenizer, tiny_model_dir, adapter, toy_rows
         write_rows(world.data / f"{split}.json", part)
     tools = {"tools": config.as_dict()["tools"]}
     files = [world.data / f"{split}.json" for split in ("train", "val", "test")]
-    write_manifest(world.data, stage="prepare_dataset", config=tools, seed=1, started_s=0, outputs=files)
+    write_manifest(
+        world.data, stage="prepare_dataset", config=tools, seed=1, started_s=0, outputs=hashes_in(world.data, files)
+    )
     earlier = {"adapter": "a", "sha256": None, "train": "gone.json", "train_sha256": "0"}
     write_manifest(
-        world.output, stage="train", config=tools, seed=1, started_s=0, inputs=files[:2], lineage=[earlier],
-        outputs=[world.output / "lora_adapters" / "adapter_config.json"],
+        world.output, stage="train", config=tools, seed=1, started_s=0, inputs={str(path): sha256_of(path) for path in files[:2]}, lineage=[earlier],
+        outputs=hashes_in(world.output, [world.output / "lora_adapters" / "adapter_config.json"]),
     )  # fmt: skip
     return world
 

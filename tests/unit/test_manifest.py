@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import tool_aware
-from tool_aware.files import sha256_of
+from tool_aware.files import hashes_in, sha256_of
 from tool_aware.manifest import read_manifest, write_manifest
 
 
@@ -17,9 +17,9 @@ def test_a_manifest_tells_where_a_result_came_from(tmp_path, config):
         stage="prepare",
         config=config.as_dict(),
         seed=42,
-        started_s=time.time() - 2,
-        inputs=[tmp_path / "in.json"],
-        outputs=[tmp_path / "out.json"],
+        started_s=time.monotonic() - 2,
+        inputs={str(tmp_path / "in.json"): sha256_of(tmp_path / "in.json")},
+        outputs=hashes_in(tmp_path, [tmp_path / "out.json"]),
         counts={"train": 3},
         fallbacks=["no database"],
     )

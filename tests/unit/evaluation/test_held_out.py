@@ -6,9 +6,14 @@ import pytest
 
 from tool_aware.console import UserError
 from tool_aware.evaluation.held_out import load_test_set, refuse_rows_trained_on
+from tool_aware.files import sha256_of
 from tool_aware.lineage import runs_behind
 from tool_aware.manifest import write_manifest
 from tool_aware.rows import write_rows
+
+
+def hashes(folder):
+    return {str(folder / "train.json"): sha256_of(folder / "train.json")}
 
 
 @pytest.fixture
@@ -17,7 +22,7 @@ def model(tmp_path, toy_rows):
     write_rows(tmp_path / "one/train.json", toy_rows[:20])
     write_rows(tmp_path / "two/train.json", toy_rows[20:30])
     first = tmp_path / "first"
-    write_manifest(first, stage="train", config={}, seed=1, started_s=0.0, inputs=[tmp_path / "one/train.json"])
+    write_manifest(first, stage="train", config={}, seed=1, started_s=0.0, inputs=hashes(tmp_path / "one"))
     lineage = [vars(run) for run in runs_behind(first / "lora_adapters")]
     write_manifest(
         tmp_path / "second",
@@ -25,7 +30,7 @@ def model(tmp_path, toy_rows):
         config={},
         seed=1,
         started_s=0.0,
-        inputs=[tmp_path / "two/train.json"],
+        inputs=hashes(tmp_path / "two"),
         lineage=lineage,
     )
     return tmp_path / "second/final_model"

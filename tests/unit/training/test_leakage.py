@@ -21,7 +21,7 @@ def trained(folder: Path, data: Path, lineage: list[dict] | None = None) -> Path
     adapter = folder / "lora_adapters"
     adapter.mkdir(parents=True)
     (adapter / "adapter_model.safetensors").write_text(folder.name)
-    inputs = [data / "train.json", data / "val.json"]
+    inputs = {str(path): sha256_of(path) for path in (data / "train.json", data / "val.json")}
     write_manifest(folder, stage="train", config={}, seed=1, started_s=0.0, inputs=inputs, lineage=lineage or [])
     return adapter
 

@@ -52,9 +52,9 @@ def run_models(job: Job) -> Answers:
             answers[task.name] = [log.done[index] for index in task.rows]
             continue
         local = local or load(job)
-        begun_s = time.time()
+        begun_s = time.monotonic()
         answers[task.name] = local.run(task, log)
-        say(f"{task.name}: {len(task.rows)} rows, {duration(time.time() - begun_s)}")
+        say(f"{task.name}: {len(task.rows)} rows, {duration(time.monotonic() - begun_s)}")
     return answers
 
 

@@ -26,7 +26,7 @@ from tool_aware.evaluation.report.tables import (
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.calibration import routing_thresholds
 from tool_aware.evaluation.scoring.intervals import Estimate
-from tool_aware.files import write_json, write_text
+from tool_aware.files import hashes_in, write_json, write_text
 from tool_aware.inference import grammar
 from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.paths import (
@@ -91,8 +91,8 @@ def write_results(
         config=config.as_dict(),
         seed=config.evaluation.seed,
         started_s=started_s,
-        inputs=[test.path],
-        outputs=outputs,
+        inputs={str(test.path): test.sha256},
+        outputs=hashes_in(folder, outputs),
         counts={"rows": len(test.rows)},
         fallbacks=fallbacks,
         dataset_sha256=test.sha256,

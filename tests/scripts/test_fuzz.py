@@ -103,14 +103,12 @@ def world(tmp_path_factory, config, tokenizer, tiny_model_dir, adapter, toy_rows
         write_rows(world.data / f"{split}.json", part)
     tools = {"tools": config.as_dict()["tools"]}
     files = [world.data / f"{split}.json" for split in ("train", "val", "test")]
-    write_manifest(
-        world.data, stage="prepare_dataset", config=tools, seed=1, started_s=0, outputs=hashes_in(world.data, files)
-    )
+    common = {"config": tools, "seed": 1, "started_s": 0}
+    write_manifest(world.data, stage="prepare_dataset", outputs=hashes_in(world.data, files), **common)
     earlier = {"adapter": "a", "sha256": None, "train": "gone.json", "train_sha256": "0"}
-    write_manifest(
-        world.output, stage="train", config=tools, seed=1, started_s=0, inputs={str(path): sha256_of(path) for path in files[:2]}, lineage=[earlier],
-        outputs=hashes_in(world.output, [world.output / "lora_adapters" / "adapter_config.json"]),
-    )  # fmt: skip
+    inputs = {str(path): sha256_of(path) for path in files[:2]}
+    outputs = hashes_in(world.output, [world.output / "lora_adapters" / "adapter_config.json"])
+    write_manifest(world.output, stage="train", inputs=inputs, outputs=outputs, lineage=[earlier], **common)
     return world
 
 

@@ -1,6 +1,7 @@
 """Damaged files of every kind that a stage reads: a result, or one message; never a bug, never a hang.
 
 `FUZZ=3000 pytest tests/scripts/test_fuzz.py` tries that many of each kind; the suite tries what two seconds allow.
+Several processes share the work with FUZZ_PART=0/16 to 15/16.
 A file that ends otherwise is kept below .fuzz/: mend it, and copy it to tests/cases/hostile/ as KIND-NUMBER.
 """
 
@@ -49,6 +50,7 @@ from tool_aware.training.validation import Validations
 LIMIT_S = 10
 SECONDS_PER_KIND = 2.0
 NUMBER = int(os.environ.get("FUZZ", "0"))
+PART, PARTS = map(int, os.environ.get("FUZZ_PART", "0/1").split("/"))  # `3/16`: every 16th file from the third on
 KEPT = REPOSITORY / ".fuzz"
 HOSTILE = REPOSITORY / "tests" / "cases" / "hostile"
 ALLOWED = (0, 2, 3)
@@ -553,7 +555,7 @@ def test_a_damaged_file_ends_in_a_result_or_in_one_message(name, world, capsys, 
     fault, code, said = fault_of(kind, kind.content, capsys)
     assert (fault, code in (0, 3)) == (None, True), f"the whole file is not read: {fault or said}"
     begun_s, codes, faults = time.monotonic(), Counter[int](), {}
-    for number in range(NUMBER or 10_000):
+    for number in range(PART, NUMBER or 10_000, PARTS):
         if not NUMBER and time.monotonic() - begun_s > SECONDS_PER_KIND:
             break
         content = mutate(kind.content, Random(f"{name}/{number}"), kind.structural)

@@ -33,6 +33,7 @@ FLOORS = {
             "chat_server",
             "paths",
             "manifest",
+            "data_folder",
             "config",
             "units",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,10 @@ class TrainingRun:
         path = Path(self.train or "")
         if not path.is_file() or sha256_of(path) != self.train_sha256:
             return None
-        return frozenset(normalised(query_of(unwrap_instruction(item["instruction"])[0])) for item in row_objects(path))
+        digest = hashlib.sha256()
+        items = row_objects(path, digest)
+        queries = frozenset(normalised(query_of(unwrap_instruction(item["instruction"])[0])) for item in items)
+        return queries if digest.hexdigest() == self.train_sha256 else None  # it may have changed in between
 
 
 def runs_behind(model: Path) -> list[TrainingRun]:

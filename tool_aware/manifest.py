@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from tool_aware.console import UserError
 from tool_aware.files import checked_as, read_json, write_json
 from tool_aware.paths import MANIFEST_NAME
 from tool_aware.secret_values import redacted
+from tool_aware.transaction import is_interrupted, locked
 from tool_aware.versions import VERSION, git_commit, package_versions
 
 
@@ -58,6 +61,37 @@ def write_manifest(
     }
     write_json(directory / MANIFEST_NAME, manifest)
     return manifest
+
+
+@contextlib.contextmanager
+def one_set(folder: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield a folder's manifest, None without one; what is read of the folder inside is of one run.
+
+    A set of files whose writer was killed halfway through replacing them is put in place first.
+    Raises UserError if that is impossible, and afterwards if another run has replaced files meanwhile.
+    """
+    if is_interrupted(folder):
+        try:
+            with locked(folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"its files were being replaced when a run was killed, and cannot be put in place: {error}",
+                where=str(folder),
+                fix="run this where the folder can be written to, or write it again",
+            ) from error
+    before = _bytes_of_manifest(folder)
+    yield read_manifest(folder)
+    if is_interrupted(folder) or _bytes_of_manifest(folder) != before:
+        what = "another run replaced files there while they were read"
+        raise UserError(what, where=str(folder), fix="run this again")
+
+
+def _bytes_of_manifest(folder: Path) -> bytes | None:
+    try:
+        return (folder / MANIFEST_NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 class _Tool(BaseModel):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import UserError, listing
-from tool_aware.files import sha256_of, write_json
+from tool_aware.files import write_json
 from tool_aware.manifest import read_manifest
 from tool_aware.paths import split_name
 from tool_aware.prompt import ParsedAnswer, parse_response, query_of, render_response, unwrap_instruction
 from tool_aware.text import shortened
 from tool_aware.text_files import JsonLine, is_json_array, json_items, read_json_text, text_format, unusable
 from tool_aware.tools import Tool, Toolbox
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest
 
 SPLITS = ("train", "val", "test")
 OPTIONAL = ""  # BFCL's mark among accepted values: the parameter may be left out
@@ -52,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """The rows of one file, its sha256, and how many of them were changed into the form that is trained."""
+    """The rows of one file, the sha256 of the bytes read, and how many were changed into the form that is trained."""
 
     rows: list[Row]
     sha256: str
@@ -71,8 +75,8 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
     """
     if not path.is_file():
         raise UserError("not found", where=str(path), fix=_how_to_get(path))
-    rows, problems, unwrapped, respelled = [], [], 0, 0
-    for where, item, unread in _items(path):
+    rows, problems, unwrapped, respelled, digest = [], [], 0, 0, hashlib.sha256()
+    for where, item, unread in _items(path, digest):
         found = [unread] if unread else list(row_problems(item, tools))
         if found:
             problems += [f"{where}: {problem}" for problem in found]
@@ -83,7 +87,7 @@ def load_rows(path: Path, tools: Toolbox) -> LoadedRows:
         respelled += was_respelled
     if problems:
         raise UserError(listing(problems, "problem"), fix="correct these rows (docs/FORMATS.md shows a good one)")
-    return LoadedRows(rows, sha256_of(path), unwrapped, respelled, _stored_as(path))
+    return LoadedRows(rows, digest.hexdigest(), unwrapped, respelled, _stored_as(path))
 
 
 def row_of(item: object, tools: Toolbox) -> Row | None:
@@ -103,12 +107,13 @@ def _as_read(item: Mapping[str, Any]) -> tuple[Row, bool, bool]:
     return Row(instruction, response, details), was_wrapped, response != item["response"]
 
 
-def row_objects(path: Path) -> Iterator[dict[str, Any]]:
+def row_objects(path: Path, digest: Digest | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file as they stand, with an instruction but otherwise unchecked.
 
-    For files that may have been written for other tools than config.yaml lists now. Raises UserError for all else.
+    For files that may have been written for other tools than config.yaml lists now; `digest` gets the bytes as they
+    are read. Raises UserError for all else.
     """
-    for where, item, unread in _items(path):
+    for where, item, unread in _items(path, digest):
         if unread or not isinstance(item, dict) or not isinstance(item.get("instruction"), str):
             raise UserError(unread or "is no row: it has no instruction", where=where, fix="see docs/FORMATS.md")
         if not isinstance(item.get("metadata") or {}, dict):
@@ -116,13 +121,13 @@ def row_objects(path: Path) -> Iterator[dict[str, Any]]:
         yield item
 
 
-def _items(path: Path) -> Iterator[tuple[str, Any, str | None]]:
+def _items(path: Path, digest: Digest | None) -> Iterator[tuple[str, Any, str | None]]:
     """Yield place and value of each item of a file, and the problem that keeps it from being read, if any.
 
     Raises UserError for an empty file, one that is not JSON, and one whose first row is of another known format.
     """
     is_array, is_first = is_json_array(path), True
-    for item in json_items(path):
+    for item in json_items(path, digest=digest):
         if is_first:
             _refuse_other_formats(path, item, is_array=is_array)
         is_first = False

@@ -16,9 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from tool_aware.console import UserError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest
 
 # First bytes of files, https://en.wikipedia.org/wiki/List_of_file_signatures
 _COMPRESSIONS: Mapping[bytes, tuple[str, Any]] = {
@@ -42,6 +45,7 @@ _NOT_TEXT = {
     b"<html": ("is an HTML page: a download that went wrong, most likely", "download the file itself"),
 }
 _SIGNATURE_BYTES = 32
+_BUFFER_BYTES = 1 << 20
 _LIKELY_ENCODING = "cp1252"  # that of Excel and older Windows programs; a superset of Latin-1's letters
 _SHOWN_CHARACTERS = 40
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
@@ -123,14 +127,18 @@ def _unpacking_errors(path: Path, compression: str | None) -> Iterator[None]:
         raise
 
 
-def lines_of(path: Path, encoding: str | None = None, *, option: str | None = None) -> Iterator[str]:
+def lines_of(
+    path: Path, encoding: str | None = None, *, option: str | None = None, digest: Digest | None = None
+) -> Iterator[str]:
     r"""Yield the lines of a text file, with their line ends. Only `\n` ends a line: U+2028 or `\r` is part of it.
 
     UTF-8 with or without a byte order mark, UTF-16 and UTF-32 are recognised; so are gzip, bzip2 and xz.
+    `digest`, of hashlib, gets the bytes as they are read: after the last line it is that of the file as it was read,
+    whatever has happened to it since.
     Raises UserError with the line that is not UTF-8; `option` is the command's flag that names another encoding.
     """
     storage = text_format(path, encoding)
-    with _unpacking_errors(path, storage.compression), _open_binary(path, storage) as file:
+    with _unpacking_errors(path, storage.compression), _open_binary(path, storage, digest) as file:
         if storage.encoding.startswith(("utf-16", "utf-32")):  # a line end is not one byte there
             wrapped = io.TextIOWrapper(file, storage.encoding, newline="\n")
             lines_read = 0
@@ -149,9 +157,31 @@ def lines_of(path: Path, encoding: str | None = None, *, option: str | None = No
                 _refuse(error, raw, f"{path}:{number}", path, option)
 
 
-def _open_binary(path: Path, storage: TextFormat) -> IO[bytes]:
+@contextmanager
+def _open_binary(path: Path, storage: TextFormat, digest: Digest | None) -> Iterator[IO[bytes]]:
     opener: Any = next((o for name, o in _COMPRESSIONS.values() if name == storage.compression), None)
-    return opener(path) if opener else path.open("rb")
+    with path.open("rb", buffering=0) as bare, io.BufferedReader(_Digested(bare, digest), _BUFFER_BYTES) as raw:
+        yield opener(raw) if opener else raw
+        while raw.read(_BUFFER_BYTES):  # what may follow the end of the compressed data
+            pass
+
+
+class _Digested(io.RawIOBase):
+    """A file of which every byte that is read goes into a digest, in the order of the file."""
+
+    def __init__(self, file: io.RawIOBase | io.FileIO, digest: Digest | None) -> None:
+        self._file, self._digest = file, digest
+
+    def readable(self) -> bool:
+        """Return True: it is for reading, once, from the beginning."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read into a buffer and return the number of bytes, 0 at the end."""
+        count = self._file.readinto(buffer) or 0
+        if self._digest:
+            self._digest.update(memoryview(buffer)[:count])
+        return count
 
 
 def _bare(storage: TextFormat) -> str:
@@ -168,9 +198,11 @@ def _refuse(error: UnicodeDecodeError, raw: bytes, where: str, path: Path, optio
     raise UserError(f"{what}; read as {_LIKELY_ENCODING} it says {shown!r}", where=where, fix=fix) from error
 
 
-def read_text(path: Path, encoding: str | None = None, *, option: str | None = None) -> str:
+def read_text(
+    path: Path, encoding: str | None = None, *, option: str | None = None, digest: Digest | None = None
+) -> str:
     """Read a whole text file; see `lines_of`. Raises UserError for what is not text."""
-    return "".join(lines_of(path, encoding, option=option))
+    return "".join(lines_of(path, encoding, option=option, digest=digest))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -181,12 +213,14 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def json_lines(path: Path, encoding: str | None = None, *, option: str | None = None) -> Iterator[JsonLine]:
+def json_lines(
+    path: Path, encoding: str | None = None, *, option: str | None = None, digest: Digest | None = None
+) -> Iterator[JsonLine]:
     """Yield the lines of a JSON Lines file that are not empty. A line that is not JSON has its problem, not a value.
 
     Raises UserError for what is not text.
     """
-    for number, line in enumerate(lines_of(path, encoding, option=option), start=1):
+    for number, line in enumerate(lines_of(path, encoding, option=option, digest=digest), start=1):
         if not line.strip():
             continue
         try:
@@ -211,16 +245,18 @@ def is_json_array(path: Path, encoding: str | None = None, *, option: str | None
     return False
 
 
-def json_items(path: Path, encoding: str | None = None, *, option: str | None = None) -> Iterator[JsonLine]:
+def json_items(
+    path: Path, encoding: str | None = None, *, option: str | None = None, digest: Digest | None = None
+) -> Iterator[JsonLine]:
     """Yield the items of a JSON array, numbered from 1, or the lines of a JSON Lines file, whichever `path` is.
 
     Items are parsed one by one. Raises UserError for an array that is not JSON, with its line, and for what is not
     text.
     """
     if not is_json_array(path, encoding, option=option):
-        yield from json_lines(path, encoding, option=option)
+        yield from json_lines(path, encoding, option=option, digest=digest)
         return
-    text = read_text(path, encoding, option=option)
+    text = read_text(path, encoding, option=option, digest=digest)
     try:
         yield from _array_items(text)
     except json.JSONDecodeError as error:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, say, table, warn
+from tool_aware.data_folder import load_all, read_data_folder
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.previews import load_local_tokenizer
 from tool_aware.dataset.similarity import nearest
 from tool_aware.paths import split_file, split_name
 from tool_aware.prompt import encode_example
-from tool_aware.rows import SPLITS, LoadedRows, load_rows
+from tool_aware.rows import SPLITS, LoadedRows
 from tool_aware.text import normalised, shortened
 from tool_aware.tools import Toolbox
 
@@ -47,7 +48,7 @@ def check(path: Path, config: Config, hf_token: str | None) -> None:
     Raises UserError for malformed rows, and if the folder lacks files that training needs.
     """
     files, tools, limit = files_to_check(path), config.toolbox, config.model.max_seq_length
-    loaded = load_all(files, tools)
+    loaded = read_data_folder(path, tools).rows if path.is_dir() else load_all(files, tools)
     tokenizer = load_local_tokenizer(config.model, hf_token, Fallbacks())
     lengths = {name: token_lengths(part, tokenizer) for name, part in loaded.items()}
     print(balance(loaded, tools))
@@ -92,19 +93,6 @@ def refuse_missing_files(path: Path, files: Mapping[str, Path]) -> None:
             where=str(path),
             fix="write rows there that the other files do not have; a tenth of them all is usual (docs/FORMATS.md)",
         )
-
-
-def load_all(files: Mapping[str, Path], tools: Toolbox) -> dict[str, LoadedRows]:
-    """Read all files. Raises one UserError with the bad rows of every file."""
-    loaded, problems = {}, []
-    for name, path in files.items():
-        try:
-            loaded[name] = load_rows(path, tools)
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-    return loaded
 
 
 def balance(loaded: Mapping[str, LoadedRows], tools: Toolbox) -> str:

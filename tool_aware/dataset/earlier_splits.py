@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
-from tool_aware.files import sha256_of
+from tool_aware.data_folder import changed_splits, refuse_mixed
+from tool_aware.manifest import one_set
 from tool_aware.paths import split_file
 from tool_aware.prompt import query_of, unwrap_instruction
 from tool_aware.rows import SPLITS, Row, row_objects
@@ -47,20 +49,25 @@ class EarlierSplits:
 def read_earlier_splits(folder: Path) -> EarlierSplits:
     """Read the split files in `folder`; the tools of their rows may be others than today's.
 
-    Raises UserError if there is no train.json, or a file does not hold rows.
+    Raises UserError if there is no train.json, a file does not hold rows, or they are not of one run.
     """
     paths = {name: split_file(folder, name) for name in SPLITS if split_file(folder, name).is_file()}
     if "train" not in paths:
         raise UserError(
             f"no train.json in {folder}", where="dataset.splits_from", fix="name the folder of an earlier data set"
         )
-    items = {name: list(row_objects(path)) for name, path in paths.items()}
-    queries = {name: frozenset(normalised(_query(item)) for item in part) for name, part in items.items()}
+    hashes = {name: hashlib.sha256() for name in paths}
+    with one_set(folder) as manifest:
+        items = {name: list(row_objects(path, hashes[name])) for name, path in paths.items()}
+    sha256 = {name: digest.hexdigest() for name, digest in hashes.items()}
+    spelled = {name: [_query(item) for item in part] for name, part in items.items()}
+    refuse_mixed(folder, changed_splits(manifest, sha256), spelled)
+    queries = {name: frozenset(map(normalised, part)) for name, part in spelled.items()}
     groups = {
         name: frozenset(group for item in part if (group := name_of_group(item.get("metadata") or {})))
         for name, part in items.items()
     }
-    return EarlierSplits(folder, {path.name: sha256_of(path) for path in paths.values()}, queries, groups)
+    return EarlierSplits(folder, {path.name: sha256[name] for name, path in paths.items()}, queries, groups)
 
 
 def name_of_group(metadata: Mapping[str, object]) -> str | None:

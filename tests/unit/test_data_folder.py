@@ -84,9 +84,10 @@ def test_a_set_whose_writer_was_killed_is_put_in_place_before_it_is_read(tmp_pat
                 raise KeyboardInterrupt
         replace(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
-        write_set(tmp_path, toy_rows[6:])
+        with pytest.raises(KeyboardInterrupt):
+            write_set(tmp_path, toy_rows[6:])
     data = read_data_folder(tmp_path, config.toolbox)
     assert data.changed == []
     assert data.rows["train"].sha256 != old["train.json"]
@@ -137,7 +138,10 @@ def test_queries_of_a_train_file_that_changed_while_it_was_read_are_not_taken(tm
     write_rows(path, toy_rows[:2])
     run = TrainingRun("a", None, str(path), sha256_of(path))
     assert len(run.train_queries()) == 2
-    monkeypatch.setattr(
-        "tool_aware.lineage.sha256_of", lambda path: (write_rows(path, toy_rows[4:9]), run.train_sha256)[1]
-    )
+
+    def then_replaced(path):
+        write_rows(path, toy_rows[4:9])
+        return run.train_sha256
+
+    monkeypatch.setattr("tool_aware.lineage.sha256_of", then_replaced)
     assert run.train_queries() is None

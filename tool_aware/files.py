@@ -7,8 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,15 +69,14 @@ def bytes_in(folder: Path) -> int:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it replaces `path` once it is whole and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         with add_filename(path):
             yield part
             with part.open("rb") as written:
                 os.fsync(written.fileno())
-        part.chmod(0o644)
+        part.chmod(0o666 & ~_umask())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -92,10 +91,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     part.mkdir()
     try:
         yield part
+        give_usual_mode(part)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def give_usual_mode(folder: Path) -> None:
+    """Give all files below a folder the mode that the user's umask gives new files; some libraries write others."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """Return the umask of the process, which can be asked for only by setting it; so ask the kernel first."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def write_text(path: Path, text: str) -> None:

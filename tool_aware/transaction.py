@@ -15,20 +15,45 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tool_aware.console import UserError, warn
-from tool_aware.files import add_filename, hashes_in
+from tool_aware.files import add_filename, give_usual_mode, hashes_in
 from tool_aware.paths import MANIFEST_NAME
+from tool_aware.secret_values import redacted
 
-_LOCK_NAME = ".lock"
-_BEING_WRITTEN = ".new"  # garbage if nobody holds the lock
-_COMPLETE = ".complete"  # must be moved into place
-_OUTDATED_NAME = ".outdated.json"  # in it: names of files of the old set that the new one lacks
+# Hidden, and named as nobody else names files: what lies there is replaced without asking.
+_LOCK_NAME = ".tool-aware.lock"
+_BEING_WRITTEN = ".tool-aware.new"  # garbage if nobody holds the lock
+_COMPLETE = ".tool-aware.complete"  # must be moved into place
+_PLAN_NAME = ".plan.json"  # in it: old files that are deleted, and those that get another name
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_ROOM_BYTES = 64 * 1024  # written and deleted again at the start; a disk without that much is full
+
+
+def refuse_unsafe(folder: Path) -> None:
+    """Raise UserError for a folder in which no stage may write, since what lies there is not its own.
+
+    It is the folder that commands run in, the home directory or the root, or above one of them, a git repository, or
+    no folder. Links are followed.
+    """
+    place, here, home = folder.resolve(), Path.cwd().resolve(), Path(os.path.expanduser("~")).resolve()
+    what = None
+    if folder.exists() and not folder.is_dir():
+        what = "is a file, not a folder"
+    elif place == here:
+        what = "is the folder that this command runs in"
+    elif place == home:
+        what = "is your home directory"
+    elif here.is_relative_to(place) or home.is_relative_to(place):
+        what = "contains the folder that this command runs in, or your home directory"
+    elif (place / ".git").exists():
+        what = "is a git repository"
+    if what:
+        raise UserError(f"{what}: a stage needs a folder of its own", where=str(folder), fix="name another folder")
 
 
 @contextlib.contextmanager
@@ -36,33 +61,81 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process, created if it does not exist, and finish what a crashed run left undone.
 
     The kernel releases the lock when the process ends, however it ends. Raises UserError if another process holds it,
-    with its command, number and host.
+    with its command, number and host; if no stage may write there (`refuse_unsafe`); and if the folder cannot be
+    written to or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_unsafe(folder)
+    missing = next((parent for parent in reversed([folder, *folder.parents]) if not parent.exists()), None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock_of(folder)
+    except OSError as error:
+        _remove_empty(folder, missing)
+        raise _not_writable(folder, error) from error
+    with lock:
+        try:
+            _write_holder(folder, lock)
+            finish_interrupted(folder)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / _LOCK_NAME).unlink()  # a process that has opened it meanwhile sees that: _lock_of
+            _remove_empty(folder, missing)
+
+
+def _lock_of(folder: Path) -> IO[str]:
+    """Return the lock file, open and locked. Raises UserError if another process holds it."""
     path = folder / _LOCK_NAME
-    with path.open("a+", encoding="utf-8") as file:
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"another run is writing here: {_holder_in_words(file.read())}",
-                where=str(folder),
-                fix="wait for it or stop it, or name another folder",
-            ) from None
+            with file:
+                holder = _holder_in_words(file.read())
+            fix = "wait for it or stop it, or name another folder"
+            raise UserError(f"another run is writing here: {holder}", where=str(folder), fix=fix) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
+                file.close()
                 raise
             warn(f"{folder}: this file system has no locks; do not start two runs in it at once")
-        file.truncate(0)
-        json.dump(_holder(), file)
-        file.flush()
-        finish_interrupted(folder)
-        yield
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
+                return file
+        file.close()  # its holder has ended and deleted it since it was opened
+
+
+def _write_holder(folder: Path, lock: IO[str]) -> None:
+    """Write who holds the lock, and on the way find out whether anything can be written at all."""
+    handle, holder = lock.fileno(), json.dumps(_holder()).encode()
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, holder.ljust(_ROOM_BYTES), 0)  # JSON may end in spaces
+        os.fsync(handle)
+        os.ftruncate(handle, len(holder))
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot be written to: {error.strerror}", where=str(folder), fix="name another folder")
+
+
+def _remove_empty(folder: Path, missing: Path | None) -> None:
+    """Remove the folders that were made for nothing, from `missing`, which did not exist, down to `folder`."""
+    if missing is None:
+        return
+    with contextlib.suppress(OSError):
+        for path in [folder, *folder.parents]:
+            path.rmdir()
+            if path == missing:
+                break
 
 
 def _holder() -> dict[str, Any]:
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = redacted(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     since = datetime.now(UTC).isoformat(timespec="seconds")
     return {"command": command, "process": os.getpid(), "host": socket.gethostname(), "since": since}
 
@@ -71,7 +144,7 @@ def _holder_in_words(text: str) -> str:
     try:
         holder = json.loads(text)
         return f"{holder['command']} (process {holder['process']} on {holder['host']}, since {holder['since']})"
-    except (ValueError, KeyError, TypeError):  # it has the lock and has not yet written its name
+    except (ValueError, KeyError, TypeError, RecursionError):  # it has the lock and has not yet written its name
         return "a process that has just started"
 
 
@@ -99,14 +172,17 @@ class FileSet:
         files = sorted(path for path in self.new.rglob("*") if path.is_file() and path != self.new / MANIFEST_NAME)
         return hashes_in(self.new, files)
 
-    def commit(self, outdated: Iterable[str] = ()) -> None:
+    def commit(self, outdated: Iterable[str] = (), kept_as: Mapping[str, str] | None = None) -> None:
         """Replace the folder's files by the new ones, among them the manifest; delete the `outdated` ones.
 
-        An error or a crash leaves the old set or, after the decision, the new one.
+        `kept_as` has other names for files that would be replaced and are the user's. An error or a crash leaves the
+        old set or, after the decision, the new one.
         """
         assert (self.new / MANIFEST_NAME).is_file(), "a set of files ends with its manifest"
-        (self.new / _OUTDATED_NAME).write_text(json.dumps(sorted(outdated)), encoding="utf-8")
+        plan = {"outdated": sorted(outdated), "kept_as": dict(kept_as or {})}
         with add_filename(self.folder):
+            (self.new / _PLAN_NAME).write_text(json.dumps(plan), encoding="utf-8")
+            give_usual_mode(self.new)
             for path in self.new.rglob("*"):
                 _sync(path)
             _sync(self.new)
@@ -129,12 +205,16 @@ def finish_interrupted(folder: Path) -> None:
     if not complete.is_dir():
         return
     (folder / MANIFEST_NAME).unlink(missing_ok=True) if (complete / MANIFEST_NAME).exists() else None
-    if (complete / _OUTDATED_NAME).is_file():
-        for name in json.loads((complete / _OUTDATED_NAME).read_text(encoding="utf-8")):
+    if (complete / _PLAN_NAME).is_file() and (complete / MANIFEST_NAME).exists():
+        outdated, kept_as = _plan_in(complete)
+        for name, other in kept_as.items():
+            if (folder / name).exists() and not (folder / other).exists():
+                os.replace(folder / name, folder / other)
+        for name in outdated:
             (folder / name).unlink(missing_ok=True)
     names = [path.relative_to(complete) for path in complete.rglob("*") if path.is_file()]
     for name in names:
-        if str(name) not in (MANIFEST_NAME, _OUTDATED_NAME):
+        if str(name) not in (MANIFEST_NAME, _PLAN_NAME):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(complete / name, folder / name)
     _sync(folder)
@@ -142,6 +222,24 @@ def finish_interrupted(folder: Path) -> None:
         os.replace(complete / MANIFEST_NAME, folder / MANIFEST_NAME)
     shutil.rmtree(complete)
     _sync(folder)
+
+
+def _plan_in(complete: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the names of old files to delete, and the other names of those to keep.
+
+    Raises UserError for what `commit` does not write: a folder from elsewhere must not have files outside deleted.
+    """
+    try:
+        plan = json.loads((complete / _PLAN_NAME).read_text(encoding="utf-8"))
+        outdated, kept_as = list(plan["outdated"]), dict(plan["kept_as"])
+        names = [Path(name) for name in (*outdated, *kept_as, *kept_as.values())]
+        is_ours = not any(name.is_absolute() or ".." in name.parts for name in names)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        fix = "delete that folder, and run the stage again if files are missing"
+        raise UserError("is not what an interrupted run leaves", where=str(complete), fix=fix)
+    return outdated, kept_as
 
 
 def _sync(path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
-from tool_aware.files import atomic_folder, write_json
+from tool_aware.files import atomic_folder, atomic_path, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -26,3 +27,20 @@ def test_a_folder_appears_whole_or_keeps_its_old_content(tmp_path):
         (part / str(1 / 0)).write_text("never written")
     assert [file.name for file in target.iterdir()] == ["a"]
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), MODES)
+def test_files_and_folders_have_the_mode_that_the_umask_gives(umask, file, folder, tmp_path):
+    earlier = os.umask(umask)
+    try:
+        write_json(tmp_path / "value.json", 1)
+        with atomic_path(tmp_path / "private.json") as part:
+            part.unlink()
+            os.close(os.open(part, os.O_CREAT, 0o600))  # as libraries write theirs
+        with atomic_folder(tmp_path / "model") as part:
+            os.close(os.open(part / "weights", os.O_CREAT, 0o600))
+    finally:
+        os.umask(earlier)
+    for name in ("value.json", "private.json", "model/weights"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == file
+    assert (tmp_path / "model").stat().st_mode & 0o777 == folder

@@ -99,7 +99,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def give_usual_mode(folder: Path) -> None:
-    """Give all files below a folder the mode that the user's umask gives new files; some libraries write others."""
+    """Set the mode of all files below a folder to that of new files under the umask; some libraries set another."""
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             path.chmod(0o666 & ~_umask())

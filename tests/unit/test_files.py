@@ -29,6 +29,9 @@ def test_a_folder_appears_whole_or_keeps_its_old_content(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
+MODES = [(0o002, 0o664, 0o775), (0o022, 0o644, 0o755), (0o077, 0o600, 0o700)]
+
+
 @pytest.mark.parametrize(("umask", "file", "folder"), MODES)
 def test_files_and_folders_have_the_mode_that_the_umask_gives(umask, file, folder, tmp_path):
     earlier = os.umask(umask)

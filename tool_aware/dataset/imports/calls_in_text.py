@@ -6,6 +6,7 @@
     Glaive          <functioncall> {"name": ..., "arguments": '{...}'}
     ToolACE, BFCL   [name(parameter="value")]
     any             an object with name and arguments that is the whole text, also in a ``` block
+    this toolkit    Tool: name, Parameters: {...}, Reasoning: ...
 
 A text with such syntax that cannot be read exactly is left out: it is no plain answer.
 """
@@ -15,15 +16,18 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 from tool_aware.dataset.imports.foreign_calls import arguments_of, calls_of
 from tool_aware.dataset.imports.left_out import Call, LeftOut, in_words, usable_name
+from tool_aware.prompt import parse_response
 from tool_aware.text_files import parse_json
 
 _MARK = re.compile(
     r"</?tool_calls?\b|<\|?tool[_▁]calls?|<｜tool|</?function[=_]|</?function_?calls?>|\[/?TOOL_CALLS?\]|\[ARGS\]"
-    r"|<\|python_tag\|>|<\|plugin\|>|functools\[|<invoke\b|✿FUNCTION✿|<start_function_call>|\[AVAILABLE_TOOLS\]",
+    r"|<\|python_tag\|>|<\|plugin\|>|functools\[|<invoke\b|✿FUNCTION✿|<start_function_call>|\[AVAILABLE_TOOLS\]"
+    r"|<\|(?:channel|constrain|message|call|recipient|content)\|>|\bto=functions\.|</?use_mcp_tool>",
     re.IGNORECASE,
 )
 _REACT = re.compile(r"^[ \t*]*Action(?:[ _]Input)?[ \t*]*:", re.MULTILINE | re.IGNORECASE)
@@ -50,6 +54,9 @@ def calls_in(text: str, names: Collection[str], field: str) -> tuple[list[Call],
 
     `names` are those of the tools on offer. Raises LeftOut for tool syntax that cannot be read.
     """
+    ours = parse_response(text).call
+    if ours:
+        return [Call(ours.tool, dict(ours.parameters))], ours.reasoning
     for pattern in (_BLOCK, _LLAMA, _GLAIVE):
         if pattern.search(text):
             calls = [call for match in pattern.finditer(text) for call in _in_block(match, field)]
@@ -78,8 +85,21 @@ def _looks_like_call(text: str) -> bool:
 
 
 def _mentions_call(text: str, names: Collection[str]) -> bool:
-    """Check for `name(` of a tool on offer: an answer that writes calls in some other way."""
-    return any(f"{name}(" in text for name in names)
+    """Check for a tool on offer with something like arguments: an answer that writes calls in some other way.
+
+    `name(`, the name alone before `{` or a ``` block, the name as a tag, or on a line `tool: name`.
+    """
+    return bool(names) and _call_of(tuple(names)).search(text) is not None
+
+
+@lru_cache(maxsize=4096)
+def _call_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    any_name = "|".join(map(re.escape, names))
+    return re.compile(
+        rf"(?:{any_name})\(|(?<![\w-])(?:{any_name})(?![\w-])[^\w{{]{{0,30}}?(?:\{{|```)"
+        rf"|<({any_name})>.*</\1>|^\W*(?:tool|function|action)(?:[ _]name)?\W*[:=]\W*(?:{any_name})\W*$",
+        re.DOTALL | re.MULTILINE | re.IGNORECASE,
+    )
 
 
 def _without_ending(text: str) -> str:

@@ -36,9 +36,12 @@ _CALL_PARTS = ("toolUse", "functionCall", "function_call", "tool_call")
 _RESULT_PARTS = ("toolResult", "functionResponse", "function_response")
 _WEIGHTS = ("weight", "loss", "train", "training", "trainable", "loss_weight")
 _LISTS = ("messages", "conversations", "conversation", "contents")
+_MARKS = ("label", "kto_tag")  # of KTO's data: false for an answer not to learn
 _MAY_BE_CALL = re.compile(r"tool|function|call|action", re.IGNORECASE)
 _READ_FIELDS = ("tool_calls", "function_call", "tool_call_id")
 _TAGGED_TOOLS = re.compile(r"<tools>(.*?)</tools>|\[AVAILABLE_TOOLS\](.*?)\[/AVAILABLE_TOOLS\]", re.DOTALL)
+_CHAT_SPEAKER = re.compile(r"(?:^|\n)\s*(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE):")  # Glaive's, all in one text
+_CHAT_ROLES = {"SYSTEM": "system", "USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "result"}
 _TAG = re.compile(r"</?(?:think|thinking|scratch_pad|scratchpad)>")
 
 
@@ -55,7 +58,8 @@ class Turn:
 
 def is_conversation(item: Mapping[str, Any]) -> bool:
     """Check for one of the forms of a conversation by the item's keys."""
-    return any(item.get(key) is not None for key in _LISTS) or _pair(item) is not None or is_query_with_answers(item)
+    has_turns = any(item.get(key) is not None for key in _LISTS) or isinstance(item.get("chat"), str)
+    return has_turns or _pair(item) is not None or is_query_with_answers(item)
 
 
 def is_query_with_answers(item: Mapping[str, Any]) -> bool:
@@ -68,6 +72,9 @@ def conversation_candidate(item: Mapping[str, Any], known: Toolbox) -> tuple[Can
 
     Raises LeftOut for what cannot be taken over exactly.
     """
+    marked = next((key for key in _MARKS if item.get(key) is False), None)
+    if marked:
+        raise LeftOut("an answer that is marked as bad", marked, "false")
     if is_query_with_answers(item) and all(item.get(key) is None for key in _LISTS):
         return _answered_query(item)
     turns, system = _turns_of(item)
@@ -158,6 +165,8 @@ def _turns_of(item: Mapping[str, Any]) -> tuple[list[Turn], list[str]]:
     key = next((key for key in _LISTS if item.get(key) is not None), None)
     if key:
         return _turns(item[key], key), system
+    if isinstance(item.get("chat"), str):
+        return _turns_of_chat(item["chat"]), system
     pair = _pair(item)
     assert pair is not None  # `is_conversation` checked it
     asked, answered = (
@@ -167,6 +176,17 @@ def _turns_of(item: Mapping[str, Any]) -> tuple[list[Turn], list[str]]:
         for turn in asked:
             turn.counts = False
     return [*asked, *answered], system
+
+
+def _turns_of_chat(text: str) -> list[Turn]:
+    """Return the turns of a text such as Glaive's: `USER: ...`, `ASSISTANT: ...`, `FUNCTION RESPONSE: ...`."""
+    before, *parts = _CHAT_SPEAKER.split(text)
+    if before.strip() or not parts:
+        raise LeftOut("a chat without USER: and ASSISTANT:", "chat", in_words(text))
+    return [
+        Turn(_CHAT_ROLES[speaker], said.replace("<|endoftext|>", "").strip(), "chat")
+        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def _turns_or_text(value: Any, name: str, role: str) -> list[Turn]:

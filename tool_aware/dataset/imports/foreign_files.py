@@ -76,17 +76,27 @@ def read_items(
 def _of_json(source: Path, encoding: str | None) -> Iterator[Item]:
     """Yield the items of a JSON array, of the one list in a JSON object, or the lines of JSON Lines."""
     option = "--encoding"
-    first = next((line.strip() for line in lines_of(source, encoding, option=option) if line.strip()), "")
+    filled = (line.strip() for line in lines_of(source, encoding, option=option) if line.strip())
+    first, is_only = next(filled, ""), next(filled, None) is None
     if first == "{":  # an object over several lines, as json.dump(..., indent=2) writes it
         value = read_json_text(source, encoding, option=option)
-        lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
-        is_item = any(key in value for key in _KEYS_OF_ITEMS)
-        values = lists[0] if len(lists) == 1 and not is_item else [value]
+        values = _items_within(value) or [value]
+        yield from (Item(f"row {number}", item) for number, item in enumerate(values, start=1))
+        return
+    if is_only and first.startswith("{") and (values := _items_within(decoded(first))):
         yield from (Item(f"row {number}", item) for number, item in enumerate(values, start=1))
         return
     kind = "row" if is_json_array(source, encoding, option=option) else "line"
     for line in json_items(source, encoding, option=option):
         yield Item(f"{kind} {line.number}", line.value, line.problem)
+
+
+def _items_within(value: Any) -> list[Any]:
+    """Return the items of an object around them: its one list of objects; [] for an object that is an item itself."""
+    if not isinstance(value, dict) or any(key in value for key in _KEYS_OF_ITEMS):
+        return []
+    lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
+    return lists[0] if len(lists) == 1 else []
 
 
 def _say_format(source: Path, encoding: str | None) -> None:

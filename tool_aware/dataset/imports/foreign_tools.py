@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,9 @@ from tool_aware.tools import TOOL_NAME, Tool, Toolbox
 MOST_TOOLS = 128  # of one request, as OpenAI has it; a prompt with more does not fit into model.max_seq_length
 _SCHEMAS = ("parameters", "input_schema", "inputSchema", "parametersJsonSchema", "args")
 _DECLARATIONS = ("functionDeclarations", "function_declarations")
+_MAY_BE_SCHEMA = re.compile(
+    r"(?!output|return|response)\w*(?:param|arg|schema|propert|input)(?!.*example)", re.IGNORECASE
+)
 _FUNCTION_TYPES = (None, "function", "custom", "dict", "object")
 
 
@@ -104,12 +108,21 @@ def _tool(text: str, place: str) -> tuple[str, Tool]:
     if description is not None and not isinstance(description, str):
         raise LeftOut("a description that is not text", f"{place}.description", in_words(description))
     parameters = decoded(next((body[key] for key in _SCHEMAS if body.get(key) is not None), None))
+    if parameters is None:
+        _refuse_unread_schema(body, place)
     if isinstance(parameters, Mapping) and parameters.keys() == {"json"}:  # Bedrock
         parameters = decoded(parameters["json"])
     parameters = {} if is_nothing(parameters) else parameters
     schema = json_schema(parameters, f"{place}.parameters") or {"type": "object", "properties": {}}
     section = {"name": usable_name(name), "description": (description or "").strip() or name}
     return name, _checked({**section, "parameters": _with_fitting_defaults(schema)}, place)
+
+
+def _refuse_unread_schema(body: Mapping[str, Any], place: str) -> None:
+    """Raise LeftOut if a tool without parameters has them elsewhere, such as Cohere's `parameter_definitions`."""
+    for key, value in body.items():
+        if key not in _SCHEMAS and _MAY_BE_SCHEMA.match(str(key)) and not is_nothing(value):
+            raise LeftOut("a tool with parameters in a field that is not read", f"{place}.{key}", in_words(value))
 
 
 def _checked(section: Mapping[str, Any], place: str) -> Tool:

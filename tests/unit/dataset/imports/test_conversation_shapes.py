@@ -113,6 +113,12 @@ SHAPES: dict[str, Shape] = {
     "Glaive": lambda q, a: sharegpt(
         q, ("gpt", f'<functioncall> {{"name": "{NAME}", "arguments": \'{json.dumps(a)}\'}} <|endoftext|>')
     ),
+    "Glaive's text of all turns": lambda q, a: {
+        "system": f"SYSTEM: You may call these functions -\n{json.dumps(FUNCTION, indent=4)}\n",
+        "chat": f'USER: {q}\n\n\nASSISTANT: <functioncall> {{"name": "{NAME}", "arguments": \'{json.dumps(a)}\'}} '
+        "<|endoftext|>\n\n\nFUNCTION RESPONSE: {}\n\n\nASSISTANT: Booked. <|endoftext|>",
+    },
+    "this toolkit's answer": lambda q, a: text(q, f"Tool: {NAME}\nParameters: {json.dumps(a)}\nReasoning: A table."),
     "Llama 3.1": lambda q, a: text(q, f"<function={NAME}>{json.dumps(a)}</function>"),
     "Mistral's text": lambda q, a: text(q, f"[TOOL_CALLS] {json.dumps([named(a)])}</s>"),
     "Mistral's newer text": lambda q, a: text(q, f"[TOOL_CALLS]{NAME}[ARGS]{json.dumps(a)}"),
@@ -275,12 +281,43 @@ def test_no_damage_to_an_item_ends_the_import_or_makes_a_row_that_cannot_be_read
         "order_taxi(people=2)",
         "[]",
         '{"tool": "book_table", "tool_input": {"people": 2}} ',
+        '<|channel|>commentary to=functions.book_table <|constrain|>json<|message|>{"people": 2}<|call|>',
+        '>>>book_table\n{"people": 2}',
+        '<|recipient|>book_table\n<|content|>{"people": 2}',
+        "book_table\n```python\ntool_call(people=2)\n```",
+        '`book_table`: {"people": 2}',
+        "<book_table>\n<people>2</people>\n</book_table>",
+        "<use_mcp_tool><server_name>x</server_name></use_mcp_tool>",
+        "Tool: book_table\nParameters: {people: 2}",
+        "**Function:** `book_table`\npeople: 2",
     ],
 )
 def test_tool_syntax_in_a_text_never_becomes_a_plain_answer(content: str, folder: Path) -> None:
     imported = import_items([text("a table for two", content)], folder)
     assert imported.rows == []
     assert sum(imported.skipped.values()) == 1
+
+
+def test_an_answer_that_only_names_a_tool_is_plain(folder: Path) -> None:
+    said = "The tool `book_table` could do that, or <b>book_table</b>, but for which day?"
+    (row,) = import_items([text("a table for two", said)], folder).rows
+    assert row.tool == "direct_chat"
+
+
+def test_the_end_mark_of_a_chat_in_one_text_is_no_part_of_the_answer(folder: Path) -> None:
+    chat_text = "USER: hello there\n\n\nASSISTANT: Hello, Ana. <|endoftext|>\n\n\nUSER: bye"
+    rows = import_items([{"system": "SYSTEM: You are helpful.", "chat": chat_text}], folder).rows
+    assert [(row.query, row.tool) for row in rows] == [("hello there", "direct_chat")]
+    assert rows[0].response.endswith("Reasoning: Hello, Ana")
+    assert import_items([{"chat": "hello there"}], folder).skipped == {"a chat without USER: and ASSISTANT:": 1}
+
+
+@pytest.mark.parametrize("mark", ["label", "kto_tag"])
+def test_an_answer_that_is_marked_as_bad_is_not_learnt(mark: str, folder: Path) -> None:
+    good, bad = (text("a table for two", said) for said in ("For which day?", "No."))
+    imported = import_items([{**good, mark: True}, {**bad, mark: False}], folder)
+    assert imported.skipped == {"an answer that is marked as bad": 1}
+    assert [row.response.splitlines()[-1] for row in imported.rows] == ["Reasoning: For which day"]
 
 
 @pytest.mark.parametrize(
@@ -414,6 +451,7 @@ def test_types_of_other_languages_become_json_schema(
         ([{**FUNCTION, "name": f"tool_{number}"} for number in range(129)], "more than 128 tools"),
         ([{"type": "web_search_preview"}], "a tool that is no function"),
         ([{**FUNCTION, "name": "9 lives"}], "a tool without a usable name"),
+        ([{"name": NAME, "parameter_definitions": {"people": {"type": "int"}}}], "a tool with parameters in a field"),
         (["book_table"], "a tool that is not an object"),
         ("book_table", "tools that are not a list of objects"),
         (

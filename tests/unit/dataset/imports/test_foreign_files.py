@@ -95,8 +95,9 @@ def test_columns_of_csv_may_hold_json(tmp_path: Path, config: Config, capsys: py
 def test_one_json_value_may_be_an_array_an_object_with_a_list_or_one_item(tmp_path: Path, config: Config) -> None:
     path = tmp_path / "x.json"
     for value, number in ((chats(), 2), ({"version": 1, "data": chats()}, 2), (chats()[0], 1)):
-        path.write_text(json.dumps(value, indent=2))
-        assert taken(path, config) == EXPECTED[:number]
+        for indent in (2, None):
+            path.write_text(json.dumps(value, indent=indent))
+            assert taken(path, config) == EXPECTED[:number]
 
 
 def test_a_damaged_table_is_one_message(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tool_aware.console import Fallbacks, UserError, say, table, warn
 from tool_aware.data_folder import load_all, read_data_folder
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.previews import load_local_tokenizer
+from tool_aware.dataset.redaction import Redactor, kinds_in
 from tool_aware.dataset.similarity import nearest
 from tool_aware.paths import split_file, split_name
 from tool_aware.prompt import encode_example
@@ -24,6 +25,7 @@ from tool_aware.tools import Toolbox
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_ROWS_NAMED = 5  # of a file, in a warning
 CHARACTERS_PER_TOKEN = 3.6  # measured on our prompts with Mistral's v0.2 vocabulary; used where there is no tokenizer
 
 
@@ -53,7 +55,12 @@ def check(path: Path, config: Config, hf_token: str | None) -> None:
     lengths = {name: token_lengths(part, tokenizer) for name, part in loaded.items()}
     print(balance(loaded, tools))
     print(describe_lengths(next(iter(lengths.values())), limit, is_estimate=tokenizer is None))
-    for message in [*imbalance(loaded, tools), *too_long(lengths, limit), *map(str, leakage(loaded))]:
+    for message in [
+        *imbalance(loaded, tools),
+        *too_long(lengths, limit),
+        *map(str, leakage(loaded)),
+        *secrets_in_rows(loaded),
+    ]:
         warn(message)
     for name, part in loaded.items():
         if part.stored_as:
@@ -132,6 +139,27 @@ def too_long(lengths: Mapping[str, Sequence[int]], limit: int) -> list[str]:
     ]
 
 
+def secrets_in_rows(loaded: Mapping[str, LoadedRows]) -> list[str]:
+    """Return a warning for each file with what looks like secrets or personal data: how many, of which kind, where."""
+    found = []
+    for name, part in loaded.items():
+        kinds: Counter[str] = Counter()
+        numbers = []
+        for number, row in enumerate(part.rows, start=1):
+            call = row.answer.call
+            if in_row := kinds_in([row.query, dict(call.parameters) if call else {}]):
+                kinds.update(in_row)
+                numbers.append(number)
+        if numbers:
+            shown = ", ".join(map(str, numbers[:_ROWS_NAMED])) + (", ..." if len(numbers) > _ROWS_NAMED else "")
+            what = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in kinds.most_common())
+            found.append(
+                f"{name}: {len(numbers)} rows hold what looks like secrets or personal data ({what}): rows {shown}; "
+                "--import and --logs replace these by placeholders, a data file of your own is used as it is"
+            )
+    return found
+
+
 def describe_lengths(lengths: Sequence[int], limit: int, *, is_estimate: bool) -> str:
     """Return a line with the median, 95th percentile and maximum, and how many examples are too long."""
     ordered = sorted(lengths)
@@ -159,6 +187,8 @@ def leakage(loaded: Mapping[str, LoadedRows]) -> list[Leakage]:
         values, indices, _ = nearest(queries, train)
         near = [at for at, value in enumerate(values) if value >= NEAR_DUPLICATE]
         if near:
-            example = f"{shortened(queries[near[0]])!r} and {shortened(train[indices[near[0]]])!r}"
+            redactor = Redactor()
+            first, second = redactor.redact(queries[near[0]]), redactor.redact(train[indices[near[0]]])
+            example = f"{shortened(first)!r} and {shortened(second)!r}"
             found.append(Leakage(name, exact, len(near) - exact, example))
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, say
 from tool_aware.dataset.assembly import Collected
+from tool_aware.dataset.curation import counts_in_words
 from tool_aware.dataset.deduplication import deduplicate
 from tool_aware.dataset.importing import Imported, config_with_tools, import_file
 from tool_aware.paths import IMPORTED_CONFIG_NAME
@@ -42,6 +43,9 @@ def collect_import(
     for line in reasons_in_words(imported):
         say(line)
     _report_changes(imported, config, fallbacks)
+    redacted = dict(imported.redactor.counts)
+    if redacted:
+        say(f"replaced by placeholders: {counts_in_words(redacted)}")
     more_files = {}
     if imported.foreign_tools:
         target = config.dataset.dir / IMPORTED_CONFIG_NAME
@@ -49,7 +53,9 @@ def collect_import(
         number = len(imported.foreign_tools)
         fallbacks.add(f"{number} tools are not in {config_path}: run the next stages with --config {target}")
     skipped = dict(imported.skipped.most_common())
-    return Collected(unique.rows, unique.exact, unique.near, log_rejected=skipped, more_files=more_files)
+    return Collected(
+        unique.rows, unique.exact, unique.near, log_rejected=skipped, redacted=redacted, more_files=more_files
+    )
 
 
 def reasons_in_words(imported: Imported) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tool_aware.dataset.imports.conversations import conversation_candidate, is_
 from tool_aware.dataset.imports.foreign_files import Item, read_items, without_nulls
 from tool_aware.dataset.imports.foreign_tools import ForeignTools
 from tool_aware.dataset.imports.left_out import Call, Candidate, LeftOut, in_words
+from tool_aware.dataset.redaction import Redactor, SecretInParameter
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row, row_problems
 from tool_aware.text import shortened
@@ -50,13 +51,15 @@ class Imported:
     """Tools that items define in several ways, or otherwise than config.yaml."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Names of tools with characters that ours may not have -> the names in the rows."""
+    redactor: Redactor = field(default_factory=Redactor)
+    """Replaces secrets in the rows and counts them by kind."""
 
     def leave_out(self, place: str, why: LeftOut) -> None:
         """Count an item that is left out, and name it if it is one of the first of its reason."""
         self.skipped[why.reason] += 1
         named = self.named.setdefault(why.reason, [])
         if len(named) < _NAMED_OF_A_REASON:
-            named.append(f"{place}: {why.in_words()}")
+            named.append(f"{place}: {Redactor().redact(why.in_words())}")
 
 
 def import_file(
@@ -107,7 +110,7 @@ def _converted(items: Iterable[Item], tools: Toolbox, truths: Answers | None) ->
         try:
             candidate, own = _candidate(item, tools, truths)
             _refuse_repeated_id(candidate, item.place, seen_ids)
-            row = _row(candidate, known)
+            row = _row(_redacted(candidate, imported.redactor), known)
         except LeftOut as why:
             imported.leave_out(item.place, why)
         except RecursionError:
@@ -148,6 +151,16 @@ def _refuse_repeated_id(candidate: Candidate, place: str, seen: dict[str, str]) 
     key = candidate.details.get("bfcl_id")
     if key is not None and seen.setdefault(str(key), candidate.query) != candidate.query:
         raise LeftOut("another question with the id of an earlier one", "id", str(key))
+
+
+def _redacted(candidate: Candidate, redactor: Redactor) -> Candidate:
+    """Return a candidate without secrets, the same ones replaced alike in query and call. Raises LeftOut."""
+    texts = (candidate.said, dict(candidate.details))
+    try:
+        query, arguments, said, details = redactor.redact_call(candidate.query, candidate.call.arguments, texts)
+    except SecretInParameter as why:
+        raise LeftOut("a parameter that is a secret and cannot be replaced", candidate.call.name, str(why)) from None
+    return replace(candidate, query=query, call=Call(candidate.call.name, arguments), said=said, details=details)
 
 
 def _row(candidate: Candidate, known: Mapping[str, Tool]) -> Row:

@@ -13,6 +13,7 @@ from tool_aware.dataset.curation import Curated, counts_in_words, curate
 from tool_aware.dataset.log_files import read_log_file
 from tool_aware.dataset.log_findings import LogFindings
 from tool_aware.dataset.query_log import read_query_log
+from tool_aware.dataset.redaction import Redactor
 
 _NAMES_SHOWN = 10
 _REMEDIES = {
@@ -71,7 +72,9 @@ def _messages(curated: Curated, config: Config) -> list[str]:
     """Return what the user should know of a log of which much, or all, is left out."""
     found = []
     if curated.unknown_tools:
-        names = ", ".join(f"{name!a} {count}" for name, count in curated.unknown_tools.most_common(_NAMES_SHOWN))
+        names = ", ".join(
+            f"{Redactor().redact(name)!a} {count}" for name, count in curated.unknown_tools.most_common(_NAMES_SHOWN)
+        )
         more = len(curated.unknown_tools) - _NAMES_SHOWN
         found.append(
             f"logged tools that config.yaml does not have: {names}{f' and {more} more' if more > 0 else ''}; name what "

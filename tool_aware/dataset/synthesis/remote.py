@@ -17,6 +17,7 @@ from tool_aware.chat_server import ChatServer, chat_reply
 from tool_aware.config.environment import Environment
 from tool_aware.console import UserError, warn
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
+from tool_aware.dataset.redaction import Redactor
 from tool_aware.dataset.similarity import nearest
 from tool_aware.dataset.synthesis.programs import problem_of_program
 from tool_aware.files import checked_as
@@ -206,13 +207,15 @@ def _as_row(candidate: object, source: Row, tools: Toolbox) -> Row | None:
     parameters, reasoning = candidate.get("parameters"), candidate.get("reasoning")
     if candidate.get("tool") != source.tool or not isinstance(parameters, dict) or not isinstance(reasoning, str):
         return None
+    kept = source.query + source.response  # invented: nobody's
     try:
+        query, parameters, reasoning = Redactor().redact_call(candidate["query"], parameters, [reasoning], kept=kept)
         call = ToolCall(source.tool, parameters, " ".join(reasoning.split()))
-    except ValueError:
+    except ValueError:  # SecretInParameter is one
         return None
     copied = ("tool", "slice", "language", "template", "group", "domain", "acceptable_tools")
     details = {key: source.metadata[key] for key in copied if key in source.metadata}
-    instruction = render_instruction(" ".join(candidate["query"].split()), tools)
+    instruction = render_instruction(" ".join(query.split()), tools)
     return Row(instruction, render_response(call), {"source": "paraphrase", **details})
 
 

@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tool_aware.command_line import script_parser
+from tool_aware.command_line import path_argument, script_parser
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.options import ConfigOptions, add_config_arguments, next_command, parse_options
 from tool_aware.config.settings import Config, load_config
+from tool_aware.config.yaml_file import path_override
 from tool_aware.console import Fallbacks, Progress, duration, heading, run, say, table
-from tool_aware.files import hashes_in, sha256_of
-from tool_aware.manifest import write_manifest
+from tool_aware.files import unchanged
 from tool_aware.paths import DATASET_REPORT_NAME, IMPORTED_CONFIG_NAME, PARAPHRASES_NAME
 from tool_aware.rows import SPLITS
 from tool_aware.text import shortlist
@@ -49,6 +49,7 @@ class Options(ConfigOptions):
     logs: Path | None
     encoding: str | None
     generator: str
+    run_unisolated: bool
     check: Path | None
     import_path: Path | None
     answers: Path | None
@@ -67,20 +68,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     from tool_aware.dataset.earlier_splits import read_earlier_splits
-    from tool_aware.dataset.outputs import Result, refuse_foreign_files
+    from tool_aware.dataset.outputs import Result
     from tool_aware.dataset.split_check import split_and_check
+    from tool_aware.transaction import locked
 
     dataset, fallbacks = config.dataset, Fallbacks()
-    refuse_foreign_files(dataset.dir, overwrite=options.overwrite)
-    earlier = read_earlier_splits(dataset.splits_from) if dataset.splits_from else None
-    if options.import_path:
-        collected = import_rows(options.import_path, config, environment.hf_token, options, fallbacks)
-    else:
-        collected = make_rows(config, environment, options, fallbacks)
-    split = split_and_check(collected.rows, config, earlier, fallbacks, source=options.import_path)
-    result = Result(split, dataset.seed, collected, earlier)
-    finish(result, config, options, environment.hf_token, fallbacks=fallbacks, started_s=started_s)
+    with locked(dataset.dir):
+        check_folder(config, options)
+        earlier = read_earlier_splits(dataset.splits_from) if dataset.splits_from else None
+        if options.import_path:
+            collected = import_rows(options.import_path, config, environment.hf_token, options, fallbacks)
+        else:
+            collected = make_rows(config, environment, options, fallbacks)
+        split = split_and_check(collected.rows, config, earlier, fallbacks, source=options.import_path)
+        result = Result(split, dataset.seed, collected, earlier)
+        finish(result, config, options, environment.hf_token, fallbacks=fallbacks, started_s=started_s)
     return 0
+
+
+def check_folder(config: Config, options: Options) -> None:
+    """Check that the files can be written: what is there is this stage's, and the disk has room."""
+    from tool_aware.dataset.outputs import estimated_bytes, refuse_foreign_files
+    from tool_aware.files import require_space
+
+    folder, is_import = config.dataset.dir, options.import_path is not None
+    refuse_foreign_files(folder, overwrite=options.overwrite, is_import=is_import)
+    sources = [path for path in (options.logs, options.import_path) if path]
+    require_space(folder, estimated_bytes(config, sources, is_import=is_import))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Options:
@@ -88,20 +102,26 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     parser = script_parser(__doc__)
     add_config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    parser.add_argument("--overwrite", action="store_true", help="replace data files that this script did not write")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="rename data files that are not this script's, or were edited"
+    )
     parser.add_argument("--require-database", action="store_true", help="fail if the query log cannot be read")
     export = "a JSONL, CSV or Parquet export instead of the database"
-    parser.add_argument("--logs", type=Path, metavar="FILE", help=export)
+    parser.add_argument("--logs", type=path_argument, metavar="FILE", help=export)
     encoding = "of --logs or --import where it is not UTF-8 and has no byte order mark, such as cp1252"
     parser.add_argument("--encoding", metavar="NAME", help=encoding)
     openai = "openai: also paraphrase rows through the endpoint in OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_API_KEY"
     parser.add_argument("--generator", choices=("builtin", "openai"), default="builtin", help=openai)
+    unisolated = "run programs of paraphrases without a sandbox where this machine has none (docs/SECURITY.md)"
+    parser.add_argument("--run-unisolated", action="store_true", help=unisolated)
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--check", type=Path, metavar="PATH", help="check a data file, or a folder of them, and stop")
+    only.add_argument(
+        "--check", type=path_argument, metavar="PATH", help="check a data file, or a folder of them, and stop"
+    )
     convert = "convert conversations with tool calls, BFCL or xLAM: JSON Lines, Parquet, CSV, or a dataset of the Hub"
-    only.add_argument("--import", type=Path, dest="import_path", metavar="PATH", help=convert)
+    only.add_argument("--import", type=path_argument, dest="import_path", metavar="PATH", help=convert)
     bfcl = "BFCL's answers (default: possible_answer/ beside PATH)"
-    parser.add_argument("--answers", type=Path, metavar="FILE", help=bfcl)
+    parser.add_argument("--answers", type=path_argument, metavar="FILE", help=bfcl)
     parser.add_argument("--split", metavar="NAME", help="the split of a saved dataset, or of one of the Hub, to import")
     return parse_options(Options, parser, argv)
 
@@ -118,9 +138,11 @@ def plan(config: Config, environment: Environment, options: Options) -> str:
         source = log_source(config, environment, options)
         rows = [("query log", source), ("synthetic rows", f"{number}; slices: {slices}")]
     if options.generator == "openai":
+        from tool_aware.dataset.synthesis.programs import isolation_in_words
         from tool_aware.dataset.synthesis.remote import endpoint_of
 
         rows.append(("paraphrases", f"{dataset.paraphrases} through {endpoint_of(environment).server.shown}"))
+        rows.append(("their programs", isolation_in_words(may_do_without=options.run_unisolated)))
     shares = " / ".join(f"{name} {part:.0%}" for name, part in zip(SPLITS, dataset.splits, strict=True))
     rows += [("tools", shortlist(config.toolbox.names)), ("splits", shares)]
     if dataset.splits_from:
@@ -150,7 +172,8 @@ def make_rows(config: Config, environment: Environment, options: Options, fallba
 
     heading("Reading the query log")
     required = options.require_database
-    logged = read_log(config, environment, fallbacks, options.logs, options.encoding, is_required=required)
+    with unchanged([options.logs]) as inputs:
+        logged = read_log(config, environment, fallbacks, options.logs, options.encoding, is_required=required)
 
     heading("Synthesising")
     assembled = assemble(config, load_content(), logged.rows if logged else [])
@@ -158,28 +181,35 @@ def make_rows(config: Config, environment: Environment, options: Options, fallba
     say(f"{len(assembled.rows)} rows; {exact} exact and {near} near-duplicates dropped")
     for kind, missing in assembled.shortfalls.items():
         fallbacks.add(f"{kind}: {missing} rows fewer than asked for; its content or examples are used up")
-    collected = Collected(assembled.rows, exact, near)
+    collected = Collected(assembled.rows, exact, near, inputs=inputs)
     if logged:
         collected = with_log(collected, logged)
     if options.generator == "openai":
         heading("Paraphrasing")
-        collected = add_paraphrases(collected, config, environment, fallbacks)
+        collected = add_paraphrases(collected, config, environment, options, fallbacks)
     return collected
 
 
-def add_paraphrases(collected: Collected, config: Config, environment: Environment, fallbacks: Fallbacks) -> Collected:
+def add_paraphrases(
+    collected: Collected, config: Config, environment: Environment, options: Options, fallbacks: Fallbacks
+) -> Collected:
     """Add paraphrases of synthetic rows by a remote model, and the number of candidates that each gate stopped."""
     from tool_aware.dataset.deduplication import deduplicate
+    from tool_aware.dataset.synthesis.programs import UNISOLATED, is_isolation_possible
     from tool_aware.dataset.synthesis.remote import endpoint_of, paraphrase
 
+    is_isolated = is_isolation_possible(may_do_without=options.run_unisolated)
+    if not is_isolated:
+        fallbacks.add(UNISOLATED)
     endpoint, folder, wanted = endpoint_of(environment), config.dataset.dir, config.dataset.paraphrases
     sources = [row for row in collected.rows if row.metadata["source"] == "synthetic"]
     random.Random(f"{config.dataset.seed}/paraphrases").shuffle(sources)  # all tools from the first request on
     known = [row.query for row in collected.rows]
-    folder.mkdir(parents=True, exist_ok=True)
     progress = Progress("paraphrases", wanted)
     journal, update = folder / PARAPHRASES_NAME, progress.update
-    made = paraphrase(sources, known, config.toolbox, endpoint.chat, journal, wanted=wanted, progress=update)
+    made = paraphrase(
+        sources, known, config.toolbox, endpoint.chat, journal, wanted=wanted, progress=update, is_isolated=is_isolated
+    )
     progress.close()
     stopped = ", ".join(f"{gate} {count}" for gate, count in made.stopped.items())
     say(f"{len(made.rows)} of {made.candidates} candidates passed; stopped: {stopped}")
@@ -191,12 +221,15 @@ def add_paraphrases(collected: Collected, config: Config, environment: Environme
 def import_rows(source: Path, config: Config, token: str | None, options: Options, fallbacks: Fallbacks) -> Collected:
     """Convert another project's data."""
     from tool_aware.dataset.import_report import collect_import
+    from tool_aware.dataset.importing import answers_beside
 
     heading("Importing")
     answers, encoding, split = options.answers, options.encoding, options.split
-    return collect_import(
-        source, config, options.config, fallbacks, answers=answers, encoding=encoding, split=split, token=token
-    )
+    with unchanged([source, answers or answers_beside(source)]) as inputs:
+        collected = collect_import(
+            source, config, options.config, fallbacks, answers=answers, encoding=encoding, split=split, token=token
+        )
+    return replace(collected, inputs=inputs)
 
 
 # ---- files ----------------------------------------------------------------------------------------------
@@ -212,22 +245,21 @@ def finish(
     heading("Writing")
     folder = config.dataset.dir
     tokenizer = load_local_tokenizer(config.model, hf_token, fallbacks)
-    paths = write(folder, render(result, config.toolbox, tokenizer))
-    imported = folder / IMPORTED_CONFIG_NAME
-    own_config = imported if imported in paths else None  # it has all tools of the data, which training compares with
-    inputs = (options.logs, options.import_path, options.answers)
-    write_manifest(
+    contents = render(result, config.toolbox, tokenizer)
+    write(
         folder,
-        stage="prepare_dataset",
-        config=(load_config(own_config, options.overrides) if own_config else config).as_dict(),
+        contents,
+        fallbacks,
+        config=config,
+        config_path=options.config,
+        overrides=options.overrides,
         seed=result.seed,
         started_s=started_s,
-        inputs={str(path): sha256_of(path) for path in inputs if path and path.is_file()},
-        outputs=hashes_in(folder, paths),
+        inputs=result.collected.inputs,
         counts=result.counts(),
-        fallbacks=fallbacks,
         earlier_splits=entry_of_earlier_splits(result.split, result.earlier) if result.earlier else None,
     )
+    own_config = folder / IMPORTED_CONFIG_NAME if IMPORTED_CONFIG_NAME in contents else None
     print(summary(result.split.rows))
     say(f"\n{folder}/ is ready after {duration(time.monotonic() - started_s)}; look at {DATASET_REPORT_NAME} there")
     print(f"Next: {next_command('train_tool_aware.py', options, config=own_config)}")
@@ -242,7 +274,7 @@ def check_files(path: Path, config: Config, environment: Environment, options: O
 
     check(path, config, environment.hf_token)
     if path.is_dir():
-        with_data = replace(options, overrides=[*options.overrides, f"dataset.dir={path}"])
+        with_data = replace(options, overrides=[*options.overrides, path_override("dataset.dir", path)])
         print(f"Next: {next_command('monitor_gpu.py estimate', with_data)}")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tool_aware.versions import toolkit_version
@@ -40,6 +41,13 @@ class _PrintVersion(argparse.Action):
 
 
 # ---- types of arguments: `type=positive_int` ----------------------------------------------------------------
+
+
+def path_argument(text: str) -> Path:
+    """Read the path of a file or folder, exactly as it is typed."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: name a file or folder")
+    return Path(text)
 
 
 def positive_int(text: str) -> int:

@@ -165,6 +165,33 @@ def checked_as(value: object, shape: type[T], *, where: str, fix: str = _WRITE_A
         raise UserError(f"is not what a stage writes: {shown}", where=where, fix=fix) from error
 
 
+@contextlib.contextmanager
+def unchanged(paths: Iterable[Path | None]) -> Iterator[dict[str, str]]:
+    """Yield the sha256, by path, of the files that are read inside; folders stand for all files below them.
+
+    What is no file is left out. Raises UserError afterwards if one of them was changed or replaced meanwhile: then
+    nobody knows what was read. For readers that open a file several times; `digest` in text_files.py is for the others.
+    """
+    named = [path for path in paths if path]
+    files = [path for path in named if path.is_file()]
+    files += [path for folder in named if folder.is_dir() for path in sorted(folder.rglob("*")) if path.is_file()]
+    before = {str(path): sha256_of(path) for path in files}
+    yield before
+    for path in files:
+        if not path.is_file() or sha256_of(path) != before[str(path)]:
+            raise UserError(
+                "was changed while it was read", where=str(path), fix="wait, or copy it, and run this again"
+            )
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raise UserError if the disk of a folder has less room than what is about to be written there."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        what = f"about {_size(needed_bytes)} are needed and {_size(free)} are free"
+        raise UserError(what, where=str(folder), fix="free some space, or name another folder")
+
+
 def hashes_in(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
     """Return the sha256 of files below a folder by their names there, as a manifest lists its outputs."""
     return {str(path.relative_to(folder)): sha256_of(path) for path in paths}

@@ -208,7 +208,7 @@ def finish_interrupted(folder: Path) -> None:
     if (complete / _PLAN_NAME).is_file() and (complete / MANIFEST_NAME).exists():
         outdated, kept_as = _plan_in(complete)
         for name, other in kept_as.items():
-            if (folder / name).exists() and not (folder / other).exists():
+            if os.path.lexists(folder / name) and not os.path.lexists(folder / other):
                 os.replace(folder / name, folder / other)
         for name in outdated:
             (folder / name).unlink(missing_ok=True)

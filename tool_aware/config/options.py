@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tool_aware.command_line import add_version_argument
+from tool_aware.command_line import add_version_argument, path_argument
 from tool_aware.config.settings import DEFAULT_CONFIG
+from tool_aware.config.yaml_file import path_in, path_override
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -36,7 +37,7 @@ def options_from(kind: type[OptionsT], parsed: argparse.Namespace) -> OptionsT:
     """Return the fields of `kind` as argparse has read them; `--output_dir` becomes the last override."""
     values = {field.name: getattr(parsed, field.name) for field in fields(kind)}
     if getattr(parsed, "output_dir", None):
-        values["overrides"] = [*parsed.overrides, f"training.output_dir={parsed.output_dir}"]
+        values["overrides"] = [*parsed.overrides, path_override("training.output_dir", parsed.output_dir)]
     return kind(**values)
 
 
@@ -44,7 +45,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that every script has: `--version`, `--config` and `--set`."""
     add_version_argument(parser)
     parser.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="settings (default: %(default)s)"
+        "--config", type=path_argument, default=DEFAULT_CONFIG, metavar="FILE", help="settings (default: %(default)s)"
     )
     text = "override one setting, for example --set lora.r=16; repeatable"
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE", help=text)
@@ -52,7 +53,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_output_dir_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--output_dir`, short for `--set training.output_dir=DIR`."""
-    parser.add_argument("--output_dir", "--output-dir", type=Path, metavar="DIR", help="instead of training.output_dir")
+    parser.add_argument(
+        "--output_dir", "--output-dir", type=path_argument, metavar="DIR", help="instead of training.output_dir"
+    )
 
 
 def next_command(script: str, options: ConfigOptions, *, config: Path | None = None) -> str:
@@ -60,6 +63,6 @@ def next_command(script: str, options: ConfigOptions, *, config: Path | None = N
     file = config or options.config
     words = ["python", *script.split(), *(["--config", str(file)] if file != DEFAULT_CONFIG else [])]
     for override in options.overrides:
-        key, _, value = override.partition("=")
-        words += ["--output_dir", value] if key == "training.output_dir" else ["--set", override]
+        key, _, _ = override.partition("=")
+        words += ["--output_dir", str(path_in(override))] if key == "training.output_dir" else ["--set", override]
     return shlex.join(words)

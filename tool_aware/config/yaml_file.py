@@ -6,6 +6,8 @@ number. A key given twice is an error, and so is what has no counterpart in JSON
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +16,13 @@ from typing import Any, ClassVar
 import yaml
 
 from tool_aware.console import UserError
-from tool_aware.text_files import read_text
+from tool_aware.text_files import parse_json, read_text
+
+# Settings that are paths. On a command line they stand as they are: `run #3`, `2024` and `a: b` are names of folders.
+PATH_KEYS = frozenset(
+    {"model.name", "dataset.dir", "dataset.splits_from", "training.output_dir", "evaluation.results_dir"}
+)
+_MAY_BE_ABSENT = frozenset({"dataset.splits_from"})
 
 _TAG = "tag:yaml.org,2002:"
 _MOST_VALUES = 100_000  # of a file once its aliases are followed; config.yaml has 400
@@ -53,7 +61,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in place; list items are named by their index.
+    """Set `section.key=value` in place; list items are named by their index. Values are YAML but for PATH_KEYS.
 
     Raises UserError if there is no such place.
     """
@@ -73,7 +81,29 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: {key} is a value, not a section")
     if isinstance(node, list):
         raise UserError(f"--set {override}: cannot replace an item of a list; set one of its keys")
-    node[keys[-1]] = _read_yaml(value, f"--set {override}")
+    is_path = ".".join(keys) in PATH_KEYS
+    node[keys[-1]] = path_in(override) if is_path else _read_yaml(value, f"--set {override}")
+
+
+def path_in(override: str) -> str | None:
+    """Return the path that an override of one of PATH_KEYS gives: as it was typed, or quoted as in YAML or JSON.
+
+    `null` is None where a path may be absent.
+    """
+    dotted, _, value = override.partition("=")
+    if value == "null" and dotted.strip() in _MAY_BE_ABSENT:
+        return None
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        with contextlib.suppress(ValueError, UserError):
+            quoted = parse_json(value) if value[0] == '"' else _read_yaml(value, f"--set {override}")
+            return quoted if isinstance(quoted, str) else value
+    return value
+
+
+def path_override(key: str, path: Path) -> str:
+    """Return the override that sets one of PATH_KEYS to exactly that path."""
+    plain = f"{key}={path}"
+    return plain if path_in(plain) == str(path) else f"{key}={json.dumps(str(path))}"
 
 
 # ---- scalars: https://yaml.org/spec/1.2.2/#103-core-schema ---------------------------------------------------

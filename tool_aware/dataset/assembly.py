@@ -32,6 +32,7 @@ class Collected:
     to_label: Sequence[Mapping[str, Any]] = ()
     stopped_at_gates: Mapping[str, int] = field(default_factory=dict)
     more_files: Mapping[str, str] = field(default_factory=dict)  # content by name: those that only an import writes
+    inputs: Mapping[str, str] = field(default_factory=dict)  # sha256 by path of the files that rows were read from
 
 
 @dataclass(frozen=True)

@@ -79,15 +79,20 @@ def import_file(
     items = _not_empty(read_items(source, encoding, split=split, token=token), source)
     imported = _converted(items, tools, truths)
     if truths is None and not imported.rows and "a BFCL question without a file of answers" in imported.skipped:
-        place = source.parent / "possible_answer" / source.name
+        place = answers_beside(source)
         raise UserError("BFCL questions need their answers", where=str(place), fix="name the file with --answers FILE")
     if truths and truths.unreadable:
         imported.skipped["an unreadable line of the answers"] = truths.unreadable
     return imported
 
 
+def answers_beside(source: Path) -> Path:
+    """Return where BFCL keeps the answers to the questions in a file."""
+    return source.parent / "possible_answer" / source.name
+
+
 def _bfcl_answers(source: Path, answers: Path | None, encoding: str | None) -> Answers | None:
-    place = answers or source.parent / "possible_answer" / source.name
+    place = answers or answers_beside(source)
     if not answers and not place.is_file():
         return None
     return read_answers(read_items(place, encoding))

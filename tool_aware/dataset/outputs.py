@@ -1,15 +1,20 @@
-"""The files of the stage: rendered in memory first, then written one after the other, so that they match."""
+"""The files of the stage: rendered in memory first, then replaced all together; files of the user stay."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+import os
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.console import UserError, table
+from tool_aware.config.settings import Config, load_config
+from tool_aware.console import Fallbacks, UserError, table
 from tool_aware.dataset.assembly import Collected
 from tool_aware.dataset.card import build_card
 from tool_aware.dataset.dataset_report import ReportData, build_report
@@ -17,19 +22,28 @@ from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.earlier_splits import EarlierSplits
 from tool_aware.dataset.previews import preview, preview_rows
 from tool_aware.dataset.splitting import Split
-from tool_aware.files import sha256_of, write_text
-from tool_aware.manifest import read_manifest
+from tool_aware.files import sha256_of
+from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.paths import (
     CARD_NAME,
     DATASET_REPORT_NAME,
+    IMPORTED_CONFIG_NAME,
     SAMPLE_NAME,
     SPLIT_REPORT_NAME,
     TO_LABEL_NAME,
-    split_file,
     split_name,
 )
+from tool_aware.prompt import render_instruction
 from tool_aware.rows import SPLITS, Row
 from tool_aware.tools import Toolbox
+from tool_aware.transaction import FileSet
+
+STAGE = "prepare_dataset"
+OUTPUT_NAMES = (
+    *map(split_name, SPLITS),
+    *(SAMPLE_NAME, SPLIT_REPORT_NAME, DATASET_REPORT_NAME, CARD_NAME, TO_LABEL_NAME, IMPORTED_CONFIG_NAME),
+)
+_ANSWER_BYTES = 1_000  # query, answer and metadata of a row, rounded up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -139,28 +153,102 @@ def entry_of_earlier_splits(split: Split, earlier: EarlierSplits) -> dict[str, A
     }
 
 
-def refuse_foreign_files(folder: Path, *, overwrite: bool) -> None:
-    """Raise UserError if the folder holds data that this script did not write, or that was edited since."""
-    if overwrite:
-        return
-    written = (read_manifest(folder) or {}).get("outputs", {})
-    paths = [split_file(folder, name) for name in SPLITS]
-    foreign = [path.name for path in paths if path.is_file() and written.get(path.name) != sha256_of(path)]
-    if foreign:
+def refuse_foreign_files(folder: Path, *, overwrite: bool, is_import: bool = False) -> None:
+    """Raise UserError if the folder is another stage's, or holds files that are not as this one wrote them.
+
+    A dataset card of somebody else is kept instead (`write`), and with `overwrite` all others are, under other names.
+    """
+    stage = (read_manifest(folder) or {}).get("stage")
+    if stage not in (None, STAGE):
+        fix = "choose another folder: --set dataset.dir=DIR"
+        raise UserError(f"holds a finished run of the stage {stage}", where=str(folder), fix=fix)
+    ours, others = own_files(folder), {CARD_NAME} if is_import else {CARD_NAME, IMPORTED_CONFIG_NAME}
+    foreign = [
+        name for name in OUTPUT_NAMES if name not in others and name not in ours and os.path.lexists(folder / name)
+    ]
+    if foreign and not overwrite:
         raise UserError(
             f"{', '.join(foreign)}: written by someone else, or edited since",
             where=str(folder),
-            fix="move them away, choose another --set dataset.dir=DIR, or replace them with --overwrite",
+            fix="move them away, choose another --set dataset.dir=DIR, or let them be renamed with --overwrite",
         )
 
 
-def write(folder: Path, files: Mapping[str, str]) -> list[Path]:
-    """Write all files and return their paths; remove an old list of rows to label if there is no new one."""
-    if TO_LABEL_NAME not in files:
-        (folder / TO_LABEL_NAME).unlink(missing_ok=True)
-    for name, text in files.items():
-        write_text(folder / name, text)
-    return [folder / name for name in files]
+def own_files(folder: Path) -> dict[str, str]:
+    """Return the sha256 of the files that this stage wrote there and nobody has edited since, by name."""
+    manifest = read_manifest(folder) or {}
+    listed = manifest["outputs"] if manifest.get("stage") == STAGE else {}
+    return {
+        name: sha256
+        for name, sha256 in listed.items()
+        if name in OUTPUT_NAMES and (folder / name).is_file() and sha256_of(folder / name) == sha256
+    }
+
+
+def estimated_bytes(config: Config, sources: Iterable[str], *, is_import: bool) -> int:
+    """Return about how much will be written: rows as long as the prompt, or as many as the source files hold."""
+    dataset = config.dataset
+    made = 0 if is_import else dataset.synthetic_per_tool * len(config.tools) + dataset.ambiguous
+    row_bytes = len(render_instruction("", config.toolbox).encode()) + _ANSWER_BYTES
+    return made * row_bytes + sum(Path(source).stat().st_size for source in sources if Path(source).is_file())
+
+
+def write(
+    folder: Path,
+    contents: Mapping[str, str],
+    fallbacks: Fallbacks,
+    *,
+    config_path: Path,
+    overrides: Sequence[str],
+    config: Config,
+    **details: Any,
+) -> None:
+    """Replace the files of this stage by new ones, all together and with their manifest. To be used inside `locked`.
+
+    Files that a manifest of this stage lists, as they were written, are replaced, or deleted if there is no new one.
+    Of what else has their names, a dataset card stays and the others get another name.
+    """
+    ours, contents = own_files(folder), dict(contents)
+    foreign = [name for name in contents if name not in ours and os.path.lexists(folder / name)]
+    if CARD_NAME in foreign:
+        del contents[CARD_NAME]
+        foreign.remove(CARD_NAME)
+        what = "is not this stage's, or was edited: it stays, and no dataset card is written"
+        fallbacks.add(f"{folder / CARD_NAME} {what}")
+    kept_as = {name: _free_name(folder, name) for name in foreign}
+    for name, other in kept_as.items():
+        fallbacks.add(f"{folder / name} is not this stage's, or was edited: it is now {other}")
+    outdated = ours.keys() - contents.keys()
+    in_use = {name for name in outdated if (folder / name).samefile(config_path)}
+    files = FileSet(folder)
+    try:
+        hashes = {name: ours[name] for name in in_use}
+        for name, text in contents.items():
+            data = text.encode("utf-8")
+            files.path(name).write_bytes(data)
+            hashes[name] = hashlib.sha256(data).hexdigest()
+        if IMPORTED_CONFIG_NAME in contents:  # it has all tools of the data, which training compares with
+            config = _imported_config(folder, contents[IMPORTED_CONFIG_NAME], overrides)
+        settings = config.as_dict()
+        write_manifest(files.new, stage=STAGE, config=settings, outputs=hashes, fallbacks=fallbacks, **details)
+        files.commit(outdated - in_use, kept_as)
+    finally:
+        files.discard()
+
+
+def _free_name(folder: Path, name: str) -> str:
+    """Return a name that nothing in the folder has: train.json -> train.before-1.json."""
+    stem, suffix = Path(name).stem, Path(name).suffix
+    names = (f"{stem}.before-{number}{suffix}" for number in itertools.count(1))
+    return next(other for other in names if not os.path.lexists(folder / other))
+
+
+def _imported_config(folder: Path, text: str, overrides: Sequence[str]) -> Config:
+    """Return the config that the text will be once it is in the folder; it extends another by a relative path."""
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".", suffix=".yaml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        return load_config(Path(file.name), overrides)
 
 
 def _json(value: object) -> str:

@@ -101,10 +101,12 @@ def paraphrase(
     *,
     wanted: int,
     progress: Callable[[int], None] = lambda _: None,
+    is_isolated: bool = True,
 ) -> Paraphrases:
     """Return paraphrases of `sources`, taken in turn until `wanted` rows have passed; journal every request.
 
     `known` are queries that no new row may nearly repeat. Requests that the journal has are not sent again.
+    Programs run in the sandbox, unless `is_isolated` is false; raises NotIsolated where there is none.
     """
     done = _read_journal(journal, tools)
     rows: list[Row] = []
@@ -118,7 +120,7 @@ def paraphrase(
                 break
             outcome = done.get(source.query)
             if outcome is None:
-                outcome = _ask(source, [*known, *(row.query for row in rows)], tools, chat)
+                outcome = _ask(source, [*known, *(row.query for row in rows)], tools, chat, is_isolated)
                 requests += 1
                 file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
                 file.flush()
@@ -169,7 +171,7 @@ def _outcome(value: object, tools: Toolbox) -> _Outcome | None:
     return replace(outcome, rows=[row for row in rows if row]) if is_counted else None
 
 
-def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat) -> _Outcome:
+def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat, is_isolated: bool) -> _Outcome:
     prompt = _REQUEST.format(count=PARAPHRASES_PER_REQUEST, instruction=source.instruction, response=source.response)
     rows: list[Row] = []
     stopped: Counter[str] = Counter()
@@ -180,7 +182,8 @@ def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat) -> _Outc
         if row is None:
             stopped["format"] += 1
             continue
-        gate = _first_closed_gate(row, [*known, source.query, *(other.query for other in rows)], tools, chat)
+        others = [*known, source.query, *(other.query for other in rows)]
+        gate = _first_closed_gate(row, others, tools, chat, is_isolated)
         if gate:
             stopped[gate] += 1
         else:
@@ -219,13 +222,15 @@ def _as_row(candidate: object, source: Row, tools: Toolbox) -> Row | None:
     return Row(instruction, render_response(call), {"source": "paraphrase", **details})
 
 
-def _first_closed_gate(row: Row, known: Iterable[str], tools: Toolbox, chat: Chat) -> str | None:
+def _first_closed_gate(row: Row, known: Iterable[str], tools: Toolbox, chat: Chat, is_isolated: bool) -> str | None:
     call = row.answer.call
     assert call is not None, "_as_row renders whole calls only"
     if tools.problems(call):
         return "schema"
-    if "code" in tools[call.tool].required and problem_of_program(str(call.parameters["code"])):
-        return "code"
+    if "code" in tools[call.tool].required:
+        code = str(call.parameters["code"])
+        if problem_of_program(code, is_isolated=is_isolated):
+            return "code"
     if parse_response(chat(row.instruction)).tool not in row.acceptable_tools:
         return "round_trip"
     similarity = nearest([row.query], list(known))[0]

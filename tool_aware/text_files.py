@@ -38,7 +38,7 @@ _BYTE_ORDER_MARKS = {  # UTF-32 before UTF-16, whose mark its own begins with
 }
 _NOT_TEXT = {
     b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "git lfs pull"),
-    b"PAR1": ("is Parquet, not text", "give it the ending .parquet where a command takes Parquet"),
+    b"PAR1": ("is Parquet, not text", "--import and --logs take Parquet; elsewhere write it as JSON Lines"),
     b"PK\x03\x04": ("is a zip archive", "unzip it"),
     b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unzstd it"),
     b"<!DOCTYPE": ("is an HTML page: a download that went wrong, most likely", "download the file itself"),
@@ -189,6 +189,9 @@ def _bare(storage: TextFormat) -> str:
 
 
 def _refuse(error: UnicodeDecodeError, raw: bytes, where: str, path: Path, option: str | None) -> NoReturn:
+    if b"\0" in raw:
+        fix = "if it is text, name its encoding; else export it as text"
+        raise UserError("is not text: it has zero bytes", where=where, fix=fix) from error
     what = f"is not {error.encoding.upper()}: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
     before = raw[max(0, error.start - _SHOWN_CHARACTERS // 2) : error.start + _SHOWN_CHARACTERS // 2]
     shown = before.decode(_LIKELY_ENCODING, errors="replace").strip()
@@ -221,6 +224,7 @@ def json_lines(
     Raises UserError for what is not text.
     """
     for number, line in enumerate(lines_of(path, encoding, option=option, digest=digest), start=1):
+        line = line.removeprefix("\ufeff")  # noqa: PLW2901 - the mark of a file that was appended to another
         if not line.strip():
             continue
         try:

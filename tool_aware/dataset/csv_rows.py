@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+# Escapes of the text format, https://www.postgresql.org/docs/current/sql-copy.html; MySQL's are among them.
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0", "Z": "\x1a"}
+_NULL = "\\N"
 _LONGEST_FIELD = 4_000_000  # characters; a quote that is never closed ends there
 
 
@@ -76,3 +81,42 @@ def csv_rows(lines: Iterable[str], delimiter: str = ",") -> Iterator[CsvRow]:
         yield CsvRow(source.first, [], f"has {len(cells)} fields, the header {width}")
         if source.number_taken > 1:
             source.give_back_all_but_first()
+
+
+def is_text_format(lines: Iterable[str]) -> bool:
+    r"""Check for the text format of PostgreSQL's COPY and MySQL's INTO OUTFILE: a cell is `\N`, and none is quoted."""
+    has_null = False
+    for line in lines:
+        cells = line.rstrip("\r\n").split("\t")
+        if any(cell.startswith('"') and (cell.count('"') % 2 or '""' in cell[1:-1]) for cell in cells):
+            return False
+        has_null = has_null or _NULL in cells
+    return has_null
+
+
+def text_format_rows(lines: Iterable[str]) -> Iterator[CsvRow]:
+    r"""Yield the header and the rows of text in which tabs separate, and `\n`, `\t`, `\\` are escapes; `\N` stays."""
+    width, row, begun = 0, "", 1
+    for number, line in enumerate(lines, start=1):
+        if not row:
+            begun = number
+        row += line
+        content = row.removesuffix("\n").removesuffix("\r")
+        if content != row and (len(content) - len(content.rstrip("\\"))) % 2:
+            continue  # the line end is escaped: it is part of the row
+        row = ""
+        if content in ("", "\\."):
+            continue
+        cells = [cell if cell == _NULL else _unescaped(cell) for cell in _cells(content)]
+        width = width or len(cells)
+        problem = None if len(cells) == width else f"has {len(cells)} fields, the header {width}"
+        yield CsvRow(begun, [] if problem else cells, problem)
+
+
+def _cells(content: str) -> list[str]:
+    """Return a row's cells; a tab behind a single backslash belongs to its cell, as MySQL writes it."""
+    return re.findall(r"(?:^|\t)((?:[^\t\\]|\\.)*)", content, re.DOTALL)
+
+
+def _unescaped(cell: str) -> str:
+    return _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), cell) if "\\" in cell else cell

@@ -5,6 +5,8 @@ What a file is, its content says, not its ending.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -13,7 +15,7 @@ from typing import Any
 
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.console import UserError
-from tool_aware.dataset.csv_rows import DELIMITERS, CsvRow, csv_rows
+from tool_aware.dataset.csv_rows import DELIMITERS, CsvRow, csv_rows, is_text_format, text_format_rows
 from tool_aware.dataset.log_findings import LogFindings, refuse_missing_columns
 from tool_aware.dataset.log_records import (
     FieldProblem,
@@ -31,6 +33,8 @@ _ROWS_THAT_SHOW_COLUMNS = 1_000  # a key may be missing where it is null, so one
 _PARQUET_BATCH_ROWS = 10_000
 _JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 _COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz")
+# https://www.mongodb.com/docs/manual/reference/mongodb-extended-json/
+_EXTENDED_JSON = ("$oid", "$date", "$numberLong", "$numberInt", "$numberDouble", "$numberDecimal", "$uuid")
 _EXPORT_AGAIN = "export it as JSON Lines, CSV or Parquet"
 _OTHER_KINDS = {  # first bytes, https://en.wikipedia.org/wiki/List_of_file_signatures
     b"SQLite format 3": "a SQLite database",
@@ -103,7 +107,7 @@ def _open(path: Path, settings: DatabaseSection, encoding: str | None, findings:
         raise UserError("is empty", where=str(path), fix="name an export that has rows")
     endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED_ENDINGS]
     if first[0] in "[{" or (endings and endings[-1] in _JSON_ENDINGS):
-        return _json(path, encoding, is_array=first[0] == "[")
+        return _json(path, settings.columns.query, encoding, is_array=first[0] == "[")
     if endings and endings[-1] == ".parquet":
         raise UserError("is not Parquet", where=str(path), fix="copy or download it again")
     return _csv(path, settings, encoding, findings, first)
@@ -112,7 +116,7 @@ def _open(path: Path, settings: DatabaseSection, encoding: str | None, findings:
 # ---- JSON -----------------------------------------------------------------------------------------------
 
 
-def _json(path: Path, encoding: str | None, *, is_array: bool) -> _Source:
+def _json(path: Path, wanted: str, encoding: str | None, *, is_array: bool) -> _Source:
     rows = map(_json_row, json_items(path, encoding, option=ENCODING_OPTION))
     shown = list(islice(rows, _ROWS_THAT_SHOW_COLUMNS))
     columns = list(dict.fromkeys(key for row in shown for key in row.values))
@@ -120,7 +124,35 @@ def _json(path: Path, encoding: str | None, *, is_array: bool) -> _Source:
         problem = next((row for row in shown if row.problem), None)
         what = f"{'item' if is_array else 'line'} {problem.place} {problem.problem}" if problem else "has no rows"
         raise UserError(what, where=str(path), fix="one JSON object a line (jq -c makes them), or an array of objects")
+    if wanted not in columns and (inside := _path_within(shown[0].values, wanted)):
+        inside = f".[]{inside}" if is_array else inside if inside.startswith(".") else f".{inside}"
+        fix = f"write those rows alone: jq -c '{inside}' {path} > NEW"
+        raise UserError(f"has the rows of the log within other objects, at {inside}", where=str(path), fix=fix)
     return _Source(columns, chain(shown, rows), "item " if is_array else ":")
+
+
+def _path_within(value: Any, wanted: str, depth: int = 4) -> str | None:
+    """Return the path, as jq has it, to the object, or the list of objects, with the key `wanted`; None without one."""
+    if isinstance(value, Mapping) and wanted in value:
+        return ""
+    if not depth or not isinstance(value, Mapping | list) or not value:
+        return None
+    if isinstance(value, list):
+        below = _path_within(value[0], wanted, depth - 1)
+        return None if below is None else f"[]{below}"
+    if len(value) > 1 and all(isinstance(item, Mapping) and wanted in item for item in value.values()):
+        return "[]"
+    for key, item in value.items():
+        if (below := _path_within(item, wanted, depth - 1)) is not None:
+            return f".{key if re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', key) else json.dumps(key)}{below}"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """Return what MongoDB's extended JSON stands for, `{"$date": {"$numberLong": "1772355600000"}}`."""
+    while isinstance(value, dict) and len(value) == 1 and next(iter(value)) in _EXTENDED_JSON:
+        (value,) = value.values()
+    return value
 
 
 def _json_row(line: JsonLine) -> LoggedRow:
@@ -129,7 +161,7 @@ def _json_row(line: JsonLine) -> LoggedRow:
     if not isinstance(line.value, dict):
         what = f"is {type(line.value).__name__}, not an object"
         return LoggedRow(line.number, {}, FieldProblem("not_an_object", what))
-    return LoggedRow(line.number, line.value)
+    return LoggedRow(line.number, {key: _plain(value) for key, value in line.value.items()})
 
 
 # ---- CSV ------------------------------------------------------------------------------------------------
@@ -145,9 +177,14 @@ def _csv(path: Path, settings: DatabaseSection, encoding: str | None, findings: 
         delimiter = first.rstrip("\r\n")[4:] or ","
     else:
         delimiter = _delimiter(first, [column for column in settings.columns.model_dump().values() if column])
-    if delimiter != ",":
+    is_escaped = delimiter == "\t" and is_text_format(lines_of(path, encoding, option=ENCODING_OPTION))
+    if is_escaped:
+        findings.formats.append(
+            f"{path} is read as PostgreSQL's and MySQL's text format: \\n, \\t and \\\\ are escapes"
+        )
+    elif delimiter != ",":
         findings.formats.append(f"{path} is read as CSV separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
-    rows = csv_rows(lines, delimiter)
+    rows = text_format_rows(lines) if is_escaped else csv_rows(lines, delimiter)
     header = next(rows, None)
     if not any(mark in first for mark in DELIMITERS) and path.suffix.lower() not in (".csv", ".tsv"):
         raise UserError("is not a known kind of file", where=str(path), fix=_EXPORT_AGAIN)

@@ -10,10 +10,14 @@ from collections.abc import Mapping, Sequence
 
 from tool_aware.config.data_sections import FiltersSection
 from tool_aware.console import UserError
+from tool_aware.dataset.redaction import Redactor
 
 BAD_SHARE = 0.5  # a log with more unreadable rows than this is misunderstood, not flawed
 _EXAMPLES = 5
 _COLUMNS_SHOWN = 30
+_NAME_CHARACTERS = 60
+_REDACTED_CHARACTERS = 400
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _REQUIRED = ("query", "tool")
 
 
@@ -105,13 +109,21 @@ def refuse_missing_columns(names: Mapping[str, str], found: Sequence[str], where
     renamed = {field: same for field, column in missing.items() if (same := _same_name(column, found))}
     needed = [field for field in missing if field in _REQUIRED or field in renamed or not optional]
     if needed:
-        shown = ", ".join(map(json.dumps, found[:_COLUMNS_SHOWN])) + (", ..." if len(found) > _COLUMNS_SHOWN else "")
+        shown = ", ".join(map(_shown, found[:_COLUMNS_SHOWN])) + (", ..." if len(found) > _COLUMNS_SHOWN else "")
         fix = "name your columns in database.columns, null for an optional one that is missing"
-        if renamed:
+        if renamed and not set(_REQUIRED) & (set(needed) - set(renamed)):
             fix = " ".join(f"--set {_setting(field, column)}" for field, column in renamed.items())
+        elif any(len(name) > _NAME_CHARACTERS or _NUMBER.fullmatch(name) for name in found):
+            fix = "if these are values, put a line with the columns' names above them; else name the columns"
         columns = ", ".join(missing[field] for field in needed)
         raise UserError(f"no column {columns}; it has {shown}", where=where, fix=f"{fix} (database.columns)")
     return set(missing)
+
+
+def _shown(name: str) -> str:
+    """Return a column's name in quotes; where a header is missing it is a value, which may be personal."""
+    text = Redactor().redact(name[:_REDACTED_CHARACTERS])
+    return json.dumps(text if len(text) <= _NAME_CHARACTERS else f"{text[:_NAME_CHARACTERS]}...")
 
 
 def _setting(field: str, column: str) -> str:

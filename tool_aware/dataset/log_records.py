@@ -22,11 +22,17 @@ from tool_aware.console import UserError
 from tool_aware.dataset.log_findings import LogFindings
 from tool_aware.dataset.redaction import Redactor
 
-# What exports write for a missing value: psql and MySQL (\N), pandas (nan, NaT, <NA>), R (NA), Python, JavaScript.
-NULL_WORDS = frozenset(("", "null", "none", "nan", "nat", "na", "n/a", "<na>", "(null)", "nil", "undefined", "\\n"))
+# What exports write for a missing value: psql and MySQL (\N), pandas (nan, NaT, <NA>), R (NA), Python, JavaScript,
+# Kibana (-).
+NULL_WORDS = frozenset(
+    ("", "null", "none", "nan", "nat", "na", "n/a", "<na>", "(null)", "nil", "undefined", "\\n", "-")
+)
 _QUERY_NULLS = frozenset(("NULL", "\\N", "<NA>", "(null)"))  # people do type "none" or "na"
 _TRUE = frozenset(("true", "t", "yes", "y", "1", "1.0", "on", "ok", "success", "successful", "succeeded"))
 _FALSE = frozenset(("false", "f", "no", "n", "0", "0.0", "off", "failure", "failed", "error"))
+# Spreadsheets write both in their own language, MySQL's bit(1) is a byte.
+_TRUE |= {"wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar", "prawda", "sant", "sann", "истина", "\x01", "b'1'"}
+_FALSE |= {"falsch", "faux", "falso", "onwaar", "fałsz", "falskt", "usann", "ложь", "\x00", "b'0'"}
 _FLAGS: Mapping[str, bool | None] = (
     dict.fromkeys(NULL_WORDS) | dict.fromkeys(_TRUE, True) | dict.fromkeys(_FALSE, False)
 )
@@ -42,6 +48,12 @@ _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{8}")
 _PLAIN_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[-+]\d\d:\d\d)?")
 _ZONE_NAME = re.compile(r"\s*(?:\b(?:UTC|GMT)|Z)$", re.IGNORECASE)
 _BLANK_OFFSET = re.compile(r"\s+(?=[-+]\d{2}:?\d{0,2}$)")
+_CLOCK = r"(?:(?:,| @|T)? *(\d{1,2}:\d\d(?::\d\d)?)(?:[.,]\d+)?)?"
+# A date with dots has the day first in every language, one with slashes does not.
+_DOTTED_TIME = re.compile(rf"(?P<d>\d{{1,2}})\.(?P<m>\d{{1,2}})\.(?P<y>\d{{4}}){_CLOCK}")
+_YEAR_FIRST_TIME = re.compile(rf"(?P<y>\d{{4}})/(?P<m>\d{{1,2}})/(?P<d>\d{{1,2}}){_CLOCK}")
+_KIBANA_TIME = re.compile(rf"(?P<m>[A-Z][a-z]{{2}}) (?P<d>\d{{1,2}}), (?P<y>\d{{4}}){_CLOCK}")
+_LIKE_A_TIME = re.compile(r"\d{1,4}([./-])\d{1,2}\1\d{1,4}(?:[ T][\d:.]{3,15})?(?: ?[AaPp]\.?[Mm]\.?)?")
 _JAVASCRIPT_TIME = re.compile(r"\w{3} (\w{3}) (\d{1,2}) (\d{4}) (\d\d:\d\d:\d\d) GMT([-+]\d{4}).*")
 # Epoch times by magnitude: 10^8 s is 1973, 10^11 s the year 5138. Smaller numbers are dates of other systems, or none.
 _EPOCH_UNITS = ((10**8, 1), (10**11, 10**3), (10**14, 10**6), (10**17, 10**9))
@@ -189,7 +201,8 @@ def id_of(value: Any) -> str | None:
 
 
 def _problem(field: str, value: object, wanted: str) -> FieldProblem:
-    shown = ascii(Redactor().redact(value[:_REDACTED_CHARACTERS]) if isinstance(value, str) else value)
+    is_hidden = isinstance(value, str) and not _LIKE_A_TIME.fullmatch(value)  # the redactor takes some for telephones
+    shown = ascii(Redactor().redact(str(value)[:_REDACTED_CHARACTERS]) if is_hidden else value)
     if len(shown) > _SHOWN_CHARACTERS:
         shown = f"{shown[:_SHOWN_CHARACTERS]}..."
     return FieldProblem(f"unreadable_{field}", f"{field} {shown} {wanted}")
@@ -378,10 +391,26 @@ def _javascript_time(word: str) -> datetime | None:
     return datetime.strptime(" ".join(match.groups()), "%b %d %Y %H:%M:%S %z") if match else None
 
 
+def _written_time(word: str) -> datetime | None:
+    """Read 01.03.2026 09:14, 2026/03/01 09:14:00 and Kibana's Mar 1, 2026 @ 09:14:00.000."""
+    found = next(filter(None, (form.fullmatch(word) for form in (_DOTTED_TIME, _YEAR_FIRST_TIME, _KIBANA_TIME))), None)
+    if found is None:
+        return None
+    clock = found[4] or "00:00"
+    form = f"%Y-{'%m' if found['m'].isdigit() else '%b'}-%d %H:%M{':%S' if clock.count(':') > 1 else ''}"
+    return datetime.strptime(f"{found['y']}-{found['m']}-{found['d']} {clock}", form)
+
+
 def _mail_time(word: str) -> datetime | None:
     if not re.match(r"(?:\w{3}, )?\d{1,2} \w{3} \d{4} \d", word):
         return None
     return parsedate_to_datetime(word)
 
 
-_TIME_READERS: tuple[Callable[[str], datetime | None], ...] = (_iso_time, _epoch_time, _javascript_time, _mail_time)
+_TIME_READERS: tuple[Callable[[str], datetime | None], ...] = (
+    _iso_time,
+    _epoch_time,
+    _javascript_time,
+    _written_time,
+    _mail_time,
+)

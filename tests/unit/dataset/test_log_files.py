@@ -116,6 +116,8 @@ def lines(*rows: dict[str, Any], **changes: Any) -> str:
         ("log.tsv", b"query_text\ttool_used\nsay \"hi\"\tb\n"),
         ("log.csv", b"sep=;\r\nquery_text;tool_used\r\na;b\r\n"),
         ("log.csv", b"query_text|tool_used\na, b|c\n"),
+        ("log.jsonl", b"\n\xef\xbb\xbf" + lines({}).encode()),
+        ("log.json", lines({}, timestamp={"$date": {"$numberLong": "1772355600000"}}, id={"$oid": "65f"}).encode()),
         ("log.csv", f"\n{HEADER}\n\na,b,true,1,,,\n\n".encode()),
         ("log.csv", f'"{HEADER.replace(",", chr(34) + "," + chr(34))}"\n"a\nb","c","true","1","","",""\n'.encode()),
         ("log.csv", f"{HEADER}\na,b,true,1,,,".encode("utf-16")),
@@ -149,6 +151,13 @@ def test_the_content_says_what_a_file_is(name: str, content: bytes, tmp_path: Pa
         ("log.csv", b"<!DOCTYPE html><html>", "is an HTML page"),
         ("log.jsonl", b'{"query_text": "a",\n "tool_used": "b"}\n', "line 1 is not JSON"),
         ("log.jsonl.gz", b"\x1f\x8b\x08\x00broken", "cannot be unpacked"),
+        ("log.pkl", b"\x80\x04\x95\x00\x00", "is not text: it has zero bytes"),
+        ("log.csv", b"17,where is it,web_search,0.9\n18,a,b,0.8\n", "put a line with the columns' names above them"),
+        ("log.csv", b"mail ana.berg@example.org please,web_search\n", "mail <EMAIL_1> please"),
+        ("log.jsonl", b'{"_id": "1", "_source": {"query_text": "a"}}\n', r"jq -c '\._source'"),
+        ("log.json", b'{"hits": {"hits": [{"_source": {"query_text": "a"}}]}}', r"jq -c '\.hits\.hits\[\]\._source'"),
+        ("log.json", b'[{"log entry": {"query_text": "a"}}]', r"""jq -c '\.\[\]\."log entry"'"""),
+        ("log.json", b'{"0": {"query_text": "a"}, "1": {"query_text": "b"}}', r"jq -c '\.\[\]'"),
     ],
 )  # fmt: skip
 def test_what_is_no_log_is_refused(name: str, content: bytes, found: str, tmp_path: Path, config: Config) -> None:
@@ -211,6 +220,25 @@ def test_mutated_exports_are_read_or_refused(tmp_path: Path, config: Config) -> 
 
 
 # ---- broken rows ----------------------------------------------------------------------------------------
+
+
+def test_the_text_format_of_databases_is_read_with_its_escapes(tmp_path: Path, config: Config) -> None:
+    queries = ["C:\\temp\\new", "one\ntwo", "a\tb", '"quoted"', 'say "hi"', "\\N is null", "plain"]
+    escaped = [query.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t") for query in queries]
+    body = "".join(f"{query}\tweb_search\t\\N\n" for query in [*escaped, "two\\\nlines", "tab\\\there"])
+    path = tmp_path / "log.tsv"
+    path.write_text(f"query_text\ttool_used\terror_message\n{body}\\.\n")
+    findings = LogFindings(str(path))
+    records = list(read_log_file(path, config.database, findings))
+    assert sorted(record.query or "" for record in records) == sorted([*queries, "two\nlines", "tab\there"])
+    assert not findings.bad
+    assert "text format" in findings.formats[0]
+
+
+def test_tabs_with_quotes_are_csv_whatever_stands_for_null(tmp_path: Path, config: Config) -> None:
+    path = tmp_path / "log.tsv"
+    path.write_text('query_text\ttool_used\terror_message\n"say ""hi"""\tb\t\\N\nC:\\new\tb\t\\N\n')
+    assert {record.query for record in read_log_file(path, config.database)} == {'say "hi"', "C:\\new"}
 
 
 def test_a_broken_row_of_csv_costs_that_row_alone(tmp_path: Path, config: Config) -> None:
@@ -307,6 +335,8 @@ NINE = datetime(2026, 3, 1, 9, 0)
         ("2026-03-01T09:00:00Z", NINE), ("2026-03-01T09:00:00z", NINE), ("2026-03-01 09:00:00+00", NINE),
         ("2026-03-01 10:30:00+0130", NINE), ("2026-03-01 09:00:00 UTC", NINE), ("2026-03-01 09:00:00 +0000", NINE),
         ("2026-03-01 09:00:00 +0000 UTC", NINE), ("2026-03-01T09:00", NINE), ("20260301T090000Z", NINE),
+        ("01.03.2026 09:00", NINE), ("1.3.2026, 9:00:00", NINE), ("01.03.2026", datetime(2026, 3, 1)),
+        ("2026/03/01 09:00:00.000", NINE), ("2026/3/1", datetime(2026, 3, 1)), ("Mar 1, 2026 @ 09:00:00.000", NINE),
         ("2026-03-01 09:00:00.000000000", NINE), ("2026-03-01", datetime(2026, 3, 1)), (20260301, datetime(2026, 3, 1)),
         ("Sun, 01 Mar 2026 09:00:00 GMT", NINE), ("1 Mar 2026 10:00:00 +0100", NINE),
         ("Sun Mar 01 2026 10:00:00 GMT+0100 (Central European Standard Time)", NINE),
@@ -322,12 +352,17 @@ def test_times_are_read_in_the_forms_that_exports_have(text: Any, expected: date
 
 @pytest.mark.parametrize(
     "value",
-    ["3/1/2026", "01.03.2026 09:00", "soon", 46082.375, 12, -5, 10**25, "9999-99-99", True, [1], {"a": 1},
-     "10000-01-01 00:00:00", "0044-03-15T00:00:00 BC", "1e400", "\ud83d"],
+    ["3/1/2026", "31.02.2026", "03.2026", "2026/13/01", "soon", 46082.375, 12, -5, 10**25, "9999-99-99", True, [1],
+     {"a": 1}, "10000-01-01 00:00:00", "0044-03-15T00:00:00 BC", "1e400", "\ud83d"],
 )  # fmt: skip
 def test_a_time_that_could_mean_something_else_is_not_guessed(value: Any) -> None:
     with pytest.raises(FieldProblem, match="timestamp"):
         record_of({"timestamp": value})
+
+
+def test_a_time_that_is_refused_is_shown() -> None:
+    with pytest.raises(FieldProblem, match=r"'03/01/2026 09:14:00'"):
+        record_of({"timestamp": "03/01/2026 09:14:00"})
 
 
 @pytest.mark.parametrize(
@@ -335,6 +370,8 @@ def test_a_time_that_could_mean_something_else_is_not_guessed(value: Any) -> Non
     [
         ("success", 1, True), ("success", 0.0, False), ("success", Decimal("1.0"), True), ("success", " TRUE ", True),
         ("success", "ok", True), ("success", "None", None), ("success", float("nan"), None), ("success", "off", False),
+        ("success", "WAHR", True), ("success", "FALSCH", False), ("success", "Vrai", True), ("success", "\x00", False),
+        ("success", "-", None), ("error", "-", None), ("error", "--", "--"),
         ("quality", "0,85", 0.85), ("quality", "85%", 0.85), ("quality", "$0.85", 0.85), ("quality", "NaN", None),
         ("quality", ".5", 0.5), ("quality", "5e-1", 0.5), ("quality", 4, 4.0), ("quality", "1", 1.0),
         ("session", 7.0, "7"), ("session", "7.0", "7"), ("session", float("nan"), None), ("session", "null", None),

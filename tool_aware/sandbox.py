@@ -8,6 +8,7 @@ output are limited. Linux on x86-64 or arm64; elsewhere `run_program` refuses un
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,9 +22,10 @@ from tool_aware.console import UserError
 from tool_aware.units import MIB
 
 _CHILD = Path(__file__).with_name("sandboxed.py")
-_EXIT_NOT_ISOLATED = 97  # as in sandboxed.py
+_READY = b"ready"  # as in sandboxed.py
 _STARTUP_S = 5.0  # on a busy machine, beside the program's own time
 _ERROR_BYTES = 100_000
+_REASON_BYTES = 1000
 
 
 class NotIsolated(UserError):
@@ -57,37 +59,59 @@ def run_program(code: str, limits: Limits = DEFAULT_LIMITS, *, is_isolated: bool
     Raises NotIsolated if this machine's kernel cannot isolate it; with `is_isolated=False` it then runs all the same,
     with the limits alone.
     """
-    arguments = [str(limits.time_s), str(limits.memory_bytes), str(limits.output_bytes), str(int(is_isolated))]
     with (
         tempfile.TemporaryDirectory(prefix="tool-aware-") as folder,
         tempfile.TemporaryFile() as output,  # a file, not a pipe: its size is limited by the kernel
         tempfile.TemporaryFile() as errors,
     ):
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-X", "utf8", str(_CHILD), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=errors,
-            cwd=folder,
-            env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
+        returncode, said, is_late = _run(code, limits, (output, errors), folder, is_isolated=is_isolated)
+        printed, complaint = _start_of(output, limits.output_bytes), _start_of(errors, _ERROR_BYTES)
+        is_full = any(os.fstat(file.fileno()).st_size >= limits.output_bytes for file in (output, errors))
+    if said and said != _READY:
+        raise NotIsolated(
+            f"programs cannot be isolated on this machine: {said.decode(errors='replace')}",
+            fix="use Linux on x86-64 or arm64, or a container with seccomp",
         )
+    return ProgramRun(printed, _problem(returncode, complaint, limits, is_late=is_late, is_full=is_full))
+
+
+def check_isolation() -> None:
+    """Raise NotIsolated if programs cannot be isolated on this machine."""
+    run_program("")
+
+
+def _run(
+    code: str, limits: Limits, files: tuple[IO[bytes], IO[bytes]], folder: str, *, is_isolated: bool
+) -> tuple[int, bytes, bool]:
+    """Run a program; return its exit code, what the child said before it began, and whether it had to be killed."""
+    from_child, to_parent = os.pipe()
+    arguments = (limits.time_s, limits.memory_bytes, limits.output_bytes, int(is_isolated), to_parent)
+    with os.fdopen(from_child, "rb") as pipe:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-X", "utf8", str(_CHILD), *map(str, arguments)],
+                stdin=subprocess.PIPE,
+                stdout=files[0],
+                stderr=files[1],
+                cwd=folder,
+                env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+                pass_fds=[to_parent],
+            )
+        finally:
+            os.close(to_parent)
         is_late = False
         try:
             process.communicate(code.encode("utf-8", errors="replace"), timeout=limits.time_s + _STARTUP_S)
         except subprocess.TimeoutExpired:
             is_late = True
         finally:
-            process.kill()
+            if process.returncode is None or not is_isolated:  # it may have started others, where nothing keeps it
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        printed, complaint = _start_of(output, limits.output_bytes), _start_of(errors, _ERROR_BYTES)
-        is_full = any(os.fstat(file.fileno()).st_size >= limits.output_bytes for file in (output, errors))
-    if process.returncode == _EXIT_NOT_ISOLATED:
-        raise NotIsolated(
-            f"programs cannot be isolated on this machine: {complaint.strip()}",
-            fix="use Linux on x86-64 or arm64, or a container with seccomp",
-        )
-    return ProgramRun(printed, _problem(process.returncode, complaint, limits, is_late=is_late, is_full=is_full))
+        os.set_blocking(from_child, False)
+        return process.returncode, pipe.read(_REASON_BYTES) or b"", is_late
 
 
 def _start_of(file: IO[bytes], limit: int) -> str:
@@ -101,7 +125,7 @@ def _problem(returncode: int, complaint: str, limits: Limits, *, is_late: bool, 
     if is_late or -returncode in (signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL):
         return f"runs longer than {limits.time_s} s"
     if returncode < 0:
-        return f"ended by {signal.Signals(-returncode).name}"
+        return f"ended by signal {-returncode}, {signal.strsignal(-returncode)}"
     if returncode == 0:
         return None
     return (complaint.strip().splitlines() or [f"exit code {returncode}"])[-1][:300]

@@ -1,7 +1,8 @@
 """The child of sandbox.py: gives up everything it can, then executes the program that stands on its standard input.
 
 Started as a script in isolated mode; it imports nothing of this package, so that no more code than this page is in the
-process. Arguments: seconds, bytes of memory, bytes of output, and 1 for isolation or 0 for the limits alone.
+process. Arguments: seconds, bytes of memory, bytes of output, 1 for isolation or 0 for the limits alone, and the number
+of a pipe on which it says that it is ready. The pipe is closed before the program begins, which so cannot say anything.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import resource
 import signal
 import sys
 
-EXIT_NOT_ISOLATED = 97
+READY = b"ready"  # as in sandbox.py
 
 # Modules a program may import. They are loaded before the process is sealed, as no file can be opened afterwards.
 MODULES = frozenset(
@@ -38,6 +39,9 @@ LOADED_LATER = (
     *("encodings.rot_13", "encodings.utf_16", "encodings.utf_32"),
     *("numpy.fft", "numpy.linalg", "numpy.random"),
 )
+
+# Parts of packages that do something when they are imported, or read files; no program of use needs them.
+_NOT_IMPORTED = ("conftest", "distutils", "f2py", "testing", "tests")
 
 NOBODY = 65534
 
@@ -74,7 +78,7 @@ class _Filter(ctypes.Structure):
 
 def main() -> None:
     """Limit this process, load what the program imports, seal the process, and execute the program."""
-    time_s, memory_bytes, output_bytes, is_isolated = map(int, sys.argv[1:5])
+    time_s, memory_bytes, output_bytes, is_isolated, parent = map(int, sys.argv[1:6])
     code = sys.stdin.buffer.read()
     sys.stdin.close()
     sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # input() meets the end of the file
@@ -83,12 +87,14 @@ def main() -> None:
     program = compile(code, "program", "exec")
     load_imports(code)
     signal.setitimer(signal.ITIMER_REAL, time_s)  # sleeping takes no processor time
+    become_nobody()
     if is_isolated:
         reason = seal()
         if reason:
-            print(reason, file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(EXIT_NOT_ISOLATED)
+            os.write(parent, reason.encode(errors="replace"))
+            os._exit(1)
+    os.write(parent, READY)
+    os.close(parent)
     exec(program, {"__name__": "__main__"})
 
 
@@ -109,22 +115,34 @@ def load_imports(code: bytes) -> None:
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     roots = {name.partition(".")[0] for name in names} & MODULES
+    names = {name for name in names if not any(map(_is_left_out, name.split(".")))}
     later = [name for name in LOADED_LATER if not name.startswith("numpy") or "numpy" in roots]
     for name in [*sorted(name for name in names if name.partition(".")[0] in roots), *later]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
 
+def _is_left_out(part: str) -> bool:
+    return part.startswith("_") or part in _NOT_IMPORTED
+
+
+def become_nobody() -> None:
+    """Give up the rights of root, if the process has them."""
+    if os.getuid() == 0:
+        for drop in (
+            lambda: os.setgroups([]),
+            lambda: os.setresgid(NOBODY, NOBODY, NOBODY),
+            lambda: os.setresuid(NOBODY, NOBODY, NOBODY),
+        ):
+            with contextlib.suppress(OSError):  # without the right to, as in some containers: the filter stands alone
+                drop()
+
+
 def seal() -> str | None:
-    """Drop the user's rights and all system calls but `SYSTEM_CALLS`; return why that is impossible here."""
+    """Drop all system calls but `SYSTEM_CALLS`; return why that is impossible here."""
     machine = platform.machine().replace("arm64", "aarch64")
     if sys.platform != "linux" or machine not in _ARCHITECTURES or sys.maxsize < 2**32:
         return f"no filter of system calls for {sys.platform} on {machine}"
-    if os.getuid() == 0:
-        with contextlib.suppress(OSError):  # without the right to, as in some containers; the filter stands alone then
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tool_aware.command_line import positive_int, script_parser
@@ -34,6 +35,7 @@ from tool_aware.evaluation.scoring.code_equality import same_syntax, same_syntax
 from tool_aware.paths import REPORT_HTML_NAME
 from tool_aware.secret_values import without_login
 from tool_aware.text import shortlist
+from tool_aware.transaction import locked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,10 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_plan(job)
     if job.options.dry_run:
         return 0
-    if job.options.overwrite:
-        delete_earlier_answers(job)
-    results = assemble_results(job, collect_answers(job))
-    finish(job, results, started_s)
+    with locked(job.config.evaluation.results_dir):
+        job.check_results_folder()  # again: another run may have ended there since
+        if job.options.overwrite:
+            delete_earlier_answers(job)
+        results = assemble_results(job, collect_answers(job))
+        finish(job, results, started_s)
     return 0
 
 
@@ -69,7 +73,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     add("--choice-only", action="store_true", help="score the tool names in one forward pass per row; no answers")
     add("--no-constrained", action="store_true", help="skip constrained decoding")
     add("--no-robustness", action="store_true", help="skip shuffled tools, masked names and the reworded prompt")
-    add("--run-code", action="store_true", help="also compare programs by what they print (runs them, with limits)")
+    add("--run-code", action="store_true", help="also compare programs by what they print (runs them, isolated)")
+    add("--run-unisolated", action="store_true", help="as --run-code, and also where programs cannot be isolated")
     add("--min", action="append", default=[], metavar="FIGURE=X", help="fail below it: accuracy=0.8, f1.web_search=0.7")
     add("--max-drop", action="append", default=[], metavar="TOOL=X", help="fail if a tool's F1 falls further")
     add("--require-significant", action="store_true", help="fail unless the fine-tuned model is significantly better")
@@ -106,7 +111,7 @@ def delete_earlier_answers(job: Job) -> None:
 
 def assemble_results(job: Job, answers: Answers) -> Results:
     """Judge the answers, choose tools with the baselines too, and compute all figures."""
-    test, config = job.test, job.config
+    test, config, runs_code = job.test, job.config, job.options.run_code or job.options.run_unisolated
     baselines = baseline_predictions(test.train, test.rows, config.evaluation.keyword_router, config.toolbox.names)
     return assemble(
         config,
@@ -115,7 +120,7 @@ def assemble_results(job: Job, answers: Answers) -> Results:
         answers,
         job.tasks,
         baselines=baselines,
-        same_code=same_syntax_or_output if job.options.run_code else same_syntax,
+        same_code=partial(same_syntax_or_output, is_isolated=job.is_isolated) if runs_code else same_syntax,
         notes=job.limitations,
     )
 
@@ -130,10 +135,11 @@ def finish(job: Job, results: Results, started_s: float) -> None:
         job.test,
         partial=job.partial,
         fallbacks=job.fallbacks,
+        inputs=job.inputs,
         started_s=started_s,
     )
     if job.adapter and job.options.is_local and job.test.is_whole:
-        update_adapter(job.adapter, results, job.config, job.test)
+        update_adapter(job.adapter, results, job.config, job.test, weights_sha256=job.adapter_sha256)
     print_results(results)
     say(f"\n{len(outputs)} files in {folder}/ after {duration(time.monotonic() - started_s)}")
     print(f"\nNext: open {folder / REPORT_HTML_NAME}")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import http.client
+import functools
 import json
 import math
+import ssl
 import time
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tool_aware.config.environment import problem_of_url
@@ -21,7 +21,11 @@ from tool_aware.console import UserError
 from tool_aware.secret_values import keep_secret, keep_url_secrets, redacted, without_login
 from tool_aware.text_files import parse_json
 
-LARGEST_REPLY_BYTES = 64 * 2**20
+if TYPE_CHECKING:
+    import httpx2
+
+LARGEST_REPLY_BYTES = 8 * 2**20  # as JSON it can take twenty times as much memory
+LARGEST_COMPLAINT_BYTES = 64 * 1024
 LONGEST_PAUSE_S = 60.0  # of those that a Retry-After header may ask for
 _RETRIED_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 _SHOWN_CHARACTERS = 300
@@ -29,18 +33,33 @@ _TEXT_PARTS = ("text", "output_text")  # kinds of content parts that are the ans
 
 
 class _Unusable(Exception):
-    """A reply that another attempt may better: cut off, or not JSON."""
+    """A reply that another attempt may better: cut off, late, or not JSON."""
 
 
 class _Hopeless(Exception):
     """A reply that no other attempt will better: of another kind of server."""
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: urllib would send the key along to whichever host is named, and a POST as a GET."""
+class _Unreachable(Exception):
+    """There is no reply: no server, or one that does not speak HTTP or not in time."""
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+
+@dataclass(frozen=True)
+class _Reply:
+    """One reply, read to its end or to the limit of what is read."""
+
+    status: int
+    reason: str
+    headers: httpx2.Headers
+    content: bytes
+
+
+class _Refused(Exception):
+    """A reply whose status is not that of success."""
+
+    def __init__(self, reply: _Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,10 @@ class ChatServer:
     """The base address of a server, ending in /v1 for most, and its key, which goes into a header and nowhere else.
 
     A login in the address (`http://user:password@host`) is sent as Basic authentication if there is no key.
-    After a fault that may pass, a request is repeated once after each of `pauses_s`.
+    After a fault that may pass, a request is repeated once after each of `pauses_s`, unless it has then taken
+    `timeout_s`. One attempt, from looking up the host to the last byte, takes `timeout_s` at most. Redirects are not
+    followed: the key would be sent to whichever host they name. Proxies are those of HTTP_PROXY, HTTPS_PROXY,
+    ALL_PROXY and NO_PROXY.
     """
 
     address: str = field(repr=False)
@@ -72,73 +94,109 @@ class ChatServer:
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Return the JSON reply to a GET, or to a POST if there is a `body`. Raises UserError if there is none."""
         where = f"{self.shown.rstrip('/')}/{path}"
+        begun_s = time.monotonic()
         for planned_s in (*self.pauses_s, None):
             pause_s = planned_s
             try:
                 return self._send(path, body)
-            except urllib.error.HTTPError as error:
-                if error.code not in _RETRIED_STATUS or planned_s is None:
-                    raise UserError(_refusal(error), where=where, fix=_advice(error.code, self.option)) from None
-                pause_s = _wished_pause_s(error, planned_s)
+            except _Refused as error:
+                if error.reply.status not in _RETRIED_STATUS or planned_s is None or self._is_over(begun_s):
+                    fix = _advice(error.reply.status, self.option)
+                    raise UserError(_refusal(error.reply), where=where, fix=fix) from None
+                pause_s = _wished_pause_s(error.reply, planned_s)
             except _Hopeless as error:
                 raise UserError(str(error), where=where, fix=_advice(404, self.option)) from None
             except _Unusable as error:
-                if planned_s is None:
+                if planned_s is None or self._is_over(begun_s):
                     fix = "look at the server's log, then run again: what is answered already is kept"
                     raise UserError(f"gave no usable answer: {error}", where=where, fix=fix) from None
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                if planned_s is None:
-                    reason = redacted(str(getattr(error, "reason", error)) or type(error).__name__)
+            except _Unreachable as error:
+                if planned_s is None or self._is_over(begun_s):
                     fix = f"start the server, or correct {self.option}"
-                    raise UserError(f"cannot be reached: {reason}", where=self.shown, fix=fix) from None
+                    raise UserError(f"cannot be reached: {redacted(str(error))}", where=self.shown, fix=fix) from None
             time.sleep(pause_s or 0.0)
         raise AssertionError("the last round returns or raises")
+
+    def _is_over(self, begun_s: float) -> bool:
+        return time.monotonic() - begun_s >= self.timeout_s
 
     def _send(self, path: str, body: Mapping[str, Any] | None) -> Any:
         parts = urlsplit(self.address)
         login, _, host = parts.netloc.rpartition("@")
         url = urlunsplit((parts.scheme, host, f"{parts.path.rstrip('/')}/{path}", parts.query, ""))
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         elif login:
             headers["Authorization"] = f"Basic {base64.b64encode(unquote(login).encode()).decode()}"
         data = None if body is None else json.dumps(body).encode()
-        opener = urllib.request.build_opener(_NoRedirects)
-        deadline_s = time.monotonic() + self.timeout_s
-        request = urllib.request.Request(url, data=data, headers=headers)
-        with opener.open(request, timeout=self.timeout_s) as reply:
-            return _checked(_json_of(_read(reply, deadline_s), reply.headers))
+        reply = asyncio.run(_exchanged(url, headers, data, self.timeout_s))
+        if not 200 <= reply.status < 300:
+            raise _Refused(reply)
+        return _checked(_json_of(reply))
 
 
 # ---- one reply --------------------------------------------------------------------------------------------
 
 
-def _read(reply: Any, deadline_s: float) -> bytes:
-    """Return the body. A server that sends without end, or a byte now and then, is given up."""
-    chunks, size = [], 0
+@functools.lru_cache(maxsize=1)
+def _certificates() -> ssl.SSLContext:
+    """Return the authorities that this machine trusts; SSL_CERT_FILE names others."""
+    return ssl.create_default_context()
+
+
+async def _exchanged(url: str, headers: Mapping[str, str], data: bytes | None, timeout_s: float) -> _Reply:
+    """Send a request and return the reply.
+
+    asyncio's timeout holds for all of it; those of sockets begin anew with each byte.
+    """
+    import httpx2
+
+    begun: list[_Reply] = []
     try:
-        while chunk := reply.read1(2**20):
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > LARGEST_REPLY_BYTES:
-                raise _Hopeless(f"sent more than {LARGEST_REPLY_BYTES // 2**20} MiB as one reply")
-            if time.monotonic() > deadline_s:
-                raise _Unusable("its reply did not end in time")
-    except (http.client.IncompleteRead, ConnectionError) as error:
-        raise _Unusable("the connection ended within the reply") from error
-    if reply.length:  # what Content-Length promised and did not come
-        raise _Unusable(f"the connection ended {reply.length} bytes before the end of the reply")
+        async with asyncio.timeout(timeout_s), httpx2.AsyncClient(timeout=timeout_s, verify=_certificates()) as client:
+            method = "GET" if data is None else "POST"
+            async with client.stream(method, url, content=data, headers=dict(headers)) as reply:
+                begun.append(_Reply(reply.status_code, reply.reason_phrase, reply.headers, b""))
+                return _Reply(reply.status_code, reply.reason_phrase, reply.headers, await _content(reply))
+    except TimeoutError:
+        raise _Unusable("its reply did not end in time") if begun else _Unreachable("no reply in time") from None
+    except httpx2.HTTPError as error:
+        if begun:
+            raise _Unusable(f"the connection ended within the reply: {_reason(error)}") from error
+        raise _Unreachable(_reason(error)) from error
+    except (httpx2.InvalidURL, ImportError, ValueError, OSError) as error:  # a proxy's address, its protocol; a key
+        raise _Unreachable(_reason(error)) from error
+
+
+async def _content(reply: httpx2.Response) -> bytes:
+    """Return the body; of one that is no success, the beginning."""
+    chunks, size = [], 0
+    async for chunk in reply.aiter_raw():
+        chunks.append(chunk)
+        size += len(chunk)
+        if not reply.is_success and size > LARGEST_COMPLAINT_BYTES:
+            break
+        if size > LARGEST_REPLY_BYTES:
+            raise _Hopeless(f"sent more than {LARGEST_REPLY_BYTES // 2**20} MiB as one reply")
     return b"".join(chunks)
 
 
-def _json_of(content: bytes, headers: Message) -> Any:
-    if headers.get("Content-Encoding", "").lower() in ("gzip", "deflate", "x-gzip"):  # though nobody asked for it
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _json_of(reply: _Reply) -> Any:
+    content = reply.content
+    if reply.headers.get("Content-Encoding", "").lower() in ("gzip", "deflate", "x-gzip"):  # though nobody asked for it
         try:
-            content = zlib.decompressobj(47).decompress(content, LARGEST_REPLY_BYTES)
+            unpacked = zlib.decompressobj(47)
+            content = unpacked.decompress(content, LARGEST_REPLY_BYTES)
         except zlib.error as error:
             raise _Unusable(f"its reply cannot be unpacked: {error}") from error
-    charset = headers.get_content_charset()
+        if unpacked.unconsumed_tail:
+            raise _Hopeless(f"sent more than {LARGEST_REPLY_BYTES // 2**20} MiB, packed, as one reply")
+    charset = _charset(reply.headers.get("Content-Type", ""))
     try:
         is_plain = charset in (None, "utf-8", "us-ascii")
         return parse_json(content if is_plain or charset is None else content.decode(charset))
@@ -149,6 +207,12 @@ def _json_of(content: bytes, headers: Message) -> Any:
         raise _Unusable(f"its reply is not JSON: {shown or 'it is empty'}") from error
 
 
+def _charset(content_type: str) -> str | None:
+    header = Message()
+    header["Content-Type"] = content_type
+    return header.get_content_charset()
+
+
 def _checked(reply: Any) -> Any:
     """Return a reply. Raises _Hopeless for one that only says what went wrong, with status 200."""
     if isinstance(reply, dict) and reply.get("error") and not reply.get("choices") and not reply.get("data"):
@@ -156,16 +220,12 @@ def _checked(reply: Any) -> Any:
     return reply
 
 
-def _refusal(error: urllib.error.HTTPError) -> str:
-    if 300 <= error.code < 400:
-        target = without_login(error.headers.get("Location", "") or "nowhere")
-        return f"answered {error.code}: it is moved to {redacted(target)}; redirects are not followed"
-    try:
-        content = error.read(64 * 1024)
-    except (OSError, http.client.HTTPException):
-        content = b""
-    detail = _excerpt(content)
-    return f"answered {error.code} {redacted(str(error.reason))}" + (f": {detail}" if detail else "")
+def _refusal(reply: _Reply) -> str:
+    if 300 <= reply.status < 400:
+        target = without_login(reply.headers.get("Location", "") or "nowhere")[:_SHOWN_CHARACTERS]
+        return f"answered {reply.status}: it is moved to {redacted(target)}; redirects are not followed"
+    detail = _excerpt(reply.content)
+    return f"answered {reply.status} {redacted(reply.reason)[:_SHOWN_CHARACTERS]}" + (f": {detail}" if detail else "")
 
 
 def _advice(status: int, option: str) -> str:
@@ -176,16 +236,17 @@ def _advice(status: int, option: str) -> str:
     return "look at the server's log, then run again: what is answered already is kept"
 
 
-def _wished_pause_s(error: urllib.error.HTTPError, pause_s: float) -> float:
+def _wished_pause_s(reply: _Reply, pause_s: float) -> float:
     try:
-        wished_s = float(error.headers.get("Retry-After", ""))
+        wished_s = float(reply.headers.get("Retry-After", ""))
     except ValueError:
         return pause_s
     return min(max(wished_s, 0.0), LONGEST_PAUSE_S) if math.isfinite(wished_s) else pause_s
 
 
 def _excerpt(content: bytes) -> str:
-    text = " ".join(redacted(content.decode(errors="replace")).split())
+    text = " ".join(content.decode(errors="replace").split())[: 30 * _SHOWN_CHARACTERS]  # a cut secret is cut off again
+    text = redacted(text)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import socket
 import threading
@@ -24,6 +25,7 @@ from tool_aware.evaluation.answering import endpoint as endpoint_module
 from tool_aware.evaluation.answering.endpoint import Endpoint
 from tool_aware.evaluation.answering.predictions import PredictionLog
 from tool_aware.rows import Row
+from tool_aware.streams import GuardedStream
 
 KEY = "sk-0123456789abcdef"
 GOOD = "Tool: web_search\nParameters: {}\nReasoning: y."
@@ -170,7 +172,7 @@ def test_an_answer_is_read_in_each_form(ask: Ask, sent: bytes, text: str) -> Non
         (CHUNKED + b"zz\r\n", "answer"),
         (b"", "cannot be reached"),
         (b"\x15\x03\x01 no HTTP", "cannot be reached"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", "cannot be reached"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000 + b"\r\n\r\n", "cannot be reached"),
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_one_message_without_the_key(ask: Ask, sent: bytes, message: str) -> None:
@@ -210,6 +212,145 @@ def test_a_reply_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
         ChatServer(f"http://127.0.0.1:{port}").request("models")
     with answering(reply(b" " * 900), pause_s=0.02) as (port, _), pytest.raises(UserError, match="in time"):
         ChatServer(f"http://127.0.0.1:{port}", timeout_s=3.0, pauses_s=()).request("models")
+
+
+class Hostile:
+    """A server that sends `pieces` with a pause after each, again and again, until the client has gone."""
+
+    def __init__(self, head: bytes, piece: bytes, pause_s: float = 0.0) -> None:
+        self.head, self.piece, self.pause_s = head, piece, pause_s
+        self.sent_bytes = self.requests = 0
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[int]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def serve() -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        client, _ = listener.accept()
+                        threading.Thread(target=self._answer, args=[client], daemon=True).start()
+
+            threading.Thread(target=serve, daemon=True).start()
+            yield listener.getsockname()[1]
+
+    def _answer(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError, IndexError):
+            client.settimeout(10)
+            request_of(client)
+            self.requests += 1
+            client.sendall(self.head)
+            while self.sent_bytes < 2**28:
+                client.sendall(self.piece)
+                self.sent_bytes += len(self.piece)
+                time.sleep(self.pause_s)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "pause_s", "message", "most_bytes"),
+    [
+        (OK, b"X-Slow: y\r\n", 0.05, "cannot be reached: no reply in time", 10_000),
+        (OK, b"X", 0.05, "cannot be reached: no reply in time", 10_000),
+        (b"H", b"", 0.05, "cannot be reached: no reply in time", 10_000),
+        (OK, b"X-Many: y\r\n", 0.0, "cannot be reached", 2**23),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01, "cannot be reached: no reply in time", 2**20),
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.01, "cannot be reached: no reply in time", 2**20),
+        (OK + b"\r\n", b" ", 0.05, "did not end in time", 10_000),
+        (CHUNKED, b"1\r\n \r\n", 0.05, "did not end in time", 10_000),
+        (OK + b"\r\n", b" " * 2**16, 0.0, "sent more than 8 MiB", 2**25),
+        (CHUNKED, b"10000\r\n" + b" " * 2**16 + b"\r\n", 0.0, "sent more than 8 MiB", 2**25),
+        (b"HTTP/1.1 500 Error\r\n\r\n", b"<" * 2**16, 0.0, "answered 500", 2**23),
+        (b"HTTP/1.1 401 No\r\n\r\n", b"x", 0.05, "did not end in time", 10_000),
+    ],
+)
+def test_a_server_that_goes_on_and_on_is_given_up(head, piece, pause_s, message, most_bytes) -> None:
+    server = Hostile(head, piece, pause_s)
+    begun_s = time.monotonic()
+    with server.serving() as port, pytest.raises(UserError, match=message):
+        ChatServer(f"http://127.0.0.1:{port}", KEY, timeout_s=1.0, pauses_s=(0.0,) * 20).request("models", {})
+    assert time.monotonic() - begun_s < 30  # twenty repetitions of one second each, if the time were not counted
+    assert server.sent_bytes < most_bytes * 21
+
+
+def test_no_attempt_begins_once_the_time_is_over() -> None:
+    server = Hostile(OK, b"X", 0.05)
+    with server.serving() as port, pytest.raises(UserError):
+        ChatServer(f"http://127.0.0.1:{port}", timeout_s=0.5, pauses_s=(0.0,) * 20).request("models")
+    assert server.requests <= 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b" " * 2**24),
+        b'{"choices": [{"message": {"content": ' + b"[" * 2**20 + b"]" * 2**20 + b"}}]}",
+        b'{"choices": ' + b'{"a":' * 2**18 + b"1" + b"}" * 2**18 + b"}",
+        b"[" + b"9" * 2**22 + b"]",
+        b'"' + b"x" * 2**22 + b'"',
+        b"[" + b"[]," * 2**20 + b"[]]",
+    ],
+)
+def test_large_deep_and_packed_replies_are_one_message(content: bytes) -> None:
+    headers = ["Content-Encoding: gzip"] if content[:2] == b"\x1f\x8b" else []
+    with answering(reply(content, "200 OK", *headers)) as (port, _), pytest.raises(UserError) as caught:
+        ask_as_evaluation(port)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+@pytest.mark.parametrize(
+    "target",
+    ["http://127.0.0.1:{other}/v1/models", "//127.0.0.1:{other}/", "file:///etc/passwd", "ftp://x/", "/models"],
+)
+def test_no_redirect_is_followed_and_no_key_sent_along(status: str, target: str) -> None:
+    with answering(reply(said(GOOD))) as (other, asked_there):
+        moved = reply(b"", status, f"Location: {target.format(other=other)}")
+        with answering(moved) as (port, asked), pytest.raises(UserError, match="redirects are not followed"):
+            ask_as_evaluation(port)
+        assert len(asked) == 1
+        assert not asked_there
+
+
+def test_proxies_are_used_except_for_hosts_that_are_excluded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with answering(reply(said(GOOD))) as (port, asked):
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        assert ChatServer("http://model.example.internal/v1").request("models") == said(GOOD)
+        assert asked[0].startswith(b"GET http://model.example.internal/v1/models ")
+        monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+        ask_as_evaluation(port)
+        assert asked[1].startswith(b"POST /v1/chat/completions ")
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "nonsense://x", "http://127.0.0.1:1", "http://[x", "\x01"])
+def test_a_proxy_that_is_none_is_one_message(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(UserError, match="cannot be reached"):
+        ChatServer("http://model.example.internal/v1", KEY, timeout_s=5.0, pauses_s=()).request("models")
+
+
+@pytest.mark.parametrize("key", ["sk-0123456789\nX-Evil: 1", "sk-0123456789é", "sk-0123456789\0"])
+def test_a_key_that_no_header_can_hold_is_one_message_without_it(key: str) -> None:
+    with answering(reply(said(GOOD))) as (port, asked), pytest.raises(UserError) as caught:
+        ChatServer(f"http://127.0.0.1:{port}", key, pauses_s=()).request("models")
+    assert "0123456789" not in str(caught.value)
+    assert not any(b"Evil" in request for request in asked)
+
+
+def test_escape_sequences_of_a_server_do_not_reach_the_terminal() -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\r"
+    with answering(reply(evil.encode(), "400 Bad")) as (port, _), pytest.raises(UserError) as caught:
+        ask_as_evaluation(port)
+    stream = io.StringIO()
+    GuardedStream(stream).write(str(caught.value))
+    assert "\x1b" not in stream.getvalue()
+    assert "\r" not in stream.getvalue()
 
 
 @pytest.mark.parametrize(

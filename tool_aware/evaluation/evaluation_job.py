@@ -10,7 +10,7 @@ from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.options import ConfigOptions
 from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config, load_config
-from tool_aware.console import Fallbacks
+from tool_aware.console import Fallbacks, UserError
 from tool_aware.evaluation.answering.predictions import PredictionLog
 from tool_aware.evaluation.answering.tasks import Plan, Task, origin_of, plan_tasks
 from tool_aware.evaluation.gates import Gates, parse_gates
@@ -18,14 +18,15 @@ from tool_aware.evaluation.held_out import TestSet, load_test_set, refuse_rows_t
 from tool_aware.evaluation.preflight import (
     check_adapter,
     check_merged_model,
+    check_results_folder,
     check_weights,
     limitations,
-    refuse_other_results,
 )
 from tool_aware.evaluation.scoring.robustness import make_variants
 from tool_aware.files import sha256_of
 from tool_aware.inference.constrained import readable_schemas
 from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
+from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.secret_values import without_login
 
 
@@ -45,6 +46,7 @@ class Options(ConfigOptions):
     no_constrained: bool
     no_robustness: bool
     run_code: bool
+    run_unisolated: bool
     min: list[str]
     max_drop: list[str]
     require_significant: bool
@@ -73,7 +75,9 @@ class Job:
     gates: Gates
     tasks: list[Task]
     limitations: list[str]  # why its figures say less than they could
+    is_isolated: bool = True  # whether programs are kept from files and the network when they are run
     fallbacks: Fallbacks = field(default_factory=Fallbacks)
+    inputs: dict[str, str] = field(default_factory=dict)  # sha256 of what is read besides the data, by path
 
     @cached_property
     def adapter_sha256(self) -> str | None:
@@ -106,6 +110,11 @@ class Job:
             return self.options.served_name(task) is not None
         return task.uses_adapter or not self.options.model
 
+    def check_results_folder(self) -> None:
+        """Raise UserError if the results must not be written where the config says."""
+        folder, is_replaced = self.config.evaluation.results_dir, self.options.overwrite
+        check_results_folder(folder, self.test, self.partial, overwrite=is_replaced)
+
     def log(self, task: Task) -> PredictionLog:
         """Return the answers that earlier runs left for `task`, if they came from the same data, model and settings."""
         is_earlier_base = not task.uses_adapter and not self.computes(task)
@@ -130,6 +139,7 @@ class Job:
 def prepare(options: Options) -> Job:
     """Read and check everything that can be wrong, and list what has to be computed. Raises UserError."""
     config, environment = load_config(options.config, options.overrides), read_environment()
+    unisolated = _why_not_isolated(options)
     test = load_test_set(config.dataset.dir, config.toolbox, limit=options.limit)
     gates = parse_gates(options.min, options.max_drop, options.require_significant, config.toolbox.names)
     adapter = _checked_adapter(options, config, test)
@@ -137,12 +147,29 @@ def prepare(options: Options) -> Job:
     notes = limitations(config, test, is_merged=options.model is not None)
     if any(task.kind == "constrained" for task in tasks):
         notes += readable_schemas(config.toolbox).notes
-    job = Job(options, config, environment, test, adapter, gates, tasks, notes)
-    if not options.overwrite:
-        refuse_other_results(config.evaluation.results_dir, test, job.partial)
+    notes += [unisolated] if unisolated else []
+    job = Job(options, config, environment, test, adapter, gates, tasks, notes, is_isolated=unisolated is None)
+    job.check_results_folder()
     if job.loads_model:
         check_weights(job.model, adapter, hf_token=environment.hf_token)
     return job
+
+
+def _why_not_isolated(options: Options) -> str | None:
+    """Return, in words, why the programs that are to be run are not isolated; None if they are, or if none is run.
+
+    Raises UserError if they cannot be isolated here, unless the command line says to run them all the same.
+    """
+    if not (options.run_code or options.run_unisolated):
+        return None
+    try:
+        check_isolation()
+    except NotIsolated as error:
+        if options.run_unisolated:
+            return f"{error.what}; they are run with this user's rights to files, network and secrets"
+        fix = "leave --run-code out; --run-unisolated runs them with this user's rights to files, network and secrets"
+        raise UserError(error.what, where="--run-code", fix=fix) from error
+    return None
 
 
 def _checked_adapter(options: Options, config: Config, test: TestSet) -> Path | None:

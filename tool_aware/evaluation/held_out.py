@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tool_aware.console import UserError, listing
-from tool_aware.files import sha256_of
+from tool_aware.data_folder import read_data_folder
 from tool_aware.lineage import rows_seen_in_training, runs_behind
-from tool_aware.paths import split_file
-from tool_aware.rows import Row, load_rows
+from tool_aware.paths import split_file, split_name
+from tool_aware.rows import Row
 from tool_aware.text import normalised
 from tool_aware.tools import Toolbox
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Rows of the test file (and of val.json) by their index in it, from 0; `train` is empty without train.json."""
+    """Rows of the test file (and of val.json) by their index in it, from 0; `train` is empty without train.json.
+
+    Each sha256 is of the bytes that the rows were read from; `changed` names the files that differ from what the
+    folder's manifest lists.
+    """
 
     __test__ = False  # its name makes pytest look for tests in it
 
@@ -28,6 +32,14 @@ class TestSet:
     train: list[Row]
     val: dict[int, Row]
     val_sha256: str | None
+    train_sha256: str | None = None
+    changed: Sequence[str] = ()
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Return the sha256 of each file that was read, by its path."""
+        hashes = {"test": self.sha256, "train": self.train_sha256, "val": self.val_sha256}
+        return {str(split_file(self.path.parent, split)): sha256 for split, sha256 in hashes.items() if sha256}
 
     @property
     def is_whole(self) -> bool:
@@ -41,11 +53,9 @@ def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> 
     Raises UserError if rows of the test file are also in train.json: the model would be tested on what it learned.
     """
     path = split_file(folder, "test")
-    loaded = load_rows(path, tools)
-    train_path, val_path = split_file(folder, "train"), split_file(folder, "val")
-    train = load_rows(train_path, tools).rows if train_path.is_file() else []
-    val = load_rows(val_path, tools) if val_path.is_file() else None
-    _refuse_rows_seen_in_training(loaded.rows, train, path)
+    data = read_data_folder(folder, tools, required=["test"])
+    loaded, train, val = data.rows["test"], data.rows.get("train"), data.rows.get("val")
+    _refuse_rows_seen_in_training(loaded.rows, train.rows if train else [], path)
     total = len(loaded.rows)
     kept = range(total) if limit is None or limit >= total else [index * total // limit for index in range(limit)]
     return TestSet(
@@ -53,9 +63,11 @@ def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> 
         sha256=loaded.sha256,
         rows={index: loaded.rows[index] for index in kept},
         total=total,
-        train=train,
+        train=train.rows if train else [],
         val=dict(enumerate(val.rows)) if val else {},
         val_sha256=val.sha256 if val else None,
+        train_sha256=train.sha256 if train else None,
+        changed=[split_name(split) for split in data.changed],
     )
 
 
@@ -64,10 +76,8 @@ def refuse_rows_trained_on(test: TestSet, model: Path) -> None:
 
     Files that are gone or have changed since cannot be checked. A train.json beside the test file already was.
     """
-    beside = split_file(test.path.parent, "train")
-    known = sha256_of(beside) if beside.is_file() else None
     for run in runs_behind(model):
-        queries = run.train_queries() if run.train_sha256 != known else None
+        queries = run.train_queries() if run.train_sha256 != test.train_sha256 else None
         seen = rows_seen_in_training(list(test.rows.values()), queries) if queries else []
         if run.train and seen:
             raise UserError(

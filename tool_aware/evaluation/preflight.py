@@ -11,12 +11,35 @@ from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.evaluation.held_out import TestSet
-from tool_aware.manifest import read_manifest
+from tool_aware.manifest import one_set, read_manifest
 from tool_aware.model.adapter import base_name_of, check_saved_adapter
 from tool_aware.model.base import check_model_available, same_model
-from tool_aware.paths import ADAPTER_CONFIG_NAME
+from tool_aware.paths import (
+    ADAPTER_CONFIG_NAME,
+    BASE_MODEL,
+    COMPARISON_NAME,
+    FINETUNED_MODEL,
+    GRAMMAR_GBNF_NAME,
+    GRAMMAR_REGEX_NAME,
+    REPORT_HTML_NAME,
+    REPORT_MARKDOWN_NAME,
+    confusion_name,
+    metrics_name,
+    results_name,
+)
 from tool_aware.prompt import load_tokenizer
 from tool_aware.text import MOST_SHOWN, shortlist
+
+RESULT_NAMES = frozenset(
+    (
+        *(
+            name(model)
+            for name in (confusion_name, metrics_name, results_name)
+            for model in (BASE_MODEL, FINETUNED_MODEL)
+        ),
+        *(COMPARISON_NAME, REPORT_HTML_NAME, REPORT_MARKDOWN_NAME, GRAMMAR_GBNF_NAME, GRAMMAR_REGEX_NAME),
+    )
+)
 
 
 def check_adapter(config: Config, adapter: Path) -> None:
@@ -104,6 +127,8 @@ def limitations(config: Config, test: TestSet, *, is_merged: bool) -> list[str]:
     change = changed_tools(folder, config, stage="prepare_dataset")
     if change:
         found.append(f"{folder} was made with {change}: what its prompts offer may not be what is judged")
+    if test.changed:
+        found.append(f"{', '.join(test.changed)} changed since {folder} was made: the changed rows are evaluated")
     if is_merged and config.quantization.kind != "none":
         found.append(
             f"the merged model is quantised to {config.quantization.kind} again, which can undo what tuning did; "
@@ -116,12 +141,27 @@ def limitations(config: Config, test: TestSet, *, is_merged: bool) -> list[str]:
     return found
 
 
-def refuse_other_results(folder: Path, test: TestSet, partial: Sequence[str]) -> None:
-    """Refuse a results folder of another test file, or, for a part of an evaluation, one that holds a whole one.
+def check_results_folder(folder: Path, test: TestSet, partial: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse a folder that is not one of results alone, and, unless `overwrite`, one whose results are of another kind:
+    of another test file, files of which no manifest of an evaluation knows, or a whole evaluation for a part of one.
 
     `partial` names the options that make this run a part of an evaluation.
     """
-    earlier = read_manifest(folder) or {}
+    if folder.resolve() in (Path.cwd(), Path.home(), Path(folder.resolve().anchor)):
+        raise UserError(
+            "is no folder of results alone", where=f"evaluation.results_dir={folder}", fix="name one of its own"
+        )
+    with one_set(folder) as manifest:
+        earlier = manifest or {}
+    if earlier.get("stage", "evaluate") != "evaluate":
+        fix = "--set evaluation.results_dir=evaluation_results"
+        raise UserError(f"holds what {earlier['stage']} wrote, and its manifest", where=str(folder), fix=fix)
+    if overwrite:
+        return
+    foreign = sorted(name for name in RESULT_NAMES - earlier.get("outputs", {}).keys() if (folder / name).exists())
+    if foreign:
+        what = f"has files that no finished evaluation lists: {shortlist(foreign)}"
+        raise UserError(what, where=str(folder), fix="move them away, or --overwrite to replace them")
     sha256 = earlier.get("dataset_sha256")
     if sha256 not in (None, test.sha256):
         raise UserError(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 
-from tool_aware.console import duration, heading, say
+from tool_aware.console import UserError, duration, heading, say
 from tool_aware.evaluation.answering.endpoint import Endpoint
 from tool_aware.evaluation.answering.local_model import LocalModel
 from tool_aware.evaluation.answering.predictions import read_answers
 from tool_aware.evaluation.answering.probe import ProbeItem, run_probe
 from tool_aware.evaluation.evaluation_job import Job
 from tool_aware.evaluation.scoring.judgement import Prediction
-from tool_aware.files import read_as
+from tool_aware.files import read_as, sha256_of
 from tool_aware.model.adapter import attach_adapter
 from tool_aware.model.base import load_base_model
-from tool_aware.paths import PROBE_NAME
+from tool_aware.paths import ADAPTER_WEIGHTS_NAME, PROBE_NAME
 from tool_aware.prompt import load_tokenizer
 
 Answers = dict[str, list[Prediction]]  # by the name of the task, in the order of its rows
@@ -23,7 +24,9 @@ Answers = dict[str, list[Prediction]]  # by the name of the task, in the order o
 def collect_answers(job: Job) -> Answers:
     """Return the answers to every task, from the engine that was asked for."""
     if job.options.predictions:
-        given = read_answers(job.options.predictions, job.test.total, job.fallbacks)
+        digest = hashlib.sha256()
+        given = read_answers(job.options.predictions, job.test.total, job.fallbacks, digest)
+        job.inputs[str(job.options.predictions)] = digest.hexdigest()
         return {**known_answers(job, "base"), "finetuned": [given[index] for index in job.test.rows]}
     return ask_server(job, job.options.endpoint) if job.options.endpoint else run_models(job)
 
@@ -65,6 +68,11 @@ def load(job: Job) -> LocalModel:
     tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
     base = load_base_model(model, config.quantization, hf_token=token)
     adapter = attach_adapter(base, job.adapter, base_name=config.model.name).eval() if job.adapter else None
+    if job.adapter and job.adapter_sha256:
+        weights = job.adapter / ADAPTER_WEIGHTS_NAME
+        if sha256_of(weights) != job.adapter_sha256:
+            raise UserError("was replaced while it was being read", where=str(weights), fix="run this again")
+        job.inputs[str(weights)] = job.adapter_sha256
     heading("Answering")
     return LocalModel(base.eval(), adapter, tokenizer, config.evaluation, job.fallbacks)
 

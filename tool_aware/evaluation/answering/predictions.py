@@ -9,13 +9,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import PROBLEMS_SHOWN, Fallbacks, UserError, listing, warn
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.files import checked_as, write_text
 from tool_aware.text import shortened
 from tool_aware.text_files import JsonLine, json_items, lone_surrogate, parse_json, unusable
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest
 
 Append = Callable[[list[Prediction]], None]
 
@@ -104,16 +107,18 @@ def _prediction(value: Any, kind: str | None, tools: Collection[str]) -> Predict
 # ---- answers made elsewhere -----------------------------------------------------------------------------------
 
 
-def read_answers(path: Path, rows: int, fallbacks: Fallbacks) -> list[Prediction]:
+def read_answers(path: Path, rows: int, fallbacks: Fallbacks, digest: Digest | None = None) -> list[Prediction]:
     """Read answers made elsewhere: a JSON array or JSONL of texts, or objects with `text` and perhaps `row` (from 0).
 
     The output of OpenAI's batches is read as well; there the row is the number at the end of `custom_id`.
     Half surrogate pairs become a question mark, which is a fallback. Raises UserError with every row that has no
-    answer, has two, or is malformed.
+    answer, has two, or is malformed. `digest`, of hashlib, gets the bytes that were read.
     """
     if not path.is_file():
         raise UserError("not found", where=str(path), fix="--predictions takes a JSON array or JSONL file of answers")
-    items = [item for item in _answer_items(path) if not (isinstance(item.value, dict) and "origin" in item.value)]
+    items = [
+        item for item in _answer_items(path, digest) if not (isinstance(item.value, dict) and "origin" in item.value)
+    ]
     answers: dict[int, Prediction] = {}
     problems, mended = [], []
     for position, item in enumerate(items):
@@ -147,9 +152,9 @@ def _shown(rows: Sequence[object]) -> str:
     return ", ".join(map(str, rows[:PROBLEMS_SHOWN])) + (", ..." if len(rows) > PROBLEMS_SHOWN else "")
 
 
-def _answer_items(path: Path) -> list[JsonLine]:
+def _answer_items(path: Path, digest: Digest | None) -> list[JsonLine]:
     """Return the items of an array or the lines of JSON Lines. Raises UserError for plain text and for one object."""
-    items = list(json_items(path))
+    items = list(json_items(path, digest=digest))
     fix = '[{"row": 0, "text": "Tool: ..."}, ...], or an object a line'
     if not items:
         raise UserError("holds no answers", where=str(path), fix=fix)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tool_aware.config.settings import Config
-from tool_aware.console import warn
+from tool_aware.console import UserError, warn
 from tool_aware.evaluation.answering.probe import make_probe
 from tool_aware.evaluation.held_out import TestSet
+from tool_aware.evaluation.preflight import RESULT_NAMES
 from tool_aware.evaluation.report.chapters import build_report
 from tool_aware.evaluation.report.figures import draw_confusion
 from tool_aware.evaluation.report.html import render_html
@@ -26,16 +28,18 @@ from tool_aware.evaluation.report.tables import (
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.calibration import routing_thresholds
 from tool_aware.evaluation.scoring.intervals import Estimate
-from tool_aware.files import hashes_in, write_json, write_text
+from tool_aware.files import sha256_of, write_json, write_text
 from tool_aware.inference import grammar
 from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.paths import (
+    ADAPTER_WEIGHTS_NAME,
     BASE_MODEL,
     CARD_NAME,
     COMPARISON_NAME,
     FINETUNED_MODEL,
     GRAMMAR_GBNF_NAME,
     GRAMMAR_REGEX_NAME,
+    MANIFEST_NAME,
     PROBE_NAME,
     REPORT_HTML_NAME,
     REPORT_MARKDOWN_NAME,
@@ -44,6 +48,8 @@ from tool_aware.paths import (
     metrics_name,
     results_name,
 )
+from tool_aware.text_files import read_text
+from tool_aware.transaction import FileSet, locked
 
 _FILES = {
     "base": BASE_MODEL,
@@ -61,17 +67,41 @@ def write_results(
     *,
     partial: Sequence[str] = (),
     fallbacks: Collection[str] = (),
+    inputs: Mapping[str, str] | None = None,
     started_s: float,
 ) -> list[Path]:
-    """Write metrics, per-row results, comparison, figures, reports, grammars and last the manifest.
+    """Replace metrics, per-row results, comparison, figures, reports, grammars and manifest, all of them together.
 
-    `partial` names the options that made this a part of an evaluation.
+    `partial` names the options that made this a part of an evaluation; `inputs` has the sha256 of files besides the
+    data, by path. The folder must be locked.
     """
-    outputs: list[Path] = []
+    files = FileSet(folder)
+    try:
+        _write_all(files, results, config, test)
+        write_manifest(
+            files.new,
+            stage="evaluate",
+            config=config.as_dict(),
+            seed=config.evaluation.seed,
+            started_s=started_s,
+            inputs={**test.inputs, **(inputs or {})},
+            outputs=files.hashes(),
+            counts={"rows": len(test.rows)},
+            fallbacks=fallbacks,
+            dataset_sha256=test.sha256,
+            partial=list(partial),
+        )
+        names = list(files.hashes())
+        files.commit(_outdated(folder, names))
+    except BaseException:
+        files.discard()
+        raise
+    return [folder / name for name in names]
 
+
+def _write_all(files: FileSet, results: Results, config: Config, test: TestSet) -> None:
     def put(name: str, writer: Callable[..., None], *content: object) -> None:
-        writer(folder / name, *content)
-        outputs.append(folder / name)
+        writer(files.path(name), *content)
 
     for system in results.main:
         name = _FILES[system]
@@ -84,29 +114,12 @@ def write_results(
     put(REPORT_HTML_NAME, write_text, render_html(results, sections, facts=_facts(config, test)))
     put(GRAMMAR_GBNF_NAME, write_text, grammar.gbnf(config.toolbox))
     put(GRAMMAR_REGEX_NAME, write_text, grammar.regex(config.toolbox) + "\n")
-    _delete_outdated(folder, outputs)
-    write_manifest(
-        folder,
-        stage="evaluate",
-        config=config.as_dict(),
-        seed=config.evaluation.seed,
-        started_s=started_s,
-        inputs={str(test.path): test.sha256},
-        outputs=hashes_in(folder, outputs),
-        counts={"rows": len(test.rows)},
-        fallbacks=fallbacks,
-        dataset_sha256=test.sha256,
-        partial=list(partial),
-    )
-    return outputs
 
 
-def _delete_outdated(folder: Path, outputs: Sequence[Path]) -> None:
-    """Delete the outputs of the folder's earlier manifest that this run did not write: they are of other answers."""
+def _outdated(folder: Path, names: Collection[str]) -> list[str]:
+    """Return the outputs of the folder's earlier manifest that this run did not write: they are of other answers."""
     earlier = read_manifest(folder) or {}
-    if earlier.get("stage") == "evaluate":
-        for name in earlier["outputs"].keys() - {path.name for path in outputs}:
-            (folder / Path(name).name).unlink(missing_ok=True)
+    return [] if earlier.get("stage") != "evaluate" else sorted(RESULT_NAMES & earlier["outputs"].keys() - set(names))
 
 
 def result_rows(results: Results, system: str) -> list[dict[str, Any]]:
@@ -149,34 +162,55 @@ def _facts(config: Config, test: TestSet) -> list[str]:
     return [rows, f"base model {config.model.name}", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")]
 
 
-def update_adapter(adapter: Path, results: Results, config: Config, test: TestSet) -> None:
-    """Write beside the adapter what its users need: thresholds, a probe for servers, the figures in its model card."""
+def update_adapter(
+    adapter: Path, results: Results, config: Config, test: TestSet, *, weights_sha256: str | None
+) -> None:
+    """Write beside the adapter what its users need: thresholds, a probe for servers, the figures in its model card.
+
+    Warns and writes nothing if its weights are no longer those that were evaluated, or if a training is writing there.
+    """
+    run = adapter.resolve().parent
     try:
-        if results.calibration:
-            thresholds = routing_thresholds(
-                results.calibration,
-                config.evaluation.costs,
-                config.toolbox.names,
-                dataset_sha256=test.sha256,
-                base_model=config.model.name,
-            )
-            write_json(adapter / THRESHOLDS_NAME, thresholds)
-        if results.main == ("base", "finetuned"):
-            base, tuned = (results.predictions[name] for name in results.main)
-            write_json(adapter / PROBE_NAME, [asdict(item) for item in make_probe(results.rows, base, tuned)])
-        if results.tuned == "finetuned":  # what only chooses has no whole calls, whose share the card shows
-            _update_model_card(adapter / CARD_NAME, results, test)
+        with locked(run) if (run / MANIFEST_NAME).is_file() else contextlib.nullcontext():
+            if sha256_of(adapter / ADAPTER_WEIGHTS_NAME) != weights_sha256:
+                raise UserError("holds other weights than those that were evaluated", where=str(adapter))
+            _write_beside(adapter, results, config, test)
     except OSError as error:
         warn(f"{adapter} cannot be written ({error.strerror}): no thresholds, probe or figures left there")
+    except UserError as error:
+        warn(f"no thresholds, probe or figures left beside the adapter: {error}")
+
+
+def _write_beside(adapter: Path, results: Results, config: Config, test: TestSet) -> None:
+    if results.calibration:
+        thresholds = routing_thresholds(
+            results.calibration,
+            config.evaluation.costs,
+            config.toolbox.names,
+            dataset_sha256=test.sha256,
+            base_model=config.model.name,
+        )
+        write_json(adapter / THRESHOLDS_NAME, thresholds)
+    if results.main == ("base", "finetuned"):
+        base, tuned = (results.predictions[name] for name in results.main)
+        write_json(adapter / PROBE_NAME, [asdict(item) for item in make_probe(results.rows, base, tuned)])
+    if results.tuned == "finetuned":  # what only chooses has no whole calls, whose share the card shows
+        _update_model_card(adapter / CARD_NAME, results, test)
 
 
 def _update_model_card(card: Path, results: Results, test: TestSet) -> None:
-    """Write the `model-index` of Hugging Face's model card metadata."""
+    """Write the `model-index` of Hugging Face's model card metadata, into a card that has metadata."""
     if not card.is_file():
         return
     import yaml
 
-    front, _, body = card.read_text(encoding="utf-8").removeprefix("---\n").partition("\n---\n")
+    front, end, body = read_text(card).removeprefix("---\n").partition("\n---\n")
+    try:
+        metadata = yaml.safe_load(front) if end else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise UserError("does not begin with the metadata of a model card, in YAML", where=str(card))
     m = results.metrics[results.tuned]
     figures = {"accuracy": m.accuracy, "macro_f1": m.macro_f1, "whole_call_accuracy": m.call_accuracy}
     metrics = [
@@ -186,7 +220,6 @@ def _update_model_card(card: Path, results: Results, test: TestSet) -> None:
     ]
     dataset = {"name": "held-out tool choice", "type": "custom", "revision": test.sha256[:12]}
     result = {"task": {"type": "text-generation", "name": "tool choice"}, "dataset": dataset, "metrics": metrics}
-    metadata = yaml.safe_load(front) or {}
     metadata["model-index"] = [{"name": card.resolve().parent.name, "results": [result]}]
     write_text(card, f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}")
 

@@ -30,9 +30,9 @@ def same_output(one: str, other: str, limits: Limits = DEFAULT_LIMITS, *, is_iso
     return second.problem is None and second.printed.strip() == first.printed.strip()
 
 
-def same_syntax_or_output(one: str, other: str) -> bool:
+def same_syntax_or_output(one: str, other: str, *, is_isolated: bool = True) -> bool:
     """Return whether two programs have one syntax tree or, if not, print the same; runs them then."""
-    return same_syntax(one, other) or same_output(one, other)
+    return same_syntax(one, other) or same_output(one, other, is_isolated=is_isolated)
 
 
 def _canonical(code: str) -> str | None:

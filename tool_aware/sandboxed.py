@@ -127,7 +127,7 @@ def _is_left_out(part: str) -> bool:
 
 
 def become_nobody() -> None:
-    """Give up the rights of root, if the process has them."""
+    """Drop the rights of root, if the process has them."""
     if os.getuid() == 0:
         for drop in (
             lambda: os.setgroups([]),

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,21 +37,19 @@ from tool_aware.config.options import (
 )
 from tool_aware.config.settings import load_config
 from tool_aware.console import Fallbacks, UserError, duration, heading, run, say
-from tool_aware.files import hashes_in
-from tool_aware.manifest import write_manifest
-from tool_aware.paths import ADAPTER_FOLDER, CARD_NAME, FINAL_MODEL_FOLDER, split_file
+from tool_aware.paths import ADAPTER_FOLDER, FINAL_MODEL_FOLDER
 from tool_aware.prompt import load_tokenizer
 from tool_aware.training.data import encode_data, read_data
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
+from tool_aware.training.run.output_folder import Wish
+from tool_aware.training.run.run_end import Trained, finish
 from tool_aware.training.training_job import Job, plan_text
 from tool_aware.units import GIB
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from tool_aware.training.export.agreement import References
     from tool_aware.training.export.export import Merged
-    from tool_aware.training.validation import Exported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,11 @@ class Options(ConfigOptions):
     skip_final_model: bool
     dry_run: bool
 
+    @property
+    def wish(self) -> Wish:
+        """Return what is to happen to an earlier run in the output directory."""
+        return Wish(resume=self.resume, overwrite=self.overwrite, adapter=self.adapter)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage: plan, load, train, export."""
@@ -71,28 +74,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_arguments(argv)
     # Packs of all lengths share what is reserved.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    with joined() as processes:
-        job = processes.first(lambda: plan(options, processes)) or plan(options, processes)
-        processes.check_equal("settings or data", job.identity, fix="give all machines the same config.yaml and data/")
-        job = replace(job, memory=processes.from_first(job.memory))
-        say(plan_text(job))
-        if options.dry_run:
-            return 0
-        resume_from = processes.from_first(processes.first(lambda: starting_point(job, options)))
-        if resume_from and not resume_from.is_dir():
-            raise UserError("not found on this machine", where=str(resume_from), fix="let all machines share output/")
-        heading("Loading the base model")
-        model = load_trainable(job)
-        heading("Training")
-        trained = train(job, model, resume_from, measures_merge=not options.skip_final_model)
-    if processes.is_first:  # the others are done
-        heading("Saving")
-        merged = export(job, model, trained.references)
-        finish(job, trained, merged, started_s)
-        print(f"Trained {trained.steps} step{'s' * (trained.steps > 1)} in {duration(trained.seconds)}.")
-        print(f"Next: {next_command('evaluate.py', options)}")
-        if merged:
-            merged.demand_agreement(job.config.toolbox.names)
+    with contextlib.ExitStack() as held:  # the output directory, to the end
+        with joined() as processes:
+            job = processes.first(lambda: plan(options, processes)) or plan(options, processes)
+            processes.check_equal("settings or data", job.identity, fix="give all machines the same config.yaml, data/")
+            job = replace(job, memory=processes.from_first(job.memory))
+            say(plan_text(job))
+            if options.dry_run:
+                return 0
+            resume_from = processes.from_first(processes.first(lambda: begin(job, options, held)))
+            if resume_from and not resume_from.is_dir():
+                raise UserError(
+                    "not found on this machine", where=str(resume_from), fix="let all machines share output/"
+                )
+            heading("Loading the base model")
+            model = load_trainable(job)
+            heading("Training")
+            trained = train(job, model, resume_from, measures_merge=not options.skip_final_model)
+        if processes.is_first:  # the others are done
+            merged = merge_model(job, trained)
+            finish(job, trained, merged, started_s)
+            print(f"Trained {trained.steps} step{'s' * (trained.steps > 1)} in {duration(trained.seconds)}.")
+            print(f"Next: {next_command('evaluate.py', options)}")
+            if merged:
+                merged.demand_agreement(job.config.toolbox.names)
     return 0
 
 
@@ -113,41 +118,42 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
 
 
 def plan(options: Options, processes: Processes) -> Job:
-    """Check settings, output directory, data and model, tokenise the rows, and plan the GPU's memory."""
+    """Check settings, output directory, data, model and disk, tokenise the rows, and plan the GPU's memory."""
     from tool_aware.model.adapter import with_lora_of
     from tool_aware.model.base import check_model_available
     from tool_aware.training.export.weights import check_mergeable
     from tool_aware.training.gpu_plan import plan_memory
     from tool_aware.training.leakage import lineage_of
+    from tool_aware.training.run.disk_space import check_disk_space
     from tool_aware.training.run.output_folder import check_output_dir
 
     config, environment = load_config(options.config, options.overrides), read_environment()
     model, token, fallbacks = config.model, environment.hf_token, Fallbacks()
-    check_output_dir(
-        config.training.output_dir, resume=options.resume, overwrite=options.overwrite, adapter=options.adapter
-    )
-    data = read_data(config, fallbacks)
+    check_output_dir(config, options.wish)
+    data, test = read_data(config, fallbacks)
     check_model_available(model.name, revision=model.revision, hf_token=token)
     config = with_lora_of(options.adapter, config) if options.adapter else config
     if not options.skip_final_model:
         check_mergeable(config.model)
-    lineage = lineage_of(options.adapter, data, config, fallbacks)
+    lineage = lineage_of(options.adapter, data, test, fallbacks)
     tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
     examples = encode_data(data, tokenizer, config)
     memory = plan_memory(config, examples["train"], processes.count)
-    return Job(config, environment, tokenizer, data, examples, options.adapter, processes, memory, lineage, fallbacks)
+    check_disk_space(config, merges=not options.skip_final_model)
+    return Job(
+        config, environment, tokenizer, data, examples, options.adapter, processes, memory, test, lineage, fallbacks
+    )
 
 
 # ---- run ------------------------------------------------------------------------------------------------
 
 
-def starting_point(job: Job, options: Options) -> Path | None:
-    """Make room for a new run, or choose the checkpoint to resume from."""
-    from tool_aware.training.run.output_folder import clear, find_checkpoint
+def begin(job: Job, options: Options, held: contextlib.ExitStack) -> Path | None:
+    """Hold the output directory, make room for a new run, or choose the checkpoint to resume from."""
+    from tool_aware.training.run.output_folder import held_output_dir, starting_point
 
-    if options.overwrite:
-        clear(job.output_dir)
-    return find_checkpoint(job.output_dir, job.identity, job.fallbacks) if options.resume else None
+    held.enter_context(held_output_dir(job.config, options.wish))
+    return starting_point(job.output_dir, job.identity, job.fallbacks, is_resumed=options.resume)
 
 
 def load_trainable(job: Job) -> PeftModel:
@@ -168,17 +174,6 @@ def load_trainable(job: Job) -> PeftModel:
     trained, total = prepare_for_training(model, config)
     say(f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})")
     return model
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training; the adapter to export is in the model."""
-
-    steps: int
-    seconds: float
-    peak_gib: float | None  # allocated by torch; None without a GPU
-    exported: Exported
-    references: References | None  # what a merged model is compared with; None if none is wanted
 
 
 def train(job: Job, model: PeftModel, resume_from: Path | None, *, measures_merge: bool) -> Trained:
@@ -217,71 +212,43 @@ def train(job: Job, model: PeftModel, resume_from: Path | None, *, measures_merg
     model.eval()
     exported = choose_adapter(model, loop.validations, loop.step, keep_best=job.config.training.keep_best)
     say(f"exporting the adapter of step {exported.step}: {exported.why}")
-    states = loop.micro_step.answer_states
-    compared_with = references(states, job.config, job.tokenizer, job.tool_names) if measures_merge else None
-    return Trained(loop.step, seconds, peak_gib, exported, compared_with)
+    heading("Saving")
+    written = save(job, model) if job.processes.is_first else {}  # before all that could still fail
+    states, compared_with = loop.micro_step.answer_states, None
+    if measures_merge:
+        rows: dict[str, Any] = {"val": job.data["val"], "test": job.test}
+        compared_with = references(states, job.config, job.tokenizer, job.tool_names, **rows)
+    return Trained(loop.step, seconds, peak_gib, exported, written, compared_with)
 
 
 # ---- finish ---------------------------------------------------------------------------------------------
 
 
-def export(job: Job, model: PeftModel, references: References | None) -> Merged | None:
-    """Save the adapter and, if there is something to compare it with, the merged model."""
-    from tool_aware.training.export.export import Merger, merge, save_adapter
+def save(job: Job, model: PeftModel) -> dict[str, str]:
+    """Save the adapter; return the sha256 of its files by name."""
+    from tool_aware.training.export.export import save_adapter
+    from tool_aware.training.run.run_record import claimed, record_files
 
-    adapters, final = job.output_dir / ADAPTER_FOLDER, job.output_dir / FINAL_MODEL_FOLDER
-    save_adapter(model, adapters, job.tokenizer, job.config.toolbox)
+    adapters = claimed(job.output_dir, ADAPTER_FOLDER, job.fallbacks)
+    written = save_adapter(model, adapters, job.tokenizer, job.config.toolbox, job.own_lineage)
+    record_files(adapters)
     say(f"{adapters}: the adapter, its tokenizer and the prompt it was trained on")
-    if references is None:
-        say(f"{final}: skipped (--skip-final-model)")
+    return written
+
+
+def merge_model(job: Job, trained: Trained) -> Merged | None:
+    """Save the merged model, if there is something to compare it with."""
+    from tool_aware.training.export.export import Merger, merge
+    from tool_aware.training.run.run_record import claimed, record_files
+
+    if trained.references is None:
+        say(f"{job.output_dir / FINAL_MODEL_FOLDER}: skipped (--skip-final-model)")
         return None
-    return merge(Merger(job.config, adapters, hf_token=job.environment.hf_token), final, job.tool_names, references)
-
-
-def finish(job: Job, trained: Trained, merged: Merged | None, started_s: float) -> None:
-    """Write the run card and last the manifest, which marks the run as finished."""
-    from tool_aware.training.run.run_card import RunFacts, device_name, license_of, write_run_card
-
-    exported, adapters = trained.exported, job.output_dir / ADAPTER_FOLDER
-    facts = RunFacts(
-        job.config,
-        adapters,
-        data={split: (len(job.examples[split]), loaded.sha256) for split, loaded in job.data.items()},
-        steps=trained.steps,
-        exported_step=exported.step,
-        why_exported=exported.why,
-        validation=exported.validation.as_dict() if exported.validation else None,
-        device=device_name(),
-        license=license_of(job.config.model),
-        fallbacks=tuple(job.fallbacks),
-        merged=merged.as_dict() if merged else None,
-    )
-    write_run_card(job.output_dir, facts)
-    say(f"{job.output_dir / CARD_NAME}: the run in figures and curves")
-    # evaluate.py adds its results to the adapter's card, so that file is not pinned
-    pinned = sorted(path for path in adapters.iterdir() if path.is_file() and path.name != CARD_NAME)
-    details: Mapping[str, Any] = {
-        "steps": trained.steps,
-        "training_seconds": round(trained.seconds, 1),
-        "peak_gib": trained.peak_gib,
-        "memory_plan": job.memory.as_dict(),
-        "lineage": job.lineage,
-        "exported": {"step": exported.step, "why": exported.why},
-        "merged": facts.merged,
-        "validation": facts.validation,
-    }
-    write_manifest(
-        job.output_dir,
-        stage="train",
-        config=job.config.as_dict(),
-        seed=job.config.training.seed,
-        started_s=started_s,
-        inputs={str(split_file(job.config.dataset.dir, split)): loaded.sha256 for split, loaded in job.data.items()},
-        outputs=hashes_in(job.output_dir, pinned),
-        counts={split: len(examples) for split, examples in job.examples.items()},
-        fallbacks=job.fallbacks,
-        **details,
-    )
+    merger = Merger(job.config, job.output_dir / ADAPTER_FOLDER, hf_token=job.environment.hf_token)
+    final = claimed(job.output_dir, FINAL_MODEL_FOLDER, job.fallbacks)
+    merged = merge(merger, final, job.tool_names, trained.references)
+    record_files(final)
+    return merged
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ from _random_mistral import REPOSITORY, SHAPES, environment, make_model, results
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import run, say, table
 from tool_aware.files import write_json
+from tool_aware.paths import split_file
 from tool_aware.prompt import EncodedExample, render_instruction, render_response
-from tool_aware.rows import Row, write_rows
+from tool_aware.rows import Row, load_rows, write_rows
 from tool_aware.tools import ToolCall
 
 if TYPE_CHECKING:
@@ -120,7 +121,10 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     merger = Merger(config, adapter)
     largest = max(path.stat().st_size for path in Path(config.model.name).glob("*.safetensors"))
     clock = Clock(largest)
-    known = clock.time("base + adapter on the rows", lambda: references(answers_of(model), config, tokenizer, names))
+    rows = {split: load_rows(split_file(config.dataset.dir, split), config.toolbox) for split in ("val", "test")}
+    known = clock.time(
+        "base + adapter on the rows", lambda: references(answers_of(model), config, tokenizer, names, **rows)
+    )
     measured = clock.time("ways to merge", lambda: merger.measure(known.val, names))
     method = min(measured, key=lambda method: measured[method].divergence)
     clock.time("merging and writing", lambda: merger.save(method, final))

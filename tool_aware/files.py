@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -46,7 +47,7 @@ def full_disk_as_user_error(folder: Path, needed_bytes: Callable[[], int], *, fi
         if not _is_full_disk(error):
             raise
         needed, free = needed_bytes(), shutil.disk_usage(folder).free + bytes_in(folder)
-        what = f"the disk is full: at least {_size(needed)} are needed and {_size(free)} are free"
+        what = f"the disk is full: at least {in_words(needed)} are needed and {in_words(free)} are free"
         raise UserError(what, where=str(folder.parent), fix=fix) from error
 
 
@@ -56,7 +57,8 @@ def _is_full_disk(error: Exception) -> bool:
     return not isinstance(error, UserError) and any(text in str(error) for text in _FULL_DISK_TEXTS)
 
 
-def _size(size_bytes: int) -> str:
+def in_words(size_bytes: int) -> str:
+    """Return a number of bytes in GiB or MiB."""
     return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.1f} MiB"
 
 
@@ -92,10 +94,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield part
         give_usual_mode(part)
-        shutil.rmtree(path, ignore_errors=True)
+        old = path.with_name(f".{path.name}.old.part")
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, old)
         os.replace(part, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until the files of a folder are on disk."""
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def give_usual_mode(folder: Path) -> None:
@@ -122,8 +138,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, all of it or nothing."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """Write `value` as indented JSON, all of it or nothing; numbers that are not finite as null, as JSON has none."""
+    write_text(path, json.dumps(with_finite_numbers(value), ensure_ascii=False, indent=2) + "\n")
+
+
+def with_finite_numbers(value: Any) -> Any:
+    """Return a JSON value with None in place of NaN and infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: with_finite_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_finite_numbers(item) for item in value]
+    return value
 
 
 T = TypeVar("T")

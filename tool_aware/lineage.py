@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tool_aware.files import checked_as, sha256_of
+from tool_aware.files import checked_as, read_as, sha256_of
 from tool_aware.manifest import read_manifest
-from tool_aware.paths import ADAPTER_PICKLE_NAME, ADAPTER_WEIGHTS_NAME, MANIFEST_NAME, split_name
+from tool_aware.paths import ADAPTER_PICKLE_NAME, ADAPTER_RECORD_NAME, ADAPTER_WEIGHTS_NAME, MANIFEST_NAME, split_name
 from tool_aware.prompt import query_of, unwrap_instruction
 from tool_aware.rows import Row, row_objects
 from tool_aware.text import normalised
@@ -37,8 +37,21 @@ class TrainingRun:
         return queries if digest.hexdigest() == self.train_sha256 else None  # it may have changed in between
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    """The part of an adapter's record that is read here."""
+
+    lineage: list[TrainingRun] = field(default_factory=list)
+
+
 def runs_behind(model: Path) -> list[TrainingRun]:
-    """Return the runs that made an adapter or merged model in the output folder of a run, the last one first."""
+    """Return the runs that made an adapter or merged model, the last one first.
+
+    An adapter's own record tells, also where it was copied to; else the manifest beside the folder does.
+    """
+    record = read_as(model / ADAPTER_RECORD_NAME, _Recorded)
+    if record and record.lineage:
+        return [replace(record.lineage[0], adapter=str(model)), *record.lineage[1:]]
     manifest = read_manifest(model.resolve().parent) or {}
     inputs: dict[str, str] = manifest.get("inputs", {}) if manifest.get("stage") == "train" else {}
     train = next((path for path in inputs if Path(path).name == split_name("train")), None)

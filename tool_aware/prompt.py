@@ -304,7 +304,9 @@ def load_tokenizer(
         return Path(path) if path else None
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, revision=revision, token=token)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name_or_path, revision=revision, token=token, trust_remote_code=False
+        )
         model_file = local("tokenizer.model")
         if model_file and len(tokenizer.get_added_vocab()) <= 3:  # v0.1 and v0.2; later ones add control tokens
             tokenizer = build_tokenizer(model_file, chat_template=tokenizer.chat_template)

@@ -43,7 +43,7 @@ from tool_aware.prompt import encode_example
 from tool_aware.rows import Row, load_rows, write_rows
 from tool_aware.training.run.checkpoints import new_checkpoint
 from tool_aware.training.run.curves import draw_curves
-from tool_aware.training.run.output_folder import find_checkpoint
+from tool_aware.training.run.output_folder import starting_point
 from tool_aware.training.run.tracking import MetricsLog
 from tool_aware.training.validation import Validations
 
@@ -258,7 +258,7 @@ def checkpoint(world: World) -> Kind:
 
     def read() -> int:
         try:
-            find_checkpoint(world.folder / "run", run, Fallbacks())
+            starting_point(world.folder / "run", run, Fallbacks(), is_resumed=True)
         finally:
             damaged = path.parent.with_name("checkpoint-22.damaged")
             if damaged.is_dir():

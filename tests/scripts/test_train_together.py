@@ -139,7 +139,7 @@ def test_one_process_speaks_and_writes(launched):
     assert len(list((output / "runs").iterdir())) == 1
     names = {path.name for path in output.iterdir()}
     assert names >= {"lora_adapters", "manifest.json", "metrics.jsonl", "runs", "checkpoint-12"}
-    assert not {name for name in names if name.startswith(".")}
+    assert {name for name in names if name.startswith(".")} == {".lock", ".run.json"}
     checkpoint = next(output.glob("checkpoint-*"))
     assert {"random_state_0.safetensors", "random_state_1.safetensors"} <= {path.name for path in checkpoint.iterdir()}
 

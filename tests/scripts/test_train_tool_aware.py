@@ -186,7 +186,8 @@ def test_a_second_stage_is_not_measured_on_what_the_first_was_taught(train, toy_
 def test_overwriting_never_deletes_what_the_run_starts_from(train):
     for name in ("lora_adapters", "checkpoint-5", "final_model"):
         (train.output / name).mkdir(parents=True)
-    (train.output / "manifest.json").write_text("{}")
+    (train.output / "checkpoint-5" / "checkpoint.json").write_text("{}")
+    (train.output / "manifest.json").write_text('{"stage": "train"}')  # of a version that kept no record of its files
     for adapter in (train.output / "lora_adapters", train.output / "checkpoint-5"):
         message = refused(train("--overwrite", "--adapter", str(adapter)))
         assert "--overwrite would delete the adapter" in message
@@ -224,7 +225,9 @@ def test_without_a_key_weights_and_biases_records_offline_and_asks_nothing(train
 
 def test_data_of_other_tools_is_stale(train, toy_data_dir, tmp_path):
     shutil.copytree(toy_data_dir, tmp_path / "stale")
-    (tmp_path / "stale" / "manifest.json").write_text(json.dumps({"outputs": {}, "config": {"tools": []}}))
+    (tmp_path / "stale" / "manifest.json").write_text(
+        json.dumps({"stage": "prepare_dataset", "outputs": {}, "config": {"tools": []}})
+    )
     message = refused(train(data=tmp_path / "stale"))
     assert "other tools than config.yaml lists" in message
     assert "python prepare_dataset.py" in message

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, say
+from tool_aware.model.adapter_record import check_adapter_record
 from tool_aware.model.base import local_folder, same_model
 from tool_aware.model.libraries import library_errors, quiet_libraries
 from tool_aware.model.matching import check_adapter_fits, model_without_weights, refuse_other_tensors, shapes_in
@@ -138,14 +139,15 @@ def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
 def attach_adapter(base: PreTrainedModel, adapter: Path, *, base_name: str, is_trainable: bool = False) -> PeftModel:
     """Put the LoRA adapter saved in `adapter` on `base`, in place.
 
-    Raises UserError if there is none, if it was trained on another base model than `base_name`, or if its tensors are
-    not those that its settings ask for.
+    Raises UserError if there is none, if it was trained on another base model than `base_name`, if it is not what its
+    training wrote, or if its tensors are not those that its settings ask for.
     """
     from peft import PeftModel
 
     _refuse_another_base(adapter, base_name)
     shapes, where = shapes_in(adapter), str(adapter)
-    _refuse_not_finite(adapter)
+    check_adapter_record(adapter)
+    refuse_adapter_not_finite(adapter)
     fix = "take the adapter's folder as its training wrote it"
     with quiet_libraries(), library_errors("cannot be loaded", where, fix, kinds=(KeyError, TypeError, ValueError)):
         try:
@@ -172,7 +174,8 @@ def _refuse_another_base(adapter: Path, base_name: str) -> None:
         )
 
 
-def _refuse_not_finite(adapter: Path) -> None:
+def refuse_adapter_not_finite(adapter: Path) -> None:
+    """Raise UserError, naming the tensors, if an adapter's weights are NaN or infinite."""
     import torch
     from safetensors.torch import load_file
 
@@ -190,7 +193,8 @@ def check_saved_adapter(adapter: Path, model: ModelSection) -> None:
     """
     _refuse_another_base(adapter, model.name)
     shapes_in(adapter)
-    _refuse_not_finite(adapter)
+    check_adapter_record(adapter)
+    refuse_adapter_not_finite(adapter)
     if folder := local_folder(model.name, model.revision):
         base = model_without_weights(folder, check_model_folder(folder, f"model.name: {model.name}"))
         check_adapter_fits(adapter, base, model.name)

@@ -101,6 +101,7 @@ def load_base_model(
             device_map={"": device()},
             attn_implementation=attention or model.attn_implementation.replace("auto", "sdpa"),
             use_safetensors=True,
+            trust_remote_code=False,  # else it is asked on the terminal, and a pipe may answer
             ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
         )

@@ -8,33 +8,33 @@ from typing import TYPE_CHECKING
 
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, listing, say, warn
-from tool_aware.manifest import read_manifest
-from tool_aware.paths import split_file, split_name
+from tool_aware.data_folder import read_data_folder
+from tool_aware.paths import split_file
 from tool_aware.prompt import EncodedExample, encode_example
-from tool_aware.rows import LoadedRows, load_rows
+from tool_aware.rows import LoadedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_data(config: Config, fallbacks: Fallbacks) -> dict[str, LoadedRows]:
-    """Read the rows of train.json and val.json; it is a fallback if they are not what prepare_dataset.py wrote.
+def read_data(config: Config, fallbacks: Fallbacks) -> tuple[dict[str, LoadedRows], LoadedRows | None]:
+    """Read the rows of train.json and val.json, and those of test.json, on which the merged model is checked, if any.
 
-    Raises UserError for malformed rows, and for data that was made for other tools than config.yaml lists.
+    All are read here, once: afterwards nothing is needed that may have changed or gone meanwhile. It is a fallback if
+    train or val are not what prepare_dataset.py wrote. Raises UserError for malformed rows, and for data that was made
+    for other tools than config.yaml lists.
     """
     folder = config.dataset.dir
-    data = {split: load_rows(split_file(folder, split), config.toolbox) for split in ("train", "val")}
-    if split_file(folder, "test").is_file():
-        load_rows(split_file(folder, "test"), config.toolbox)  # the merged model is checked on it: fail now, not then
-    manifest = read_manifest(folder)
-    if manifest is None:
+    found = read_data_folder(folder, config.toolbox, ("train", "val"))
+    data = {split: found.rows[split] for split in ("train", "val")}
+    if found.manifest is None:
         say(f"{folder} has no manifest: training on these files as custom data")
     else:
-        for split, rows in data.items():
-            if manifest["outputs"].get(split_name(split)) != rows.sha256:
+        for split in found.changed:
+            if split in data:
                 file = split_file(folder, split)
                 fallbacks.add(f"{file} has changed since prepare_dataset.py wrote it; it is used as it is")
-        if manifest["config"].get("tools") != config.as_dict()["tools"]:
+        if found.manifest["config"].get("tools") != config.as_dict()["tools"]:
             fix = "python prepare_dataset.py"
             raise UserError("was made for other tools than config.yaml lists now", where=str(folder), fix=fix)
     for split, rows in data.items():
@@ -44,7 +44,7 @@ def read_data(config: Config, fallbacks: Fallbacks) -> dict[str, LoadedRows]:
         say(f"<s>[INST] ... [/INST] removed from {unwrapped} instructions; it is added during tokenisation")
     if respelled := sum(rows.respelled for rows in data.values()):
         say(f"{respelled} responses had other spacing or JSON than docs/FORMATS.md shows; trained on as shown there")
-    return data
+    return data, found.rows.get("test")
 
 
 def encode_data(

@@ -186,11 +186,14 @@ def _refuse_half_a_launcher() -> None:
         if int(rank) >= int(count):
             problems.append(f"RANK={rank}, but WORLD_SIZE={count}")
     if problems:
-        raise UserError(
+        error = UserError(
             "; ".join(problems),
             where="the environment of a launcher",
             fix="start with torchrun, which sets them all, or unset WORLD_SIZE, RANK and LOCAL_RANK",
         )
+        # Where a launcher has set an address, there is a process 0, which says it for all.
+        is_another = rank.isdecimal() and int(rank) > 0 and "MASTER_ADDR" in os.environ
+        raise ReportedElsewhere(error.exit_code) if is_another else error
 
 
 def _refuse_plugins() -> None:

@@ -7,15 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError
 from tool_aware.lineage import TrainingRun, rows_seen_in_training, runs_behind
-from tool_aware.paths import split_file, split_name
-from tool_aware.rows import LoadedRows, Row, load_rows
+from tool_aware.paths import split_name
+from tool_aware.rows import LoadedRows, Row
 
 
 def lineage_of(
-    adapter: Path | None, data: Mapping[str, LoadedRows], config: Config, fallbacks: Fallbacks
+    adapter: Path | None, data: Mapping[str, LoadedRows], test: LoadedRows | None, fallbacks: Fallbacks
 ) -> list[dict[str, Any]]:
     """Return the runs behind an adapter, the last one first, as the manifest lists them; none without an adapter.
 
@@ -25,18 +24,11 @@ def lineage_of(
     if adapter is None:
         return []
     runs = runs_behind(adapter)
-    held_out = _held_out_rows(data, config)
+    held_out = {split_name("val"): data["val"].rows, **({split_name("test"): test.rows} if test else {})}
     for run in runs:
         if run.train_sha256 != data["train"].sha256:
             _refuse_rows_of(run, held_out, fallbacks)
     return [asdict(run) for run in runs]
-
-
-def _held_out_rows(data: Mapping[str, LoadedRows], config: Config) -> dict[str, list[Row]]:
-    """Return the rows, by file name, on which this run or the evaluation after it is measured."""
-    test = split_file(config.dataset.dir, "test")
-    rows = {split_name("val"): data["val"].rows}
-    return {**rows, test.name: load_rows(test, config.toolbox).rows} if test.is_file() else rows
 
 
 def _refuse_rows_of(run: TrainingRun, held_out: Mapping[str, list[Row]], fallbacks: Fallbacks) -> None:

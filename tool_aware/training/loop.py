@@ -259,7 +259,7 @@ class TrainingLoop:
             self.processes.first(lambda: self._write_checkpoint(random_states))
 
     def _write_checkpoint(self, random_states: Sequence[dict[str, torch.Tensor]]) -> None:
-        with new_checkpoint(self.output_dir, self.step, self.run_identity) as folder:
+        with new_checkpoint(self.output_dir, self.step, self.run_identity, self.fallbacks) as folder:
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
             save_state(folder, self.step, self.optimizer, self.scaler, random_states)
             self.validations.save(folder, self.step)

@@ -80,8 +80,10 @@ def _without_weights(folder: Path, model: ModelSection, dtype: torch.dtype) -> P
 
     attention = model.attn_implementation.replace("auto", "sdpa")
     with quiet_libraries(), init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(folder)
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        base = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
     for buffer in base.buffers():
         buffer.data = buffer.data.to(device())
     return base

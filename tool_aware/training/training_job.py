@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, table
+from tool_aware.lineage import TrainingRun
 from tool_aware.memory.plan import Plan
-from tool_aware.paths import split_name
+from tool_aware.paths import ADAPTER_FOLDER, split_file, split_name
 from tool_aware.prompt import EncodedExample
 from tool_aware.rows import LoadedRows
 from tool_aware.training.choice import ToolNames
@@ -36,6 +37,7 @@ class Job:
     start_from: Path | None  # an earlier adapter
     processes: Processes  # this one, unless a launcher has started several
     memory: Plan  # of the GPU's memory; all processes follow that of the first
+    test: LoadedRows | None  # what the merged model is checked on: test.json, None if there is none
     lineage: list[dict[str, Any]]  # the runs that the earlier adapter comes from
     fallbacks: Fallbacks  # what is done in another way than asked for or planned, so far
 
@@ -43,6 +45,17 @@ class Job:
     def output_dir(self) -> Path:
         """Return the folder of everything that the run writes."""
         return self.config.training.output_dir
+
+    @property
+    def own_lineage(self) -> list[dict[str, Any]]:
+        """Return this run, with the data as it was read, and the runs behind it, as an adapter's record lists them."""
+        run = TrainingRun(
+            adapter=str(self.output_dir / ADAPTER_FOLDER),
+            sha256=None,  # not yet trained
+            train=str(split_file(self.config.dataset.dir, "train")),
+            train_sha256=self.data["train"].sha256,
+        )
+        return [asdict(run), *self.lineage]
 
     @cached_property
     def engine_config(self) -> Config:

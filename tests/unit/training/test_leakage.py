@@ -32,9 +32,9 @@ def data_of(folder: Path, train: list[Row], val: list[Row], test: list[Row]) -> 
     return folder
 
 
-def loaded(folder: Path, config: Config) -> tuple[dict[str, LoadedRows], Config]:
-    here = config.model_copy(update={"dataset": config.dataset.model_copy(update={"dir": folder})})
-    return {name: load_rows(folder / f"{name}.json", config.toolbox) for name in ("train", "val")}, here
+def loaded(folder: Path, config: Config) -> tuple[dict[str, LoadedRows], LoadedRows]:
+    rows = {name: load_rows(folder / f"{name}.json", config.toolbox) for name in ("train", "val", "test")}
+    return rows, rows.pop("test")
 
 
 def in_capitals(row: Row) -> Row:

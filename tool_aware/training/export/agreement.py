@@ -17,7 +17,7 @@ from tool_aware.engine.packing import Pack, pack_rows
 from tool_aware.model.base import device
 from tool_aware.paths import split_file
 from tool_aware.prompt import EncodedExample, encode_example
-from tool_aware.rows import Row, load_rows
+from tool_aware.rows import LoadedRows, Row
 from tool_aware.training.choice import AnswerStates, ToolNames, chosen_tools, label_count, right_tool
 from tool_aware.training.export.layerwise import StreamedModel, Weights
 
@@ -97,16 +97,23 @@ class References:
 
 
 def references(
-    answer_states: AnswerStates, config: Config, tokenizer: PreTrainedTokenizerBase, names: ToolNames
+    answer_states: AnswerStates,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    names: ToolNames,
+    *,
+    val: LoadedRows,
+    test: LoadedRows | None,
 ) -> References:
     """Run the trained model over rows of val.json and of test.json; over val.json for both if there is no test.json."""
     limit, max_tokens = config.export.check_rows, config.model.max_seq_length
     batch_size = config.training.per_device_eval_batch_size  # which validation runs with as well
     found = {}
     for split, most in (("val", min(limit, MEASURED_ROWS)), ("test", limit)):
-        file = split_file(config.dataset.dir, split)
-        file = file if file.is_file() else split_file(config.dataset.dir, "val")
-        sample = Sample.take(file, load_rows(file, config.toolbox).rows, tokenizer, limit=most, max_tokens=max_tokens)
+        is_test = split == "test" and test is not None
+        file = split_file(config.dataset.dir, "test" if is_test else "val")
+        rows = test.rows if is_test and test else val.rows
+        sample = Sample.take(file, rows, tokenizer, limit=most, max_tokens=max_tokens)
         if split == "test":
             sample = sample.cut_after_name(names)
         found[split] = as_trained(answer_states, sample, names, batch_size) if sample.examples else None

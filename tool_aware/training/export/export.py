@@ -16,9 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import PROBLEMS_SHOWN, GateFailed, UserError, duration, say, table
-from tool_aware.files import atomic_folder, full_disk_as_user_error, read_json, write_json, write_text
+from tool_aware.files import (
+    atomic_folder,
+    full_disk_as_user_error,
+    hashes_in,
+    read_json,
+    sync_files,
+    write_json,
+    write_text,
+)
+from tool_aware.model.adapter_record import write_adapter_record
 from tool_aware.model.base import device, dtype_named
-from tool_aware.paths import GENERATION_CONFIG_NAME, MODEL_CONFIG_NAME, MODEL_WEIGHTS_INDEX_NAME, PROMPT_TEMPLATE_NAME
+from tool_aware.paths import (
+    CARD_NAME,
+    GENERATION_CONFIG_NAME,
+    MODEL_CONFIG_NAME,
+    MODEL_WEIGHTS_INDEX_NAME,
+    PROMPT_TEMPLATE_NAME,
+)
 from tool_aware.prompt import render_template
 from tool_aware.tools import Toolbox
 from tool_aware.training.choice import ToolNames
@@ -38,10 +53,17 @@ _FULL_DISK_FIX = "free some space and run again with --resume, or go without it:
 _SPARE = 1.02  # disk space needed, as a multiple of the weights: tokenizer, configs, safetensors headers
 
 
-def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase, tools: Toolbox) -> None:
-    """Write the adapter, its tokenizer and the prompt template into `folder`, all of it or nothing.
+def save_adapter(
+    model: PeftModel,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    tools: Toolbox,
+    lineage: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, str]:
+    """Write the adapter, its record, tokenizer and prompt template into `folder`, all of it or nothing.
 
-    Raises UserError if the disk is full.
+    Return the sha256 of each file by name, the card left out. `lineage` is that of the record. Raises UserError if the
+    disk is full.
     """
     size_bytes = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)
     fix = "free some space and run again with --resume"
@@ -49,6 +71,12 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerB
         model.save_pretrained(str(part), save_embedding_layers=False)
         tokenizer.save_pretrained(part)
         write_text(part / PROMPT_TEMPLATE_NAME, render_template(tools))
+        write_adapter_record(part, lineage)
+        # evaluate.py adds its results to the card, so that file is not pinned
+        pinned = sorted(path for path in part.iterdir() if path.is_file() and path.name != CARD_NAME)
+        written = hashes_in(part, pinned)
+        sync_files(part)
+    return written
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,13 @@ def empty_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMod
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet_libraries():
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype or config.dtype or torch.float32, attn_implementation="sdpa"
+                config,
+                dtype=dtype or config.dtype or torch.float32,
+                attn_implementation="sdpa",
+                trust_remote_code=False,
             )
     return model.eval()
 

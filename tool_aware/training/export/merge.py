@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tool_aware.config.sections import QuantizationSection
 from tool_aware.console import UserError
-from tool_aware.model.adapter import adapter_settings, lora_variant
+from tool_aware.model.adapter import adapter_settings, lora_variant, refuse_adapter_not_finite
+from tool_aware.model.adapter_record import check_adapter_record
 from tool_aware.model.base import quantized_values
 from tool_aware.model.matching import shapes_in
 from tool_aware.model.tensor_files import named
@@ -44,6 +45,8 @@ class LoraUpdates:
         if variant:
             raise UserError(f"only plain LoRA can be merged shard by shard, not {variant}", where=str(adapter))
         shapes_in(adapter)
+        check_adapter_record(adapter)
+        refuse_adapter_not_finite(adapter)
         tensors = load_file(adapter / ADAPTER_WEIGHTS_NAME)
         modules = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
         lost = sorted(tensors.keys() ^ {f"{module}.lora_{part}.weight" for module in modules for part in "AB"})

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.config.settings import Config
-from tool_aware.console import UserError, warn
-from tool_aware.files import bytes_in, full_disk_as_user_error, read_as, sha256_of, write_json
+from tool_aware.console import Fallbacks, UserError, warn
+from tool_aware.files import bytes_in, full_disk_as_user_error, give_usual_mode, read_as, sha256_of, write_json
 from tool_aware.paths import CHECKPOINT_MANIFEST_NAME, CHECKPOINT_PREFIX
+from tool_aware.training.run.run_record import claimed
 
 CHECKPOINT_FORMAT = 2  # of what lies in the folder; 1 was written by transformers' Trainer
 QUARANTINE_SUFFIX = ".damaged"
@@ -54,7 +55,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 @contextlib.contextmanager
-def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Iterator[Path]:
+def new_checkpoint(
+    output_dir: Path, step: int, run: Mapping[str, Any], fallbacks: Fallbacks | None = None
+) -> Iterator[Path]:
     """Yield a folder to write a checkpoint into; it appears as `checkpoint-STEP` once it is whole and on disk.
 
     `run` identifies the run (see `refuse_another_run`). Raises UserError, leaving older checkpoints alone, if the disk
@@ -68,7 +71,9 @@ def new_checkpoint(output_dir: Path, step: int, run: Mapping[str, Any]) -> Itera
         with full_disk_as_user_error(
             part, lambda: max(map(bytes_in, [part, *checkpoints_in(output_dir)])), fix=_FULL_DISK_FIX
         ):
+            claimed(output_dir, final.name, Fallbacks() if fallbacks is None else fallbacks)
             yield part
+            give_usual_mode(part)
             files = sorted(path for path in part.rglob("*") if path.is_file())
             hashes = {str(path.relative_to(part)): sha256_of(path) for path in files}
             described = {"format": CHECKPOINT_FORMAT, "step": step, "run": dict(run), "sha256": hashes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ def draw_curves(metrics: Path, picture: Path, *, title: str, exported_step: int)
 
 def _line(axis: Axes, lines: Sequence[dict[str, Any]], field: str, colour: str, *, label: str | None = None) -> None:
     marker = "o" if len(lines) <= _FEW else None
-    steps, values = [line["step"] for line in lines], [line[field] for line in lines]
+    steps = [line["step"] for line in lines]
+    values = [math.nan if line[field] is None else line[field] for line in lines]  # a gap
     axis.plot(steps, values, color=colour, lw=1.4, marker=marker, ms=3.5, label=label)
 
 

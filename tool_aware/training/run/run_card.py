@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ import yaml
 
 from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config
-from tool_aware.console import duration
+from tool_aware.console import Fallbacks, duration, say
 from tool_aware.files import write_text
 from tool_aware.paths import CARD_NAME, CURVES_NAME, FINAL_MODEL_FOLDER, METRICS_NAME, PROMPT_TEMPLATE_NAME, split_name
 from tool_aware.training.run.curves import draw_curves, read_metrics
+from tool_aware.training.run.run_record import claimed
 from tool_aware.versions import TRAINING_LIBRARIES, package_versions
 
+_MARKS = re.compile(r"([\\`*_\[\]!#])")
+_LONGEST_REASON = 300  # characters
 _SECTIONS = ("model", "quantization", "lora", "training", "optimization", "export")  # no names of the user's database
 
 
@@ -52,11 +57,11 @@ def render_card(facts: RunFacts, logged: Sequence[Mapping[str, Any]], *, picture
         **({"license": facts.license} if facts.license else {}),
         "tags": [f"base_model:adapter:{base}", "lora", "qlora", "transformers", "tool-use", "function-calling"],
     }
-    tools = ", ".join(f"`{name}`" for name in facts.config.toolbox.names)
+    tools = ", ".join(code(name) for name in facts.config.toolbox.names)
     data = [(split_name(split), f"{examples:,}", sha256) for split, (examples, sha256) in facts.data.items()]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
-        f"# Tool choice: a LoRA adapter for {base}",
+        f"# Tool choice: a LoRA adapter for {plain(base)}",
         f"Given a query, it names one of the tools {tools}, the parameters of its call, and why.\n"
         "Trained by `train_tool_aware.py`; all figures are of this run.",
         "## The run",
@@ -77,10 +82,10 @@ def render_card(facts: RunFacts, logged: Sequence[Mapping[str, Any]], *, picture
 
 
 def _figures(facts: RunFacts, logged: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    examples, seconds = (sum(line[name] for line in logged) for name in ("examples", "seconds"))
+    examples, seconds = (sum(line[name] or 0 for line in logged) for name in ("examples", "seconds"))
     peaks = [line["peak_gib"] for line in logged if line.get("peak_gib") is not None]
     lora = facts.config.lora
-    yield "adapter", f"LoRA r={lora.r}, alpha={lora.alpha:g}, on {lora.target_modules}"
+    yield "adapter", plain(f"LoRA r={lora.r}, alpha={lora.alpha:g}, on {lora.target_modules}")
     yield "base weights", {"4bit": "4 bits", "8bit": "8 bits", "none": "16 bits"}[facts.config.quantization.kind]
     yield "steps", f"{facts.steps:,}"
     yield "exported", f"step {facts.exported_step:,}: {facts.why_exported}"
@@ -91,11 +96,12 @@ def _figures(facts: RunFacts, logged: Sequence[Mapping[str, Any]]) -> Iterator[t
     if logged and seconds:
         yield "time in steps", duration(seconds)
         yield "examples per second", f"{examples / seconds:.1f}"
-        yield "last logged training loss", f"{logged[-1]['loss']:.4f}"
+        last = logged[-1]["loss"]
+        yield "last logged training loss", "not finite" if last is None else f"{last:.4f}"
     yield "peak GPU memory", f"{max(peaks):.2f} GiB allocated" if peaks else "none used"
     for fallback in facts.fallbacks:
-        yield "not as planned", fallback
-    yield "device", facts.device
+        yield "not as planned", plain(fallback)
+    yield "device", plain(facts.device)
     versions = package_versions()
     yield "versions", ", ".join(f"{name} {versions[name]}" for name in TRAINING_LIBRARIES if name in versions)
 
@@ -105,7 +111,7 @@ def _settings(config: Config) -> str:
     default = Config.model_validate({"model": {"name": config.model.name}, "tools": tools}).as_dict()
     used = config.as_dict()
     changed = [
-        (f"`{section}.{key}`", f"`{default[section][key]}`", f"`{value}`")
+        (code(f"{section}.{key}"), code(default[section][key]), code(value))
         for section in _SECTIONS
         for key, value in used[section].items()
         if value != default[section][key] and key != "output_dir"
@@ -115,13 +121,15 @@ def _settings(config: Config) -> str:
 
 def _usage(facts: RunFacts) -> str:
     merged = f"\n\n{_merged_model(facts.merged, facts.adapter)}" if facts.merged else ""
-    return f"""```python
+    name = ascii(str(facts.adapter))  # a path may hold quotes, line ends and backticks
+    fence = _fence(name, 3)
+    return f"""{fence}python
 from pathlib import Path
 
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
-adapter = "{facts.adapter}"
+adapter = {name}
 model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype="auto", device_map="auto")
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 
@@ -130,16 +138,38 @@ turn = Path(adapter, "{PROMPT_TEMPLATE_NAME}").read_text().replace("{{query}}", 
 prompt = tokenizer.apply_chat_template([{{"role": "user", "content": turn}}], return_tensors="pt", return_dict=True)
 output = model.generate(**prompt.to(model.device), max_new_tokens=256, do_sample=False)
 print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
-```{merged}"""
+{fence}{merged}"""
 
 
 def _merged_model(merged: Mapping[str, Any], adapter: Path) -> str:
     folder, into, dtype, check = adapter.parent / FINAL_MODEL_FOLDER, merged["into"], merged["dtype"], merged["check"]
-    text = f"`{folder}` is the base with this adapter merged into its {into} weights, in {dtype}."
+    text = f"{code(folder)} is the base with this adapter merged into its {into} weights, in {dtype}."
     if check:
         equal = check["rows"] - len(check["different"])
-        text += f" It chose the same tool as base + adapter on {equal} of {check['rows']} rows of {check['file']}."
+        text += (
+            f" It chose the same tool as base + adapter on {equal} of {check['rows']} rows of {plain(check['file'])}."
+        )
     return text
+
+
+def plain(text: object) -> str:
+    """Return a text as one line that Markdown and HTML show as it is: a name may hold marks of either."""
+    line = " ".join("".join(mark if mark.isprintable() else " " for mark in str(text)).split())
+    return _MARKS.sub(r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code(text: object) -> str:
+    """Return a text as one line of code in Markdown, whatever backticks are in it."""
+    line = " ".join("".join(mark if mark.isprintable() else " " for mark in str(text)).split())
+    fence = _fence(line, 1)
+    edge = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{edge}{line}{edge}{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    """Return more backticks than stand together in `text`."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    return "`" * max(least, longest + 1)
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -147,14 +177,35 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def write_run_card(output_dir: Path, facts: RunFacts) -> None:
-    """Draw the curves and write the card: beside them, and into the adapter's folder, which is what people upload."""
-    metrics, base = output_dir / METRICS_NAME, facts.config.model.name
-    logged, _ = read_metrics(metrics)
-    title = f"{base}, LoRA r={facts.config.lora.r}, {facts.steps:,} steps"
-    draw_curves(metrics, output_dir / CURVES_NAME, title=title, exported_step=facts.exported_step)
-    write_text(output_dir / CARD_NAME, render_card(facts, logged, picture=CURVES_NAME))
-    write_text(facts.adapter / CARD_NAME, render_card(facts, logged))
+def write_run_card(output_dir: Path, facts: RunFacts, fallbacks: Fallbacks) -> None:
+    """Draw the curves and write the card: beside them, and into the adapter's folder, which is what people upload.
+
+    Each that cannot be written is a fallback.
+    """
+    base, logged, picture = facts.config.model.name, list[dict[str, Any]](), None
+    with _optional("the curves", fallbacks):
+        metrics = output_dir / METRICS_NAME
+        logged, _ = read_metrics(metrics)
+        title = f"{base}, LoRA r={facts.config.lora.r}, {facts.steps:,} steps"
+        curves = claimed(output_dir, CURVES_NAME, fallbacks)
+        draw_curves(metrics, curves, title=title, exported_step=facts.exported_step)
+        picture = CURVES_NAME
+    facts = replace(facts, fallbacks=tuple(fallbacks))
+    with _optional("the run card", fallbacks):
+        write_text(claimed(output_dir, CARD_NAME, fallbacks), render_card(facts, logged, picture=picture))
+        say(f"{output_dir / CARD_NAME}: the run in figures and curves")
+    with _optional("the adapter's card", fallbacks):
+        write_text(facts.adapter / CARD_NAME, render_card(facts, logged))
+
+
+@contextlib.contextmanager
+def _optional(what: str, fallbacks: Fallbacks) -> Iterator[None]:
+    """Turn an error into a fallback: a training is finished without its pictures."""
+    try:
+        yield
+    except Exception as error:  # of the file system, matplotlib and its fonts
+        reason = error.strerror if isinstance(error, OSError) else None
+        fallbacks.add(f"{what} cannot be written: {reason or ' '.join(str(error).split())[:_LONGEST_REASON]}")
 
 
 def device_name() -> str:
@@ -177,6 +228,10 @@ def license_of(model: ModelSection) -> str | None:
         card = Path(found) if isinstance(found, str) else Path()
     if not card.is_file():
         return None
-    front, end, _ = card.read_text(encoding="utf-8").removeprefix("---\n").partition("\n---")
-    values = yaml.safe_load(front) if end else None
-    return values.get("license") if isinstance(values, dict) else None
+    try:
+        front, end, _ = card.read_text(encoding="utf-8").removeprefix("---\n").partition("\n---")
+        values = yaml.safe_load(front) if end else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # somebody else's file, and of no other use here
+        return None
+    license_name = values.get("license") if isinstance(values, dict) else None
+    return license_name if isinstance(license_name, str) else None

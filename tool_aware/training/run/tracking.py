@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, duration, say, warn
-from tool_aware.files import add_filename, write_text
+from tool_aware.files import add_filename, with_finite_numbers, write_text
 from tool_aware.paths import METRICS_NAME, TENSORBOARD_FOLDER
 from tool_aware.text_files import parse_json
+from tool_aware.training.run.run_record import claimed
 from tool_aware.units import GIB
 
 _LONGEST_REASON = 300  # characters
@@ -29,7 +31,10 @@ _WANDB_SECTIONS = (
 
 
 class MetricsLog:
-    """Append one JSON object a line. Lines of steps that a resumed run will take again are dropped first."""
+    """Append one JSON object a line. Lines of steps that a resumed run will take again are dropped first.
+
+    Numbers that are not finite are written as null.
+    """
 
     def __init__(self, path: Path, *, resume_step: int = 0) -> None:
         kept = [line for line in read_lines(path) if line["step"] <= resume_step]
@@ -39,12 +44,13 @@ class MetricsLog:
     def write(self, values: Mapping[str, Any]) -> None:
         """Write a line and hand it to the operating system, so that a tail or a monitor sees it at once."""
         with add_filename(self._path):
-            self._file.write(json.dumps(values) + "\n")
+            self._file.write(json.dumps(with_finite_numbers(dict(values)), allow_nan=False) + "\n")
             self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, again
+            self._file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -61,7 +67,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             line = None
         if _is_metrics_line(line):
-            lines.append(line)
+            lines.append(with_finite_numbers(line))
         else:
             damaged.append(str(number))
     if damaged:
@@ -78,12 +84,12 @@ _LAST_STEP = 2**53
 
 
 def _is_metrics_line(line: object) -> bool:
-    """Return whether a line holds a step and numbers, and all that its kind of line needs."""
+    """Return whether a line holds a step and numbers, null where one was not finite, and all its kind of line needs."""
     if not isinstance(line, dict) or not all(value is None or _is_number(value) for value in line.values()):
         return False
     needed = [name for kind, fields in _NEEDED.items() if kind in line for name in (kind, *fields)]
     step = line.get("step")
-    return isinstance(step, int) and 0 <= step < _LAST_STEP and all(line.get(name) is not None for name in needed)
+    return isinstance(step, int) and 0 <= step < _LAST_STEP and all(name in line for name in needed)
 
 
 def _is_number(value: object) -> bool:
@@ -91,7 +97,10 @@ def _is_number(value: object) -> bool:
 
 
 class Tracker:
-    """Send each logged step everywhere at once. Use as a context manager."""
+    """Send each logged step everywhere at once. Use as a context manager.
+
+    No log is worth a training: one that fails is given up, which is a fallback.
+    """
 
     def __init__(
         self,
@@ -102,30 +111,116 @@ class Tracker:
         resume_step: int = 0,
         fallbacks: Fallbacks | None = None,
     ) -> None:
-        fallbacks = Fallbacks() if fallbacks is None else fallbacks
-        self._metrics = MetricsLog(output_dir / METRICS_NAME, resume_step=resume_step)
-        self._board = _open_tensorboard(output_dir, resume_step) if config.logging.tensorboard else None
-        self._wandb = _open_wandb(config, environment, output_dir, fallbacks) if environment.use_wandb else None
+        self._fallbacks = Fallbacks() if fallbacks is None else fallbacks
+        self._output_dir = output_dir
+        self._metrics = MetricsLog(claimed(output_dir, METRICS_NAME, self._fallbacks), resume_step=resume_step)
+        self._optional: dict[str, _Optional] = {}
+        if config.logging.tensorboard:
+            self._open("TensorBoard", lambda: _TensorBoard(self._board_folder(), resume_step))
+        if environment.use_wandb:
+            self._open("wandb", lambda: _WeightsAndBiases(config, environment, output_dir))
+
+    def _board_folder(self) -> Path:
+        return claimed(self._output_dir, TENSORBOARD_FOLDER, self._fallbacks)
 
     def __enter__(self) -> Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
-        if self._board:
-            self._board.close()
-        if self._wandb:
-            self._wandb.finish()
+        for name in [*self._optional]:
+            self._use(name, lambda tracker: tracker.close())
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Record one line; `values` has `step` and numbers."""
-        self._metrics.write(values)
+        try:
+            self._metrics.write(values)
+        except OSError as error:  # the next line is tried again: somebody may free space
+            self._fallbacks.add(f"{error.filename}: {error.strerror}: lines are missing in it")
+        step = values["step"]
         numbers = {name: value for name, value in values.items() if name != "step" and value is not None}
-        if self._board:
-            for name, value in numbers.items():
-                self._board.add_scalar(f"train/{name}", value, values["step"])
-        if self._wandb:
-            self._wandb.log(numbers, step=values["step"])
+        for name in [*self._optional]:
+            self._use(name, lambda tracker: tracker.log(numbers, step))
+
+    def _open(self, name: str, opened: Callable[[], _Optional]) -> None:
+        if name == "wandb" and importlib.util.find_spec(name) is None:
+            what = "USE_WANDB is set but wandb is not installed; continuing without it (pip install wandb)"
+            self._fallbacks.add(what)
+            return
+        with self._giving_up(name, "does not start"):
+            self._optional[name] = opened()
+
+    def _use(self, name: str, action: Callable[[_Optional], None]) -> None:
+        with self._giving_up(name, "has failed"):
+            action(self._optional[name])
+
+    @contextlib.contextmanager
+    def _giving_up(self, name: str, how: str) -> Iterator[None]:
+        """Go on without a tracker whose library raises anything; SystemExit is how some refuse a key."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            self._optional.pop(name, None)
+            reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+            asked = "USE_WANDB is set but wandb" if name == "wandb" else name
+            self._fallbacks.add(f"{asked} {how}: {reason}; continuing without it")
+
+
+class _Optional(Protocol):
+    """A tracker that a run can do without."""
+
+    def log(self, numbers: Mapping[str, Any], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    """Event files below the output folder."""
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder, purge_step=resume_step + 1 if resume_step else None)
+        self._folder = folder
+
+    def log(self, numbers: Mapping[str, Any], step: int) -> None:
+        """Write each number; a thread of the library takes them to the disk."""
+        if not self._folder.is_dir():  # its file could still be written, and nobody would find it
+            raise FileNotFoundError(f"{self._folder} is gone")
+        for name, value in numbers.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self) -> None:
+        """Write the rest."""
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run at Weights & Biases, or in its offline folder below the output folder."""
+
+    def __init__(self, config: Config, environment: Environment, output_dir: Path) -> None:
+        import wandb
+
+        has_key = bool(os.environ.get("WANDB_API_KEY")) or _wandb_is_logged_in()
+        mode: Any = os.environ.get("WANDB_MODE", "online" if has_key else "offline")
+        if mode == "offline":
+            say(f"wandb: no key found, so the run is recorded offline below {output_dir / 'wandb'} (later: wandb sync)")
+        settings = config.as_dict()
+        self._run = wandb.init(
+            project=environment.wandb_project,
+            dir=output_dir,
+            mode=mode,
+            config={section: settings[section] for section in _WANDB_SECTIONS},
+            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
+        )
+
+    def log(self, numbers: Mapping[str, Any], step: int) -> None:
+        """Send one line."""
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Send the rest."""
+        self._run.finish()
 
 
 class Throughput:
@@ -205,37 +300,6 @@ def validation_line(values: Mapping[str, Any]) -> str:
         f"step {values['step']}/{values['steps']}  val loss {values['val_loss']:.4f}  "
         f"val tool accuracy {values['val_tool_accuracy']:.1%} of {values['val_examples']} rows"
     )
-
-
-def _open_tensorboard(output_dir: Path, resume_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(output_dir / TENSORBOARD_FOLDER, purge_step=resume_step + 1 if resume_step else None)
-
-
-def _open_wandb(config: Config, environment: Environment, output_dir: Path, fallbacks: Fallbacks) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        fallbacks.add("USE_WANDB is set but wandb is not installed; continuing without it (pip install wandb)")
-        return None
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or _wandb_is_logged_in()
-    mode: Any = os.environ.get("WANDB_MODE", "online" if has_key else "offline")
-    if mode == "offline":
-        say(f"wandb: no key found, so the run is recorded offline below {output_dir / 'wandb'} (later: wandb sync)")
-    settings = config.as_dict()
-    try:
-        return wandb.init(
-            project=environment.wandb_project,
-            dir=output_dir,
-            mode=mode,
-            config={section: settings[section] for section in _WANDB_SECTIONS},
-            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True),
-        )
-    except Exception as error:  # wandb's own, and pydantic's for its settings: a key, a project, no network
-        reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        fallbacks.add(f"USE_WANDB is set but wandb does not start: {reason}; continuing without it")
-        return None
 
 
 def _wandb_is_logged_in() -> bool:

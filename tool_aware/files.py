@@ -215,7 +215,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     """Raise UserError if the disk of a folder has less room than what is about to be written there."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        what = f"about {_size(needed_bytes)} are needed and {_size(free)} are free"
+        what = f"about {in_words(needed_bytes)} are needed and {in_words(free)} are free"
         raise UserError(what, where=str(folder), fix="free some space, or name another folder")
 
 

@@ -36,6 +36,8 @@ _ANSWER_FORMAT = (
 _QUERY_LABEL = "\n\nQuery: "
 _MAX_NESTING = 64  # of a call's parameters; code that walks them recursively must not meet Python's own limit
 _WRAPPED = re.compile(r"\s*(?:<s>)?\s*\[INST\](?P<instruction>.*?)\[/INST\]\s*", re.DOTALL)
+# What ends an answer in the templates of Mistral, ChatML, Llama and others; EOS is added during tokenisation.
+_END_MARKS = re.compile(r"(?:\s*(?:</s>|<\|(?:im_end|eot_id|end_of_text|endoftext|end)\|>))+\s*\Z")
 _INST_TEXT = re.compile(r"\[(/?INST)\]")
 _CONTROL = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")  # all that some reader takes for the end of a line
 _SHAPE = {*ONE_SCHEMA, *SCHEMA_LISTS, *SCHEMA_MAPS}  # keywords that say what is inside a value
@@ -215,6 +217,11 @@ def unwrap_instruction(text: str) -> tuple[str, bool]:
     """Return a user turn without `<s>[INST] ... [/INST]` around it, and whether it had that."""
     match = _WRAPPED.fullmatch(text)
     return (match["instruction"].strip(), True) if match else (text, False)
+
+
+def unwrap_response(text: str) -> str:
+    """Return an answer without the mark that ends it in a chat template, such as `</s>`."""
+    return _END_MARKS.sub("", text)
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------

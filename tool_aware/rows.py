@@ -13,7 +13,14 @@ from tool_aware.console import UserError, listing
 from tool_aware.files import write_json
 from tool_aware.manifest import read_manifest
 from tool_aware.paths import split_name
-from tool_aware.prompt import ParsedAnswer, parse_response, query_of, render_response, unwrap_instruction
+from tool_aware.prompt import (
+    ParsedAnswer,
+    parse_response,
+    query_of,
+    render_response,
+    unwrap_instruction,
+    unwrap_response,
+)
 from tool_aware.text import shortened
 from tool_aware.text_files import JsonLine, is_json_array, json_items, read_json_text, text_format, unusable
 from tool_aware.tools import Tool, Toolbox
@@ -100,7 +107,7 @@ def row_of(item: object, tools: Toolbox) -> Row | None:
 def _as_read(item: Mapping[str, Any]) -> tuple[Row, bool, bool]:
     """Return a well-formed item as a row, and whether it was unwrapped and respelled."""
     instruction, was_wrapped = unwrap_instruction(item["instruction"])
-    call = parse_response(item["response"]).call
+    call = parse_response(unwrap_response(item["response"])).call
     assert call is not None, "`row_problems` checked it"
     response = render_response(call)
     details = {"source": "custom", "tool": call.tool, **_tidied(item.get("metadata") or {})}
@@ -259,7 +266,7 @@ def row_problems(item: object, tools: Toolbox) -> Iterator[str]:
     yield from misshapen
     if not isinstance(item.get("response"), str) or not item["response"].strip():
         return
-    answer = parse_response(item["response"])
+    answer = parse_response(unwrap_response(item["response"]))
     if not answer.call:
         yield f"response: {answer.problem}"
         return

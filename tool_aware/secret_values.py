@@ -23,6 +23,9 @@ _PUBLIC_NAMES = ("POSTGRES_USER", "POSTGRES_DB", "POSTGRES_HOST", "PGUSER", "PGD
 _SHORTEST_TOKEN = 16
 _LOGINS = (re.compile(r"://([^\s/]*)@"), re.compile(r"://([^\s/:@]*:[^\s@]+)@"))  # the second: a / in the password
 
+# Keys by the beginnings that their providers give them: Hugging Face, OpenAI, GitHub, GitLab, Slack, AWS, Google, npm.
+_LIKE_A_KEY = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abeoprs]-|AKIA|AIza|npm_|wandb_v1_)[\w-]{8,}")
+
 _spellings: set[str] = set()
 _patterns: dict[int, re.Pattern[str] | None] = {}
 
@@ -72,6 +75,13 @@ def redacted(text: str, shortest: int = 1) -> str:
         _patterns[shortest] = _pattern(spelling for spelling in _spellings if len(spelling) >= shortest)
     pattern = _patterns[shortest]
     return pattern.sub(STARS, text) if pattern else text
+
+
+def masked(text: str) -> str:
+    """Return a text with `***` in place of what looks like a key, and of each login in a URL, whoever it belongs to."""
+    for pattern in _LOGINS:
+        text = pattern.sub(f"://{STARS}@", text)
+    return _LIKE_A_KEY.sub(STARS, text)
 
 
 def _spellings_of(value: str) -> Iterator[str]:

@@ -47,6 +47,8 @@ SPELLINGS = {
     "no space": 'Tool:web_search\nParameters:{"query":"x"}\nReasoning:r',
     "a line in front": '\nTool: web_search\nParameters: {"query": "x"}\nReasoning: r',
     "a space behind the name": 'Tool: web_search \nParameters: {"query": "x"}\nReasoning: r\n',
+    "the end of Mistral's template": 'Tool: web_search\nParameters: {"query": "x"}\nReasoning: r </s>\n',
+    "the end of ChatML": 'Tool: web_search\nParameters: {"query": "x"}\nReasoning: r<|im_end|>\n<|endoftext|>',
     "JSON over several lines": 'Tool: web_search\nParameters: {\n  "query": "\\u0078"\n}\nReasoning: r',
 }
 

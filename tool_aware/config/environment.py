@@ -7,6 +7,7 @@ password that was pasted into the wrong variable.
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tool_aware.config.dotenv_file import read_dotenv
-from tool_aware.console import UserError, listing
+from tool_aware.config.dotenv_file import Variable, read_dotenv
+from tool_aware.console import UserError, listing, warn
 from tool_aware.secret_values import keep_environment_secrets, keep_secret
 
 DOTENV = Path(".env")
@@ -23,6 +24,14 @@ DOTENV = Path(".env")
 _PLACEHOLDERS = {"...", "your_password", "your_huggingface_token_here"}
 _YES, _NO = {"true", "1", "yes", "on", "y", "t"}, {"false", "0", "no", "off", "n", "f"}
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"  # what copying from a page or a document adds
+_NEAR_NAMES = {  # what people write, and other programs read, for the variables of this toolkit
+    **dict.fromkeys(("POSTGRES_PASS", "POSTGRES_PWD", "POSTGRES_PASSWD"), "POSTGRES_PASSWORD"),
+    **dict.fromkeys(("POSTGRES_DATABASE", "POSTGRES_DBNAME", "POSTGRES_DB_NAME", "POSTGRES_NAME"), "POSTGRES_DB"),
+    **dict.fromkeys(("POSTGRES_SERVER", "POSTGRES_HOSTNAME", "POSTGRES_ADDRESS"), "POSTGRES_HOST"),
+    **dict.fromkeys(("POSTGRES_USERNAME", "POSTGRES_USER_NAME"), "POSTGRES_USER"),
+    **dict.fromkeys(("HUGGINGFACE_TOKEN", "HF_API_TOKEN", "HUGGINGFACEHUB_API_TOKEN"), "HF_TOKEN"),
+    "OPENAI_API_BASE": "OPENAI_BASE_URL",
+}
 # Other programs' names for what POSTGRES_* say here.
 _OTHER_DATABASE_NAMES = ("DATABASE_URL", "PGHOST", "PGDATABASE", "POSTGRES_URL")
 
@@ -57,7 +66,9 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
     """
     places: dict[str, str] = {}
     if environ is None:
-        for name, found in read_dotenv(DOTENV).items():
+        variables = read_dotenv(DOTENV)
+        _warn_of_other_names(variables)
+        for name, found in variables.items():
             if name not in os.environ:
                 os.environ[name] = found.value
                 places[name] = f"{name} ({DOTENV}:{found.line})"
@@ -72,6 +83,14 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
     if environ is os.environ:
         _give_back(values, os.environ)
     return _environment(values)
+
+
+def _warn_of_other_names(variables: Mapping[str, Variable]) -> None:
+    """Warn of each variable in `.env` that is not read, where the one that is meant is set nowhere."""
+    for name, found in variables.items():
+        meant = _NEAR_NAMES.get(name.upper()) or (name.upper() if name.upper() in _CHECKS and name.isascii() else name)
+        if meant != name and meant not in variables and not os.environ.get(meant):
+            warn(f"{DOTENV}:{found.line}: {name} is not read; {meant} is")
 
 
 def _environment(values: Mapping[str, str]) -> Environment:
@@ -171,6 +190,8 @@ def _problem_of_host(value: str) -> str | None:
         return None
     if "://" in value or "@" in value:
         return "is a URL; give the host alone, and port, name, user and password in their own variables"
+    if re.fullmatch(r"[^:]*:\d+", value):
+        return "has a port; give the host alone, and the port in POSTGRES_PORT"
     if any(character.isspace() or character in "#'\"`$=;/" for character in value):
         return "is not the name or address of a host"
     try:

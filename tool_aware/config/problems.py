@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from tool_aware.secret_values import masked
 
 _UNION_MEMBER = re.compile(r"bool|int|float|str|list\[str\]|literal\[.*\]|constrained-\w+")  # in pydantic's locations
 
@@ -30,7 +33,7 @@ def explain(error: ValidationError, config: type[BaseModel]) -> Iterator[str]:
         else:
             reason = item["msg"].removeprefix("Value error, ")
             value = item["input"]
-            shown = f" (got {value!r:.80})" if not isinstance(value, BaseModel | dict) else ""
+            shown = f" (got {masked(repr(value)):.80})" if not isinstance(value, BaseModel | dict) else ""
             place = f"{dotted}: " if dotted else ""
             yield f"  {place}{reason[0].lower()}{reason[1:]}{shown}{_hint(value, item)}"
 
@@ -67,6 +70,11 @@ def _one_each(error: ValidationError) -> Iterator[tuple[list[str | int], ErrorDe
 
 def _suggestion(location: Sequence[str | int], config: type[BaseModel]) -> str:
     key = str(location[-1])
+    unseen = [
+        f"U+{ord(letter):04X}" for letter in key if unicodedata.category(letter) in ("Cf", "Zs") and letter != " "
+    ]
+    if unseen:
+        return f"; it holds {', '.join(unseen)}, which cannot be seen or looks like a blank: type it anew"
     if re.search(r"password|token|secret|api_key", key, re.IGNORECASE):
         return "; secrets belong in the environment or in .env (HF_TOKEN, POSTGRES_PASSWORD), never in this file"
     names = _known_keys(location[:-1], config)

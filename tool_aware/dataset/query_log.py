@@ -11,6 +11,7 @@ the session's time zone, date style or encoding.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ SELECT attname, format_type(CASE typtype WHEN 'd' THEN typbasetype ELSE atttypid
 FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
 WHERE attrelid = to_regclass(quote_ident(%s) || '.' || quote_ident(%s)) AND attnum > 0 AND NOT attisdropped
 """
+_HIDES_ROWS = "SELECT row_security_active(to_regclass(quote_ident(%s) || '.' || quote_ident(%s))::oid)"
 _NAMESAKES = """
 SELECT nspname, relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
 WHERE lower(relname) = lower(%s) AND relkind IN ('r', 'v', 'm', 'f', 'p') ORDER BY 1, 2 LIMIT 3
@@ -68,6 +70,8 @@ class _Table:
     types: Mapping[str, str]
     id_may_be_null: bool
     is_sql_ascii: bool
+    hides_rows: bool
+    """Whether row-level security chooses the rows that this user sees."""
 
     @property
     def has_numeric_id(self) -> bool:
@@ -98,6 +102,9 @@ def read_query_log(
     try:
         keyed = kept_records(reader.rows(), settings, findings, absent)
         table = reader.described()
+        if table.hides_rows:
+            name = f"{settings.schema_name}.{settings.table}"
+            findings.notes.append(f"{name} has row-level security: only the rows that POSTGRES_USER may see are read")
         records = (record for _, record in keyed) if table.is_ordered_by_server else newest_first(keyed)
         yield from islice(records, settings.filters.limit)
     except DatabaseUnreachable as error:
@@ -131,7 +138,8 @@ def _explained(error: Exception, settings: DatabaseSection) -> Exception:
             fix="name your columns there; null for an optional one that is missing",
         )
     if code == _INSUFFICIENT_PRIVILEGE:
-        return UserError(what, where=table, fix=f"GRANT SELECT ON {table} to the user in POSTGRES_USER")
+        grants = f"GRANT USAGE ON SCHEMA {settings.schema_name} and GRANT SELECT ON {table}"
+        return UserError(what, where=table, fix=f"{grants} to the user in POSTGRES_USER, whichever is missing")
     if code == _QUERY_CANCELED:
         return UserError(
             "one page took longer than database.statement_timeout_s",
@@ -265,9 +273,14 @@ def _describe(connection: Any, settings: DatabaseSection) -> _Table:
         found = {column: (kind, is_never_null) for column, kind, is_never_null in cursor.fetchall()}
         cursor.execute(_NAMESAKES, [settings.table])
         namesakes = [f"{schema}.{table}" for schema, table in cursor.fetchall()]
+        cursor.execute(_HIDES_ROWS, [settings.schema_name, settings.table])
+        hides_rows = bool(cursor.fetchone()[0])
     connection.rollback()
     if not found:
         hint = f"there is {', '.join(namesakes)}; " if namesakes else ""
+        if not namesakes and re.fullmatch(r"\w+\.\w+", settings.table):
+            schema, _, table = settings.table.partition(".")
+            hint = f"--set database.schema_name={schema} --set database.table={table}, if that is meant; else "
         fix = f"{hint}name your query log's schema_name and table"
         raise UserError(f"no table {name}", where="database.table", fix=fix)
     refuse_missing_columns(columns, list(found), f"{name}, database.columns", optional=False)
@@ -275,6 +288,7 @@ def _describe(connection: Any, settings: DatabaseSection) -> _Table:
         types={field: found[column][0] for field, column in columns.items()},
         id_may_be_null="id" in columns and not found[columns["id"]][1],
         is_sql_ascii=connection.info.parameter_status("server_encoding") == "SQL_ASCII",
+        hides_rows=hides_rows,
     )
 
 

@@ -185,6 +185,23 @@ def test_a_broken_dotenv_file_is_one_message_without_what_it_holds(folder: Path,
     assert CORE not in str(caught.value)
 
 
+def test_a_variable_of_another_name_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"POSTGRES_PASS={CORE}", "postgres_host=db", "POSTGRES_DATABASE=x", "POSTGRES_DB=y", "OTHER=1"]
+    (folder / ".env").write_text("\n".join(lines))
+    assert read_environment().postgres_password is None
+    said = capsys.readouterr().err
+    assert ".env:1: POSTGRES_PASS is not read; POSTGRES_PASSWORD is" in said
+    assert ".env:2: postgres_host is not read; POSTGRES_HOST is" in said
+    assert ".env:3" not in said
+    assert CORE not in said
+
+
+def test_a_host_with_its_port_is_told_where_the_port_goes() -> None:
+    with pytest.raises(UserError, match="the port in POSTGRES_PORT"):
+        read_environment({"POSTGRES_HOST": "db.example.org:6543"})
+    assert read_environment({"POSTGRES_HOST": "::1"}).postgres_host == "::1"
+
+
 def test_a_secret_cut_at_a_comment_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / ".env").write_text(f"POSTGRES_PASSWORD={CORE} #1\nPOSTGRES_PORT=6543 # pooled\n")
     assert read_environment().postgres_password == CORE

@@ -141,6 +141,21 @@ def test_a_secret_in_the_file_is_refused_and_not_repeated(tmp_path):
     assert "hunter2" not in message
 
 
+def test_a_secret_in_place_of_another_value_is_not_repeated(tmp_path):
+    values = "evaluation: {batch_size: sk-proj-abcdefgh}\nlora: {r: [https://me:hunter2@host/x]}\n"
+    path = write(tmp_path, f"extends: {SHIPPED}\n{values}")
+    message = problems_of(path)
+    assert "evaluation.batch_size: input should be a valid integer (got '***')" in message
+    assert "https://***@host/x" in message
+    assert "hunter2" not in message
+    assert "abcdefgh" not in message
+
+
+def test_what_cannot_be_seen_in_a_key_is_named(tmp_path):
+    assert "it holds U+00A0" in problems_of(write(tmp_path, "lora:\n\u00a0\u00a0r: 16\n"))
+    assert "it holds U+200B" in problems_of(write(tmp_path, "lora:\n  r\u200b: 16\n"))
+
+
 def test_malformed_overrides_are_explained():
     assert "expected section.key=value" in problems_of(SHIPPED, "lora.r")
     assert "is not an index" in problems_of(SHIPPED, "tools.9.name=x")

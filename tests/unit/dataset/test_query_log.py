@@ -20,6 +20,7 @@ from tool_aware.console import UserError
 from tool_aware.database import APPLICATION_NAME, DatabaseUnreachable, connect_to_database, ssl_mode
 from tool_aware.dataset.curation import code_in, curate, derive_parameters
 from tool_aware.dataset.log_files import read_log_file
+from tool_aware.dataset.log_findings import LogFindings
 from tool_aware.dataset.query_log import LogRecord, read_query_log
 from tool_aware.demo.postgres_server import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log, route_by_keywords, sample_query_log
@@ -118,12 +119,35 @@ def test_the_overall_deadline_ends_the_reading(
         ({"table": "no_such_table"}, "no table public.no_such_table"),
         ({"schema_name": "nowhere"}, "no table nowhere.query_logs"),
         ({"table": 'x"; DROP TABLE query_logs; --'}, "no table"),
+        ({"table": "logs.queries"}, "--set database.schema_name=logs --set database.table=queries"),
     ],
 )
 def test_a_missing_table_is_named(config: Config, environment: Environment, update: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         list(read_query_log(changed(config, **update), environment))
     assert list(read_query_log(config.database, environment))
+
+
+def test_rows_that_row_level_security_hides_are_told_of(
+    config: Config, environment: Environment, server: dict[str, str]
+) -> None:
+    admin = psycopg2.connect(
+        host=server["POSTGRES_HOST"], port=server["POSTGRES_PORT"], dbname=server["POSTGRES_DB"], user="postgres"
+    )
+    admin.autocommit = True
+    with contextlib.closing(admin), admin.cursor() as cursor:
+        cursor.execute("CREATE TABLE guarded AS SELECT * FROM query_logs")
+        cursor.execute("GRANT SELECT ON guarded TO PUBLIC")
+        cursor.execute("ALTER TABLE guarded ENABLE ROW LEVEL SECURITY")
+        try:
+            findings = LogFindings("public.guarded")
+            assert not list(read_query_log(changed(config, table="guarded"), environment, findings))
+            assert "public.guarded has row-level security" in findings.notes[0]
+            findings = LogFindings("public.query_logs")
+            assert list(read_query_log(config.database, environment, findings))
+            assert not findings.notes
+        finally:
+            cursor.execute("DROP TABLE guarded")
 
 
 def test_a_missing_column_is_named(config: Config, environment: Environment) -> None:

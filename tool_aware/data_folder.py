@@ -39,8 +39,8 @@ def read_data_folder(folder: Path, tools: Toolbox, required: Sequence[str] = ())
         present = [split for split in SPLITS if split in required or split_file(folder, split).is_file()]
         rows = load_all({split: split_file(folder, split) for split in present}, tools)
     data = DataFolder(folder, rows, manifest)
-    queries = {split: [row.query for row in loaded.rows] for split, loaded in rows.items()}
-    refuse_mixed(folder, data.changed, queries)
+    pairs = {split: [(row.query, name_of_group(row.metadata)) for row in part.rows] for split, part in rows.items()}
+    refuse_mixed(folder, data.changed, pairs)
     return data
 
 
@@ -66,24 +66,37 @@ def changed_splits(manifest: Mapping[str, Any] | None, hashes: Mapping[str, str]
     return [split for split, sha256 in hashes.items() if manifest["outputs"].get(split_name(split)) != sha256]
 
 
-def refuse_mixed(folder: Path, changed: Sequence[str], queries: Mapping[str, Sequence[str]]) -> None:
-    """Raise UserError if a file that is not the manifest's shares queries between train and held-out rows.
+def refuse_mixed(folder: Path, changed: Sequence[str], rows: Mapping[str, Sequence[tuple[str, str | None]]]) -> None:
+    """Raise UserError if a file that is not the manifest's shares queries or groups between train and held-out rows.
 
-    prepare_dataset.py writes no such set: the files are of different runs, or a row was copied while editing.
+    Rows are pairs of query and group. prepare_dataset.py writes no such set: the files are of different runs, or rows
+    were moved by hand.
     """
-    trained_on = {normalised(query): number for number, query in enumerate(queries.get("train", ()), start=1)}
-    shared = [
-        f"{split_name(split)}: row {number} is row {trained_on[normalised(query)]} of train.json: {shortened(query)!r}"
-        for split in queries
-        if split != "train" and {split, "train"} & set(changed)
-        for number, query in enumerate(queries[split], start=1)
-        if normalised(query) in trained_on
-    ]
+    train = rows.get("train", ())
+    queries = {normalised(query): number for number, (query, _) in enumerate(train, start=1)}
+    groups = {group: number for number, (_, group) in enumerate(train, start=1) if group}
+    shared = []
+    for split in rows:
+        if split == "train" or not {split, "train"} & set(changed):
+            continue
+        for number, (query, group) in enumerate(rows[split], start=1):
+            same, related = queries.get(normalised(query)), groups.get(group)
+            if same or related:
+                what = (
+                    f"is row {same} of train.json" if same else f"has the group {group} of row {related} of train.json"
+                )
+                shared.append(f"{split_name(split)}: row {number} {what} of train.json: {shortened(query)!r}")
     if shared:
         names = ", ".join(split_name(split) for split in changed)
         raise UserError(
-            f"{names} changed since the manifest was written, and rows to validate or test on are now in train.json: "
-            "files of two data sets, it seems; the test rows must not have been trained on\n" + listing(shared, "row"),
+            f"{names} changed since the manifest was written, and belongs to another data set, it seems: the rows of "
+            "val.json and test.json must not have been trained on\n" + listing(shared, "row"),
             where=str(folder),
-            fix="python prepare_dataset.py --overwrite; or take these rows out of one of the files",
+            fix="python prepare_dataset.py --overwrite; or delete manifest.json, and the files are taken for your own",
         )
+
+
+def name_of_group(metadata: Mapping[str, object]) -> str | None:
+    """Return the name of a row's group; None for a row that stands alone."""
+    name = metadata.get("group") or metadata.get("session")
+    return str(name) if name else None

@@ -212,11 +212,11 @@ def finish_interrupted(folder: Path) -> None:
                 os.replace(folder / name, folder / other)
         for name in outdated:
             (folder / name).unlink(missing_ok=True)
-    names = [path.relative_to(complete) for path in complete.rglob("*") if path.is_file()]
-    for name in names:
-        if str(name) not in (MANIFEST_NAME, _PLAN_NAME):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(complete / name, folder / name)
+    for path in [path for path in complete.rglob("*") if path.is_file()]:
+        target = folder / path.relative_to(complete)
+        if str(path.relative_to(complete)) not in (MANIFEST_NAME, _PLAN_NAME):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
     _sync(folder)
     with contextlib.suppress(FileNotFoundError):
         os.replace(complete / MANIFEST_NAME, folder / MANIFEST_NAME)

@@ -106,7 +106,7 @@ def test_files_of_two_runs_are_refused_by_every_reader(replaced, others, tmp_pat
     write_set(tmp_path / "two", toy_rows[2:4] + toy_rows[:2] + toy_rows[:2])
     os.replace(tmp_path / "two" / f"{replaced}.json", tmp_path / "one" / f"{replaced}.json")
     for read in (lambda folder: read_data_folder(folder, config.toolbox), read_earlier_splits):
-        with pytest.raises(UserError, match=f"{replaced}.json changed since .* of two data sets"):
+        with pytest.raises(UserError, match=f"{replaced}.json changed since .* belongs to another data set"):
             read(tmp_path / "one")
 
 

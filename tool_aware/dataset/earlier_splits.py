@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
-from tool_aware.data_folder import changed_splits, refuse_mixed
+from tool_aware.data_folder import changed_splits, name_of_group, refuse_mixed
 from tool_aware.manifest import one_set
 from tool_aware.paths import split_file
 from tool_aware.prompt import query_of, unwrap_instruction
@@ -60,20 +60,11 @@ def read_earlier_splits(folder: Path) -> EarlierSplits:
     with one_set(folder) as manifest:
         items = {name: list(row_objects(path, hashes[name])) for name, path in paths.items()}
     sha256 = {name: digest.hexdigest() for name, digest in hashes.items()}
-    spelled = {name: [_query(item) for item in part] for name, part in items.items()}
-    refuse_mixed(folder, changed_splits(manifest, sha256), spelled)
-    queries = {name: frozenset(map(normalised, part)) for name, part in spelled.items()}
-    groups = {
-        name: frozenset(group for item in part if (group := name_of_group(item.get("metadata") or {})))
-        for name, part in items.items()
-    }
+    rows = {name: [(_query(item), name_of_group(item.get("metadata") or {})) for item in items[name]] for name in items}
+    refuse_mixed(folder, changed_splits(manifest, sha256), rows)
+    queries = {name: frozenset(normalised(query) for query, _ in part) for name, part in rows.items()}
+    groups = {name: frozenset(group for _, group in part if group) for name, part in rows.items()}
     return EarlierSplits(folder, {path.name: sha256[name] for name, path in paths.items()}, queries, groups)
-
-
-def name_of_group(metadata: Mapping[str, object]) -> str | None:
-    """Return the name of a row's group; None for a row that stands alone."""
-    name = metadata.get("group") or metadata.get("session")
-    return str(name) if name else None
 
 
 def _query(item: Mapping[str, Any]) -> str:

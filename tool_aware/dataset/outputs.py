@@ -44,6 +44,8 @@ OUTPUT_NAMES = (
     *(SAMPLE_NAME, SPLIT_REPORT_NAME, DATASET_REPORT_NAME, CARD_NAME, TO_LABEL_NAME, IMPORTED_CONFIG_NAME),
 )
 _ANSWER_BYTES = 1_000  # query, answer and metadata of a row, rounded up
+_OTHER_BYTES = 100_000  # report, samples, manifest
+_OTHER_BYTES = 100_000  # report, samples, manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -185,12 +187,12 @@ def own_files(folder: Path) -> dict[str, str]:
     }
 
 
-def estimated_bytes(config: Config, sources: Iterable[str], *, is_import: bool) -> int:
+def estimated_bytes(config: Config, sources: Iterable[Path], *, is_import: bool) -> int:
     """Return about how much will be written: rows as long as the prompt, or as many as the source files hold."""
     dataset = config.dataset
     made = 0 if is_import else dataset.synthetic_per_tool * len(config.tools) + dataset.ambiguous
     row_bytes = len(render_instruction("", config.toolbox).encode()) + _ANSWER_BYTES
-    return made * row_bytes + sum(Path(source).stat().st_size for source in sources if Path(source).is_file())
+    return _OTHER_BYTES + made * row_bytes + sum(source.stat().st_size for source in sources if source.is_file())
 
 
 def write(

@@ -167,6 +167,7 @@ _WITH_VERB = re.compile(
 )
 _SYMBOL = re.compile(r"[!#$%&*+^~@?=]")
 _OWN = re.compile(r"(?i)\b(?:my|our|mein|mon|mi|mia|minha|mijn|moje)\W{0,3}$")
+_ALGORITHM = re.compile(r"(?i)(?:sha|md|base|utf|aes|hs|rs|es|ed|bcrypt|argon|oauth|saml|http|pkcs|v)-?\d+\w*")
 _BESIDES = re.compile(r"(?i)\b(?:length|policy|field|reset|hash|rotation|limit|format|count|type|manager)\b")
 _ADJECTIVE = re.compile(r"(?i)\w+(?:ed|ing|ive|ory|able|ible|ful|less|ect|ent|ant|id|al|ong|eak|ase|ain|ext|ary|ly)")
 
@@ -212,12 +213,15 @@ def _is_said(value: str, name: re.Match[str], match: re.Match[str]) -> bool:
 
 def _is_said_directly(value: str, name: re.Match[str], _: re.Match[str]) -> bool:
     """Return whether what follows the name at once is a password: a mixture, and no code."""
+    if name[0].lower() == "passcode" and re.fullmatch(r"\d{4,8}", value):
+        return True
     if name[0].lower() == "pin" or len(value) < 6 or not any(map(str.isalpha, value)):
         return False
     if _SYMBOL.search(value[:-1]):
         return not re.search(r"[=\[/]", value)
     has_digit = any(map(str.isdigit, value))
-    return has_digit and (len(value) >= 8 or not value.isalnum()) and not re.search(r"[=\[/.-]", value)
+    is_enough = len(value) >= 8 or not value.isalnum() or name[0].lower() in _PASSWORD_WORDS
+    return has_digit and is_enough and not _ALGORITHM.fullmatch(value) and not re.search(r"[=\[/.-]", value)
 
 
 # ---- commands, URLs, headers --------------------------------------------------------------------------------
@@ -239,6 +243,15 @@ _HTPASSWD = re.compile(
 _LOGIN = re.compile(
     r"\b(?:wandb login|wandb\.login\(|hf auth login|huggingface-cli login)[^\n]{0,40}?(?P<secret>[0-9a-f]{40})"
 )
+_IDENTIFIED = re.compile(r"(?i)identified by\s{1,3}[\"'](?P<secret>[^\"'\n]{3,128})[\"']")
+_HASH = re.compile(
+    r"(?<![\w$])(?P<secret>\$(?:2[abxy]|argon2\w{1,2}|scrypt|pbkdf2[\w-]{0,12}|[156y])\$[\w./$=,+-]{20,300})"
+)
+_PHRASE = re.compile(
+    r"(?i)(?:seed phrase|recovery phrase|mnemonic)(?: is)?\W{1,4}(?P<secret>(?:[a-z]{3,8} ){11,23}[a-z]{3,8})"
+)
+_WANDB = re.compile(r"(?i)wandb\W{1,4}(?P<secret>[0-9a-f]{40})(?![0-9a-f])")
+_OTHERS = (("password", _IDENTIFIED), ("password_hash", _HASH), ("secret", _PHRASE), ("secret", _WANDB))
 _BEFORE = 160  # characters in front of an option in which its program stands
 
 
@@ -263,6 +276,13 @@ def find_options(text: str) -> Iterator[Found]:
     for pattern in (_HTPASSWD, _LOGIN):
         for match in pattern.finditer(text):
             yield Found("password" if pattern is _HTPASSWD else "secret", match.start("secret"), match.end("secret"))
+
+
+def find_others(text: str) -> Iterator[Found]:
+    """Yield passwords in SQL, salted hashes of passwords, phrases that open a wallet, and keys of W&B."""
+    for kind, pattern in _OTHERS:
+        for match in pattern.finditer(text):
+            yield Found(kind, match.start("secret"), match.end("secret"))
 
 
 _URL_LOGIN = re.compile(r"://(?P<user>[^\s/:@\"'<>?#]{0,128}):(?P<secret>[^\s/\"'<>]{1,256})@(?=[\w\[.$-])")
@@ -339,5 +359,6 @@ RULES = (
     Rule(has_any("bearer", "basic", "digest", "token", "apikey", "bot "), find_schemes),
     Rule(has_any("auth"), find_logins),
     Rule(has_any(" -", "htpasswd", "wandb", "login"), find_options),
+    Rule(has_any("identified by", "$", "phrase", "mnemonic", "wandb"), find_others),
     Rule(_NAMES, find_named),
 )

@@ -152,7 +152,9 @@ def find_named_ids(text: str) -> Iterator[Found]:
     """Yield what stands behind the name of a national number and has five digits or more."""
     for match in _NAMED.finditer(text):
         value = _ID_PART.match(match["secret"])
-        if value and len(_DIGIT.findall(value[0])) >= 5 and not re.match(r"(?:19|20)\d\d[-/.]", value[0]):
+        digits = len(_DIGIT.findall(value[0])) if value else 0
+        is_code = digits == 4 and value is not None and re.fullmatch(r"[A-Z]{5}\d{4}[A-Z]", value[0])
+        if value and (digits >= 5 or is_code) and not re.match(r"(?:19|20)\d\d[-/.]", value[0]):
             kind = "ssn" if re.match(r"(?i)ssn|.*social", match["name"]) else "national_id"
             yield Found(kind, match.start("secret"), match.start("secret") + len(value[0]))
 
@@ -168,9 +170,11 @@ _BIRTH = re.compile(
     r"(?i)(?:(?<![a-z])(?:dob|d\.o\.b\.?|date[ _]of[ _]birth|birth[ _-]?date|birth[ _-]?day|geburtsdatum|geburtstag|geb\.|"
     r"n[ée]e? le|date de naissance|fecha[ _]de[ _]nacimiento|nacid[oa] el|nat[oa] il|data di nascita|data de nascimento|nascid[oa] em|"
     r"geboortedatum|geboren(?: am| op)?|data urodzenia|urodzon[ya]|дата рождения|родил(?:ся|ась)|生年月日|出生日期|생년월일|född|"
-    r"syntymäaika|doğum tarihi)|born:|(?<=[a-z,] )born(?: on)?|birthDate|dateOfBirth)"
-    rf"[\"'`]{{0,2}}\s{{0,2}}(?:is|was|ist|war|est|es|è|é|on|:|：|=|は|是|->)?[\s\"'`]{{0,3}}(?:on )?(?P<secret>{_DAY})(?![\w])"
+    r"syntymäaika|doğum tarihi)|born:|(?<![a-z])born(?! on)|(?<=[a-z,] )born on|birthDate|dateOfBirth)"
+    rf"[\"'`]{{0,2}}\s{{0,2}}(?:is|was|ist|war|est|es|è|é|on|:|：|=|は|是|->)?[\s\"'`]{{0,3}}(?:on )?(?:the )?(?P<secret>{_DAY})(?![\w])"
 )
+
+_BORN_BEHIND = re.compile(rf"(?i)(?<!\w)(?P<secret>{_DAY}) (?:geboren|zur Welt|nato|née?|urodzon\w)(?!\w)")
 
 # ---- machines -----------------------------------------------------------------------------------------------
 
@@ -225,6 +229,9 @@ _MAC = re.compile(
 )
 
 
+_NAMED_MAC = re.compile(r"(?i)(?<![a-z])mac(?:[ _-]?addr(?:ess)?)?\W{1,4}(?P<secret>[0-9a-f]{12})(?![0-9a-z])")
+
+
 def _mac(text: str) -> str | None:
     return text if len(set(text)) > 3 else None  # 00:00:00:00:00:00, ff:ff:ff:ff:ff:ff
 
@@ -252,8 +259,10 @@ RULES = (
     Rule(_has_digits(12), find_ibans),
     Rule(_has_digits(13), find_cards),
     Rule(_has_digits(2), matches_of("mac", _MAC, _mac)),
+    Rule(has_any("mac"), matches_of("mac", _NAMED_MAC, _mac)),
     Rule(_has_digits(4), find_ips),
     Rule(_may_name_birth, matches_of("birth_date", _BIRTH)),
+    Rule(_may_name_birth, matches_of("birth_date", _BORN_BEHIND)),
     Rule(_may_name_id, find_named_ids),
     Rule(_has_digits(5), find_national_ids),
 )

@@ -20,7 +20,7 @@ __all__ = ["Redactor", "RowRedactor", "SecretInParameter", "passes_iban", "passe
 
 # From the most specific to the least: where two find overlapping texts, the first one names the kind.
 _RULES = (*token_rules.RULES, *password_rules.RULES, *personal_rules.RULES, *phone_rules.RULES)
-_MAYBE = re.compile(r"[\d@]|://|[A-Za-z0-9+/_-]{26}")
+_MAYBE = re.compile(r"[\d@]|://|(?i:identified by)|[A-Za-z0-9+/_-]{26}")
 _MAYBE_LOWER = re.compile(
     r"begin|pass|pw|psw|secret|token|key|cred|auth|sess|cookie|bearer|basic|phrase|mnemonic|kennwort|contrase|senha|wacht"
     r"|has[lł]o|heslo|jelsz|lösen|adgang|salasana|şifre|parola|[\[({]at[\])}]|пароль|密码|密碼|口令|パスワード|비밀번호"

@@ -74,7 +74,7 @@ class _Normaliser:
         if not isinstance(plain, dict):
             raise SchemaError(f"{name}: parameters are {in_words(plain)}, not a JSON Schema of an object")
         kinds = plain.get("type", "object")
-        kinds = [kinds] if isinstance(kinds, str) else kinds
+        kinds = kinds if isinstance(kinds, list) else [kinds]
         if "object" in kinds:
             return {**({} if "type" in plain else {"type": "object"}), **plain} | {"type": "object"}
         raise SchemaError(

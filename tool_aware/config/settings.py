@@ -28,6 +28,7 @@ from tool_aware.config.sections import (
 )
 from tool_aware.config.yaml_file import apply_override, read_yaml_file
 from tool_aware.console import UserError
+from tool_aware.text_files import lone_surrogate
 from tool_aware.tools import Toolbox
 
 DEFAULT_CONFIG = Path("config.yaml")
@@ -112,6 +113,8 @@ def load_config(path: Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()) -> C
     values = read_yaml_file(path)
     for override in overrides:
         apply_override(values, override)
+    if found := lone_surrogate(values):
+        raise UserError("has half a surrogate pair, which is no character", where=f"{path}: {found}")
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -23,10 +23,10 @@ SHAPES = {
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{bad", "config.json: is not JSON"),
+        ("{bad", "config.json:1: is not JSON"),
         ("[1]", "config.json: holds no settings"),
         (json.dumps({**SHAPES, "num_attention_heads": 0}), "config.json has num_attention_heads 0"),
-        (json.dumps({**SHAPES, "head_dim": "x"}), "config.json has head_dim x"),
+        (json.dumps({**SHAPES, "head_dim": "x"}), "config.json has head_dim 'x'"),
     ],
 )
 def test_a_damaged_model_folder_is_one_message(script_without_driver, tmp_path, text, words):

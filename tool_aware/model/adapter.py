@@ -177,9 +177,14 @@ def _refuse_another_base(adapter: Path, base_name: str) -> None:
 def refuse_adapter_not_finite(adapter: Path) -> None:
     """Raise UserError, naming the tensors, if an adapter's weights are NaN or infinite."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(adapter / ADAPTER_WEIGHTS_NAME)
+    path = adapter / ADAPTER_WEIGHTS_NAME
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:  # numbers of another type than their sizes allow
+        raise UserError(f"is damaged: {error}", where=str(path), fix="copy it again") from None
     broken = sorted(name for name, values in tensors.items() if not torch.isfinite(values).all())
     if broken:
         what = f"{len(broken)} of its tensors hold values that are not finite: {named(broken)}"

@@ -31,7 +31,8 @@ def explain(error: ValidationError, config: type[BaseModel]) -> Iterator[str]:
         elif item["type"] == "missing":
             yield f"  {dotted}: missing"
         else:
-            reason = item["msg"].removeprefix("Value error, ")
+            is_path = item["type"] == "path_type"
+            reason = "must be a path" if is_path else item["msg"].removeprefix("Value error, ")
             value = item["input"]
             shown = f" (got {masked(repr(value)):.80})" if not isinstance(value, BaseModel | dict) else ""
             place = f"{dotted}: " if dotted else ""

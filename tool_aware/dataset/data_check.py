@@ -79,7 +79,9 @@ def files_to_check(path: Path) -> dict[str, Path]:
     if path.is_dir():
         files = {name: split_file(path, name) for name in SPLITS if split_file(path, name).is_file()}
         if not files:
-            raise UserError("holds none of train.json, val.json, test.json", where=str(path), fix="see docs/FORMATS.md")
+            others = sorted(file.name for file in path.iterdir() if file.stem in SPLITS)
+            fix = f"rename {', '.join(others)}: JSON Lines are read too" if others else "see docs/FORMATS.md"
+            raise UserError("holds none of train.json, val.json, test.json", where=str(path), fix=fix)
         return files
     if not path.is_file():
         raise UserError("not found", where=str(path), fix="name a JSON file or the folder of train.json")

@@ -30,6 +30,7 @@ from tool_aware.text_files import JsonLine, json_items, lines_of, text_format
 
 ENCODING_OPTION = "--encoding"
 _ROWS_THAT_SHOW_COLUMNS = 1_000  # a key may be missing where it is null, so one object does not show them all
+_LINES_ABOVE_HEADER = 20
 _PARQUET_BATCH_ROWS = 10_000
 _JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 _COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz")
@@ -195,7 +196,20 @@ def _csv(path: Path, settings: DatabaseSection, encoding: str | None, findings: 
     if twice:
         raise UserError(f"has two columns {', '.join(map(repr, twice))}", where=str(path), fix="rename one of them")
     columns = header.cells
+    if settings.columns.query not in columns:
+        _refuse_lines_above_header(path, [settings.columns.query, settings.columns.tool], encoding)
     return _Source(columns, (_csv_row(row, columns, lines_before) for row in rows), ":")
+
+
+def _refuse_lines_above_header(path: Path, wanted: list[str], encoding: str | None) -> None:
+    """Raise UserError if the columns are named further down: below a title or a comment, as reports have it."""
+    beginning = islice(lines_of(path, encoding, option=ENCODING_OPTION), _LINES_ABOVE_HEADER)
+    for number, line in enumerate(beginning, start=1):
+        for delimiter in DELIMITERS:
+            row = next(csv_rows([line], delimiter), None)
+            if row and set(wanted) <= set(row.cells):
+                what = f"names its columns on line {number}"
+                raise UserError(what, where=str(path), fix="remove the lines above it")
 
 
 def _delimiter(header: str, wanted: Iterable[str]) -> str:

@@ -151,6 +151,12 @@ def test_a_secret_in_place_of_another_value_is_not_repeated(tmp_path):
     assert "abcdefgh" not in message
 
 
+def test_a_path_that_is_left_empty_is_said_in_plain_words(tmp_path):
+    assert "dataset.dir: must be a path (got None)" in problems_of(
+        write(tmp_path, f"extends: {SHIPPED}\ndataset: {{dir: }}\n")
+    )
+
+
 def test_what_cannot_be_seen_in_a_key_is_named(tmp_path):
     assert "it holds U+00A0" in problems_of(write(tmp_path, "lora:\n\u00a0\u00a0r: 16\n"))
     assert "it holds U+200B" in problems_of(write(tmp_path, "lora:\n  r\u200b: 16\n"))

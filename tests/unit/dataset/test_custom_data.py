@@ -193,3 +193,9 @@ def test_token_lengths_are_counted_with_a_tokenizer_and_estimated_closely_withou
     assert f"{len(toy_rows)} above model.max_seq_length 64" in data_check.describe_lengths(
         counted, 64, is_estimate=False
     )
+
+
+def test_splits_under_other_endings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(UserError, match=r"rename train\.jsonl: JSON Lines are read too"):
+        data_check.files_to_check(tmp_path)

@@ -151,6 +151,8 @@ def test_the_content_says_what_a_file_is(name: str, content: bytes, tmp_path: Pa
         ("log.csv", b"<!DOCTYPE html><html>", "is an HTML page"),
         ("log.jsonl", b'{"query_text": "a",\n "tool_used": "b"}\n', "line 1 is not JSON"),
         ("log.jsonl.gz", b"\x1f\x8b\x08\x00broken", "cannot be unpacked"),
+        ("log.csv", b"# exported on Monday\nquery_text,tool_used\na,b\n", "names its columns on line 2"),
+        ("log.csv", b"Query log;\n\nquery_text;tool_used\na;b\n", "names its columns on line 3"),
         ("log.pkl", b"\x80\x04\x95\x00\x00", "is not text: it has zero bytes"),
         ("log.csv", b"17,where is it,web_search,0.9\n18,a,b,0.8\n", "put a line with the columns' names above them"),
         ("log.csv", b"mail ana.berg@example.org please,web_search\n", "mail <EMAIL_1> please"),

@@ -34,7 +34,18 @@ _FILE_ENDINGS = (
 # First bytes, https://parquet.apache.org/docs/file-format/ and https://arrow.apache.org/docs/format/Columnar.html
 _TABLES = {b"PAR1": "parquet", b"ARRO": "arrow", b"\xff\xff\xff\xff": "arrow"}
 _SAVED = ("dataset_dict.json", "state.json")  # what datasets.save_to_disk writes
-_KEYS_OF_ITEMS = ("messages", "conversations", "question", "query", "input", "prompt", "contents")
+_KEYS_OF_ITEMS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "question",
+    "ground_truth",
+    "query",
+    "input",
+    "prompt",
+    "contents",
+    "chat",
+)
 _HUB_TIMEOUT_S = 15
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 

@@ -205,7 +205,7 @@ class _Notation(ABC):
     def array_of(self, schema: Mapping[str, Any], depth: int) -> str:
         """Write an array: its first items by `prefixItems`, any number of others by `items`."""
         items = schema.get("items", True)
-        other = "" if items is False else self.value_of(items) if "items" in schema else self.free(depth - 1)
+        other = "" if items is False else self.value_of(items) if "items" in schema else self.free(depth)
         tail = self._repeated(other) if other else ""
         leading = [self.value_of(item) for item in schema.get("prefixItems", ())]
         for item in reversed(leading[1:]):

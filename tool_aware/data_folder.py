@@ -82,9 +82,7 @@ def refuse_mixed(folder: Path, changed: Sequence[str], rows: Mapping[str, Sequen
         for number, (query, group) in enumerate(rows[split], start=1):
             same, related = queries.get(normalised(query)), groups.get(group)
             if same or related:
-                what = (
-                    f"is row {same} of train.json" if same else f"has the group {group} of row {related} of train.json"
-                )
+                what = f"is row {same}" if same else f"has the group {group}, as row {related}"
                 shared.append(f"{split_name(split)}: row {number} {what} of train.json: {shortened(query)!r}")
     if shared:
         names = ", ".join(split_name(split) for split in changed)

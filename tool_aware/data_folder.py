@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tool_aware.config.settings import Config
 from tool_aware.console import UserError, listing
 from tool_aware.manifest import one_set
 from tool_aware.paths import split_file, split_name
-from tool_aware.rows import SPLITS, LoadedRows, load_rows
+from tool_aware.rows import SPLITS, LoadedRows, Row, load_rows
 from tool_aware.text import normalised, shortened
 from tool_aware.tools import Toolbox
 
@@ -91,6 +92,28 @@ def refuse_mixed(folder: Path, changed: Sequence[str], rows: Mapping[str, Sequen
             "val.json and test.json must not have been trained on\n" + listing(shared, "row"),
             where=str(folder),
             fix="python prepare_dataset.py --overwrite; or delete manifest.json, and the files are taken for your own",
+        )
+
+
+def refuse_other_tools(data: DataFolder, config: Config) -> None:
+    """Raise UserError if the data was made for other tools than the config lists: its prompts would offer those."""
+    if data.manifest and data.manifest["config"].get("tools") != config.as_dict()["tools"]:
+        fix = "python prepare_dataset.py"
+        raise UserError("was made for other tools than config.yaml lists now", where=str(data.folder), fix=fix)
+
+
+def refuse_test_rows_in_train(test: Sequence[Row], train: Sequence[Row], path: Path) -> None:
+    """Raise UserError with the rows of the test file, `path`, whose query is in train as well."""
+    trained_on = {normalised(row.query): number for number, row in enumerate(train, start=1)}
+    problems = [
+        f"{path}: row {number} is row {trained_on[normalised(row.query)]} of train.json: {row.query[:60]!r}"
+        for number, row in enumerate(test, start=1)
+        if normalised(row.query) in trained_on
+    ]
+    if problems:
+        raise UserError(
+            "the test rows must not have been trained on\n" + listing(problems, "row"),
+            fix="python prepare_dataset.py makes splits that share no row; or take these rows out of one of the files",
         )
 
 

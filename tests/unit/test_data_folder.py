@@ -9,13 +9,16 @@ import os
 import pytest
 
 from tool_aware import data_folder
-from tool_aware.console import UserError
+from tool_aware.console import Fallbacks, UserError
 from tool_aware.data_folder import read_data_folder
+from tool_aware.dataset import data_check
 from tool_aware.dataset.earlier_splits import read_earlier_splits
+from tool_aware.evaluation.held_out import load_test_set
 from tool_aware.files import hashes_in, sha256_of, write_json
 from tool_aware.lineage import TrainingRun
 from tool_aware.manifest import write_manifest
 from tool_aware.rows import SPLITS, load_rows, write_rows
+from tool_aware.training.data import read_data
 from tool_aware.transaction import FileSet, locked
 
 
@@ -145,3 +148,31 @@ def test_queries_of_a_train_file_that_changed_while_it_was_read_are_not_taken(tm
 
     monkeypatch.setattr("tool_aware.lineage.sha256_of", then_replaced)
     assert run.train_queries() is None
+
+
+def test_check_refuses_what_training_and_evaluation_refuse(tmp_path, toy_rows, config):
+    """One validator: each folder below is refused by one of the two stages, and by --check in the same words."""
+    settings = config.model_copy(update={"dataset": config.dataset.model_copy(update={"dir": tmp_path})})
+
+    def messages() -> list[str]:
+        found = []
+        stages = (lambda: read_data(settings, Fallbacks()), lambda: load_test_set(tmp_path, config.toolbox))
+        for stage in (lambda: data_check.check(tmp_path, settings, None), *stages):
+            try:
+                stage()
+            except UserError as error:
+                found.append(str(error))
+        return found
+
+    write_set(tmp_path, toy_rows)  # made for no tools at all
+    assert "made for other tools" in messages()[0] == messages()[1]
+    (tmp_path / "manifest.json").write_text('{"stage": 3}')
+    assert len(messages()) == 3
+    assert "is not what a stage writes" in messages()[0] == messages()[1]
+    (tmp_path / "manifest.json").unlink()
+    assert messages() == []
+    write_rows(tmp_path / "test.json", [*toy_rows[10:12], toy_rows[0]])
+    assert "row 3 is row 1 of train.json" in messages()[0] == messages()[1]
+    (tmp_path / "train.json").write_text('[{"instruction": "x", "response": "y"}]')
+    assert len(set(messages())) == 1
+    assert len(messages()) == 3

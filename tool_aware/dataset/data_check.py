@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, say, table, warn
-from tool_aware.data_folder import load_all, read_data_folder
+from tool_aware.data_folder import (
+    DataFolder,
+    load_all,
+    read_data_folder,
+    refuse_other_tools,
+    refuse_test_rows_in_train,
+)
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.previews import load_local_tokenizer
 from tool_aware.dataset.redaction import Redactor, kinds_in
@@ -47,10 +53,12 @@ class Leakage:
 def check(path: Path, config: Config, hf_token: str | None) -> None:
     """Check a file or folder as training and evaluation read it: print balance and lengths, warn, say what it is.
 
-    Raises UserError for malformed rows, and if the folder lacks files that training needs.
+    Raises UserError for what training or evaluation refuses: malformed rows, missing files, files of two data sets,
+    data that was made for other tools, test rows that are in train.json.
     """
     files, tools, limit = files_to_check(path), config.toolbox, config.model.max_seq_length
-    loaded = read_data_folder(path, tools).rows if path.is_dir() else load_all(files, tools)
+    data = read_data_folder(path, tools) if path.is_dir() else DataFolder(path, load_all(files, tools), manifest=None)
+    loaded = data.rows
     tokenizer = load_local_tokenizer(config.model, hf_token, Fallbacks())
     lengths = {name: token_lengths(part, tokenizer) for name, part in loaded.items()}
     print(balance(loaded, tools))
@@ -69,6 +77,9 @@ def check(path: Path, config: Config, hf_token: str | None) -> None:
     if lacks_test_file(path, files):
         say("no test.json: it can be trained on, but evaluate.py needs one")
     refuse_missing_files(path, files)
+    refuse_other_tools(data, config)
+    if "test" in loaded and "train" in loaded:
+        refuse_test_rows_in_train(loaded["test"].rows, loaded["train"].rows, files["test"])
 
 
 def files_to_check(path: Path) -> dict[str, Path]:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tool_aware.console import UserError, listing
-from tool_aware.data_folder import read_data_folder
+from tool_aware.console import UserError
+from tool_aware.data_folder import read_data_folder, refuse_test_rows_in_train
 from tool_aware.lineage import rows_seen_in_training, runs_behind
 from tool_aware.paths import split_file, split_name
 from tool_aware.rows import Row
-from tool_aware.text import normalised
 from tool_aware.tools import Toolbox
 
 
@@ -55,7 +54,7 @@ def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> 
     path = split_file(folder, "test")
     data = read_data_folder(folder, tools, required=["test"])
     loaded, train, val = data.rows["test"], data.rows.get("train"), data.rows.get("val")
-    _refuse_rows_seen_in_training(loaded.rows, train.rows if train else [], path)
+    refuse_test_rows_in_train(loaded.rows, train.rows if train else [], path)
     total = len(loaded.rows)
     kept = range(total) if limit is None or limit >= total else [index * total // limit for index in range(limit)]
     return TestSet(
@@ -86,17 +85,3 @@ def refuse_rows_trained_on(test: TestSet, model: Path) -> None:
                 fix=f"python prepare_dataset.py --set dataset.splits_from={Path(run.train).parent}, and train again; "
                 "or evaluate it on the test.json of its own data: --set dataset.dir=DIR",
             )
-
-
-def _refuse_rows_seen_in_training(rows: Sequence[Row], train: Sequence[Row], path: Path) -> None:
-    trained_on = {normalised(row.query): number for number, row in enumerate(train, start=1)}
-    problems = [
-        f"{path}: row {number} is row {trained_on[normalised(row.query)]} of train.json: {row.query[:60]!r}"
-        for number, row in enumerate(rows, start=1)
-        if normalised(row.query) in trained_on
-    ]
-    if problems:
-        raise UserError(
-            "the test rows must not have been trained on\n" + listing(problems, "row"),
-            fix="python prepare_dataset.py makes splits that share no row; or take these rows out of one of the files",
-        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, listing, say, warn
-from tool_aware.data_folder import read_data_folder
+from tool_aware.data_folder import read_data_folder, refuse_other_tools
 from tool_aware.paths import split_file
 from tool_aware.prompt import EncodedExample, encode_example
 from tool_aware.rows import LoadedRows
@@ -34,9 +34,7 @@ def read_data(config: Config, fallbacks: Fallbacks) -> tuple[dict[str, LoadedRow
             if split in data:
                 file = split_file(folder, split)
                 fallbacks.add(f"{file} has changed since prepare_dataset.py wrote it; it is used as it is")
-        if found.manifest["config"].get("tools") != config.as_dict()["tools"]:
-            fix = "python prepare_dataset.py"
-            raise UserError("was made for other tools than config.yaml lists now", where=str(folder), fix=fix)
+        refuse_other_tools(found, config)
     for split, rows in data.items():
         if rows.stored_as:
             say(f"{split_file(folder, split)} read as {rows.stored_as}")

@@ -20,6 +20,7 @@ import train_tool_aware
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.console import UserError, run
 from tool_aware.files import sha256_of
+from tool_aware.transaction import locked
 
 # Relative: float32 sums are taken in another order. A norm is less well conditioned than a loss.
 TOLERANCES = {"loss": 1e-5, "val_loss": 1e-5, "val_tool_accuracy": 0, "grad_norm": 1e-3}
@@ -71,12 +72,13 @@ def launched(arguments, tmp_path_factory) -> tuple[Path, subprocess.CompletedPro
 class Pair:
     """Two processes as a launcher starts them, forked to save the imports; each writes its messages to a file."""
 
-    def __init__(self, argv: Sequence[str], folder: Path) -> None:
+    def __init__(self, argv: Sequence[str], folder: Path, **environment: str) -> None:
         folder.mkdir(exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common |= environment
         self._messages = [folder / f"messages_{rank}.txt" for rank in range(2)]
         context = multiprocessing.get_context("fork")
         self.processes = [
@@ -139,7 +141,7 @@ def test_one_process_speaks_and_writes(launched):
     assert len(list((output / "runs").iterdir())) == 1
     names = {path.name for path in output.iterdir()}
     assert names >= {"lora_adapters", "manifest.json", "metrics.jsonl", "runs", "checkpoint-12"}
-    assert {name for name in names if name.startswith(".")} == {".lock", ".run.json"}
+    assert {name for name in names if name.startswith(".")} <= {".lock", ".run.json", ".tool-aware.lock"}
     checkpoint = next(output.glob("checkpoint-*"))
     assert {"random_state_0.safetensors", "random_state_1.safetensors"} <= {path.name for path in checkpoint.iterdir()}
 
@@ -170,6 +172,24 @@ def test_a_mistake_is_told_once_and_all_leave_with_its_exit_code(launched, argum
     assert pair.exit_codes() == [2, 2]
     first, second = pair.messages()
     assert "holds a finished run" in first
+    assert second == ""
+
+
+@pytest.mark.parametrize("count", ["abc", "", "-1", "2.0", "0x2"])
+def test_a_launchers_variable_that_is_no_number_is_told_once(arguments, tmp_path, count):
+    pair = Pair(arguments(tmp_path / "output"), tmp_path, WORLD_SIZE=count)
+    assert pair.exit_codes() == [2, 2]
+    first, second = pair.messages()
+    assert f"WORLD_SIZE={count} is not a number" in first
+    assert second == ""
+
+
+def test_a_folder_held_by_another_run_is_told_once_and_by_its_holder(arguments, tmp_path):
+    with locked(tmp_path / "output"):
+        pair = Pair(arguments(tmp_path / "output"), tmp_path)
+        assert pair.exit_codes() == [2, 2]
+    first, second = pair.messages()
+    assert "another run is writing here" in first
     assert second == ""
 
 

@@ -22,7 +22,10 @@ def meta_model(spec: TrainingSpec) -> PreTrainedModel:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            _transformers_config(spec.architecture), attn_implementation=spec.attention, dtype=torch.bfloat16
+            _transformers_config(spec.architecture),
+            attn_implementation=spec.attention,
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
         )
         if spec.quantization != "none":
             _quantize(model, spec)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.sections import ModelSection
 from tool_aware.console import UserError
 from tool_aware.model.base import local_folder
+from tool_aware.model.libraries import library_errors
 from tool_aware.model.matching import model_without_weights
 from tool_aware.model.model_folder import check_model_folder
 from tool_aware.model.tensor_files import named, weight_files
@@ -33,7 +34,9 @@ def base_folder(model: ModelSection, hf_token: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "model*.safetensors", "tokenizer.model", CARD_NAME]
-    return Path(snapshot_download(model.name, revision=model.revision, token=hf_token, allow_patterns=wanted))
+    fix = "bring it back and run again with --resume; the adapter is saved"
+    with library_errors("its files are gone or cannot be fetched", f"model.name: {model.name}", fix):
+        return Path(snapshot_download(model.name, revision=model.revision, token=hf_token, allow_patterns=wanted))
 
 
 def check_mergeable(model: ModelSection) -> None:

@@ -60,7 +60,7 @@ def draw_curves(metrics: Path, picture: Path, *, title: str, exported_step: int)
         _finish(axis, exported_step)
     loss.legend(frameon=False, fontsize=9)
     figure.align_ylabels(axes)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)  # a name may have $ in it
     with atomic_path(picture) as part:
         figure.savefig(part, format="png")
 

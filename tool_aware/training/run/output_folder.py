@@ -17,7 +17,7 @@ from tool_aware.manifest import read_manifest
 from tool_aware.paths import MANIFEST_NAME, RUN_RECORD_NAME
 from tool_aware.training.run.checkpoints import checkpoints_in, newest_valid, refuse_another_run
 from tool_aware.training.run.run_record import EXPORTS, in_the_way, recorded, strangers
-from tool_aware.transaction import locked
+from tool_aware.transaction import locked, refuse_unsafe
 
 _ANOTHER = "another --output_dir"
 
@@ -61,16 +61,15 @@ def check_output_dir(config: Config, wish: Wish) -> None:
 
 
 def _refuse_shared_folders(config: Config) -> None:
-    """Refuse a folder of which other things are part: the one one works in, the home, those of the data and the model.
+    """Refuse a folder of which other things are part (`refuse_unsafe`), such as the data and the model.
 
     Links are followed.
     """
+    refuse_unsafe(config.training.output_dir)
     output_dir = config.training.output_dir
     place = output_dir.resolve()
     model = Path(config.model.name)
     others = [
-        (Path.cwd(), "the folder that you are in"),
-        (Path.home(), "your home"),
         (config.dataset.dir, f"the data (dataset.dir: {config.dataset.dir})"),
         *([(model, f"the base model ({model})")] if model.is_dir() else []),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import Fallbacks
 from tool_aware.training.run.curves import draw_curves, read_metrics
-from tool_aware.training.run.run_card import RunFacts, license_of, render_card, write_run_card
+from tool_aware.training.run.run_card import RunFacts, code, license_of, render_card, write_run_card
 
 
 def step(number: int, loss: float, peak_gib: float | None = None) -> dict[str, object]:
@@ -122,3 +123,49 @@ def test_the_licence_is_read_off_the_base_models_card(config: Config, tmp_path):
     assert license_of(model) is None
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
     assert license_of(model) == "apache-2.0"
+
+
+HOSTILE = "x|y`</td><script>alert(1)</script>\n# heading\n[link](javascript:1) ![i](u) \x1b[31m ``` *b*"
+
+NAME = "".join(mark for mark in HOSTILE if mark.isprintable())  # what config.yaml accepts
+
+
+def test_names_are_shown_as_they_are_and_never_as_marks(facts, tmp_path):
+    config = facts.config.model_copy(
+        update={"model": facts.config.model.model_copy(update={"name": NAME, "revision": HOSTILE})}
+    )
+    text = render_card(replace(facts, config=config, device=HOSTILE, fallbacks=(HOSTILE,)), [], picture=None)
+    body = text.split("---\n", 2)[2]
+    assert yaml.safe_load(text.split("---\n")[1])["base_model"] == NAME
+    outside_code = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", body.split("## How to use it")[0])
+    assert "<script>" not in outside_code
+    assert "\n# heading" not in body
+    assert "\x1b" not in body
+    assert "](javascript" not in outside_code.replace("\\]", "")
+
+
+@pytest.mark.parametrize("text", ["`", "``", "a`b", "``a`", "a\nb", ""])
+def test_code_holds_any_text(text):
+    shown = code(text)
+    fence = re.match("`+", shown).group(0) if text else "``"
+    assert fence not in shown.strip("`").strip() or not text.strip("`")
+    assert "\n" not in shown
+
+
+def test_curves_and_cards_that_cannot_be_written_are_fallbacks(facts, tmp_path):
+    (tmp_path / "README.md").mkdir()
+    (tmp_path / "training.png").mkdir()
+    (facts.adapter / "README.md").mkdir(parents=True)
+    fallbacks = Fallbacks()
+    write_run_card(tmp_path, facts, fallbacks)
+    assert (tmp_path / "README.md").is_file()
+    assert (tmp_path / "training.png").is_file()
+    assert any("the adapter's card cannot be written" in message for message in fallbacks)
+
+
+@pytest.mark.parametrize(
+    "content", [b"---\nlicense: [\n---\n", b"\xff\xfe", b"---\nlicense: {a: b}\n---\n", b"---\n- 1\n---"]
+)
+def test_a_base_models_card_that_cannot_be_read_tells_no_licence(config: Config, tmp_path, content):
+    (tmp_path / "README.md").write_bytes(content)
+    assert license_of(config.model.model_copy(update={"name": str(tmp_path)})) is None

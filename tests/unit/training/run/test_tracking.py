@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from tool_aware.config.environment import read_environment
 from tool_aware.console import Fallbacks
-from tool_aware.training.run.curves import read_metrics
+from tool_aware.training.run.curves import draw_curves, read_metrics
 from tool_aware.training.run.tracking import MetricsLog, Tracker
 
 FIGURES = {"lr": 0.1, "examples": 4, "seconds": 0.5, "examples_per_s": 8.0}
@@ -69,3 +70,60 @@ def test_a_tracker_that_does_not_start_is_a_fallback(config, tmp_path, monkeypat
     assert "wandb does not start" in message
     assert named in message
     assert "0123456789" not in message
+
+
+def test_a_tracker_that_fails_in_the_middle_is_given_up_once_and_the_log_goes_on(config, tmp_path, monkeypatch):
+    """For real: the folder of TensorBoard is deleted, and the run at wandb is over."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    fallbacks = Fallbacks()
+    tracker = Tracker(config, read_environment({"USE_WANDB": "true"}), tmp_path, fallbacks=fallbacks)
+    with tracker:
+        tracker.log(LINES[0])
+        assert not list(fallbacks)
+        shutil.rmtree(tmp_path / "runs")
+        tracker._optional["wandb"]._run.finish()
+        for line in LINES[1:]:
+            tracker.log(line)
+    messages = list(fallbacks)
+    assert [message.split(":")[0] for message in messages] == [
+        "TensorBoard has failed",
+        "USE_WANDB is set but wandb has failed",
+    ]
+    assert read_metrics(tmp_path / "metrics.jsonl") == (LINES, [])
+
+
+def test_a_file_in_place_of_the_folder_of_tensorboard_is_moved_aside(config, tmp_path):
+    (tmp_path / "runs").write_text("mine")
+    fallbacks = Fallbacks()
+    with Tracker(config, read_environment({}), tmp_path, fallbacks=fallbacks) as tracker:
+        tracker.log(LINES[0])
+    assert (tmp_path / "runs.aside").read_text() == "mine"
+    assert list((tmp_path / "runs").iterdir())
+    assert len(fallbacks) == 1
+
+
+def test_a_disk_that_is_full_costs_lines_of_the_log_and_not_the_run(config, small_disk):
+    fallbacks = Fallbacks()
+    quiet = config.model_copy(update={"logging": config.logging.model_copy(update={"tensorboard": False})})
+    with Tracker(quiet, read_environment({}), small_disk, fallbacks=fallbacks) as tracker:
+        tracker.log(LINES[0])
+        (small_disk / "ballast").write_bytes(b"x" * (shutil.disk_usage(small_disk).free))
+        for number in range(2000):
+            tracker.log({**LINES[0], "step": number, "note": 1.0})
+    assert len(fallbacks) == 1
+    assert "lines are missing" in next(iter(fallbacks))
+
+
+def test_numbers_that_json_has_not_are_null_and_are_read_and_drawn(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write({**LINES[0], "loss": float("nan"), "grad_norm": float("inf"), "peak": [float("-inf")]})
+    log.write(LINES[1])
+    log.close()
+    first = json.loads(path.read_text().splitlines()[0], parse_constant=pytest.fail)
+    assert (first["loss"], first["grad_norm"], first["peak"]) == (None, None, [None])
+    path.write_text(json.dumps({**LINES[0], "loss": float("nan")}) + "\n" + json.dumps(LINES[1]) + "\n")
+    assert [line["loss"] for line in read_metrics(path)[0]] == [None, LINES[1]["loss"]]
+    draw_curves(path, tmp_path / "training.png", title="$x_{$ <b>", exported_step=2)
+    assert (tmp_path / "training.png").is_file()

@@ -1,0 +1,121 @@
+"""An adapter that is not what its training wrote is never used, whichever byte has changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.fixtures.repository import REPOSITORY
+from tool_aware.config.sections import ModelSection
+from tool_aware.config.settings import load_config
+from tool_aware.console import UserError
+from tool_aware.files import sha256_of
+from tool_aware.model.adapter import attach_adapter, check_saved_adapter, new_adapter
+from tool_aware.model.adapter_record import check_adapter_record, write_adapter_record
+from tool_aware.model.base import load_base_model
+from tool_aware.training.export.merge import LoraUpdates
+
+WEIGHTS, SETTINGS, RECORD = "adapter_model.safetensors", "adapter_config.json", "adapter_record.json"
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_dir):
+    return load_config(REPOSITORY / "config.yaml", [f"model.name={tiny_model_dir}", "lora.r=2"])
+
+
+@pytest.fixture(scope="module")
+def saved(config, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "lora_adapters"
+    model = new_adapter(load_base_model(config.model, config.quantization), config)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    write_adapter_record(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(saved, tmp_path) -> Path:
+    shutil.copytree(saved, tmp_path / "lora_adapters")
+    return tmp_path / "lora_adapters"
+
+
+def refusal(adapter: Path, config) -> str:
+    """Return the one message with which every way to load it refuses it."""
+    messages = []
+    for load in (
+        lambda: check_saved_adapter(adapter, ModelSection(name=config.model.name)),
+        lambda: LoraUpdates.load(adapter),
+    ):
+        with pytest.raises(UserError) as caught:
+            load()
+        messages.append(str(caught.value))
+    assert str(adapter) in messages[0]
+    return messages[0]
+
+
+def test_an_adapter_as_it_was_written_is_used_wherever_it_lies(adapter, config):
+    check_saved_adapter(adapter, config.model)
+    LoraUpdates.load(adapter)
+    moved = json.loads((adapter / SETTINGS).read_text())
+    (adapter / SETTINGS).write_text(json.dumps({**moved, "revision": "main"}, indent=4))  # another layout, same content
+    check_adapter_record(adapter)
+
+
+def test_a_flipped_bit_anywhere_in_the_weights_is_found(adapter, config):
+    path = adapter / WEIGHTS
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [*range(0, 8), 8, 20, header // 2, header - 1]  # the length, the header
+    places += [header, header + 1, (header + len(whole)) // 2, len(whole) - 2, len(whole) - 1]  # the numbers
+    for place in places:
+        for bit in (0, 6):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            refusal(adapter, config)
+    for damaged in (whole[:-1], whole + b"\0", whole[:header], b"", whole[:100]):
+        path.write_bytes(damaged)
+        refusal(adapter, config)
+
+
+def test_the_base_is_not_given_a_damaged_adapter(adapter, config):
+    whole = (adapter / WEIGHTS).read_bytes()
+    (adapter / WEIGHTS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    base = load_base_model(config.model, config.quantization)
+    with pytest.raises(UserError, match="is damaged or of another run"):
+        attach_adapter(base, adapter, base_name=config.model.name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lora_alpha", 17), ("target_modules", ["q_proj"]), ("use_rslora", True), ("r", 4)]
+)
+def test_settings_that_change_what_it_computes_are_found(adapter, config, key, value):
+    settings = json.loads((adapter / SETTINGS).read_text())
+    (adapter / SETTINGS).write_text(json.dumps({**settings, key: value}))
+    with pytest.raises(UserError, match=key) as caught:
+        check_adapter_record(adapter)
+    assert f"delete {RECORD}" in str(caught.value)
+    (adapter / RECORD).unlink()
+    check_adapter_record(adapter)  # as an adapter of another program
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"sha256": 3}', '{"sha256": {}}', '{"sha256": {"a": "b"}}'])
+def test_a_damaged_record_is_no_proof(adapter, config, content):
+    (adapter / RECORD).write_text(content)
+    assert RECORD in refusal(adapter, config)
+
+
+def test_the_manifest_beside_it_and_the_list_of_a_checkpoint_tell_too(adapter, config):
+    (adapter / RECORD).unlink()
+    manifest = {"stage": "train", "outputs": {f"{adapter.name}/{WEIGHTS}": sha256_of(adapter / WEIGHTS)}}
+    (adapter.parent / "manifest.json").write_text(json.dumps(manifest))
+    listed = {"format": 2, "step": 1, "run": {}, "sha256": {WEIGHTS: sha256_of(adapter / WEIGHTS)}}
+    check_adapter_record(adapter)
+    tensors = load_file(adapter / WEIGHTS)
+    save_file({name: tensor + torch.ones(1) * 1e-3 for name, tensor in tensors.items()}, adapter / WEIGHTS)
+    assert "manifest.json says" in refusal(adapter, config)
+    (adapter.parent / "manifest.json").unlink()
+    (adapter / "checkpoint.json").write_text(json.dumps(listed))
+    assert "checkpoint.json says" in refusal(adapter, config)

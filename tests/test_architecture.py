@@ -39,7 +39,9 @@ FLOORS = {
         ),
         0,
     ),
-    **dict.fromkeys(("tools", "tool_schema", "schema_check", "schema_merging", "prompt", "text", "rows", "lineage"), 0),
+    **dict.fromkeys(
+        ("tools", "tool_schema", "schema_check", "schema_merging", "validator", "prompt", "text", "rows", "lineage"), 0
+    ),
     **dict.fromkeys(("model", "gpu"), 1),
     **dict.fromkeys(("engine", "inference"), 2),
     "memory": 3,

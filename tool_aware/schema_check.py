@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tool_aware.schema_merging import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS
+from tool_aware.validator import pattern_problem, validator_of
 
 MOST_LEVELS = 40
 
@@ -118,10 +118,9 @@ def _of_the_call(plain: Mapping[str, Any], name: str) -> Iterator[str]:
 
 def _of_one_schema(schema: Mapping[str, Any], place: str) -> Iterator[str]:
     for pattern in [schema["pattern"]] if "pattern" in schema else [*schema.get("patternProperties", ())]:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            yield f"{place}.pattern: {pattern!r} is not a regular expression that Python reads: {error}"
+        problem = pattern_problem(pattern)
+        if problem:
+            yield f"{place}.pattern: {pattern!r} {problem}"
             return
     for low, high in _BOUNDS:
         if low in schema and high in schema and schema[low] > schema[high]:
@@ -136,9 +135,7 @@ def _of_one_schema(schema: Mapping[str, Any], place: str) -> Iterator[str]:
 
 
 def _unfit(values: Sequence[Any], schema: Mapping[str, Any], place: str) -> Iterator[str]:
-    from jsonschema import Draft202012Validator
-
-    validator = Draft202012Validator(dict(schema))
+    validator = validator_of(dict(schema))
     for value in values:
         error = next(iter(validator.iter_errors(value)), None)
         if error:

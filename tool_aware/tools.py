@@ -15,6 +15,7 @@ from typing import Any
 
 from tool_aware.text import shortlist
 from tool_aware.tool_schema import normalised_schema
+from tool_aware.validator import validator_of
 
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # the names OpenAI, Mistral and vLLM all accept
 
@@ -76,10 +77,8 @@ class Tool:
 
     @cached_property
     def _validator(self) -> Any:
-        from jsonschema import Draft202012Validator
-
         # Function calling treats an undeclared parameter as an error, JSON Schema does not by default.
-        return Draft202012Validator({"additionalProperties": False, **self.parameters})
+        return validator_of({"additionalProperties": False, **self.parameters})
 
     def parameter_problems(self, parameters: object) -> list[str]:
         """Return what is wrong with a call's parameters, in words; an empty list if they fit the schema."""

@@ -134,6 +134,40 @@ def _remove_empty(folder: Path, missing: Path | None) -> None:
                 break
 
 
+class FileLock:
+    """A file that this process alone writes, from now until `release` or its end. The lock lies beside it, hidden.
+
+    Raises UserError if another process holds it, with its command, number and host.
+    """
+
+    def __init__(self, path: Path, fix: str) -> None:
+        self._lock = path.with_name(f".{path.name}{_LOCK_NAME}")
+        while True:
+            self._file = self._lock.open("a+", encoding="utf-8")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.seek(0)
+                holder = _holder_in_words(self._file.read())
+                self._file.close()
+                raise UserError(f"another run is writing it: {holder}", where=str(path), fix=fix) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file.fileno()), self._lock.stat()):
+                    break
+            self._file.close()  # its last holder has just deleted it
+        self._file.truncate(0)
+        json.dump(_holder(), self._file)
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others write the file."""
+        self._lock.unlink(missing_ok=True)
+        self._file.close()
+
+
 def _holder() -> dict[str, Any]:
     command = redacted(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     since = datetime.now(UTC).isoformat(timespec="seconds")

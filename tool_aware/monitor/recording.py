@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from tool_aware.console import UserError
 from tool_aware.gpu.readings import GpuReading
 from tool_aware.monitor.sampling import Sample, Statistics
+from tool_aware.transaction import FileLock
 from tool_aware.units import MIB
 
 MAX_SAMPLES = 7200  # two hours at one sample a second, about 1.2 MiB for one GPU
@@ -50,7 +51,8 @@ OpensRecorder = Callable[[Path, float, Sequence[GpuReading], Statistics], Record
 def open_recorder(path: Path, interval_s: float, gpus: Sequence[GpuReading], statistics: Statistics) -> Recorder:
     """Choose a format by extension. A file that is already there is kept under a name with its date.
 
-    Raises UserError for any other extension, for a folder, and for a place that cannot be written.
+    Raises UserError for any other extension, for a folder, for a place that cannot be written, and if another monitor
+    is writing the file.
     """
     kinds: Mapping[str, OpensRecorder] = {
         ".json": JsonLog,
@@ -65,8 +67,31 @@ def open_recorder(path: Path, interval_s: float, gpus: Sequence[GpuReading], sta
         raise UserError("is a folder", where=f"--output {path}", fix=f"name a file, such as {path / 'gpu_logs.json'}")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        keep_previous(path)
-        return kind(path, interval_s, gpus, statistics)
+        lock = FileLock(path, "wait for it or stop it, or name another file with --output")
+        try:
+            keep_previous(path)
+            return Locked(kind(path, interval_s, gpus, statistics), lock)
+        except BaseException:
+            lock.release()
+            raise
+
+
+class Locked:
+    """A recorder whose file no other monitor may write meanwhile."""
+
+    def __init__(self, recorder: Recorder, lock: FileLock) -> None:
+        self._recorder, self._lock = recorder, lock
+
+    def take(self, sample: Sample) -> None:
+        """Take one sample."""
+        self._recorder.take(sample)
+
+    def close(self) -> None:
+        """Close the file and let others write it."""
+        try:
+            self._recorder.close()
+        finally:
+            self._lock.release()
 
 
 def keep_previous(path: Path) -> Path | None:

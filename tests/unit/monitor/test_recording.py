@@ -209,3 +209,30 @@ def test_the_remedy_fits_the_failure(tmp_path, number, fix):
     with pytest.raises(UserError) as caught, recording._writing(tmp_path / "log.json"):
         raise OSError(number, os.strerror(number))
     assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_a_second_monitor_of_the_same_file_is_told_who_writes_it(tmp_path, suffix):
+    path = tmp_path / f"log{suffix}"
+    first = open_recorder(path, 1.0, [GPU], Statistics())
+    first.take(sample(0))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=rf"another run is writing it: .* \(process {os.getpid()} on "):
+        open_recorder(path, 1.0, [GPU], Statistics())
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.glob("log.*"))) == 1  # the first one's log was not put aside
+    first.close()
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    second = open_recorder(path, 1.0, [GPU], Statistics())
+    second.close()
+
+
+def test_the_lock_of_a_killed_monitor_does_not_stay(tmp_path):
+    path = tmp_path / "log.jsonl"
+    child = os.fork()
+    if child == 0:
+        open_recorder(path, 1.0, [GPU], Statistics())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    open_recorder(path, 1.0, [GPU], Statistics()).close()
+    assert not list(tmp_path.glob(".*"))

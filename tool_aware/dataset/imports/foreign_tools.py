@@ -17,6 +17,7 @@ from tool_aware.dataset.imports.foreign_types import json_schema
 from tool_aware.dataset.imports.left_out import LeftOut, decoded, in_words, is_nothing, usable_name
 from tool_aware.text_files import parse_json
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox
+from tool_aware.validator import validator_of
 
 MOST_TOOLS = 128  # of one request, as OpenAI has it; a prompt with more does not fit into model.max_seq_length
 _SCHEMAS = ("parameters", "input_schema", "inputSchema", "parametersJsonSchema", "args")
@@ -164,6 +165,6 @@ def _with_fitting_defaults(schema: Any) -> Any:
 def _fits(default: Any, schema: Mapping[str, Any]) -> bool:
     try:
         Draft202012Validator.check_schema(schema)
-        return "$ref" in json.dumps(schema) or Draft202012Validator(schema).is_valid(default)
+        return "$ref" in (text := json.dumps(schema)) or "$dynamicRef" in text or validator_of(schema).is_valid(default)
     except (SchemaError, ValueError, TypeError, RecursionError):
         return True  # the whole schema is checked later, and refused with its reason

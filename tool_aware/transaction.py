@@ -163,7 +163,7 @@ class FileLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Let others write the file."""
+        """Release the lock, so that others can write the file."""
         self._lock.unlink(missing_ok=True)
         self._file.close()
 

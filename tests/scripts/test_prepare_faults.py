@@ -16,12 +16,14 @@ import pytest
 
 import prepare_dataset
 from tests.fixtures.repository import REPOSITORY
+from tool_aware import sandboxed
 from tool_aware.config.settings import load_config
 from tool_aware.console import UserError
 from tool_aware.data_folder import read_data_folder
 from tool_aware.files import hashes_in, sha256_of
 from tool_aware.manifest import read_manifest
 from tool_aware.rows import SPLITS, load_rows
+from tool_aware.sandbox import NotIsolated
 from tool_aware.transaction import is_interrupted, locked
 
 SMALL = (
@@ -276,3 +278,42 @@ def test_earlier_splits_of_two_runs_are_refused(tmp_path):
     with pytest.raises(UserError, match="belongs to another data set"):
         prepare(tmp_path / "3", "--set", f"dataset.splits_from={tmp_path / '1'}")
     assert len(load_rows(tmp_path / "1/val.json", load_config(REPOSITORY / "config.yaml").toolbox).rows) > 0
+
+
+# ---- programs of an endpoint on a machine that cannot isolate them --------------------------------------------
+
+
+@pytest.fixture
+def no_isolation(tmp_path, monkeypatch):
+    """The sandbox's child as it is on a processor that it does not know, and an endpoint that is not asked."""
+    child = tmp_path / "sandboxed.py"
+    source = Path(sandboxed.__file__).read_text(encoding="utf-8")
+    child.write_text(source.replace('"x86_64": (', '"other": (').replace('"aarch64": (', '"another": ('))
+    monkeypatch.setattr("tool_aware.sandbox._CHILD", child)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_MODEL", "none")
+
+
+PARAPHRASED = ("--generator", "openai", "--set", "dataset.paraphrases=0")
+
+
+def test_programs_are_not_run_without_isolation_which_is_found_before_the_work(no_isolation, tmp_path, capsys):
+    with pytest.raises(NotIsolated, match="cannot be isolated on this machine") as caught:
+        prepare(tmp_path / "data", *PARAPHRASED)
+    assert "--run-unisolated" in str(caught.value)
+    assert not (tmp_path / "data").exists()
+    assert "Synthesising" not in capsys.readouterr().err
+
+
+def test_programs_that_run_without_isolation_are_told_of_in_plan_and_manifest(no_isolation, tmp_path, capsys):
+    prepare(tmp_path / "data", *PARAPHRASED, "--run-unisolated")
+    assert "run WITHOUT isolation" in capsys.readouterr().err
+    assert any("run without isolation" in text for text in read_manifest(tmp_path / "data")["fallbacks"])
+
+
+def test_the_flag_changes_nothing_where_programs_can_be_isolated(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_MODEL", "none")
+    prepare(tmp_path / "data", *PARAPHRASED, "--run-unisolated")
+    assert "run in a sandbox" in capsys.readouterr().err
+    assert not any("isolation" in text for text in read_manifest(tmp_path / "data")["fallbacks"])

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tool_aware.demo
@@ -20,6 +20,10 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	for script in benchmarks/dataset_*.py benchmarks/monitor_*.py benchmarks/memory_calibration.py; do $(BIN)/python $$script || exit 1; done
+
+# SOAK_MINUTES=30 make soak: kills, full disks, two runs at once and changed files, over all scripts
+soak: $(INSTALLED)
+	$(BIN)/python benchmarks/soak.py
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'

@@ -40,6 +40,7 @@ from tool_aware.rows import load_rows  # noqa: E402
 
 RESULT = _REPOSITORY / "benchmarks" / "results" / "soak.json"
 FAULTS = ("none", "kill -9", "TERM", "full disk", "two at once", "changed file")
+SCRIPTS = ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "monitor_gpu.py")
 STOPPED = (-signal.SIGKILL, 128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP, -signal.SIGTERM)
 WORLD_MIB = 400
 SLOWEST_S = 120.0
@@ -155,7 +156,7 @@ def start(world: World, script: str, largest_bytes: int | None = None) -> subpro
         stdout=output,
         stderr=output,
         env=environment,
-        preexec_fn=limit,
+        preexec_fn=limit,  # noqa: PLW1509  # this process has no threads
         start_new_session=True,
     )
     process.output = output  # type: ignore[attr-defined]
@@ -182,9 +183,7 @@ def said(process: subprocess.Popen[bytes]) -> str:
 def one_round(world: World) -> None:
     """Run one script under one fault, check what it left, and mend what the fault itself has changed."""
     random = world.random
-    script = random.choice(
-        ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "evaluate.py", "monitor_gpu.py")
-    )
+    script = random.choice(SCRIPTS)
     fault = random.choice(FAULTS)
     folder = world.folder_of(script)
     name = f"{script}, {fault}"

@@ -79,7 +79,7 @@ def test_figures_of_a_base_that_this_run_does_not_know_do_not_stay(finished, eva
     assert result.returncode == 0, result.stderr
     left = {path.name for path in (tmp_path / "r").iterdir()}
     outputs = json.loads((tmp_path / "r" / "manifest.json").read_text())["outputs"]
-    assert left == {*outputs, "manifest.json", "notes.txt", ".lock"}
+    assert left == {*outputs, "manifest.json", "notes.txt"}
     assert not any(name.startswith("base_model") for name in left)
 
 

@@ -282,7 +282,9 @@ def chat_reply(reply: Any, where: str) -> ChatReply:
     usage = reply.get("usage")
     new_tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     is_truncated = choice.get("finish_reason") == "length"
-    return ChatReply(text, _count(new_tokens), is_truncated, None if text else _why_empty(message))
+    return ChatReply(
+        text, _count(new_tokens), is_truncated, None if text else _why_empty(message, choice.get("finish_reason"))
+    )
 
 
 def _is_content(content: object) -> bool:
@@ -305,11 +307,15 @@ def _count(value: object) -> int:
     return int(value) if is_number else 0  # type: ignore[call-overload]
 
 
-def _why_empty(message: Mapping[str, Any]) -> str | None:
+def _why_empty(message: Mapping[str, Any], finish_reason: object) -> str | None:
     for key, parser in (("tool_calls", "tool-call parser"), ("reasoning_content", "reasoning parser")):
         if message.get(key):
             return f"it is in {key}: start the server without a {parser}"
-    return "it is in reasoning: start the server without a reasoning parser" if message.get("reasoning") else None
+    if message.get("reasoning"):
+        return "it is in reasoning: start the server without a reasoning parser"
+    if message.get("refusal"):
+        return "the server sent a refusal instead"
+    return f"the server ended them with {finish_reason!r:.60}" if finish_reason not in ("stop", None) else None
 
 
 def offered_models(reply: Any) -> list[str] | None:

@@ -6,12 +6,14 @@ import csv
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # Escapes of the text format, https://www.postgresql.org/docs/current/sql-copy.html; MySQL's are among them.
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0", "Z": "\x1a"}
 _NULL = "\\N"
+_LINES_THAT_SHOW_ESCAPES = 1000
 _LONGEST_FIELD = 4_000_000  # characters; a quote that is never closed ends there
 
 
@@ -92,6 +94,11 @@ def is_text_format(lines: Iterable[str]) -> bool:
             return False
         has_null = has_null or _NULL in cells
     return has_null
+
+
+def has_escapes(lines: Iterable[str]) -> bool:
+    r"""Check for `\n`, `\t` or `\\` in two characters each, as `mysql --batch` writes them, among the first lines."""
+    return any(re.search(r"\\[nt\\]", line) for line in islice(lines, 1, _LINES_THAT_SHOW_ESCAPES))
 
 
 def text_format_rows(lines: Iterable[str]) -> Iterator[CsvRow]:

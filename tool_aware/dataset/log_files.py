@@ -15,7 +15,7 @@ from typing import Any
 
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.console import UserError
-from tool_aware.dataset.csv_rows import DELIMITERS, CsvRow, csv_rows, is_text_format, text_format_rows
+from tool_aware.dataset.csv_rows import DELIMITERS, CsvRow, csv_rows, has_escapes, is_text_format, text_format_rows
 from tool_aware.dataset.log_findings import LogFindings, refuse_missing_columns
 from tool_aware.dataset.log_records import (
     FieldProblem,
@@ -162,6 +162,9 @@ def _json_row(line: JsonLine) -> LoggedRow:
     if not isinstance(line.value, dict):
         what = f"is {type(line.value).__name__}, not an object"
         return LoggedRow(line.number, {}, FieldProblem("not_an_object", what))
+    if line.repeated:
+        what = f"has {', '.join(map(repr, line.repeated))} twice: which one counts is not said"
+        return LoggedRow(line.number, {}, FieldProblem("key_given_twice", what))
     return LoggedRow(line.number, {key: _plain(value) for key, value in line.value.items()})
 
 
@@ -182,6 +185,10 @@ def _csv(path: Path, settings: DatabaseSection, encoding: str | None, findings: 
     if is_escaped:
         findings.formats.append(
             f"{path} is read as PostgreSQL's and MySQL's text format: \\n, \\t and \\\\ are escapes"
+        )
+    elif delimiter == "\t" and has_escapes(lines_of(path, encoding, option=ENCODING_OPTION)):
+        findings.notes.append(
+            f"{path} has \\n or \\t spelled out in cells, which stay so; if `mysql --batch` wrote it, export with --raw"
         )
     elif delimiter != ",":
         findings.formats.append(f"{path} is read as CSV separated by {DELIMITERS.get(delimiter, repr(delimiter))}")

@@ -435,3 +435,22 @@ def test_text_without_a_word_is_left_out(config: Config) -> None:
 def test_an_expression_that_python_refuses_is_no_code(text: str, recwarn: pytest.WarningsRecorder) -> None:
     code_in(text)
     assert not recwarn.list
+
+
+def test_escapes_that_stay_as_they_are_are_said(tmp_path: Path, config: Config) -> None:
+    path = tmp_path / "log.tsv"
+    path.write_text("query_text\ttool_used\terror_message\none\\ntwo\tweb_search\tNULL\n")
+    findings = LogFindings(str(path))
+    assert [record.query for record in read_log_file(path, config.database, findings)] == ["one\\ntwo"]
+    assert "mysql --batch" in findings.notes[0]
+
+
+def test_a_row_with_a_key_given_twice_is_left_out(tmp_path: Path, config: Config) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(
+        lines({"query_text": "a"}, {"query_text": "b"}, {"query_text": "c"})
+        + '{"query_text": "x", "query_text": "y"}\n'
+    )
+    findings = LogFindings(str(path))
+    assert len(list(read_log_file(path, config.database, findings))) == 3
+    assert findings.bad == {"key_given_twice": 1}

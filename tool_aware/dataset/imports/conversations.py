@@ -75,6 +75,8 @@ def conversation_candidate(item: Mapping[str, Any], known: Toolbox) -> tuple[Can
     marked = next((key for key in _MARKS if item.get(key) is False), None)
     if marked:
         raise LeftOut("an answer that is marked as bad", marked, "false")
+    if item.get("tool_choice") == "none":
+        raise LeftOut("an answer for which tools were forbidden", "tool_choice", "none")
     if is_query_with_answers(item) and all(item.get(key) is None for key in _LISTS):
         return _answered_query(item)
     turns, system = _turns_of(item)

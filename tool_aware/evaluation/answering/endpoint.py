@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tool_aware.chat_server import ChatReply, ChatServer, chat_reply, offered_models
 from tool_aware.console import Fallbacks, Progress, UserError
-from tool_aware.evaluation.answering.predictions import PredictionLog
+from tool_aware.evaluation.answering.predictions import PredictionLog, note_wrappings
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.rows import Row
 
@@ -100,4 +100,6 @@ class Endpoint:
             (Fallbacks() if fallbacks is None else fallbacks).add(
                 f"{count} of {len(missing)} answers have no text: {reason}"
             )
-        return [log.done[index] for index in rows]
+        answers = [log.done[index] for index in rows]
+        note_wrappings(answers, Fallbacks() if fallbacks is None else fallbacks)
+        return answers

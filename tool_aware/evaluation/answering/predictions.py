@@ -106,6 +106,15 @@ def _prediction(value: Any, kind: str | None, tools: Collection[str]) -> Predict
 
 # ---- answers made elsewhere -----------------------------------------------------------------------------------
 
+_WRAPPINGS = {
+    "begin with the model's thoughts (<think>)": re.compile(r"^\s*<think(?:ing)?>", re.IGNORECASE),
+    "end with a mark of the end (</s>, <|im_end|>, ...)": re.compile(
+        r"(?:</s>|<\|(?:im_end|eot_id|end|endoftext|return)\|>|<end_of_turn>)\s*$"
+    ),
+}
+_ROW_NAMES = ("index", "idx", "id", "row_index", "row_id")  # beside `row` and OpenAI's `custom_id`
+_NUMBER_AT_END = r"(?:^[A-Za-z]*|[-_:./# ])([0-9]{1,9})$"  # row-7, request_7, 7; not the end of a UUID
+
 
 def read_answers(path: Path, rows: int, fallbacks: Fallbacks, digest: Digest | None = None) -> list[Prediction]:
     """Read answers made elsewhere: a JSON array or JSONL of texts, or objects with `text` and perhaps `row` (from 0).
@@ -145,7 +154,17 @@ def read_answers(path: Path, rows: int, fallbacks: Fallbacks, digest: Digest | N
     if mended:
         what = "half surrogate pairs, which are no characters, were replaced in the answers to rows"
         fallbacks.add(f"{path}: {what} {_shown(mended)}")
-    return [answers[row] for row in range(rows)]
+    found = [answers[row] for row in range(rows)]
+    note_wrappings(found, fallbacks)
+    return found
+
+
+def note_wrappings(answers: Sequence[Prediction], fallbacks: Fallbacks) -> None:
+    """Count the answers with thoughts before them or a mark of the end behind, which are unreadable for that alone."""
+    for words, pattern in _WRAPPINGS.items():
+        count = sum(bool(pattern.search(answer.text or "")) for answer in answers)
+        if count:
+            fallbacks.add(f"{count} of {len(answers)} answers {words}, and are judged as they are")
 
 
 def _shown(rows: Sequence[object]) -> str:
@@ -171,20 +190,36 @@ def _answer(item: JsonLine, position: int) -> Prediction:
     fields = {"text": item.value} if isinstance(item.value, str) else item.value
     if not isinstance(fields, dict):
         raise ValueError('needs text, or an object with "text"')
-    row = fields["row"] if "row" in fields else fields.get("custom_id", position)
-    number = _row_number(row, is_id="row" not in fields)
+    number = _row_of(fields, position)
     if "text" in fields:
-        text, is_truncated = fields["text"], bool(fields.get("is_truncated", False))
+        text, is_truncated = fields["text"], fields.get("is_truncated") or False
         if not isinstance(text, str):
             raise ValueError(f'"text" is {"null" if text is None else type(text).__name__}; an empty answer is ""')
+        if not isinstance(is_truncated, bool):
+            raise ValueError(f'"is_truncated" is {shortened(repr(is_truncated))}, neither true nor false')
         return Prediction(number, text, is_truncated=is_truncated)
     response = fields.get("response", fields)
     body = response.get("body", response) if isinstance(response, dict) else None
     if not isinstance(body, dict) or "choices" not in body:
         if failure := fields.get("error") or (isinstance(body, dict) and body.get("error")):
             raise ValueError(f"the request failed: {shortened(str(failure))}")
-        raise ValueError('needs text, or an object with "text"')
+        raise ValueError(f'needs text, or an object with "text"; it has {", ".join(fields) or "nothing"}')
     return _completion(body["choices"], number)
+
+
+def _row_of(fields: Mapping[str, Any], position: int) -> int:
+    """Return the row that an item names, or its position if it names none. Raises ValueError.
+
+    Numbers under other names count as well: items in another order must not be judged by their position.
+    """
+    if "row" in fields:
+        return _row_number(fields["row"], is_id=False)
+    if "custom_id" in fields:
+        return _row_number(fields["custom_id"], is_id=True)
+    for name in _ROW_NAMES:
+        if isinstance(fields.get(name), int | float) or str(fields.get(name, "")).strip().isdecimal():
+            return _row_number(fields[name], is_id=False)
+    return position
 
 
 def _row_number(row: Any, *, is_id: bool) -> int:
@@ -193,7 +228,7 @@ def _row_number(row: Any, *, is_id: bool) -> int:
         return row
     if isinstance(row, float) and row.is_integer():
         return int(row)
-    digits = re.search(r"([0-9]{1,9})$" if is_id else r"^\s*([0-9]{1,9})\s*$", row) if isinstance(row, str) else None
+    digits = re.search(_NUMBER_AT_END if is_id else r"^\s*([0-9]{1,9})\s*$", row) if isinstance(row, str) else None
     if digits is None:
         place = '"custom_id" has no row number at its end' if is_id else "is not a row number"
         raise ValueError(f"{shortened(repr(row))} {'as ' if is_id else ''}{place}")

@@ -486,3 +486,10 @@ def test_a_tool_of_the_config_defined_otherwise_is_named_and_the_call_has_to_fit
     assert imported.skipped == {"the same tool name with another schema": 1}
     assert imported.redefined == {"web_search"}
     assert imported.foreign_tools == ()
+
+
+def test_a_plain_answer_for_which_tools_were_forbidden_says_nothing_about_the_right_tool(folder: Path) -> None:
+    free, forced = (text("a table for two", said) for said in ("For which day?", "I cannot book it."))
+    imported = import_items([{**free, "tool_choice": "auto"}, {**forced, "tool_choice": "none"}], folder)
+    assert imported.skipped == {"an answer for which tools were forbidden": 1}
+    assert len(imported.rows) == 1

@@ -186,3 +186,42 @@ def test_scores_of_other_tools_are_not_taken(tmp_path):
         append([Prediction(0, tool="a", scores={"a": 0.0, "b": -1.0}), Prediction(1, tool="a", scores={"a": 0.0})])
         append([Prediction(2, tool="a"), Prediction(3, text="Tool: a")])
     assert sorted(PredictionLog(path, origin, tools=("a", "b")).done) == [0]
+
+
+@pytest.mark.parametrize("name", ["row", "index", "id", "idx", "row_id"])
+@pytest.mark.parametrize("spell", [int, str])
+def test_items_in_another_order_are_judged_by_the_row_they_name(tmp_path, name, spell):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps({name: spell(row), "text": f"answer {row}"}) + "\n" for row in (2, 0, 1)))
+    assert [answer.text for answer in read_answers(path, 3, Fallbacks())] == ["answer 0", "answer 1", "answer 2"]
+
+
+def test_an_id_that_is_no_number_leaves_the_order_of_the_file(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id": "cmpl-9f2", "text": "one"}\n{"id": "cmpl-1a3", "text": "two"}\n')
+    assert [answer.text for answer in read_answers(path, 2, Fallbacks())] == ["one", "two"]
+
+
+@pytest.mark.parametrize("custom_id", ["550e8400-e29b-41d4-a716-446655440000", "a1b2c3", "row-7a", ""])
+def test_the_end_of_a_random_id_is_no_row(tmp_path, custom_id):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"custom_id": custom_id, "text": "one"}))
+    with pytest.raises(UserError, match="no row number at its end"):
+        read_answers(path, 1, Fallbacks())
+
+
+def test_a_flag_that_is_text_is_refused_and_unknown_keys_are_named(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"text": "one", "is_truncated": "false"}\n{"generated_text": "two", "model": "m"}\n')
+    with pytest.raises(UserError) as caught:
+        read_answers(path, 2, Fallbacks())
+    assert "\"is_truncated\" is 'false', neither true nor false" in str(caught.value)
+    assert "it has generated_text, model" in str(caught.value)
+
+
+def test_thoughts_before_and_marks_behind_answers_are_said(tmp_path):
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps(["<think>\nhm</think>Tool: a", "Tool: a</s>", "Tool: b<|im_end|>\n", "Tool: c"]))
+    fallbacks = Fallbacks()
+    read_answers(path, 4, fallbacks)
+    assert [message[:12] for message in fallbacks] == ["1 of 4 answe", "2 of 4 answe"]

@@ -81,7 +81,7 @@ def refuse_mixed(folder: Path, changed: Sequence[str], rows: Mapping[str, Sequen
         if split == "train" or not {split, "train"} & set(changed):
             continue
         for number, (query, group) in enumerate(rows[split], start=1):
-            same, related = queries.get(normalised(query)), groups.get(group)
+            same, related = queries.get(normalised(query)), groups.get(group) if group else None
             if same or related:
                 what = f"is row {same}" if same else f"has the group {group}, as row {related}"
                 shared.append(f"{split_name(split)}: row {number} {what} of train.json: {shortened(query)!r}")

@@ -55,6 +55,7 @@ class World:
     random: Random
     problems: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SCRIPTS, 5.0))  # of the last whole run
 
     def folder_of(self, script: str) -> Path | None:
         """Return the folder that a script writes."""
@@ -189,9 +190,12 @@ def one_round(world: World) -> None:
     name = f"{script}, {fault}"
     before = state(folder)
     limit = shrink(world) if fault == "full disk" else None
+    begun_s = time.monotonic()
     processes = [start(world, script, limit) for _ in range(2 if fault == "two at once" else 1)]
-    changed = disturb(world, fault, processes)
+    changed = disturb(world, fault, processes, world.random.uniform(0.0, 1.05) * world.seconds[script])
     codes = [wait(process) for process in processes]
+    if fault == "none":
+        world.seconds[script] = time.monotonic() - begun_s
     if fault == "full disk":
         grow(world)
     for process, code in zip(processes, codes, strict=True):
@@ -200,14 +204,18 @@ def one_round(world: World) -> None:
         judge_folder(world, name, folder, before, codes)
     world.counts[f"{name}: exit {' and '.join(map(str, sorted(codes)))}"] += 1
     say(f"{name}: {codes}")
-    mend(world, script, changed)
+    if changed:
+        changed.undo()
+    mend(world, script)
 
 
 def judge_code(world: World, name: str, fault: str, process: subprocess.Popen[bytes], code: int) -> None:
     """Note an exit code that no script may have."""
     expected = {0, 2, 3, *(STOPPED if fault in ("kill -9", "TERM") else ())}
     if code not in expected or (fault == "none" and code != 0) or "Traceback" in said(process):
-        world.problems.append(f"{name}: exit {code}: {said(process)[-600:]}")
+        text = said(process)
+        at = text.find("Traceback")
+        world.problems.append(f"{name}: exit {code}: {text[max(0, at - 200) : at + 1500] if at >= 0 else text[-600:]}")
 
 
 def state(folder: Path | None) -> dict[str, object] | None:
@@ -243,7 +251,7 @@ def judge_folder(world: World, name: str, folder: Path, before: dict[str, object
 
 def shrink(world: World) -> int | None:
     """Leave little room on the disk; return the limit of files instead where it cannot be made small."""
-    room = world.random.choice((0, 4096, 65_536, 400_000))
+    room = world.random.choice((0, 4096, 16_384, 65_536, 200_000))
     if not world.is_tmpfs:
         return max(room, 1024)
     used = shutil.disk_usage(world.folder).used
@@ -257,39 +265,57 @@ def grow(world: World) -> None:
         subprocess.run(["mount", "-o", f"remount,size={WORLD_MIB}m", str(world.folder)], check=True)
 
 
-def disturb(world: World, fault: str, processes: Sequence[subprocess.Popen[bytes]]) -> Path | None:
-    """Kill the process after a while, or change a file that is being read or written; return the changed file."""
-    if fault in ("kill -9", "TERM"):
+def disturb(world: World, fault: str, processes: Sequence[subprocess.Popen[bytes]], after_s: float) -> Change | None:
+    """Kill the process after a while, or change a file that is being read or written; return what was changed."""
+    if fault in ("kill -9", "TERM", "changed file"):
         with contextlib.suppress(subprocess.TimeoutExpired):
-            processes[0].wait(world.random.uniform(0.3, 9.0))
+            processes[0].wait(after_s)
+    if fault in ("kill -9", "TERM"):
         processes[0].send_signal(signal.SIGKILL if fault == "kill -9" else signal.SIGTERM)
     if fault != "changed file":
         return None
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        processes[0].wait(world.random.uniform(0.3, 6.0))
     files = [path for path in world.folder.rglob("*") if path.is_file() and "base" not in path.parts]
-    path = world.random.choice(files)
-    with contextlib.suppress(OSError), path.open("r+b") as file:
-        file.seek(world.random.randrange(max(1, path.stat().st_size)))
-        file.write(world.random.randbytes(8))
-    return path
+    path = world.random.choice(sorted(files))
+    try:
+        before = path.read_bytes()
+        after = bytearray(before)
+        for _ in range(8):
+            after[world.random.randrange(len(after))] = world.random.randrange(256)
+        with path.open("r+b") as file:
+            file.write(after)
+    except (OSError, ValueError):  # it has just been deleted, or is empty
+        return None
+    return Change(path, before, bytes(after))
 
 
-def mend(world: World, script: str, changed: Path | None) -> None:
-    """After a changed file, or without a set, make the sets whole again: the scripts have to be able to."""
+@dataclass(frozen=True)
+class Change:
+    """A file with what it held before and after a change."""
+
+    path: Path
+    before: bytes
+    after: bytes
+
+    def undo(self) -> None:
+        """Write what the file held before, unless a run has replaced it."""
+        with contextlib.suppress(OSError):
+            if self.path.read_bytes() == self.after:
+                self.path.write_bytes(self.before)
+
+
+def mend(world: World, script: str) -> None:
+    """Without a set, make one: the script has to be able to, whatever the fault has left."""
     folder = world.folder_of(script)
-    scripts = ["prepare_dataset.py", "train_tool_aware.py", "evaluate.py"]
-    wanted = scripts if changed else scripts[scripts.index(script) :][:1] if folder and not state(folder) else []
-    for each in wanted:
-        process = start(world, each)
-        code = wait(process)
-        world.counts[f"{each}, afterwards: exit {code}"] += 1
-        if code != 0:
-            world.problems.append(f"{each} after {script} and {changed}: exit {code}: {said(process)[-600:]}")
-            for name in ("data", "output", "results"):
-                shutil.rmtree(world.folder / name, ignore_errors=True)
-            set_up(world)
-            return
+    if folder is None or state(folder):
+        return
+    process = start(world, script)
+    code = wait(process)
+    world.counts[f"{script}, afterwards: exit {code}"] += 1
+    if code != 0:
+        world.problems.append(f"{script} afterwards: exit {code}: {said(process)[-600:]}")
+        for name in ("data", "output", "results"):
+            shutil.rmtree(world.folder / name, ignore_errors=True)
+        set_up(world)
 
 
 if __name__ == "__main__":

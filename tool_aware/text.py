@@ -43,8 +43,8 @@ def shortened(text: str, limit: int = EVIDENCE_CHARACTERS) -> str:
     return text[: limit - 3].rsplit(" ", 1)[0].rstrip(" ,;:") + "..."
 
 
-def common_prefix_length(sequences: Sequence[list[int]] | Sequence[str]) -> int:
-    """Count the token ids, or the characters, with which all sequences begin."""
+def common_prefix_length(sequences: Sequence[list[int]] | Sequence[list[str]] | Sequence[str]) -> int:
+    """Count the token ids, words or characters with which all sequences begin."""
     first, last = min(sequences), max(sequences)  # in lexicographic order; what these two share, all in between share
     length = min(len(first), len(last))
     return next((index for index in range(length) if first[index] != last[index]), length)

@@ -12,6 +12,7 @@ from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.rows import Row
 
 PROBE_ROWS = 8
+MOST_CHARACTERS = 2000  # of a reply that is compared: the time grows with their square
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def run_probe(endpoint: Endpoint, probe: Sequence[ProbeItem]) -> dict[str, int]:
 
     counts = Counter(tuned=0, base=0, neither=0)
     for item in probe:
-        reply = endpoint.ask(item.instruction).text.strip()
-        base, tuned = (SequenceMatcher(None, reply, text, autojunk=False).ratio() for text in (item.base, item.tuned))
+        reply = endpoint.ask(item.instruction).text.strip()[:MOST_CHARACTERS]
+        answers = (item.base[:MOST_CHARACTERS], item.tuned[:MOST_CHARACTERS])
+        base, tuned = (SequenceMatcher(None, reply, text, autojunk=False).ratio() for text in answers)
         counts["neither" if base == tuned else "base" if base > tuned else "tuned"] += 1
     if counts["base"] > counts["tuned"]:
         raise UserError(

@@ -18,7 +18,9 @@ from tool_aware.evaluation.report.chapters import Section, Table
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.judgement import INVALID, Judgement, Prediction
 from tool_aware.rows import Row
+from tool_aware.text import common_prefix_length
 
+MOST_COMPARISONS = 250_000  # words of one text times words of the other
 _TEMPLATE = Path(__file__).with_name("template.html")
 
 
@@ -103,13 +105,31 @@ def _is_right(judgement: Judgement) -> bool:
     return judgement.is_tool_right if judgement.is_call_correct is None else judgement.is_call_correct
 
 
+def _operations(one: list[str], other: list[str]) -> list[tuple[str, int, int, int, int]]:
+    """Return the operations that make `other` of `one`, as difflib does, whose time grows with their cube."""
+    if len(one) * len(other) <= MOST_COMPARISONS:
+        return difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    begin = common_prefix_length([one, other])
+    ours, theirs = one[begin:], other[begin:]
+    end = common_prefix_length([ours[::-1], theirs[::-1]])
+    i, j = len(one) - end, len(other) - end
+    return [
+        ("equal", 0, begin, 0, begin),
+        ("replace", begin, i, begin, j),
+        ("equal", i, len(one), j, len(other)),
+    ]
+
+
 def word_diff(expected: str, answer: str) -> list[list[str]]:
-    """Return the pieces of both texts in reading order: `=` in both, `-` only expected, `+` only answered."""
+    """Return the pieces of both texts in reading order: `=` in both, `-` only expected, `+` only answered.
+
+    Of texts so long that comparing them takes long, what lies between the same beginning and the same end differs.
+    """
     one, other = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (expected, answer))
     pieces = []
-    for operation, i1, i2, j1, j2 in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+    for operation, i1, i2, j1, j2 in _operations(one, other):
         if operation == "equal":
-            pieces.append(["=", "".join(one[i1:i2])])
+            pieces += [["=", "".join(one[i1:i2])]] if i2 > i1 else []
             continue
         pieces += [[mark, "".join(words)] for mark, words in (("-", one[i1:i2]), ("+", other[j1:j2])) if words]
     return pieces

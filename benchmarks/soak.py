@@ -189,6 +189,7 @@ def one_round(world: World) -> None:
     folder = world.folder_of(script)
     name = f"{script}, {fault}"
     before = state(folder)
+    (world.folder / "fitting.yaml").unlink(missing_ok=True)  # monitor_gpu.py replaces no config
     limit = shrink(world) if fault == "full disk" else None
     begun_s = time.monotonic()
     processes = [start(world, script, limit) for _ in range(2 if fault == "two at once" else 1)]

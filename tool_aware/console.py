@@ -80,7 +80,19 @@ def run(main: Callable[[], int]) -> NoReturn:
     signal.signal(signal.SIGTERM, _raise_interrupted)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup a run continues after its terminal closes
         signal.signal(signal.SIGHUP, _raise_interrupted)
-    sys.exit(_after_flush(_outcome(main)))
+    try:
+        code = _outcome(main)
+        _ignore_signals()
+    except (KeyboardInterrupt, Interrupted) as stop:  # between the end of the work and here
+        code = exit_code_of(stop)
+        _ignore_signals()
+    sys.exit(_after_flush(code))
+
+
+def _ignore_signals() -> None:
+    """Let the process end as it is about to: a signal now would be a traceback."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _outcome(main: Callable[[], int]) -> int:

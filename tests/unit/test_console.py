@@ -123,3 +123,23 @@ def test_a_fallback_is_told_once_and_kept_in_order(capsys):
 
 def test_fallbacks_can_be_sent_to_another_process():
     assert list(pickle.loads(pickle.dumps(Fallbacks(["a", "b"])))) == ["a", "b"]
+
+
+def test_a_signal_after_the_work_is_no_traceback(tmp_path):
+    """At each moment between the end of the work and the end of the process."""
+    body = (
+        "import atexit, os, signal, sys, threading\nfrom tool_aware import console\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "flush = console._after_flush\n"
+        "console._after_flush = lambda code: (os.kill(os.getpid(), signal.SIGTERM), flush(code))[1]\n"
+        "console.run(lambda: print('done') or 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", body], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+    body = (
+        "import os, signal\nfrom tool_aware import console\nwork = console._outcome\n"
+        "console._outcome = lambda main: (work(main), os.kill(os.getpid(), signal.SIGTERM))[0]\n"
+        "console.run(lambda: print('done') or 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", body], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "done\n", "")

@@ -90,7 +90,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def _ignore_signals() -> None:
-    """Let the process end as it is about to: a signal now would be a traceback."""
+    """Ignore signals from now on: the process is about to end, and one would be a traceback."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
 

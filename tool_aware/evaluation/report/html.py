@@ -105,7 +105,7 @@ def _is_right(judgement: Judgement) -> bool:
     return judgement.is_tool_right if judgement.is_call_correct is None else judgement.is_call_correct
 
 
-def _operations(one: list[str], other: list[str]) -> list[tuple[str, int, int, int, int]]:
+def _operations(one: list[str], other: list[str]) -> Sequence[tuple[str, int, int, int, int]]:
     """Return the operations that make `other` of `one`, as difflib does, whose time grows with their cube."""
     if len(one) * len(other) <= MOST_COMPARISONS:
         return difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()

@@ -68,7 +68,7 @@ def locked(folder: Path) -> Iterator[None]:
     missing = next((parent for parent in reversed([folder, *folder.parents]) if not parent.exists()), None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock_of(folder)
+        lock = _lock_of(folder / _LOCK_NAME, str(folder), "wait for it or stop it, or name another folder")
     except OSError as error:
         _remove_empty(folder, missing)
         raise _not_writable(folder, error) from error
@@ -83,9 +83,8 @@ def locked(folder: Path) -> Iterator[None]:
             _remove_empty(folder, missing)
 
 
-def _lock_of(folder: Path) -> IO[str]:
-    """Return the lock file, open and locked. Raises UserError if another process holds it."""
-    path = folder / _LOCK_NAME
+def _lock_of(path: Path, where: str, fix: str) -> IO[str]:
+    """Return the lock file at `path`, open and locked. Raises UserError if another process holds it."""
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+", encoding="utf-8")
         try:
@@ -93,13 +92,12 @@ def _lock_of(folder: Path) -> IO[str]:
         except BlockingIOError:
             with file:
                 holder = _holder_in_words(file.read())
-            fix = "wait for it or stop it, or name another folder"
-            raise UserError(f"another run is writing here: {holder}", where=str(folder), fix=fix) from None
+            raise UserError(f"another run is writing here: {holder}", where=where, fix=fix) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 file.close()
                 raise
-            warn(f"{folder}: this file system has no locks; do not start two runs in it at once")
+            warn(f"{where}: this file system has no locks; do not start two runs there at once")
             return file
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
@@ -142,25 +140,8 @@ class FileLock:
 
     def __init__(self, path: Path, fix: str) -> None:
         self._lock = path.with_name(f".{path.name}{_LOCK_NAME}")
-        while True:
-            self._file = self._lock.open("a+", encoding="utf-8")
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._file.seek(0)
-                holder = _holder_in_words(self._file.read())
-                self._file.close()
-                raise UserError(f"another run is writing it: {holder}", where=str(path), fix=fix) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._file.fileno()), self._lock.stat()):
-                    break
-            self._file.close()  # its last holder has just deleted it
-        self._file.truncate(0)
-        json.dump(_holder(), self._file)
-        self._file.flush()
+        self._file = _lock_of(self._lock, str(path), fix)
+        _write_holder(path, self._file)
 
     def release(self) -> None:
         """Release the lock, so that others can write the file."""

@@ -250,7 +250,7 @@ def test_the_folder_of_another_stage_is_refused_even_to_overwrite(run, gold_answ
     for folder in (".", Path.home(), "/"):
         refused = run(folder, "--predictions", gold_answers, "--overwrite")
         assert refused.code == 2
-        assert "is no folder of results alone" in refused.stderr
+        assert "a stage needs a folder of its own" in refused.stderr
 
 
 def test_an_outdated_list_of_outputs_deletes_nothing_else(run, gold_answers, tmp_path):

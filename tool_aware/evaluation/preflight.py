@@ -29,6 +29,7 @@ from tool_aware.paths import (
 )
 from tool_aware.prompt import load_tokenizer
 from tool_aware.text import MOST_SHOWN, shortlist
+from tool_aware.transaction import refuse_unsafe
 
 RESULT_NAMES = frozenset(
     (
@@ -147,10 +148,7 @@ def check_results_folder(folder: Path, test: TestSet, partial: Sequence[str], *,
 
     `partial` names the options that make this run a part of an evaluation.
     """
-    if folder.resolve() in (Path.cwd(), Path.home(), Path(folder.resolve().anchor)):
-        raise UserError(
-            "is no folder of results alone", where=f"evaluation.results_dir={folder}", fix="name one of its own"
-        )
+    refuse_unsafe(folder)
     with one_set(folder) as manifest:
         earlier = manifest or {}
     if earlier.get("stage", "evaluate") != "evaluate":

@@ -20,7 +20,7 @@ from tool_aware.monitor import display
 from tool_aware.monitor.alerts import Alerts
 from tool_aware.monitor.sampling import Sample, Statistics, TrainingProgress
 from tool_aware.monitor.training_run import find_training
-from tool_aware.streams import lost_output, unguarded
+from tool_aware.streams import lost_output, unguarded, without_controls
 
 HISTORY_SAMPLES = 600  # of the sparkline; more than any terminal is wide
 LONGEST_READ_S = 1.0  # a GPU that takes longer is shown as not answering; the others are not kept waiting again
@@ -219,7 +219,7 @@ class Screen:
         for line, look in display.screen(
             sample, self._console.width, self._glyphs, mark_bytes=self._mark_bytes, histories=self._histories
         ):
-            text.append(f"{line}\n", style=look)
+            text.append(f"{without_controls(line)}\n", style=look)  # rich leaves escape sequences in
         text.right_crop(1)
         self._live.update(text, refresh=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -160,3 +161,19 @@ def test_no_colour_where_none_is_wanted(monkeypatch):
     assert "memory" in stream.getvalue()
     assert "\x1b[31m" not in stream.getvalue()
     assert "\x1b[32m" not in stream.getvalue()
+
+
+def test_names_that_others_chose_do_not_act_on_the_terminal(monkeypatch):
+    from tool_aware.monitor.watching import Screen
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = io.StringIO()
+    evil = "x\x1b]0;title\x07\x1b[2J\x1b[Hy"
+    process = Process(7, evil, GIB)
+    reading = replace(STATES["full_and_throttled"], name=evil, processes=(process,), problem=None)
+    screen = Screen(stream, None)
+    screen.take(Sample(0.0, NOON, [reading, GpuReading(1, problem=evil)]))
+    screen.close()
+    assert "\x1b]0;" not in stream.getvalue()
+    assert "\x07" not in stream.getvalue()
+    assert "\x1b[2J" not in stream.getvalue()

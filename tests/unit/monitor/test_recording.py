@@ -217,7 +217,7 @@ def test_a_second_monitor_of_the_same_file_is_told_who_writes_it(tmp_path, suffi
     first = open_recorder(path, 1.0, [GPU], Statistics())
     first.take(sample(0))
     before = path.read_bytes()
-    with pytest.raises(UserError, match=rf"another run is writing it: .* \(process {os.getpid()} on "):
+    with pytest.raises(UserError, match=rf"another run is writing here: .* \(process {os.getpid()} on "):
         open_recorder(path, 1.0, [GPU], Statistics())
     assert path.read_bytes() == before
     assert len(list(tmp_path.glob("log.*"))) == 1  # the first one's log was not put aside
@@ -236,3 +236,11 @@ def test_the_lock_of_a_killed_monitor_does_not_stay(tmp_path):
     os.waitpid(child, 0)
     open_recorder(path, 1.0, [GPU], Statistics()).close()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_lock_follows_no_link(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / ".log.jsonl.tool-aware.lock").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(UserError, match="cannot be written"):
+        open_recorder(tmp_path / "log.jsonl", 1.0, [GPU], Statistics())
+    assert (tmp_path / "mine.txt").read_text() == "mine"

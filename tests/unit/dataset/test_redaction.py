@@ -107,11 +107,13 @@ def test_a_call_that_cannot_be_rewritten_exactly_is_refused(query, arguments):
 )  # fmt: skip
 def test_the_time_grows_with_the_length_and_no_faster(repeated):
     def seconds(characters: int) -> float:
-        text, started = repeated * (characters // len(repeated)), time.process_time()
-        Redactor().redact(text)
-        return time.process_time() - started
+        text, runs = repeated * (characters // len(repeated)), []
+        for _ in range(3):  # a busy machine makes single runs longer, never shorter
+            started = time.process_time()
+            Redactor().redact(text)
+            runs.append(time.process_time() - started)
+        return min(runs)
 
-    seconds(1_000)
     assert seconds(40_000) <= 12 * max(seconds(10_000), 0.01)
 
 

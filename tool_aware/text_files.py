@@ -216,6 +216,16 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def parse_unambiguous_json(text: str) -> Any:
+    """Return the value of a JSON text. Raises ValueError, also for an object that has a key twice: which one counts?"""
+    value, end, repeated = _value_at(text, _behind(text, 0))
+    if _behind(text, end) < len(text):
+        raise ValueError("something follows the value")
+    if repeated:
+        raise ValueError(f"{', '.join(map(repr, repeated))} is given twice")
+    return value
+
+
 def json_lines(
     path: Path, encoding: str | None = None, *, option: str | None = None, digest: Digest | None = None
 ) -> Iterator[JsonLine]:

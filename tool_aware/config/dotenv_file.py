@@ -98,6 +98,8 @@ def _problem(content: str, key: str | None, value: str | None, *, is_broken: boo
         return f"{name}is not NAME=value"
     if value is None:
         return None if content.startswith("export") else f"{name}is not NAME=value: there is no ="
+    if key == "Environment" and _LINE_START.match(value):
+        return "is a line of a systemd unit: write NAME=value alone, without Environment="
     return f"{key}: its value holds a NUL character" if "\0" in value else None
 
 

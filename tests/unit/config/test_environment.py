@@ -172,6 +172,7 @@ def test_a_line_that_sets_nothing_is_named(name: str, places: list[str], folder:
         (b"{\"HF_TOKEN\": \"%s\"}\n" % CORE.encode(), ".env:1"),
         (b"HF-TOKEN!=%s\n" % CORE.encode(), ".env:1"),
         (b"=%s\n" % CORE.encode(), ".env:1"),
+        (b'Environment="POSTGRES_PASSWORD=%s"\n' % CORE.encode(), ".env:1"),
         (b"\xff\xfe" + f"HF_TOKEN={CORE}".encode("utf-16-le") + b"\0", ".env:"),
         (b"\x1f\x8b\x08\0" + CORE.encode(), ".env"),
         (b"<html>HF_TOKEN=%s" % CORE.encode(), ".env"),

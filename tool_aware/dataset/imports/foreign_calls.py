@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tool_aware.dataset.imports.left_out import Call, LeftOut, decoded, in_words, is_nothing, usable_name
-from tool_aware.text_files import parse_json
+from tool_aware.text_files import parse_unambiguous_json
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")  # OpenAI and Mistral; Llama; Gemini; Anthropic
 _NAMES = ("name", "tool_name", "toolName")
@@ -59,9 +59,11 @@ def arguments_of(value: Any, field: str) -> dict[str, Any]:
         if not value.strip():
             return {}
         try:
-            value = parse_json(value)
-        except ValueError:
-            raise LeftOut("arguments are not JSON", field, in_words(value)) from None
+            value = parse_unambiguous_json(value)
+        except ValueError as error:
+            is_twice = str(error).endswith("twice")
+            reason = "an argument that is given twice" if is_twice else "arguments are not JSON"
+            raise LeftOut(reason, field, in_words(value)) from None
     if value is None or value == []:  # PHP writes an empty object as []
         return {}
     if not isinstance(value, dict):

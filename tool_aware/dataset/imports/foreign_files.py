@@ -99,7 +99,8 @@ def _of_json(source: Path, encoding: str | None) -> Iterator[Item]:
         return
     kind = "row" if is_json_array(source, encoding, option=option) else "line"
     for line in json_items(source, encoding, option=option):
-        yield Item(f"{kind} {line.number}", line.value, line.problem)
+        repeated = f"a key that is given twice: {', '.join(line.repeated)}" if line.repeated else None
+        yield Item(f"{kind} {line.number}", line.value, line.problem or repeated)
 
 
 def _items_within(value: Any) -> list[Any]:

@@ -493,3 +493,17 @@ def test_a_plain_answer_for_which_tools_were_forbidden_says_nothing_about_the_ri
     imported = import_items([{**free, "tool_choice": "auto"}, {**forced, "tool_choice": "none"}], folder)
     assert imported.skipped == {"an answer for which tools were forbidden": 1}
     assert len(imported.rows) == 1
+
+
+def test_an_argument_that_is_given_twice_costs_its_item(folder: Path) -> None:
+    call = {"function": {"name": "web_search", "arguments": '{"query": "a", "query": "b"}'}}
+    item = {"messages": [{"role": "user", "content": "news of Oslo"}, {"role": "assistant", "tool_calls": [call]}]}
+    assert import_items([item], folder).skipped == {"an argument that is given twice": 1}
+
+
+def test_a_key_that_is_given_twice_costs_its_item(folder: Path) -> None:
+    good = json.dumps(text("a table for two", "For which day?"))
+    path = folder / "twice.jsonl"
+    path.write_text(f'{good}\n{good[:-1]}, "messages": []}}\n')
+    imported = import_file(path, CONFIG.toolbox)
+    assert (len(imported.rows), imported.skipped) == (1, {"a key that is given twice": 1})

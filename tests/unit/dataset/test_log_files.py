@@ -8,7 +8,7 @@ import json
 import random
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from tool_aware.config.environment import read_environment
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import Fallbacks, UserError
 from tool_aware.dataset.csv_rows import csv_rows
-from tool_aware.dataset.curation import Curated, code_in, curate
+from tool_aware.dataset.curation import Curated
 from tool_aware.dataset.log_files import read_log_file
 from tool_aware.dataset.log_findings import LogFindings
-from tool_aware.dataset.log_records import FieldProblem, LoggedRow, LogRecord, kept_records, record_of
 from tool_aware.dataset.logged import read_log
 
 CASES = REPOSITORY / "tests" / "cases" / "logs_exports"
@@ -324,117 +323,6 @@ def test_logged_names_of_unknown_tools_are_listed_with_how_to_map_them(tmp_path:
     assert "\x1b" not in said
     curated, _ = read(path, config, "database.tool_names={google: web_search}")
     assert len(curated.rows) == 1
-
-
-# ---- values ---------------------------------------------------------------------------------------------
-
-NINE = datetime(2026, 3, 1, 9, 0)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("2026-03-01T09:00:00Z", NINE), ("2026-03-01T09:00:00z", NINE), ("2026-03-01 09:00:00+00", NINE),
-        ("2026-03-01 10:30:00+0130", NINE), ("2026-03-01 09:00:00 UTC", NINE), ("2026-03-01 09:00:00 +0000", NINE),
-        ("2026-03-01 09:00:00 +0000 UTC", NINE), ("2026-03-01T09:00", NINE), ("20260301T090000Z", NINE),
-        ("01.03.2026 09:00", NINE), ("1.3.2026, 9:00:00", NINE), ("01.03.2026", datetime(2026, 3, 1)),
-        ("2026/03/01 09:00:00.000", NINE), ("2026/3/1", datetime(2026, 3, 1)), ("Mar 1, 2026 @ 09:00:00.000", NINE),
-        ("2026-03-01 09:00:00.000000000", NINE), ("2026-03-01", datetime(2026, 3, 1)), (20260301, datetime(2026, 3, 1)),
-        ("Sun, 01 Mar 2026 09:00:00 GMT", NINE), ("1 Mar 2026 10:00:00 +0100", NINE),
-        ("Sun Mar 01 2026 10:00:00 GMT+0100 (Central European Standard Time)", NINE),
-        (1772355600, NINE), (1772355600.0, NINE), ("1772355600", NINE), (1772355600000, NINE),
-        (1772355600000000, NINE), (1772355600000000000, NINE), (Decimal("1772355600.5"), NINE + timedelta(seconds=0.5)),
-        ("infinity", datetime.max), ("-infinity", datetime.min), ("", None), ("NaT", None), ("\\N", None),
-        (float("nan"), None), (None, None),
-    ],
-)  # fmt: skip
-def test_times_are_read_in_the_forms_that_exports_have(text: Any, expected: datetime | None) -> None:
-    assert record_of({"timestamp": text}).timestamp == expected
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["3/1/2026", "31.02.2026", "03.2026", "2026/13/01", "soon", 46082.375, 12, -5, 10**25, "9999-99-99", True, [1],
-     {"a": 1}, "10000-01-01 00:00:00", "0044-03-15T00:00:00 BC", "1e400", "\ud83d"],
-)  # fmt: skip
-def test_a_time_that_could_mean_something_else_is_not_guessed(value: Any) -> None:
-    with pytest.raises(FieldProblem, match="timestamp"):
-        record_of({"timestamp": value})
-
-
-def test_a_time_that_is_refused_is_shown() -> None:
-    with pytest.raises(FieldProblem, match=r"'03/01/2026 09:14:00'"):
-        record_of({"timestamp": "03/01/2026 09:14:00"})
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "expected"),
-    [
-        ("success", 1, True), ("success", 0.0, False), ("success", Decimal("1.0"), True), ("success", " TRUE ", True),
-        ("success", "ok", True), ("success", "None", None), ("success", float("nan"), None), ("success", "off", False),
-        ("success", "WAHR", True), ("success", "FALSCH", False), ("success", "Vrai", True), ("success", "\x00", False),
-        ("success", "-", None), ("error", "-", None), ("error", "--", "--"),
-        ("quality", "0,85", 0.85), ("quality", "85%", 0.85), ("quality", "$0.85", 0.85), ("quality", "NaN", None),
-        ("quality", ".5", 0.5), ("quality", "5e-1", 0.5), ("quality", 4, 4.0), ("quality", "1", 1.0),
-        ("session", 7.0, "7"), ("session", "7.0", "7"), ("session", float("nan"), None), ("session", "null", None),
-        ("tool", '"web"', "web"), ("tool", " web ", "web"), ("tool", "NULL", None),
-        ("query", "none", "none"), ("query", "NULL", None), ("query", "\\x6869", "hi"), ("query", b"hi", "hi"),
-        ("query", 17, "17"), ("query", "\\x", "\\x"),
-        ("error", {}, None), ("error", [], None), ("error", "\\N", None), ("error", False, None), ("error", "0", None),
-        ("error", " ", None), ("error", "timeout", "timeout"), ("error", {"a": 1}, "{'a': 1}"), ("error", True, "true"),
-    ],
-)  # fmt: skip
-def test_values_are_read_as_what_they_mean(field: str, value: Any, expected: Any) -> None:
-    assert getattr(record_of({field: value}), field) == expected
-
-
-def test_no_value_of_any_field_ends_the_reading(config: Config) -> None:
-    values: list[Any] = [
-        None, True, 0, -1, 10**400, 1.5, float("nan"), float("inf"), Decimal("sNaN"), Decimal("Infinity"), "", " ",
-        "\x00", "\ud83d", "\\x", "\\xzz", "\\xff", b"\xff", b"", [], [1], {}, {"a": [None]}, "9" * 5000, "١٢", "1_0",
-        "%", "$", "€ ", "0,", ",5", "1,234", "1e999", "-", "+", "2026-W01-1", "24:00", "2026-03-01T25:00:00",
-        "0000-00-00 00:00:00", "Thu, 99 Foo 2026 00:00:00 +0000", "1 Jan 20260 00:00:00 +9999",
-        datetime.max.replace(tzinfo=UTC), "a" * 10**6,
-    ]  # fmt: skip
-    fields = ("query", "tool", "success", "quality", "timestamp", "session", "error")
-    for field in fields:
-        for value in values:
-            findings = LogFindings("log")
-            list(kept_records([LoggedRow(1, {field: value})], config.database, findings))
-            assert findings.read == 1
-            assert all(len(message) < 300 for message in findings.messages(config.database.filters))
-
-
-# ---- curation -------------------------------------------------------------------------------------------
-
-
-def test_whatever_a_logged_row_holds_curation_counts_it(config: Config) -> None:
-    texts = [
-        "half \ud83d of it", "nul \x00 byte", "x" * 1_000_000,
-        "\u0647\u0644 \u0644\u062f\u064a\u0646\u0627", "\u202eabc", "?!...", "\U0001f44d",
-        "\n\n", "1\n" + " " * 990 + "-" + " " * 990 + "x", "(" * 1900, "9" * 1900 + " ** 2", "2 (3) + 4",
-        "```python\n```",
-        "1" + "+1" * 900, "{evidence} {0} %s", "e\u0301" * 500, "\ufdd0", "\U000e0041", "a\u2028b", "- " * 900,
-        "1.1.1.1 " * 200, "DE" + "0 " * 900, "a@" * 900, "+" * 1999, "\\" * 1999, '"' * 1999,
-    ]  # fmt: skip
-    sessions = [None, "\ud83d", "s" * 100_000, "s1"]
-    for tool in (*config.toolbox.names, "no such\ud83d", "", None):
-        records = [LogRecord(text, tool, True, 0.9, session=sessions[number % 4]) for number, text in enumerate(texts)]
-        result = curate(records, config.toolbox, config.database.filters, max_per_session=9)
-        assert result.read == len(texts)
-        json.dumps([row.response for row in result.rows], ensure_ascii=False).encode()
-        json.dumps(result.to_label, ensure_ascii=False).encode()
-
-
-def test_text_without_a_word_is_left_out(config: Config) -> None:
-    records = [LogRecord(text, "web_search", True, 0.9) for text in ("???", "!", "...")]
-    assert curate(records, config.toolbox, config.database.filters, max_per_session=9).rejected == {"no_words": 3}
-
-
-@pytest.mark.parametrize("text", ["1(2) + 3 is", "(" * 150 + "1+1" + ")" * 150, "9" * 900 + "**" + "9" * 900])
-def test_an_expression_that_python_refuses_is_no_code(text: str, recwarn: pytest.WarningsRecorder) -> None:
-    code_in(text)
-    assert not recwarn.list
 
 
 def test_escapes_that_stay_as_they_are_are_said(tmp_path: Path, config: Config) -> None:

@@ -5,179 +5,31 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests.fixtures.repository import REPOSITORY
-from tool_aware.config.settings import load_config
-from tool_aware.dataset.importing import Imported, import_file
+from tests.fixtures.conversation_shapes import (
+    CONFIG,
+    FUNCTION,
+    NAME,
+    SCHEMA,
+    SHAPES,
+    TOOLS,
+    arguments,
+    call,
+    chat,
+    import_items,
+    named,
+    text,
+    user,
+    words,
+)
+from tool_aware.dataset.importing import import_file
 from tool_aware.rows import load_rows, write_rows
 from tool_aware.tools import Toolbox
-
-CONFIG = load_config(REPOSITORY / "config.yaml")
-NAME = "book_table"
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "people": {"type": "integer"},
-        "place": {"type": "string"},
-        "wishes": {"type": "array", "items": {"type": "string"}},
-        "options": {"type": "object", "properties": {"window": {"type": "boolean"}}},
-    },
-    "required": ["people"],
-}
-FUNCTION = {"name": NAME, "description": "Book a table.", "parameters": SCHEMA}
-TOOLS = [{"type": "function", "function": FUNCTION}]
-Shape = Callable[[str, dict[str, Any]], dict[str, Any]]
-
-
-def user(query: str) -> dict[str, Any]:
-    return {"role": "user", "content": query}
-
-
-def chat(query: str, answer: dict[str, Any], tools: Any = TOOLS, **more: Any) -> dict[str, Any]:
-    return {"messages": [user(query), {"role": "assistant", **answer}], "tools": tools, **more}
-
-
-def call(arguments: Any) -> dict[str, Any]:
-    return {"id": "1", "type": "function", "function": {"name": NAME, "arguments": arguments}}
-
-
-def text(query: str, content: str) -> dict[str, Any]:
-    return chat(query, {"content": content})
-
-
-def sharegpt(query: str, *turns: tuple[str, str], tools: Any = None) -> dict[str, Any]:
-    said = [{"from": who, "value": what} for who, what in (("human", query), *turns)]
-    return {"conversations": said, "tools": json.dumps([FUNCTION]) if tools is None else tools}
-
-
-def named(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {"name": NAME, "arguments": arguments}
-
-
-SHAPES: dict[str, Shape] = {
-    "OpenAI": lambda q, a: chat(q, {"content": None, "tool_calls": [call(json.dumps(a))]}),
-    "arguments as an object": lambda q, a: chat(q, {"tool_calls": [call(a)]}),
-    "arguments encoded twice": lambda q, a: chat(q, {"tool_calls": [call(json.dumps(json.dumps(a)))]}),
-    "one call instead of a list": lambda q, a: chat(q, {"tool_calls": call(a)}),
-    "calls as JSON": lambda q, a: chat(q, {"tool_calls": json.dumps([call(json.dumps(a))])}),
-    "calls without a function around them": lambda q, a: chat(q, {"tool_calls": [named(a)]}),
-    "function_call and functions": lambda q, a: {
-        "messages": [user(q), {"role": "assistant", "content": None, "function_call": named(json.dumps(a))}],  # type: ignore[arg-type]
-        "functions": [FUNCTION],
-    },
-    "tools as JSON": lambda q, a: chat(q, {"tool_calls": [call(a)]}, json.dumps(TOOLS)),
-    "tools as a list of JSON": lambda q, a: chat(q, {"tool_calls": [call(a)]}, [json.dumps(TOOLS[0])]),
-    "tools by name": lambda q, a: chat(q, {"tool_calls": [call(a)]}, {NAME: FUNCTION}),
-    "messages as JSON": lambda q, a: {
-        "messages": json.dumps(chat(q, {"tool_calls": [call(a)]})["messages"]),
-        "tools": TOOLS,
-    },
-    "an uncounted answer in words before": lambda q, a: {
-        "messages": [
-            user(q),
-            {"role": "assistant", "content": "Hm.", "weight": 0},
-            {"role": "assistant", "tool_calls": [call(a)]},
-        ],
-        "tools": TOOLS,
-    },
-    "the result and a second answer behind": lambda q, a: {
-        "messages": [
-            *chat(q, {"tool_calls": [call(a)]})["messages"],
-            {"role": "tool", "content": "done"},
-            {"role": "assistant", "content": "Booked."},
-        ],
-        "tools": TOOLS,
-    },
-    "LLaMA-Factory": lambda q, a: sharegpt(
-        q, ("function_call", json.dumps(named(a))), ("observation", "{}"), ("gpt", "Booked.")
-    ),
-    "ms-swift": lambda q, a: {
-        "messages": [user(q), {"role": "tool_call", "content": json.dumps(named(a))}],
-        "tools": json.dumps(TOOLS),
-    },
-    "Hermes": lambda q, a: sharegpt(q, ("gpt", f"<tool_call>\n{json.dumps(named(a))}\n</tool_call>")),
-    "Hermes with the tools in the system text": lambda q, a: {
-        "conversations": [
-            {"from": "system", "value": f"You may call functions. <tools> {json.dumps(TOOLS)} </tools> Be brief."},
-            {"from": "human", "value": q},
-            {"from": "gpt", "value": f"<tool_call>{named(a)!r}</tool_call>"},
-        ]
-    },
-    "Glaive": lambda q, a: sharegpt(
-        q, ("gpt", f'<functioncall> {{"name": "{NAME}", "arguments": \'{json.dumps(a)}\'}} <|endoftext|>')
-    ),
-    "Glaive's text of all turns": lambda q, a: {
-        "system": f"SYSTEM: You may call these functions -\n{json.dumps(FUNCTION, indent=4)}\n",
-        "chat": f'USER: {q}\n\n\nASSISTANT: <functioncall> {{"name": "{NAME}", "arguments": \'{json.dumps(a)}\'}} '
-        "<|endoftext|>\n\n\nFUNCTION RESPONSE: {}\n\n\nASSISTANT: Booked. <|endoftext|>",
-    },
-    "this toolkit's answer": lambda q, a: text(q, f"Tool: {NAME}\nParameters: {json.dumps(a)}\nReasoning: A table."),
-    "Llama 3.1": lambda q, a: text(q, f"<function={NAME}>{json.dumps(a)}</function>"),
-    "Mistral's text": lambda q, a: text(q, f"[TOOL_CALLS] {json.dumps([named(a)])}</s>"),
-    "Mistral's newer text": lambda q, a: text(q, f"[TOOL_CALLS]{NAME}[ARGS]{json.dumps(a)}"),
-    "a JSON text": lambda q, a: text(q, f"```json\n{json.dumps(named(a))}\n```"),
-    "ToolACE": lambda q, a: {
-        "system": f"Here is a list of functions in JSON format that you can invoke:\n{json.dumps([FUNCTION])}\nGo on.",
-        "conversations": [
-            {"from": "user", "value": q},
-            {"from": "assistant", "value": f"[{NAME}({', '.join(f'{key}={value!r}' for key, value in a.items())})]"},
-        ],
-    },
-    "Anthropic": lambda q, a: {
-        "system": "Be brief.",
-        "messages": [
-            user([{"type": "text", "text": q}]),  # type: ignore[arg-type]
-            {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": NAME, "input": a}]},
-        ],
-        "tools": [{"name": NAME, "description": "Book a table.", "input_schema": SCHEMA}],
-    },
-    "Responses API": lambda q, a: {
-        "input": [user(q)],
-        "output": [
-            {"type": "reasoning", "summary": []},
-            {"type": "function_call", "call_id": "1", "name": NAME, "arguments": json.dumps(a)},
-        ],
-        "tools": [{"type": "function", **FUNCTION, "strict": False}],
-    },
-    "Gemini": lambda q, a: {
-        "contents": [
-            {"role": "user", "parts": [{"text": q}]},
-            {"role": "model", "parts": [{"functionCall": {"name": NAME, "args": a}}]},
-        ],
-        "tools": [{"functionDeclarations": [FUNCTION]}],
-    },
-    "TRL's prompt and completion": lambda q, a: {
-        "prompt": [user(q)],
-        "completion": [{"role": "assistant", "tool_calls": [call(a)]}],
-        "tools": TOOLS,
-    },
-    "xLAM": lambda q, a: {"query": q, "answers": json.dumps([named(a)]), "tools": json.dumps([FUNCTION])},
-}
-
-words = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=30).filter(
-    lambda value: value.strip() == value
-)
-arguments = st.fixed_dictionaries(
-    {"people": st.integers(-(2**53), 2**53)},
-    optional={
-        "place": st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30),
-        "wishes": st.lists(words, max_size=3),
-        "options": st.fixed_dictionaries({}, optional={"window": st.booleans()}),
-    },
-)
-
-
-def import_items(items: list[Any], folder: Path) -> Imported:
-    path = folder / "items.jsonl"
-    path.write_text("\n".join(map(json.dumps, items)), encoding="utf-8")
-    return import_file(path, CONFIG.toolbox)
 
 
 @pytest.fixture(scope="module")
@@ -389,103 +241,6 @@ def test_words_beside_a_call_are_its_reason(folder: Path) -> None:
     item = chat("a table", {"content": "I book it. <tool_call>" + json.dumps(named({"people": 2})) + "</tool_call>"})
     (row,) = import_items([item], folder).rows
     assert row.response.endswith("Reasoning: I book it")
-
-
-# ---- tools ----------------------------------------------------------------------------------------------
-
-
-def with_tools(tools: Any, name: str = NAME) -> dict[str, Any]:
-    asked = {"id": "1", "type": "function", "function": {"name": name, "arguments": {"people": 2}}}
-    return chat("a table for two", {"tool_calls": [asked]}, tools)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "schema"),
-    [
-        (
-            {"people": {"type": "int", "description": "How many"}, "at": {"type": "str, optional", "default": "19:00"}},
-            {
-                "type": "object",
-                "properties": {
-                    "people": {"type": "integer", "description": "How many"},
-                    "at": {"type": "string", "default": "19:00"},
-                },
-                "required": ["people"],
-            },
-        ),
-        (
-            {"people": {"type": "Optional[int]"}, "names": {"type": "List[Union[str, int]]", "default": ""}},
-            {
-                "type": "object",
-                "properties": {
-                    "people": {"type": ["integer", "null"]},
-                    "names": {"type": "array", "items": {"type": ["string", "integer"]}},
-                },
-                "required": ["people"],
-            },
-        ),
-        (
-            {"type": "OBJECT", "properties": {"people": {"type": "INTEGER"}, "x": {"type": "HashMap"}, "y": None}},
-            {"type": "object", "properties": {"people": {"type": "integer"}, "x": {"type": "object"}}},
-        ),
-        (
-            {"type": "dict", "properties": {"people": {"type": "any"}, "x": {"type": "string", "default": None}}},
-            {"type": "object", "properties": {"people": {}, "x": {"type": "string"}}},
-        ),
-    ],
-)
-def test_types_of_other_languages_become_json_schema(
-    parameters: dict[str, Any], schema: dict[str, Any], folder: Path
-) -> None:
-    imported = import_items([with_tools([{"name": NAME, "description": "x", "parameters": parameters}])], folder)
-    assert not imported.skipped
-    found = dict(imported.foreign_tools[0].parameters)
-    assert {**found, "required": found.get("required", [])} == {**schema, "required": schema.get("required", [])}
-
-
-@pytest.mark.parametrize(
-    ("tools", "reason"),
-    [
-        ([{"name": NAME, "parameters": {"people": {"type": "Callable[[int], int]"}}}], "a type that JSON Schema does"),
-        ([{**FUNCTION}, {**FUNCTION, "description": "Another."}], "two tools of one name"),
-        ([{**FUNCTION, "name": f"tool_{number}"} for number in range(129)], "more than 128 tools"),
-        ([{"type": "web_search_preview"}], "a tool that is no function"),
-        ([{**FUNCTION, "name": "9 lives"}], "a tool without a usable name"),
-        ([{"name": NAME, "parameter_definitions": {"people": {"type": "int"}}}], "a tool with parameters in a field"),
-        (["book_table"], "a tool that is not an object"),
-        ("book_table", "tools that are not a list of objects"),
-        (
-            [{**FUNCTION, "parameters": {"type": "object", "properties": {"people": {"pattern": "["}}}}],
-            "a tool that ca",
-        ),
-    ],
-)
-def test_tools_that_cannot_be_used_cost_the_item(tools: Any, reason: str, folder: Path) -> None:
-    imported = import_items([with_tools(tools)], folder)
-    assert imported.rows == []
-    assert reason in next(iter(imported.skipped))
-
-
-def test_names_with_other_characters_are_respelled_and_listed(folder: Path) -> None:
-    imported = import_items(
-        [with_tools([{**FUNCTION, "name": "Table Service/book.v2"}], "Table Service/book.v2")], folder
-    )
-    assert imported.rows[0].tool == "Table_Service_book_v2"
-    assert imported.renamed == {"Table Service/book.v2": "Table_Service_book_v2"}
-
-
-def test_a_tool_of_the_config_defined_otherwise_is_named_and_the_call_has_to_fit_both(folder: Path) -> None:
-    theirs = {"type": "object", "properties": {"query": {"type": "string"}, "site": {"type": "string"}}}
-    tools = [{"name": "web_search", "description": "x", "parameters": theirs}]
-    items = []
-    for given_arguments in ({"query": "gold"}, {"query": "gold", "site": "x.org"}):
-        asked = {"function": {"name": "web_search", "arguments": given_arguments}}
-        items.append(chat(f"gold price {len(given_arguments)}", {"tool_calls": [asked]}, tools))
-    imported = import_items(items, folder)
-    assert len(imported.rows) == 1
-    assert imported.skipped == {"the same tool name with another schema": 1}
-    assert imported.redefined == {"web_search"}
-    assert imported.foreign_tools == ()
 
 
 def test_a_plain_answer_for_which_tools_were_forbidden_says_nothing_about_the_right_tool(folder: Path) -> None:

@@ -210,7 +210,9 @@ def _check_hub_access(name: str, revision: str | None, hf_token: str | None, whe
         status = error.response.status_code
         if status in (401, 404):  # the hub answers 401 for what does not exist or is private, unless asked with a token
             raise _unknown_model(where) from None
-        raise UserError(f"Hugging Face answered {status}", where=where, fix="try again later") from None
+        no_right = "give HF_TOKEN the right to read this model, at https://huggingface.co/settings/tokens"
+        fix = no_right if status == 403 else "try again later"
+        raise UserError(f"Hugging Face answered {status}", where=where, fix=fix) from None
     except (hub.OfflineModeIsEnabled, OSError):
         raise _unreachable(where) from None
     except Exception as error:  # the hub's HTTP client has its own error types, which are not OSErrors

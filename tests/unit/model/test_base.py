@@ -96,6 +96,7 @@ class HubAnswer(http.server.BaseHTTPRequestHandler):
         (403, "GatedRepo", "hf_right", "accept its terms at https://huggingface.co/mistralai/Gated-Model"),
         (401, "RepoNotFound", None, "no such folder here and no such model on Hugging Face"),
         (404, "RepoNotFound", "hf_right", "no such folder here and no such model on Hugging Face"),
+        (403, "", "hf_right", "give HF_TOKEN the right to read this model"),
         (500, "", None, "Hugging Face answered 500"),
     ],
 )

@@ -32,11 +32,11 @@ _TEMPLATE = "fill in what a template left open, such as {{ name }}; a text that 
 
 def read_yaml_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a file; its values replace those of the file that it names with `extends`. Raises UserError."""
-    if not path.exists():
+    if not path.exists() or path.is_dir():
         fix = "run from the toolkit's folder, or name a file with --config"
         if extended_by:
-            fix = f"{extended_by[-1]} names it with extends"
-        raise UserError("not found", where=str(path), fix=fix)
+            fix = f"{extended_by[-1]} names it with extends, which takes a file"
+        raise UserError("is a folder" if path.is_dir() else "not found", where=str(path), fix=fix)
     values = _read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         what = "is empty" if values is None else f"must be a mapping of sections, not {type(values).__name__}"

@@ -154,7 +154,7 @@ def test_a_byte_order_mark_is_read_as_what_it_says(name):
 REFUSED_CASES = {
     "comment": "comment.yaml:3: expected ','",
     "envvar": "model.name: variables are not filled in here",
-    "extends_dir": "is a folder",
+    "extends_dir": "names it with extends, which takes a file",
     "extends_list": "extends must name one file, not ['config.yaml', 'other.yaml']",
     "inf": "training.max_grad_norm: input should be a finite number",
     "nan": "training.learning_rate: input should be a finite number",

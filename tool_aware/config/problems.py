@@ -79,13 +79,31 @@ def _suggestion(location: Sequence[str | int], config: type[BaseModel]) -> str:
     if re.search(r"password|token|secret|api_key", key, re.IGNORECASE):
         return "; secrets belong in the environment or in .env (HF_TOKEN, POSTGRES_PASSWORD), never in this file"
     names = _known_keys(location[:-1], config)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
-    homes = [section for section in config.model_fields if key in _known_keys([section], config)]
-    if homes:
-        return f"; did you mean {homes[0]}.{key}?"
+    own, own_likeness = _nearest(key, names, cutoff=0.6)
+    homes = _homes(config)
+    other, likeness = _nearest(key, list(homes), cutoff=0.8)  # a wrong section is worse than none
+    if likeness > own_likeness:
+        return f"; did you mean {' or '.join(homes[other])}?"
+    if own:
+        return f"; did you mean {own}?"
     return f"; known here: {', '.join(names)}"
+
+
+def _nearest(key: str, names: Sequence[str], *, cutoff: float) -> tuple[str, float]:
+    """Return the name most like `key` and the likeness, 0-1; an empty name and 0 if none reaches the cutoff."""
+    near = difflib.get_close_matches(key.lower(), names, n=1, cutoff=cutoff)
+    return (near[0], difflib.SequenceMatcher(None, near[0], key.lower()).ratio()) if near else ("", 0.0)
+
+
+def _homes(config: type[BaseModel], path: str = "") -> dict[str, list[str]]:
+    """Return the dotted paths of every key of the config by its name; the keys of a list's items are left out."""
+    homes: dict[str, list[str]] = {}
+    for name, field in config.model_fields.items():
+        homes.setdefault(name, []).append(path + name)
+        if isinstance(field.annotation, type) and (section := section_of(field.annotation)):
+            for below, paths in _homes(section, f"{path}{name}.").items():
+                homes.setdefault(below, []).extend(paths)
+    return homes
 
 
 def _known_keys(location: Sequence[str | int], config: type[BaseModel]) -> list[str]:

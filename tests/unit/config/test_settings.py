@@ -99,6 +99,35 @@ def test_all_problems_are_reported_at_once_with_the_nearest_name():
     assert "model.max_seq_length: input should be greater than or equal to 64 (got 1)" in message
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("training.logging_steps=5", "logging.logging_steps?"),
+        ("training.loging_steps=5", "logging.logging_steps?"),
+        ("training.Logging_Steps=5", "logging.logging_steps?"),
+        ("logging_steps=5", "logging.logging_steps?"),
+        ("logging.save_step=5", "training.save_steps?"),
+        ("lora.seed=1", "training.seed or dataset.seed or evaluation.seed?"),
+        ("training.words=[a]", "known here: "),  # keys of a list's items have no path that could be written
+        ("training.otherwise=x", "evaluation.keyword_router.otherwise?"),
+        ("model.lora={}", "lora?"),
+        ("training.learning_rat=1", "learning_rate?"),
+        ("training.save_step=1", "save_steps?"),
+        ("trainig.max_steps=1", "training?"),
+    ],
+)
+def test_an_unknown_key_is_suggested_with_the_section_that_has_it(override, meant):
+    message = problems_of(SHIPPED, override)
+    key = override.partition("=")[0] if not override.startswith("trainig") else "trainig"
+    assert f"  {key}: unknown key; {'' if meant.startswith('known') else 'did you mean '}{meant}" in message
+
+
+def test_the_file_gets_the_same_suggestion_as_the_command_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {SHIPPED.resolve()}\ntraining:\n  logging_steps: 5\n")
+    assert "training.logging_steps: unknown key; did you mean logging.logging_steps?" in problems_of(path)
+
+
 @pytest.mark.parametrize("value", ["yes please", "1", "3.5", "[1]"])
 def test_a_wrong_type_is_not_coerced(value):
     assert "optimization.gradient_checkpointing" in problems_of(SHIPPED, f"optimization.gradient_checkpointing={value}")

@@ -12,6 +12,7 @@ from tool_aware.evaluation.scoring.calibration import FEWEST_VAL_ROWS, Calibrati
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, judge
 from tool_aware.evaluation.scoring.metrics import Metrics, summarise
+from tool_aware.evaluation.scoring.one_thread import on_one_thread
 from tool_aware.evaluation.scoring.robustness import Shift, shift
 from tool_aware.evaluation.scoring.significance import Comparison, compare
 from tool_aware.inference.name_scores import probabilities
@@ -72,6 +73,7 @@ def title(system: str) -> str:
     return TITLES.get(system, system)
 
 
+@on_one_thread()
 def assemble(
     config: Config,
     test: Mapping[int, Row],

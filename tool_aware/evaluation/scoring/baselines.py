@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tool_aware.config.data_sections import KeywordRouterSection
 from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.evaluation.scoring.one_thread import on_one_thread
 from tool_aware.rows import Row
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ Choice = tuple[str, dict[str, float] | None]  # a tool and, where the baseline h
 Chooser = Callable[[Sequence[str]], list[Choice]]  # of queries
 
 
+@on_one_thread("sklearn")
 def baseline_predictions(
     train: Sequence[Row], test: Mapping[int, Row], router: KeywordRouterSection, tools: Sequence[str]
 ) -> dict[str, list[Prediction]]:

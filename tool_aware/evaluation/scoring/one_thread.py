@@ -1,0 +1,24 @@
+"""Numerical libraries held to one thread while figures are computed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LIBRARIES = ("numpy", "scipy.linalg")  # each brings its own BLAS, and only what is loaded can be limited
+
+
+@contextmanager
+def on_one_thread(*libraries: str) -> Iterator[None]:
+    """Hold the threads of BLAS and OpenMP, those of `libraries` too, to one; usable as a decorator.
+
+    L-BFGS and a bootstrap make thousands of products too small to share. Threads that wait for each other in between
+    take several times as long as one alone, most where other programs use the same cores.
+    """
+    from threadpoolctl import threadpool_limits
+
+    for name in (*_LIBRARIES, *libraries):
+        importlib.import_module(name)
+    with threadpool_limits(1):
+        yield

@@ -38,7 +38,7 @@ from tool_aware.config.options import (
 from tool_aware.config.settings import load_config
 from tool_aware.console import Fallbacks, UserError, duration, heading, run, say
 from tool_aware.paths import ADAPTER_FOLDER, FINAL_MODEL_FOLDER
-from tool_aware.prompt import load_tokenizer
+from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.data import encode_data, read_data
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
 from tool_aware.training.run.output_folder import Wish

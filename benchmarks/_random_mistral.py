@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
-from tool_aware.prompt import EncodedExample
 from tool_aware.training.distributed import ALONE, Processes
 
 if TYPE_CHECKING:

@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _random_mistral import REPOSITORY, SHAPES, environment, make_model, results_file
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import run, say, table
 from tool_aware.files import write_json
 from tool_aware.paths import split_file
-from tool_aware.prompt import EncodedExample, render_instruction, render_response
+from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row, load_rows, write_rows
 from tool_aware.tools import ToolCall
 
@@ -108,7 +109,7 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     """Run the phases of the export and record seconds and peaks of each."""
     from tool_aware.model.adapter import new_adapter
     from tool_aware.model.base import load_base_model
-    from tool_aware.prompt import load_tokenizer
+    from tool_aware.tokenizer import load_tokenizer
     from tool_aware.training.choice import ToolNames
     from tool_aware.training.export.agreement import references
     from tool_aware.training.export.export import Merged, Merger, save_adapter

@@ -41,10 +41,10 @@ from _random_mistral import (
     train_timed,
 )
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed, run, say, table
 from tool_aware.files import write_json
-from tool_aware.prompt import EncodedExample
 
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
 WARM_UP_STEPS = 4

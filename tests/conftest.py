@@ -71,7 +71,7 @@ def config() -> Config:
 def tokenizer():
     """Mistral's v0.2 tokenizer."""
     from tool_aware.demo.toy_model import vocabulary_file
-    from tool_aware.prompt import build_tokenizer
+    from tool_aware.tokenizer import build_tokenizer
 
     return build_tokenizer(vocabulary_file())
 

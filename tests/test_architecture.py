@@ -40,7 +40,20 @@ FLOORS = {
         0,
     ),
     **dict.fromkeys(
-        ("tools", "tool_schema", "schema_check", "schema_merging", "validator", "prompt", "text", "rows", "lineage"), 0
+        (
+            "tools",
+            "tool_schema",
+            "schema_check",
+            "schema_merging",
+            "validator",
+            "prompt",
+            "chat_format",
+            "tokenizer",
+            "text",
+            "rows",
+            "lineage",
+        ),
+        0,
     ),
     **dict.fromkeys(("model", "gpu"), 1),
     **dict.fromkeys(("engine", "inference"), 2),

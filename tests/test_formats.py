@@ -14,6 +14,7 @@ import yaml
 
 from tests.fixtures.repository import REPOSITORY
 from tool_aware import paths
+from tool_aware.chat_format import encode_example
 from tool_aware.config.data_sections import ToolSection
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import load_config
@@ -27,7 +28,7 @@ from tool_aware.gpu.readings import GpuReading
 from tool_aware.manifest import write_manifest
 from tool_aware.monitor.recording import open_recorder
 from tool_aware.monitor.sampling import Sample, Statistics, TrainingProgress
-from tool_aware.prompt import encode_example, parse_response, render_template
+from tool_aware.prompt import parse_response, render_template
 from tool_aware.rows import SPLITS, load_rows
 
 PAGE = (REPOSITORY / "docs" / "FORMATS.md").read_text(encoding="utf-8")

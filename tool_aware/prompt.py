@@ -9,22 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tool_aware.console import UserError
-from tool_aware.paths import MODEL_CONFIG_NAME
 from tool_aware.schema_merging import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS
-from tool_aware.text_files import read_json_text, text_format
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default ignore_index
-_LEAST_VOCABULARY = 0.5  # of the rows of the embedding: they are padded by a few hundred, not doubled
 
 _TASK = "Choose the one tool that should handle the query below and extract the parameters of its call."
 _ANSWER_FORMAT = (
@@ -42,14 +32,6 @@ _INST_TEXT = re.compile(r"\[(/?INST)\]")
 _CONTROL = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")  # all that some reader takes for the end of a line
 _SHAPE = {*ONE_SCHEMA, *SCHEMA_LISTS, *SCHEMA_MAPS}  # keywords that say what is inside a value
 _LINE_ENDS = re.compile(rf"\s*{_CONTROL.pattern}[\s{_CONTROL.pattern[1:]}*")
-
-# What `apply_chat_template` must produce for the ids below; Mistral v0.1 and v0.2 write the spaces this way.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ ' [INST] ' + message['content'] + ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
-    "{% else %}{{ raise_exception('only user and assistant turns are supported') }}{% endif %}{% endfor %}"
-)
 
 
 # ---- text -----------------------------------------------------------------------------------------------
@@ -222,160 +204,3 @@ def unwrap_instruction(text: str) -> tuple[str, bool]:
 def unwrap_response(text: str) -> str:
     """Return an answer without the mark that ends it in a chat template, such as `</s>`."""
     return _END_MARKS.sub("", text)
-
-
-# ---- tokens ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EncodedExample:
-    """Token ids of one example: `prompt` with BOS and wrapping, `completion` with EOS. Loss covers `completion`."""
-
-    prompt: list[int]
-    completion: list[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.completion)
-
-    @property
-    def input_ids(self) -> list[int]:
-        """Return the ids of the whole sequence, shape (T,)."""
-        return self.prompt + self.completion
-
-    @property
-    def labels(self) -> list[int]:
-        """Return `input_ids` with IGNORE_INDEX at every prompt token, shape (T,)."""
-        return [IGNORE_INDEX] * len(self.prompt) + self.completion
-
-
-def encode_example(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> EncodedExample:
-    """Tokenise an example exactly as mistral-common does for the same two messages."""
-    completion = _encode_text(tokenizer, response) + [tokenizer.eos_token_id]
-    return EncodedExample(encode_prompt(tokenizer, instruction), completion)
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
-    """Tokenise a user turn up to the point where the model answers: `<s> [INST] instruction [/INST]`."""
-    begin, end = (tokenizer.get_added_vocab().get(mark) for mark in ("[INST]", "[/INST]"))
-    if begin is not None and end is not None:  # v0.3 and later have them as control tokens
-        return [tokenizer.bos_token_id, begin, *_encode_text(tokenizer, instruction), end]
-    return [tokenizer.bos_token_id, *_encode_text(tokenizer, f"[INST] {instruction} [/INST]")]
-
-
-def tool_name_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, list[int]]:
-    """Return tool name -> the ids that follow `Tool:` in an answer that names it, line end included.
-
-    The line end makes no name a prefix of another, so that walking the ids as a trie always ends at one tool.
-    """
-    label = tool_label_tokens(tokenizer)
-    return {name: _encode_text(tokenizer, f"Tool: {name}\n")[len(label) :] for name in names}
-
-
-def tool_label_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of `Tool:`, with which every answer begins."""
-    return _encode_text(tokenizer, "Tool:")
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Decode generated ids into text, without control tokens."""
-    return str(tokenizer.decode(ids, skip_special_tokens=True))  # a list of texts only for a list of lists
-
-
-def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # split_special_tokens: "</s>" typed by a user is five characters, not the end of the sequence.
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-
-def load_tokenizer(
-    name_or_path: str, *, revision: str | None = None, token: str | None = None
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a Mistral model so that its ids equal the reference encoder's.
-
-    If the model ships `tokenizer.model`, the order of merges is taken from that file's piece scores. transformers 5
-    orders them by id when it converts the file itself, which splits runs of spaces differently.
-
-    Raises UserError if there is no tokenizer, it cannot be read, it has no BOS or EOS (then it is not a Mistral
-    tokenizer), or it has more tokens than the model.
-    """
-    from transformers import AutoTokenizer
-    from transformers.utils.hub import cached_file
-
-    where = f"model.name: {name_or_path}"
-    if Path(name_or_path).is_dir():
-        _check_tokenizer_files(Path(name_or_path), where)
-
-    def local(name: str) -> Path | None:
-        path = cached_file(
-            name_or_path, name, revision=revision, token=token, _raise_exceptions_for_missing_entries=False
-        )
-        return Path(path) if path else None
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision, token=token, trust_remote_code=False
-        )
-        model_file = local("tokenizer.model")
-        if model_file and len(tokenizer.get_added_vocab()) <= 3:  # v0.1 and v0.2; later ones add control tokens
-            tokenizer = build_tokenizer(model_file, chat_template=tokenizer.chat_template)
-    except (ImportError, UserError):
-        raise
-    except Exception as error:  # of tokenizers, sentencepiece, transformers and the hub: each has its own
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        what = f"its tokenizer cannot be read: {reason[:300]}"
-        raise UserError(what, where=where, fix="copy or download the tokenizer's files again") from error
-    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-        raise UserError(
-            "its tokenizer has no BOS or EOS token, so it is not a Mistral tokenizer",
-            where=where,
-            fix="use a Mistral instruct model, for example mistralai/Mistral-7B-Instruct-v0.2",
-        )
-    _check_vocabulary(tokenizer, local(MODEL_CONFIG_NAME), where)
-    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
-    tokenizer.pad_token_id = tokenizer.unk_token_id  # never EOS: a model that sees EOS masked away does not stop
-    tokenizer.padding_side = "left"  # generation continues from the last column
-    return tokenizer
-
-
-def _check_tokenizer_files(folder: Path, where: str) -> None:
-    """Refuse a folder without a tokenizer, and files that are none: LFS pointers, HTML pages, JSON cut off."""
-    found = [folder / name for name in ("tokenizer.json", "tokenizer.model", "tekken.json")]
-    if not any(path.is_file() for path in found):
-        fix = "copy tokenizer.json, tokenizer_config.json and tokenizer.model there as well"
-        raise UserError("the folder has no tokenizer (tokenizer.json or tokenizer.model)", where=where, fix=fix)
-    for path in (*found, folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
-        if not path.is_file():
-            continue
-        text_format(path)
-        if path.suffix == ".json" and not isinstance(read_json_text(path), dict):
-            raise UserError("is not a JSON object", where=str(path), fix="copy or download it again")
-
-
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, model_config: Path | None, where: str) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for. Padded embeddings have rows to spare."""
-    settings = read_json_text(model_config) if model_config else None
-    rows = settings.get("vocab_size") if isinstance(settings, dict) else None
-    if isinstance(rows, int) and len(tokenizer) > rows:
-        raise UserError(
-            f"its tokenizer has {len(tokenizer):,} tokens, but the model has embeddings for {rows:,}",
-            where=where,
-            fix="use the tokenizer that came with the model",
-        )
-    if isinstance(rows, int) and len(tokenizer) < rows * _LEAST_VOCABULARY:
-        what = f"its tokenizer has {len(tokenizer):,} tokens and the model embeddings for {rows:,}"
-        raise UserError(f"{what}: it belongs to another model", where=where, fix="use the tokenizer that came with it")
-
-
-def build_tokenizer(sentencepiece_model: Path, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """Build Mistral's v0.1/v0.2 tokenizer from `tokenizer.model` (SentencePiece BPE, 32,000 pieces)."""
-    import sentencepiece
-    from transformers import LlamaTokenizer
-    from transformers.tokenization_utils_base import generate_merges
-
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
-    ids = range(pieces.get_piece_size())
-    vocabulary = {pieces.id_to_piece(i): i for i in ids}
-    is_mergeable = [not (pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_byte(i)) for i in ids]
-    scores = {pieces.id_to_piece(i): pieces.get_score(i) for i in ids if is_mergeable[i]}
-    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary, scores))
-    tokenizer.chat_template = chat_template or CHAT_TEMPLATE
-    return tokenizer

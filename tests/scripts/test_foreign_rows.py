@@ -12,10 +12,10 @@ import pytest
 import prepare_dataset
 from tests.fixtures.in_process import Outcome, outcome
 from tests.fixtures.repository import REPOSITORY
+from tool_aware.chat_format import encode_example
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError
 from tool_aware.evaluation.scoring.judgement import Prediction, judge
-from tool_aware.prompt import encode_example
 from tool_aware.rows import METADATA, load_rows
 from tool_aware.training.data import read_data
 

@@ -14,22 +14,18 @@ from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from tests.fixtures.schemas import samples
+from tool_aware.chat_format import IGNORE_INDEX, encode_example, encode_prompt, tool_name_tokens
 from tool_aware.demo.toy_model import vocabulary_file
 from tool_aware.prompt import (
-    IGNORE_INDEX,
-    build_tokenizer,
-    encode_example,
-    encode_prompt,
-    load_tokenizer,
     parse_response,
     query_of,
     render_instruction,
     render_preamble,
     render_response,
     render_template,
-    tool_name_tokens,
     unwrap_instruction,
 )
+from tool_aware.tokenizer import build_tokenizer, load_tokenizer
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
 # Pieces that tokenizers trip over: control-token text, runs of spaces, line ends, rare scripts, byte fallback.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tool_aware.chat_format import encode_example
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, say, table, warn
 from tool_aware.data_folder import (
@@ -23,7 +24,6 @@ from tool_aware.dataset.previews import load_local_tokenizer
 from tool_aware.dataset.redaction import Redactor, kinds_in
 from tool_aware.dataset.similarity import nearest
 from tool_aware.paths import split_file, split_name
-from tool_aware.prompt import encode_example
 from tool_aware.rows import SPLITS, LoadedRows
 from tool_aware.text import normalised, shortened
 from tool_aware.tools import Toolbox

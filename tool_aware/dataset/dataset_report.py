@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from tool_aware.chat_format import IGNORE_INDEX, encode_example
 from tool_aware.dataset.splitting import Leak
-from tool_aware.prompt import IGNORE_INDEX, encode_example
 from tool_aware.rows import SPLITS, Row
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.chat_format import IGNORE_INDEX, encode_example
 from tool_aware.config.sections import ModelSection
 from tool_aware.console import Fallbacks, UserError, say
-from tool_aware.prompt import IGNORE_INDEX, encode_example, load_tokenizer
 from tool_aware.rows import Row
+from tool_aware.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

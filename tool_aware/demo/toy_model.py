@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.chat_format import IGNORE_INDEX, encode_example, encode_prompt
 from tool_aware.console import Progress, UserError
 from tool_aware.files import atomic_folder
 from tool_aware.model.base import cache_arguments
 from tool_aware.model.libraries import quiet_libraries
-from tool_aware.prompt import IGNORE_INDEX, build_tokenizer, encode_example, encode_prompt
 from tool_aware.rows import Row
 from tool_aware.text import common_prefix_length
+from tool_aware.tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.console import Fallbacks
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import Pack, Packing, pack
 from tool_aware.engine.sizes import LENGTHS_MULTIPLE
 from tool_aware.model.adapter import base_of
-from tool_aware.prompt import EncodedExample
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from tool_aware.prompt import EncodedExample
+from tool_aware.chat_format import EncodedExample
 from tool_aware.text import common_prefix_length
 
 if TYPE_CHECKING:

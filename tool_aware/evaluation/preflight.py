@@ -27,8 +27,8 @@ from tool_aware.paths import (
     metrics_name,
     results_name,
 )
-from tool_aware.prompt import load_tokenizer
 from tool_aware.text import MOST_SHOWN, shortlist
+from tool_aware.tokenizer import load_tokenizer
 from tool_aware.transaction import refuse_unsafe
 
 RESULT_NAMES = frozenset(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.chat_format import end_id, tool_label_tokens
 from tool_aware.console import UserError
 from tool_aware.inference.grammar import lark, lenient, shape_only
-from tool_aware.prompt import tool_label_tokens
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class AnswerGrammar:
         import llguidance.hf
         from transformers import PreTrainedTokenizerFast
 
-        self._eos_id = tokenizer.eos_token_id
+        self._eos_id = end_id(tokenizer)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise TypeError(f"llguidance needs a tokenizer of the tokenizers library, not {type(tokenizer).__name__}")
         label = tokenizer.convert_ids_to_tokens(tool_label_tokens(tokenizer)[:1])[0]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
 from tool_aware.engine.sizes import FLASH_ROUNDING
 from tool_aware.memory.fake_model import make_fake, meta_model
@@ -24,7 +25,6 @@ from tool_aware.memory.knobs import KNOBS, settings_of
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.model.adapter import new_adapter, prepare_for_training
 from tool_aware.model.libraries import quiet_libraries
-from tool_aware.prompt import EncodedExample
 
 if TYPE_CHECKING:
     import torch

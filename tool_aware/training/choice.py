@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tool_aware.prompt import EncodedExample, tool_name_tokens
+from tool_aware.chat_format import EncodedExample, tool_label_tokens, tool_name_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,7 @@ class ToolNames:
     def of(cls, tokenizer: PreTrainedTokenizerBase, tools: Toolbox) -> ToolNames:
         """Tokenise the names of `tools` as they stand in an answer."""
         names = tool_name_tokens(tokenizer, tools.names)
-        whole = tokenizer(f"Tool: {tools.names[0]}\n", add_special_tokens=False)["input_ids"]
-        return cls(len(whole) - len(names[tools.names[0]]), list(names.values()))
+        return cls(len(tool_label_tokens(tokenizer)), list(names.values()))
 
 
 def label_count(example: EncodedExample) -> int:

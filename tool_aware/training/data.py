@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tool_aware.chat_format import EncodedExample, encode_example
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, listing, say, warn
 from tool_aware.data_folder import read_data_folder, refuse_other_tools
 from tool_aware.paths import split_file
-from tool_aware.prompt import EncodedExample, encode_example
 from tool_aware.rows import LoadedRows
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
-from tool_aware.prompt import EncodedExample
 from tool_aware.text import common_prefix_length
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import get_peft_model_state_dict
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, Interrupted, UserError, say
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.micro_step import MicroStep
 from tool_aware.engine.optimizer import FlatAdamW, build_optimizer, clip_gradients_, gradients_in
 from tool_aware.model.base import device
-from tool_aware.prompt import EncodedExample
 from tool_aware.training.choice import ToolNames, label_count
 from tool_aware.training.distributed import ALONE, Processes
 from tool_aware.training.run.checkpoints import new_checkpoint, remove_old

@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, table
 from tool_aware.lineage import TrainingRun
 from tool_aware.memory.plan import Plan
 from tool_aware.paths import ADAPTER_FOLDER, split_file, split_name
-from tool_aware.prompt import EncodedExample
 from tool_aware.rows import LoadedRows
 from tool_aware.training.choice import ToolNames
 from tool_aware.training.data import length_percentiles

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.console import Fallbacks
 from tool_aware.engine.loss import label_losses
 from tool_aware.files import read_as, write_json
 from tool_aware.paths import ADAPTER_WEIGHTS_NAME, BEST_ADAPTER_NAME, VALIDATIONS_NAME
-from tool_aware.prompt import EncodedExample
 from tool_aware.training.choice import AnswerStates, ToolNames, right_choices
 from tool_aware.training.distributed import ALONE, Processes
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tool_aware.chat_format import encode_example
 from tool_aware.config.settings import Config
 from tool_aware.dataset.assembly import Collected
 from tool_aware.dataset.dataset_report import ReportData, build_report
 from tool_aware.dataset.outputs import Result, render
 from tool_aware.dataset.previews import preview
 from tool_aware.dataset.splitting import Leak, Split
-from tool_aware.prompt import encode_example, render_instruction
+from tool_aware.prompt import render_instruction
 from tool_aware.rows import Row
 
 SECTIONS = ("counts", "composition", "lengths", "pairs", "rows", "dropped")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from tests.fixtures.repository import REPOSITORY
+from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import load_config
 from tool_aware.demo.toy_model import new_model
 from tool_aware.engine.attention import attention_mask
@@ -20,7 +21,6 @@ from tool_aware.engine.packing import pack
 from tool_aware.engine.supported import broken_kernels, unsupported
 from tool_aware.model.adapter import ALL_LINEARS, new_adapter, prepare_for_training
 from tool_aware.model.base import load_base_model
-from tool_aware.prompt import EncodedExample
 
 CONFIG = REPOSITORY / "config.yaml"
 PROMPT_A, PROMPT_B = list(range(100, 130)), list(range(200, 230))

@@ -12,11 +12,11 @@ import bitsandbytes
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig, MistralConfig, MistralForCausalLM
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.engine import torch_ops, triton_ops
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import pack
-from tool_aware.prompt import EncodedExample
 
 HIDDEN, INTERMEDIATE = 512, 1408
 PROMPT_A, PROMPT_B = list(range(100, 360)), list(range(500, 570))

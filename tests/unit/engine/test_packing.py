@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from tool_aware.chat_format import EncodedExample
 from tool_aware.demo.toy_model import new_model
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import PREFIX, pack, packed_tokens
-from tool_aware.prompt import EncodedExample
 
 PROMPT_A = list(range(100, 130))
 PROMPT_B = list(range(200, 230))

@@ -2,9 +2,9 @@ import contextlib
 
 import pytest
 
+from tool_aware.chat_format import encode_prompt
 from tool_aware.inference.generation import generate, plan_batches
 from tool_aware.inference.prefix_cache import shared_prefix_length
-from tool_aware.prompt import encode_prompt
 
 QUERIES = [
     "hi",

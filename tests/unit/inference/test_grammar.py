@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fixtures.repository import REPOSITORY
+from tool_aware.chat_format import decode, encode_example, encode_prompt
 from tool_aware.config.settings import load_config
 from tool_aware.inference.constrained import AnswerGrammar
 from tool_aware.inference.generation import generate
 from tool_aware.inference.grammar import gbnf, lark, regex
-from tool_aware.prompt import decode, encode_example, encode_prompt, parse_response, render_response
+from tool_aware.prompt import parse_response, render_response
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
 TOOLS = load_config(REPOSITORY / "config.yaml").toolbox

@@ -3,8 +3,8 @@ import math
 
 import pytest
 
+from tool_aware.chat_format import encode_prompt, tool_label_tokens, tool_name_tokens
 from tool_aware.inference.name_scores import NameTrie, probabilities, score_names
-from tool_aware.prompt import encode_prompt, tool_label_tokens, tool_name_tokens
 
 NAMES = ["rag_retrieval", "web_search", "web_search_news", "web", "code_execution", "direct_chat"]
 QUERIES = ["hi", "latest news about the elections in four countries", "17 * 23", "who wrote Faust?", "東京の天気は?"]

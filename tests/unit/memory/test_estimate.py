@@ -292,7 +292,7 @@ def test_estimating_imports_nothing_heavy():
 
 
 def test_lengths_read_off_the_data_bound_what_the_tokenizer_counts(config, tmp_path, toy_rows, tokenizer):
-    from tool_aware.prompt import encode_example
+    from tool_aware.chat_format import encode_example
     from tool_aware.rows import write_rows
 
     write_rows(tmp_path / "train.json", toy_rows)

@@ -13,7 +13,7 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
 from tool_aware.model.base import check_model_available, load_base_model
-from tool_aware.prompt import load_tokenizer
+from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.export.layerwise import empty_model
 
 LOADERS = ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM")

@@ -15,7 +15,7 @@ from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
 from tool_aware.model.adapter import attach_adapter, check_saved_adapter
 from tool_aware.model.base import check_model_available, load_base_model
-from tool_aware.prompt import load_tokenizer
+from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.export.weights import check_mergeable
 
 Tensors = dict[str, torch.Tensor]

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fixtures.repository import REPOSITORY
+from tool_aware.chat_format import encode_example
 from tool_aware.config.settings import load_config
 from tool_aware.console import Interrupted, UserError, exit_code_of
 from tool_aware.engine.optimizer import gradients_in
 from tool_aware.model.adapter import new_adapter, prepare_for_training
 from tool_aware.model.base import load_base_model
-from tool_aware.prompt import encode_example
 from tool_aware.training.choice import ToolNames
 from tool_aware.training.distributed import Processes, digest, joined, tensors_of
 from tool_aware.training.loop import TrainingLoop

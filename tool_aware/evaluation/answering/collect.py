@@ -16,7 +16,7 @@ from tool_aware.files import read_as, sha256_of
 from tool_aware.model.adapter import attach_adapter
 from tool_aware.model.base import load_base_model
 from tool_aware.paths import ADAPTER_WEIGHTS_NAME, PROBE_NAME
-from tool_aware.prompt import load_tokenizer
+from tool_aware.tokenizer import load_tokenizer
 
 Answers = dict[str, list[Prediction]]  # by the name of the task, in the order of its rows
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tool_aware.chat_format import decode, encode_prompt, end_id, tool_label_tokens, tool_name_tokens
 from tool_aware.config.data_sections import EvaluationSection
 from tool_aware.console import Fallbacks, Progress, UserError
 from tool_aware.evaluation.answering.predictions import Append, PredictionLog
@@ -17,7 +18,6 @@ from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.inference.constrained import AnswerGrammar
 from tool_aware.inference.generation import Generation, generate
 from tool_aware.inference.name_scores import score_names
-from tool_aware.prompt import decode, encode_prompt, tool_label_tokens, tool_name_tokens
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class LocalModel:
         batches = generate(
             self.model,
             list(prompts.values()),
-            eos_id=self.tokenizer.eos_token_id,
+            eos_id=end_id(self.tokenizer),
             max_new_tokens=self.settings.max_new_tokens,
             batch_size=self.settings.batch_size,
             make_processor=self._grammar(task.tools).processor if task.kind == "constrained" else None,

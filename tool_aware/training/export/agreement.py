@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tool_aware.chat_format import EncodedExample, encode_example
 from tool_aware.config.settings import Config
 from tool_aware.engine.packing import Pack, pack_rows
 from tool_aware.model.base import device
 from tool_aware.paths import split_file
-from tool_aware.prompt import EncodedExample, encode_example
 from tool_aware.rows import LoadedRows, Row
 from tool_aware.training.choice import AnswerStates, ToolNames, chosen_tools, label_count, right_tool
 from tool_aware.training.export.layerwise import StreamedModel, Weights

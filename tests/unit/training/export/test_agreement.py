@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tool_aware.chat_format import encode_example
 from tool_aware.config.settings import Config
 from tool_aware.console import GateFailed
 from tool_aware.engine.loss import without_head
 from tool_aware.engine.packing import pack, pack_rows
 from tool_aware.model.adapter import new_adapter
 from tool_aware.model.base import load_base_model
-from tool_aware.prompt import encode_example
 from tool_aware.training.choice import ToolNames, chosen_tools, right_choices, right_tool
 from tool_aware.training.export.agreement import (
     Agreement,
@@ -149,7 +149,7 @@ def test_names_that_begin_alike_are_told_apart_only_on_the_right_path():
 
 
 def replace_completion(ids: list[int]):
-    from tool_aware.prompt import EncodedExample
+    from tool_aware.chat_format import EncodedExample
 
     return EncodedExample([0], ids)
 

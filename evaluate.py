@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from tool_aware.chat_format import chat_format
 from tool_aware.command_line import positive_int, script_parser
 from tool_aware.config.options import add_config_arguments, add_output_dir_argument, parse_options
 from tool_aware.console import GateFailed, duration, run, say
@@ -93,6 +94,8 @@ def print_plan(job: Job) -> None:
     say(f"test rows   {len(test.rows)} of {test.total} in {test.path}")
     say(f"            {shortlist([f'{name} {count}' for name, count in counts.items()])}")
     say(f"base model  {config.model.name}, {config.quantization.kind}")
+    if job.tokenizer:
+        say(f"prompts     wrapped by {chat_format(job.tokenizer).name}")
     endpoint = without_login(options.endpoint) if options.endpoint else None
     say(f"fine-tuned  {endpoint or options.predictions or options.model or job.adapter}")
     for limitation in job.limitations:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.chat_format import chat_format
 from tool_aware.command_line import script_parser
 from tool_aware.config.environment import read_environment
 from tool_aware.config.options import (
@@ -120,6 +121,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
 def plan(options: Options, processes: Processes) -> Job:
     """Check settings, output directory, data, model and disk, tokenise the rows, and plan the GPU's memory."""
     from tool_aware.model.adapter import with_lora_of
+    from tool_aware.model.adapter_record import refuse_another_chat_format
     from tool_aware.model.base import check_model_available
     from tool_aware.training.export.weights import check_mergeable
     from tool_aware.training.gpu_plan import plan_memory
@@ -137,6 +139,8 @@ def plan(options: Options, processes: Processes) -> Job:
         check_mergeable(config.model)
     lineage = lineage_of(options.adapter, data, test, fallbacks)
     tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
+    if options.adapter:
+        refuse_another_chat_format(options.adapter, chat_format(tokenizer), model.name)
     examples = encode_data(data, tokenizer, config)
     memory = plan_memory(config, examples["train"], processes.count)
     check_disk_space(config, merges=not options.skip_final_model)

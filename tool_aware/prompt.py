@@ -1,8 +1,7 @@
-"""Prompt text, token ids and the loss mask, all made here and nowhere else; the parser that reads an answer back.
+"""Prompt text, made here and nowhere else, and the parser that reads an answer back.
 
-A training example is one user turn (`instruction`: tools, answer format, query) and one answer (`response`).
-Mistral's own wrapping is added at tokenisation, never as text. So there is exactly one BOS, and `</s>` or
-`[INST]` typed by a user neither ends the turn nor starts another one.
+A training example is one user turn (`instruction`: tools, answer format, query) and one answer (`response`). What the
+model's chat template writes around them is added at tokenisation (chat_format.py), never as text in a row.
 """
 
 from __future__ import annotations

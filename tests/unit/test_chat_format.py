@@ -10,6 +10,8 @@ from mistral_common.protocol.instruct.messages import AssistantMessage, UserMess
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from transformers import PreTrainedTokenizerFast
+from transformers.integrations.mistral.tokenizer import MistralConverter
 
 from tests.fixtures import chat_templates as shapes
 from tests.unit.test_prompt import PIECES
@@ -168,12 +170,6 @@ def test_equal_formats_have_equal_identities(tokenizer):
 # ---- Mistral, against mistral-common --------------------------------------------------------------------
 
 
-def reference_ids(file, user, assistant):
-    reference = MistralTokenizer.from_file(str(file), mode=ValidationMode.finetuning)
-    messages = [UserMessage(content=user), AssistantMessage(content=assistant)]
-    return reference.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
-
-
 @pytest.mark.parametrize("template", [None, "{{ bos_token }}[INST] {{ messages[0].content }} [/INST]"])
 def test_mistral_v02_keeps_its_ids_whatever_spaces_its_template_has(template, tokenizer):
     if template:
@@ -181,6 +177,27 @@ def test_mistral_v02_keeps_its_ids_whatever_spaces_its_template_has(template, to
     made = build_tokenizer(vocabulary_file(), chat_template=template)
     assert encode_example(made, "hi", ANSWER) == encode_example(tokenizer, "hi", ANSWER)
     assert answer_start(made) == " "
+
+
+@pytest.fixture(scope="module")
+def tekken():
+    file = vocabulary_file().with_name("tekken_240718.json")
+    marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    made = PreTrainedTokenizerFast(tokenizer_object=MistralConverter(str(file)).converted(), **marks)
+    made.chat_template = shapes.MISTRAL_TEKKEN
+    return file, made
+
+
+def test_tekken_ids_equal_the_reference_encoders_for_200_random_texts(tekken):
+    file, made = tekken
+    reference = MistralTokenizer.from_file(str(file), mode=ValidationMode.finetuning)
+    generator = random.Random(0)
+    for _ in range(200):
+        user, answer = random_text(generator, PIECES), "Tool: x\nReasoning: " + random_text(generator, PIECES) + "."
+        messages = [UserMessage(content=user), AssistantMessage(content=answer)]
+        expected = reference.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
+        assert encode_example(made, user, answer).input_ids == expected, (user, answer)
+    assert answer_start(made) == ""
 
 
 # ---- what cannot be used --------------------------------------------------------------------------------

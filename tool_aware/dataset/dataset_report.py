@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from tool_aware.chat_format import IGNORE_INDEX, encode_example
+from tool_aware.chat_format import IGNORE_INDEX, encode_example, encode_prompt
 from tool_aware.dataset.splitting import Leak
 from tool_aware.rows import SPLITS, Row
 
@@ -194,13 +194,16 @@ def _samples(rows: Sequence[Row], seed: int, tokenizer: PreTrainedTokenizerBase 
 
 def _sample(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> str:
     about = f"{row.metadata.get('source')}, {row.metadata.get('slice', '')}, {row.metadata.get('language', '')}"
-    prompt = escape(f"<s> [INST] ... {row.query} [/INST] ")
-    return f'<p class="soft">{escape(about)}</p><pre>{prompt}{_completion(row, tokenizer)}</pre>'
+    prompt = f"... {row.query}\n"
+    if tokenizer:  # the template's own text behind the query
+        whole = tokenizer.decode(encode_prompt(tokenizer, row.instruction), skip_special_tokens=False)
+        prompt = f"... {row.query}{whole.rpartition(row.query)[2]}"
+    return f'<p class="soft">{escape(about)}</p><pre>{escape(prompt)}{_completion(row, tokenizer)}</pre>'
 
 
 def _completion(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> str:
     if tokenizer is None:
-        return f'<span class="loss">{escape(row.response)}&lt;/s&gt;</span>'
+        return f'<span class="loss">{escape(row.response)}</span>'
     example = encode_example(tokenizer, row.instruction, row.response)
     supervised = [label for label in example.labels if label != IGNORE_INDEX]
     texts: list[str] = []

@@ -64,7 +64,7 @@ def preview(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, An
         "slice": row.metadata.get("slice"),
         "query": row.query,
         "response": row.response,
-        "text": f"<s> [INST] {row.instruction} [/INST] {row.response}</s>",
+        "text": f"{row.instruction}\n\n{row.response}",
         "tokens": None,
         "tokens_with_loss": None,
         "loss_runs": None,
@@ -78,6 +78,7 @@ def preview(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, An
     runs = [(flag, len(list(run))) for flag, run in groupby(label != IGNORE_INDEX for label in labels)]
     return {
         **shown,
+        "text": tokenizer.decode(example.input_ids, skip_special_tokens=False),
         "tokens": len(example),
         "tokens_with_loss": len(supervised),
         "loss_runs": [{"loss": flag, "tokens": length} for flag, length in runs],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.options import ConfigOptions
@@ -28,6 +29,9 @@ from tool_aware.inference.constrained import readable_schemas
 from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
 from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.secret_values import without_login
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ class Job:
     tasks: list[Task]
     limitations: list[str]  # why its figures say less than they could
     is_isolated: bool = True  # whether programs are kept from files and the network when they are run
+    tokenizer: PreTrainedTokenizerBase | None = None  # of the model that is loaded here, if one is
     fallbacks: Fallbacks = field(default_factory=Fallbacks)
     inputs: dict[str, str] = field(default_factory=dict)  # sha256 of what is read besides the data, by path
 
@@ -151,7 +156,8 @@ def prepare(options: Options) -> Job:
     job = Job(options, config, environment, test, adapter, gates, tasks, notes, is_isolated=unisolated is None)
     job.check_results_folder()
     if job.loads_model:
-        check_weights(job.model, adapter, hf_token=environment.hf_token)
+        tokenizer = check_weights(job.model, adapter, hf_token=environment.hf_token)
+        job = replace(job, tokenizer=tokenizer)
     return job
 
 

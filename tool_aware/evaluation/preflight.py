@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tool_aware.chat_format import chat_format
 from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.evaluation.held_out import TestSet
 from tool_aware.manifest import one_set, read_manifest
 from tool_aware.model.adapter import base_name_of, check_saved_adapter
+from tool_aware.model.adapter_record import refuse_another_chat_format
 from tool_aware.model.base import check_model_available, same_model
 from tool_aware.paths import (
     ADAPTER_CONFIG_NAME,
@@ -30,6 +32,9 @@ from tool_aware.paths import (
 from tool_aware.text import MOST_SHOWN, shortlist
 from tool_aware.tokenizer import load_tokenizer
 from tool_aware.transaction import refuse_unsafe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 RESULT_NAMES = frozenset(
     (
@@ -55,15 +60,17 @@ def check_adapter(config: Config, adapter: Path) -> None:
     _refuse_other_tools(config, adapter)
 
 
-def check_weights(model: ModelSection, adapter: Path | None, *, hf_token: str | None) -> None:
-    """Refuse a model, tokenizer or adapter that is not whole, or an adapter that does not fit; nothing is loaded yet.
+def check_weights(model: ModelSection, adapter: Path | None, *, hf_token: str | None) -> PreTrainedTokenizerBase:
+    """Refuse a model, tokenizer or adapter that is not whole, or an adapter that does not fit; return the tokenizer.
 
-    What is not on this machine yet is checked when it is loaded.
+    No weights are loaded yet. What is not on this machine yet is checked when it is loaded.
     """
     check_model_available(model.name, revision=model.revision, hf_token=hf_token)
-    load_tokenizer(model.name, revision=model.revision, token=hf_token)
+    tokenizer = load_tokenizer(model.name, revision=model.revision, token=hf_token)
     if adapter:
+        refuse_another_chat_format(adapter, chat_format(tokenizer), model.name)
         check_saved_adapter(adapter, model)
+    return tokenizer
 
 
 def check_merged_model(config: Config, folder: Path) -> None:

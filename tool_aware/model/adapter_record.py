@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tool_aware.chat_format import ChatFormat
 from tool_aware.console import UserError
 from tool_aware.files import read_as, sha256_of, write_json
 from tool_aware.manifest import read_manifest
@@ -14,6 +15,7 @@ from tool_aware.paths import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_RECORD_NAME,
     ADAPTER_WEIGHTS_NAME,
+    CHAT_TEMPLATE_NAME,
     CHECKPOINT_MANIFEST_NAME,
     MANIFEST_NAME,
 )
@@ -26,20 +28,41 @@ _COPY_AGAIN = "copy the adapter's folder again, or take the adapter of a checkpo
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """The content of adapter_record.json: the sha256 of the weights, the LoRA settings, the runs behind the adapter."""
+    """The content of adapter_record.json.
+
+    The sha256 of the weights, the LoRA settings, the chat format of the prompts, the runs behind the adapter.
+    """
 
     sha256: dict[str, str]
+    chat_format: dict[str, str] = field(default_factory=dict)  # its name and sha256
     settings: dict[str, Any] = field(default_factory=dict)
     lineage: list[dict[str, Any]] = field(default_factory=list)
 
 
-def write_adapter_record(folder: Path, lineage: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write the record of an adapter that has just been saved into `folder`; `lineage` has its own run first."""
+def write_adapter_record(
+    folder: Path, lineage: Sequence[Mapping[str, Any]] = (), form: ChatFormat | None = None
+) -> None:
+    """Write the record of an adapter just saved into `folder`; `lineage` has its own run first, `form` wrapped it."""
     sha256 = sha256_of(folder / ADAPTER_WEIGHTS_NAME)
     own, *earlier = [dict(run) for run in lineage] or [{}]
     runs = [{**own, "sha256": sha256}, *earlier] if lineage else []
-    content = {"sha256": {ADAPTER_WEIGHTS_NAME: sha256}, "settings": _settings(folder), "lineage": runs}
+    chat_format = {"name": form.name, "sha256": form.sha256} if form else {}
+    hashes, settings = {ADAPTER_WEIGHTS_NAME: sha256}, _settings(folder)
+    content = {"sha256": hashes, "chat_format": chat_format, "settings": settings, "lineage": runs}
     write_json(folder / ADAPTER_RECORD_NAME, content)
+
+
+def refuse_another_chat_format(adapter: Path, form: ChatFormat, base_name: str) -> None:
+    """Raise UserError if an adapter was trained on prompts that were wrapped in another way than by `form`."""
+    record = read_as(adapter / ADAPTER_RECORD_NAME, AdapterRecord, fix=_COPY_AGAIN)
+    trained = record.chat_format if record else {}
+    if trained.get("sha256", form.sha256) != form.sha256:
+        raise UserError(
+            f"was trained with another chat template ({trained.get('name')}) than {base_name} has now ({form.name}): "
+            "its prompts would not be those it was trained on",
+            where=str(adapter),
+            fix=f"copy {CHAT_TEMPLATE_NAME} and the tokenizer's files from {adapter} to the base model, or train again",
+        )
 
 
 def check_adapter_record(adapter: Path) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.chat_format import EncodedExample
+from tool_aware.chat_format import EncodedExample, chat_format
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, table
@@ -80,8 +80,13 @@ def plan_text(job: Job) -> str:
     config, training = job.config, job.engine_config.training
     processes = job.processes.count
     schedule = Schedule.of(config, len(job.examples["train"]), processes)
+    form = chat_format(job.tokenizer)
     facts = [
         ("base model", f"{config.model.name}, {config.quantization.kind}"),
+        (
+            "prompts",
+            f"wrapped by {form.name}, an answer ends with {form.end}",
+        ),
         ("adapter", f"LoRA r={config.lora.r} alpha={config.lora.alpha:g} on {config.lora.target_modules}"),
         (
             "steps",

@@ -10,13 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.fixtures import chat_templates
 from tests.fixtures.repository import REPOSITORY
+from tool_aware.chat_format import chat_format
 from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import load_config
 from tool_aware.console import UserError
 from tool_aware.files import sha256_of
 from tool_aware.model.adapter import attach_adapter, check_saved_adapter, new_adapter
-from tool_aware.model.adapter_record import check_adapter_record, write_adapter_record
+from tool_aware.model.adapter_record import check_adapter_record, refuse_another_chat_format, write_adapter_record
 from tool_aware.model.base import load_base_model
 from tool_aware.training.export.merge import LoraUpdates
 
@@ -119,3 +121,13 @@ def test_the_manifest_beside_it_and_the_list_of_a_checkpoint_tell_too(adapter, c
     (adapter.parent / "manifest.json").unlink()
     (adapter / "checkpoint.json").write_text(json.dumps(listed))
     assert "checkpoint.json says" in refusal(adapter, config)
+
+
+def test_an_adapter_under_another_chat_template_is_refused(adapter):
+    trained = chat_format(chat_templates.byte_level_tokenizer(chat_templates.CHATML))
+    other = chat_format(chat_templates.byte_level_tokenizer(chat_templates.LLAMA_3))
+    refuse_another_chat_format(adapter, other, "base")  # it has recorded none
+    write_adapter_record(adapter, form=trained)
+    refuse_another_chat_format(adapter, trained, "base")
+    with pytest.raises(UserError, match="another chat template"):
+        refuse_another_chat_format(adapter, other, "base")

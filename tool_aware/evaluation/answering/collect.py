@@ -65,7 +65,7 @@ def load(job: Job) -> LocalModel:
     """Load the base model with the adapter on it, or a merged model."""
     config, model, token = job.config, job.model, job.environment.hf_token
     heading(f"Loading {model.name}")
-    tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
+    tokenizer = job.tokenizer or load_tokenizer(model.name, revision=model.revision, token=token)
     base = load_base_model(model, config.quantization, hf_token=token)
     adapter = attach_adapter(base, job.adapter, base_name=config.model.name).eval() if job.adapter else None
     if job.adapter and job.adapter_sha256:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tool_aware.chat_format import chat_format
 from tool_aware.config.settings import Config
 from tool_aware.console import PROBLEMS_SHOWN, GateFailed, UserError, duration, say, table
 from tool_aware.files import (
@@ -29,6 +30,7 @@ from tool_aware.model.adapter_record import write_adapter_record
 from tool_aware.model.base import device, dtype_named
 from tool_aware.paths import (
     CARD_NAME,
+    CHAT_TEMPLATE_NAME,
     GENERATION_CONFIG_NAME,
     MODEL_CONFIG_NAME,
     MODEL_WEIGHTS_INDEX_NAME,
@@ -71,7 +73,7 @@ def save_adapter(
         model.save_pretrained(str(part), save_embedding_layers=False)
         tokenizer.save_pretrained(part)
         write_text(part / PROMPT_TEMPLATE_NAME, render_template(tools))
-        write_adapter_record(part, lineage)
+        write_adapter_record(part, lineage, chat_format(tokenizer))
         # evaluate.py adds its results to the card, so that file is not pinned
         pinned = sorted(path for path in part.iterdir() if path.is_file() and path.name != CARD_NAME)
         written = hashes_in(part, pinned)
@@ -252,7 +254,7 @@ def _tokenizer_files(folder: Path) -> Iterator[Path]:
         "tokenizer.model",
         "tokenizer_config.json",
         "special_tokens_map.json",
-        "chat_template.jinja",
+        CHAT_TEMPLATE_NAME,
     )
     return (folder / name for name in names if (folder / name).is_file())
 

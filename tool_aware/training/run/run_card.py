@@ -135,7 +135,9 @@ tokenizer = AutoTokenizer.from_pretrained(adapter)
 
 query = "What does our travel policy say about trains?"
 turn = Path(adapter, "{PROMPT_TEMPLATE_NAME}").read_text().replace("{{query}}", query)
-prompt = tokenizer.apply_chat_template([{{"role": "user", "content": turn}}], return_tensors="pt", return_dict=True)
+messages = [{{"role": "user", "content": turn}}]
+settings = {{"add_generation_prompt": True, "enable_thinking": False, "return_tensors": "pt", "return_dict": True}}
+prompt = tokenizer.apply_chat_template(messages, **settings)
 output = model.generate(**prompt.to(model.device), max_new_tokens=256, do_sample=False)
 print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 {fence}{merged}"""

@@ -1,0 +1,384 @@
+"""Shared by the benchmarks of quality: one run in a process of its own, many of them side by side on one GPU.
+
+A run trains an adapter as train_tool_aware.py does, saves it, loads it as evaluate.py does, and lets it choose tools
+and write whole answers.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import pickle
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _random_mistral import peaks, synchronised
+
+from tool_aware.chat_format import EncodedExample, encode_example
+from tool_aware.config.settings import Config
+from tool_aware.console import say
+from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
+from tool_aware.rows import Row
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+NEVER = 10**9  # steps between checkpoints
+# Activations are kept and nothing is chosen by what is free: several runs share the card.
+SHARED_CARD = {"optimization.gradient_checkpointing": False, "optimization.micro_batch": "fixed"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process does. `stack` is base (no training), ours or trl.
+
+    `rows` are drawn from the training rows, the same number of every tool; None = all. `answers` names the sets that
+    whole answers are written for. `alone` runs have the card for themselves, so their time and memory count.
+    """
+
+    name: str
+    stack: str = "ours"
+    seed: int = 1
+    rows: int | None = None
+    epochs: float = 1.0
+    steps: int | None = None  # instead of epochs
+    batch: int = 32
+    learning_rate: float = 1e-3
+    r: int = 16
+    alpha: float = 32.0
+    answers: tuple[str, ...] = ()
+    alone: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the values of config.yaml that differ."""
+        return {
+            "training.seed": self.seed,
+            "training.num_train_epochs": self.epochs,
+            "training.max_steps": self.steps,
+            "training.per_device_train_batch_size": self.batch,
+            "training.gradient_accumulation_steps": 1,
+            "training.learning_rate": self.learning_rate,
+            "training.save_steps": NEVER,
+            "lora.r": self.r,
+            "lora.alpha": self.alpha,
+            **({} if self.alone else SHARED_CARD),
+        }
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all runs of a benchmark share: settings with the model's folder, training rows, and the sets of test rows.
+
+    `batch_size` is that of answering.
+    """
+
+    config: Config
+    train: Sequence[Row]
+    tests: Mapping[str, Sequence[Row]]
+    batch_size: int = 256
+
+    def save(self, path: Path) -> None:
+        """Write it where the runs' processes read it."""
+        path.write_bytes(pickle.dumps(self))
+
+    @staticmethod
+    def load(path: Path) -> Material:
+        """Read what `save` wrote, in a process that this benchmark started."""
+        material = pickle.loads(path.read_bytes())
+        assert isinstance(material, Material)
+        return material
+
+
+@dataclass
+class Outcome:
+    """What a run found. `sets` holds, by name of the test rows, a string of 0 and 1 for each question, in row order.
+
+    Questions: choice (the right tool is the most probable one), tool (the whole answer calls the right tool), readable,
+    schema (the call fits the tool's schema), call (tool and parameters are right).
+    """
+
+    run: dict[str, Any]
+    train_rows: int = 0
+    steps: int = 0
+    training: dict[str, Any] = field(default_factory=dict)
+    sets: dict[str, dict[str, str]] = field(default_factory=dict)
+    fallbacks: list[str] = field(default_factory=list)
+    scoring_s: float = 0.0
+
+
+# ---- one run --------------------------------------------------------------------------------------------
+
+
+def perform(run: Run, material: Material, folder: Path) -> Outcome:
+    """Train as `run` says, then let base or adapter choose and answer; `folder` takes the adapter."""
+    from tool_aware.tokenizer import load_tokenizer
+
+    config = material.config.with_settings({**run.settings, "training.output_dir": folder / run.name})
+    tokenizer = load_tokenizer(config.model.name)
+    outcome, adapter = Outcome(asdict(run)), None
+    if run.stack != "base":
+        rows = drawn(material.train, run.rows, run.seed)
+        examples = [encode_example(tokenizer, row.instruction, row.response) for row in rows]
+        outcome.train_rows, adapter = len(rows), folder / run.name / "adapter"
+        train = train_with_trl if run.stack == "trl" else train_with_toolkit
+        train(config, examples, tokenizer, adapter, outcome)
+        free()
+    began_s = time.monotonic()
+    score(config, tokenizer, adapter, material, outcome)
+    outcome.scoring_s = round(time.monotonic() - began_s, 1)
+    return outcome
+
+
+def drawn(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
+    """Return `count` rows drawn by seed, as many of each tool as can be; all rows if there are no more."""
+    if count is None or count >= len(rows):
+        return list(rows)
+    generator = random.Random(f"{seed}/rows")
+    by_tool: dict[str, list[Row]] = {}
+    for row in rows:
+        by_tool.setdefault(row.tool, []).append(row)
+    for part in by_tool.values():
+        generator.shuffle(part)
+    taken: list[Row] = []
+    while len(taken) < count:
+        taken += [part.pop() for part in by_tool.values() if part]
+    return taken[:count]
+
+
+def train_with_toolkit(
+    config: Config, examples: list[EncodedExample], tokenizer: PreTrainedTokenizerBase, adapter: Path, outcome: Outcome
+) -> None:
+    """Train as train_tool_aware.py does, without scorings of val.json and checkpoints."""
+    from tool_aware.model.adapter import new_adapter, prepare_for_training
+    from tool_aware.model.base import load_base_model
+    from tool_aware.training.choice import ToolNames
+    from tool_aware.training.gpu_plan import plan_memory
+    from tool_aware.training.loop import TrainingLoop
+
+    if outcome.run["alone"]:
+        config = plan_memory(config, examples, 1).apply(config)
+    config = config.settled()
+    model = new_adapter(load_base_model(config.model, config.quantization), config)
+    prepare_for_training(model, config)
+    losses: list[tuple[int, float]] = []
+
+    class Loop(TrainingLoop):
+        def _log(self, learning_rate: float, norm: torch.Tensor) -> None:
+            losses.append((self.step, self._loss_since_log.item() / self._steps_since_log))
+            self._loss_since_log.zero_()
+            self._steps_since_log = 0
+
+        def save(self) -> None:
+            """Write no checkpoint: the adapter is saved below."""
+
+    names = ToolNames.of(tokenizer, config.toolbox)
+    loop = Loop(model, config, train=examples, val=[], tool_names=names, tracker=None, run={})
+    began_s = synchronised()
+    loop.run()
+    outcome.training = figures(synchronised() - began_s, loop.schedule.steps, config, len(examples), losses)
+    outcome.training["decoder"] = "own" if loop.micro_step.decoder else "transformers"
+    outcome.steps = loop.step
+    outcome.fallbacks += list(loop.fallbacks)
+    save_adapter(model, adapter)
+
+
+def train_with_trl(
+    config: Config, examples: list[EncodedExample], tokenizer: PreTrainedTokenizerBase, adapter: Path, outcome: Outcome
+) -> None:
+    """Train on the same token ids, labels, order, steps and learning rates with TRL's SFTTrainer."""
+    from _trl import train
+
+    seconds, losses, steps, model = train(config, examples, tokenizer, adapter.parent / "trl")
+    outcome.training = figures(seconds, steps, config, len(examples), losses)
+    outcome.steps = steps
+    save_adapter(model, adapter)
+
+
+def figures(
+    seconds: float, steps: int, config: Config, rows: int, losses: Sequence[tuple[int, float]]
+) -> dict[str, Any]:
+    """Return time, speed, memory and some losses of a training."""
+    per_epoch = -(-rows // config.training.effective_batch)
+    whole, rest = divmod(steps, per_epoch)
+    examples = whole * rows + rest * config.training.effective_batch
+    return {
+        "seconds": round(seconds, 2),
+        "examples": examples,
+        "examples_per_s": round(examples / seconds, 1),
+        "losses": [(step, round(loss, 4)) for step, loss in losses],
+        **peaks(),
+    }
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Save the adapter alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def free() -> None:
+    """Free the memory of what is no longer referenced."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ---- scoring --------------------------------------------------------------------------------------------
+
+
+def score(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: Path | None,
+    material: Material,
+    outcome: Outcome,
+) -> None:
+    """Choose and answer as evaluate.py does, and judge by its rules."""
+    from tool_aware.console import Fallbacks
+    from tool_aware.evaluation.scoring.judgement import judge
+    from tool_aware.model.adapter import attach_adapter
+    from tool_aware.model.base import load_base_model
+
+    base, fallbacks = load_base_model(config.model, config.quantization), Fallbacks()
+    if adapter:
+        attach_adapter(base, adapter, base_name=config.model.name).eval()
+    answerer = Answerer(base.eval(), tokenizer, config, material.batch_size, fallbacks)
+    for name, rows in material.tests.items():
+        chosen = [judge(found, rows[found.row], config.toolbox) for found in answerer.choices(rows)]
+        outcome.sets[name] = {"choice": flags(chosen, lambda j: j.is_tool_right)}
+        if name in outcome.run["answers"]:
+            judged = [judge(found, rows[found.row], config.toolbox) for found in answerer.answers(rows)]
+            outcome.sets[name] |= {
+                "tool": flags(judged, lambda j: j.is_tool_right),
+                "readable": flags(judged, lambda j: j.is_parsed),
+                "schema": flags(judged, lambda j: j.fits_schema),
+                "call": flags(judged, lambda j: j.is_call_correct),
+            }
+    outcome.fallbacks += list(fallbacks)
+
+
+def flags(judgements: Sequence[Judgement], question: Callable[[Judgement], bool | None]) -> str:
+    """Return the answers to a question as 0 and 1."""
+    return "".join("1" if question(judgement) else "0" for judgement in judgements)
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Predictions of a model in memory, in row order; the calls are those of evaluate.py's local model."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    config: Config
+    batch_size: int
+    fallbacks: Any
+
+    def choices(self, rows: Sequence[Row]) -> list[Prediction]:
+        """Return the most probable tool of each row."""
+        from tool_aware.chat_format import tool_label_tokens, tool_name_tokens
+        from tool_aware.inference.name_scores import score_names
+
+        label = tool_label_tokens(self.tokenizer)
+        names = tool_name_tokens(self.tokenizer, self.config.toolbox.names)
+        prompts = [prompt + label for prompt in self._prompts(rows)]
+        batches = score_names(self.model, prompts, names, batch_size=self.batch_size)
+        found = [Prediction(row, tool=max(scores, key=scores.__getitem__)) for part in batches for row, scores in part]
+        return sorted(found, key=lambda prediction: prediction.row)
+
+    def answers(self, rows: Sequence[Row]) -> list[Prediction]:
+        """Return the whole answer of each row."""
+        from tool_aware.chat_format import decode, end_id
+        from tool_aware.inference.generation import generate
+
+        batches = generate(
+            self.model,
+            self._prompts(rows),
+            eos_id=end_id(self.tokenizer),
+            max_new_tokens=self.config.evaluation.max_new_tokens,
+            batch_size=self.batch_size,
+            fallbacks=self.fallbacks,
+        )
+        found = [
+            Prediction(row, decode(self.tokenizer, answer.ids), is_truncated=answer.is_truncated)
+            for part in batches
+            for row, answer in part
+        ]
+        return sorted(found, key=lambda prediction: prediction.row)
+
+    def _prompts(self, rows: Sequence[Row]) -> list[list[int]]:
+        from tool_aware.chat_format import encode_prompt
+
+        return [encode_prompt(self.tokenizer, row.instruction) for row in rows]
+
+
+# ---- many runs ------------------------------------------------------------------------------------------
+
+
+def perform_in_child(argv: Sequence[str]) -> None:
+    """Do what `child_command` asks for: perform one run, write its outcome."""
+    run_file, material_file, output = map(Path, argv)
+    run = Run(**json.loads(run_file.read_text(encoding="utf-8")))
+    material = Material.load(material_file)
+    outcome = perform(run, material, run_file.parent)
+    output.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+
+
+def perform_all(
+    runs: Sequence[Run], script: Path, folder: Path, *, side_by_side: int, until_s: float = math.inf
+) -> Iterator[Outcome]:
+    """Yield the outcome of each run as it ends, `side_by_side` processes at once; those that need the card alone last.
+
+    `script --child RUN MATERIAL OUTCOME` has to call `perform_in_child`. A run that fails is reported and left out, and
+    none is begun after `until_s` of the monotonic clock.
+    """
+    for part, workers in ((False, side_by_side), (True, 1)):
+        with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+            chosen = [run for run in runs if run.alone == part]
+            futures = [pool.submit(_in_process, run, script, folder, until_s) for run in chosen]
+            for future in as_completed(futures):
+                if outcome := future.result():
+                    yield outcome
+
+
+def _in_process(run: Run, script: Path, folder: Path, until_s: float) -> Outcome | None:
+    """Perform one run in a process; None if it failed, with the end of what it printed, or if it is too late."""
+    if time.monotonic() > until_s:
+        say(f"{run.name}: not begun, the time is up")
+        return None
+    run_file, output, log = (folder / f"{run.name}.{kind}" for kind in ("run.json", "outcome.json", "log"))
+    run_file.write_text(json.dumps(asdict(run)), encoding="utf-8")
+    command = [sys.executable, str(script), "--child", str(run_file), str(folder / "material"), str(output)]
+    settings = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    settings |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "TOKENIZERS_PARALLELISM": "false"}
+    began_s = time.monotonic()
+    with log.open("w", encoding="utf-8") as stream:
+        code = subprocess.run(command, stdout=stream, stderr=stream, env={**os.environ, **settings}, check=False)
+    if code.returncode or not output.is_file():
+        end = log.read_text(encoding="utf-8", errors="replace")[-1500:]
+        say(f"{run.name}: failed with exit code {code.returncode}\n{end}")
+        return None
+    outcome = Outcome(**json.loads(output.read_text(encoding="utf-8")))
+    shares = ", ".join(
+        f"{name} {' '.join(f'{question} {share_of(found):.1%}' for question, found in questions.items())}"
+        for name, questions in outcome.sets.items()
+    )
+    say(f"{run.name}: {shares}; {time.monotonic() - began_s:.0f} s")
+    return outcome
+
+
+def share_of(found: str) -> float:
+    """Return the share of 1 among flags."""
+    return found.count("1") / len(found) if found else 0.0

@@ -141,13 +141,15 @@ class TrainingSection(Section):
     """Optimizer steps between checkpoints, >= 1."""
     save_total_limit: PositiveInt = 3
     """Checkpoints kept, >= 1; the oldest are deleted first."""
-    eval_steps: PositiveInt | None = None
-    """Optimizer steps between two validations on val.json, >= 1; null = after every epoch. The last step is validated
-    too."""
+    eval_steps: PositiveInt | Auto | None = "auto"
+    """Optimizer steps between two validations on val.json, >= 1; null = after every epoch; both on all its rows. auto =
+    likewise after every epoch, but seldomer, or on a fixed sample of the rows with each tool's share, where validations
+    would take more than a tenth of the time of training; the plan says when and how many. The last step is always
+    validated."""
     keep_best: bool = True
     """Export the adapter of the best validation (tool accuracy on val.json, then loss), not of the last."""
     early_stopping_patience: PositiveInt | None = None
-    """Stop after so many validations in a row without a better one, >= 1; null = never."""
+    """Stop after so many validations in a row (see eval_steps) without a better one, >= 1; null = never."""
     seed: Seed = 42
     """Seed of the order of examples and of the initial adapter weights."""
     memory_budget_gib: Annotated[float, Field(gt=0, le=100_000)] | Auto | None = "auto"

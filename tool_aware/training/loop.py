@@ -24,12 +24,12 @@ from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.micro_step import MicroStep
 from tool_aware.engine.optimizer import FlatAdamW, build_optimizer, clip_gradients_, gradients_in
 from tool_aware.model.base import device
-from tool_aware.training.choice import ToolNames, label_count
+from tool_aware.training.choice import ToolNames, label_count, right_tool
 from tool_aware.training.distributed import ALONE, Processes
 from tool_aware.training.run.checkpoints import new_checkpoint, remove_old
 from tool_aware.training.run.tracking import Throughput, Tracker, step_line, together, validation_line
 from tool_aware.training.run.training_state import load_state, random_state, save_state
-from tool_aware.training.schedule import MicroBatches, Schedule, learning_rate_at
+from tool_aware.training.schedule import MicroBatches, Schedule, Scorings, learning_rate_at, stratified_sample
 from tool_aware.training.stop_signals import StopSignals
 from tool_aware.training.validation import Validation, Validations, score
 
@@ -65,11 +65,14 @@ class TrainingLoop:
         fallbacks: Fallbacks | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        self.model, self.config, self.train, self.val, self.tool_names = model, config, train, val, tool_names
+        self.model, self.config, self.train, self.tool_names = model, config, train, tool_names
         self.tracker, self.run_identity, self.processes = tracker, run, processes
         self.fallbacks = Fallbacks() if fallbacks is None else fallbacks
         self.output_dir, self.device = config.training.output_dir, device()
         self.schedule = Schedule.of(config, len(train), processes.count)
+        self.scorings = Scorings.of_run(config.training, self.schedule, len(val))
+        tools = [right_tool(example, tool_names) for example in val]
+        self.val = [val[row] for row in stratified_sample(tools, self.scorings.rows, config.training.seed)]
         self.micro_batches = MicroBatches.of(config, list(map(len, train)), processes.rank, processes.count)
         self.step, self.validations, self.throughput = 0, Validations(), Throughput()
         self.signals = StopSignals(self._answer_to_signal)
@@ -192,9 +195,8 @@ class TrainingLoop:
         return has_stopped_early or self.step >= self.schedule.steps
 
     def scores_at(self, step: int) -> bool:
-        """Return whether val.json is scored after `step`: every eval_steps or epoch, and at the end."""
-        every = self.config.training.eval_steps or self.schedule.steps_per_epoch
-        return bool(self.val) and (step % every == 0 or step >= self.schedule.steps)
+        """Return whether val.json is scored after `step`: as `training.eval_steps` says, and at the end."""
+        return self.scorings.is_due(step, self.schedule.steps)
 
     def _answer_to_signal(self) -> str:
         has_steps = self.step < self.schedule.steps
@@ -225,7 +227,7 @@ class TrainingLoop:
 
     @torch.no_grad()
     def score(self) -> Validation:
-        """Score val.json by loss and by tool choice, in one forward pass a row."""
+        """Score val.json, or the sample of it, by loss and by tool choice, in one forward pass a row."""
         self.model.eval()
         found = score(
             self.val,

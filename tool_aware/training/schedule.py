@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from tool_aware.config.sections import TrainingSection
 from tool_aware.config.settings import Config
+
+SCORED_ROW_COST = 1 / 2  # of a row trained on, at most: forward, against forward, backward as long, and recomputation
+MOST_COST = 0.1  # of the training, of all scorings together
+_SCORINGS_OF_A_SAMPLE = 4
+_FEWEST_SCORED_ROWS = 50  # of which one is 2 points of tool accuracy
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,64 @@ class Schedule:
         per_epoch = math.ceil(examples / effective)
         steps = training.max_steps or math.ceil(training.num_train_epochs * per_epoch)
         return cls(examples, effective, per_epoch, steps)
+
+
+@dataclass(frozen=True)
+class Scorings:
+    """When val.json is scored, and on how many of its rows: always the same ones, or the best could not be told.
+
+    Decided by settings and numbers of rows alone, never by a clock: a resumed run scores as if it had not been stopped.
+    """
+
+    every: int  # optimizer steps from one to the next; the last step is scored too
+    count: int
+    rows: int  # of each
+    of: int  # rows of val.json
+    cost: float  # of all, as a share of the training
+
+    @classmethod
+    def of_run(cls, training: TrainingSection, schedule: Schedule, val_rows: int) -> Scorings:
+        """Return the scorings that `training.eval_steps` asks for.
+
+        `auto` scores all rows after every epoch if that costs at most MOST_COST, else after as many epochs as that
+        allows. If it does not allow two, up to _SCORINGS_OF_A_SAMPLE scorings share what it allows between them; below
+        _FEWEST_SCORED_ROWS a figure would say nothing, so that many are scored at the end whatever it costs.
+        """
+        steps, epoch = schedule.steps, schedule.steps_per_epoch
+        trained = steps / epoch * schedule.examples  # rows
+        every, rows = training.eval_steps or epoch, val_rows
+        if every == "auto":
+            most = int(MOST_COST / SCORED_ROW_COST * trained)  # rows to score
+            every, affordable = epoch, most // max(val_rows, 1)
+            if steps > epoch and affordable < 2 and val_rows > _FEWEST_SCORED_ROWS:
+                affordable = min(max(most // _FEWEST_SCORED_ROWS, 1), _SCORINGS_OF_A_SAMPLE)
+            every = epoch * math.ceil(steps / epoch / max(affordable, 1))
+            rows = min(val_rows, max(most // math.ceil(steps / every), _FEWEST_SCORED_ROWS))
+        count = math.ceil(steps / every) if val_rows else 0
+        return cls(every, count, rows, val_rows, count * rows * SCORED_ROW_COST / trained)
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Return whether val.json is scored after `step` of `steps`."""
+        return self.count > 0 and (step % self.every == 0 or step >= steps)
+
+    def text(self) -> str:
+        """Return it for the plan."""
+        if not self.count:
+            return "no rows, never scored"
+        which = "all" if self.rows == self.of else f"{self.rows:,} of them"
+        same = ", always the same" if self.rows < self.of and self.count > 1 else ""
+        times = f"{self.count} times, every {self.every:,} steps{same}" if self.count > 1 else "once, at the end"
+        cost = f"about {100 * self.cost:.0f} %" if self.cost >= 0.01 else "less than 1 %"
+        return f"{self.of:,} rows, {which} scored {times}: {cost} of the time of training"
+
+
+def stratified_sample(classes: Sequence[Hashable], count: int, seed: int) -> list[int]:
+    """Return the numbers of `count` rows, in order: of each class its share, give or take one, at random."""
+    order = list(range(len(classes)))
+    random.Random(f"{seed}/scored").shuffle(order)
+    first = {name: number for number, name in reversed(list(enumerate(classes)))}
+    order.sort(key=lambda row: first[classes[row]])  # stable: at random within a class
+    return sorted(order[(2 * number + 1) * len(order) // (2 * count)] for number in range(count))
 
 
 def learning_rate_at(step: int, training: TrainingSection, schedule: Schedule) -> float:

@@ -19,7 +19,7 @@ from tool_aware.training.choice import ToolNames
 from tool_aware.training.data import length_percentiles
 from tool_aware.training.distributed import Processes
 from tool_aware.training.run.checkpoints import run_settings
-from tool_aware.training.schedule import Schedule
+from tool_aware.training.schedule import Schedule, Scorings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,6 +94,7 @@ def plan_text(job: Job) -> str:
             f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
             f"{f' x {processes} processes' if processes > 1 else ''}, packing {training.packing}",
         ),
+        ("val.json", Scorings.of_run(training, schedule, len(job.examples["val"])).text()),
         ("memory", job.memory.text().replace("\n", "\n" + 12 * " ")),
         ("output", str(job.output_dir)),
     ]

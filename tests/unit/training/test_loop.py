@@ -223,6 +223,18 @@ def test_the_loss_of_rows_not_trained_on_falls(make_loop):
     assert loop.validations.history[-1].loss < before - 0.3
 
 
+def test_a_sample_of_val_is_scored_alike_by_a_run_and_by_one_that_resumes_it(make_loop):
+    settings = {"training__max_steps": 22, "training__per_device_train_batch_size": 24, "training__save_steps": 11}
+    whole = make_loop(val_rows=60, **settings)
+    whole.run()
+    assert [(found.step, found.examples) for found in whole.validations.history] == [(11, 52), (22, 52)]
+    resumed = make_loop(val_rows=60, **settings)
+    resumed.run(whole.output_dir / "checkpoint-11")
+    assert resumed.validations.history == whole.validations.history
+    assert torch.equal(adapter_of(whole), adapter_of(resumed))
+    assert len(make_loop(val_rows=60, training__eval_steps="null", **settings).val) == 60
+
+
 def test_scorings_that_stop_getting_better_end_the_run_and_the_best_adapter_is_exported(make_loop):
     settings = {
         "training__learning_rate": 0.1,  # too high on purpose

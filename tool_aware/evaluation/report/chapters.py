@@ -200,9 +200,8 @@ def _robustness(results: Results) -> Section | None:
         return None
     tables = []
     for system, shifts in results.shifts.items():
-        rows = [
+        columns = [
             [
-                s.variant,
                 f"{100 * s.accuracy:.1f}",
                 *map(_points, (s.accuracy_change, s.macro_f1_change, *s.f1_changes.values())),
                 f"{100 * s.changed:.1f} %",
@@ -210,8 +209,9 @@ def _robustness(results: Results) -> Section | None:
             for s in shifts
         ]
         tools = [f"F1 {tool}" for tool in shifts[0].f1_changes]
-        headers = [f"{title(system)}, choice only", "Accuracy", "Change", "Macro-F1", *tools, "Other tool"]
-        tables.append(Table(headers, rows))
+        labels = ["Accuracy", "Change of accuracy", "Macro-F1", *tools, "Rows with another tool"]
+        rows = [[label, *figures] for label, *figures in zip(labels, *columns, strict=True)]
+        tables.append(Table([f"{title(system)}, choice only", *(s.variant for s in shifts)], rows))
     notes = ["The same rows with a changed prompt; changes are in points against the plain prompt."]
     return Section("How much hangs on the wording of the prompt", notes, tables)
 

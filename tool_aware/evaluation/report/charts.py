@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
+from tool_aware.evaluation.report.line_breaks import wrapped
 from tool_aware.evaluation.scoring.calibration import Calibration
 from tool_aware.evaluation.scoring.intervals import Estimate
 from tool_aware.evaluation.scoring.metrics import Metrics
 
+_LINE = 13  # height of a line of a label
 _PLOT = (46, 14, 300, 300)  # left, top, width, height of the square charts
 
 
 def tool_bars(systems: Mapping[str, Metrics]) -> str:
     """Draw the F1 of each tool, one bar per system with its 95 % interval."""
     tools = list(next(iter(systems.values())).per_tool)
-    left, width, bar, gap = 150, 420, 16, 14
-    block = len(systems) * bar + gap
+    labels = [wrapped(tool, 22) for tool in tools]
+    left, width, bar, gap = 184, 420, 16, 14
+    block = max(len(systems) * bar, _LINE * max(map(len, labels))) + gap
     height = len(tools) * block + 44
     parts = [_vertical_grid(left, width, height - 36)]
     for index, tool in enumerate(tools):
-        top = 8 + index * block
-        parts.append(_text(left - 10, top + len(systems) * bar / 2 + 4, tool, anchor="end"))
+        top = 8 + index * block + (block - gap - len(systems) * bar) / 2
+        parts.append(_lines(left - 10, top + len(systems) * bar / 2 + 4, labels[index], anchor="end"))
         for position, metrics in enumerate(systems.values()):
             figure, y = metrics.per_tool[tool].f1, top + position * bar
             if not isinstance(figure, Estimate):
@@ -43,11 +46,13 @@ def tool_bars(systems: Mapping[str, Metrics]) -> str:
 
 def confusion(metrics: Metrics) -> str:
     """Draw a matrix whose cells are shaded by their share of the row."""
-    labels, cell_w, cell_h, left, top = metrics.labels, 84, 40, 116, 30
+    beside, above = ([wrapped(label, width) for label in metrics.labels] for width in (18, 12))
+    cell_w, cell_h, left = 84, max(40, _LINE * max(map(len, beside)) + 4), 150
+    top = 16 + _LINE * max(map(len, above))
     parts = []
     for row, counts in enumerate(metrics.confusion):
         y, total = top + row * cell_h, sum(counts)
-        parts.append(_text(left - 8, y + cell_h / 2 + 4, labels[row], anchor="end"))
+        parts.append(_lines(left - 8, y + cell_h / 2 + 4, beside[row], anchor="end"))
         for column, count in enumerate(counts):
             x, share = left + column * cell_w, count / total if total else 0.0
             kind = "cell-right" if row == column else "cell-wrong"
@@ -56,10 +61,11 @@ def confusion(metrics: Metrics) -> str:
                 f'fill-opacity="{0.06 + 0.8 * share if count else 0.04:.2f}"/>'
             )
             parts.append(_text(x + cell_w / 2, y + cell_h / 2 + 5, str(count), anchor="middle", kind="count"))
-    for column, label in enumerate(labels):
-        parts.append(_text(left + column * cell_w + cell_w / 2, top - 10, label, anchor="middle", kind="small"))
+    for column, lines in enumerate(above):
+        middle, y = left + column * cell_w + cell_w / 2, top - 10 - _LINE * (len(lines) - 1) / 2
+        parts.append(_lines(middle, y, lines, anchor="middle", kind="small"))
     height = top + len(metrics.confusion) * cell_h + 6
-    return _svg(left + len(labels) * cell_w + 6, height, "confusion matrix", "".join(parts))
+    return _svg(left + len(above) * cell_w + 6, height, "confusion matrix", "".join(parts))
 
 
 def reliability(calibration: Calibration) -> str:
@@ -107,6 +113,12 @@ def _svg(width: float, height: float, label: str, body: str) -> str:
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "label") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _lines(x: float, y: float, lines: Sequence[str], *, anchor: str, kind: str = "label") -> str:
+    """Draw lines of text one below the other, their middle at `y`."""
+    first = y - _LINE * (len(lines) - 1) / 2
+    return "".join(_text(x, first + _LINE * n, line, anchor=anchor, kind=kind) for n, line in enumerate(lines))
 
 
 def _vertical_grid(left: float, width: float, height: float) -> str:

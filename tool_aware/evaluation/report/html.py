@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.evaluation.report.chapters import Section, Table
+from tool_aware.evaluation.report.line_breaks import breakable
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.judgement import INVALID, Judgement, Prediction
 from tool_aware.rows import Row
@@ -52,8 +53,8 @@ def _section(section: Section) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(header)}</th>" for header in table.headers)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
+    head = "".join(f"<th>{breakable(header)}</th>" for header in table.headers)
+    body = "".join(f"<tr>{''.join(f'<td>{breakable(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
     is_prose = any(len(cell) > 40 for row in table.rows for cell in row[1:])
     kind = ' class="prose"' if is_prose else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -165,18 +166,15 @@ setTimeout(() => {
 </script></body>"""
 
 
-@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
-@pytest.mark.parametrize("width", [1200, 390], ids=["desktop", "phone"])
-def test_the_page_works_in_a_browser(page, tmp_path, width):
-    path = tmp_path / "report.html"
-    path.write_text(page.replace("</body>", ACTIONS), encoding="utf-8")
-    result = subprocess.run(
+def in_browser(path, width):
+    """Open a page and return what Chromium writes: the page as it is after its scripts."""
+    return subprocess.run(
         [
             BROWSER,
             "--headless=new",
             "--no-sandbox",
             "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--user-data-dir={path.parent / 'profile'}",
             f"--window-size={width},900",
             "--virtual-time-budget=2000",
             "--enable-logging=stderr",
@@ -188,6 +186,14 @@ def test_the_page_works_in_a_browser(page, tmp_path, width):
         timeout=600,
         check=True,
     )
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1200, 390], ids=["desktop", "phone"])
+def test_the_page_works_in_a_browser(page, tmp_path, width):
+    path = tmp_path / "report.html"
+    path.write_text(page.replace("</body>", ACTIONS), encoding="utf-8")
+    result = in_browser(path, width)
     assert "CONSOLE" not in result.stderr  # no message of any level, so no error
     shown = html.unescape(re.search(r"SEEN(\{.*\})END", result.stdout, re.DOTALL)[1])
     seen = json.loads(shown)
@@ -202,3 +208,73 @@ def test_the_page_works_in_a_browser(page, tmp_path, width):
     assert seen["figures"]
     assert seen["overflow"] <= 0
     assert seen["themes"][0] != seen["themes"][1]
+
+
+LAYOUT = """<script>
+const problems = [];
+for (const box of document.querySelectorAll(".scroll"))
+  if (box.scrollWidth > box.clientWidth) problems.push("scrolls: " + box.querySelector("th").textContent);
+for (const cell of document.querySelectorAll("td, th")) {
+  const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) for (const word of texts.currentNode.data.matchAll(/[^\\s-]+/g)) {
+    const range = document.createRange();
+    range.setStart(texts.currentNode, word.index);
+    range.setEnd(texts.currentNode, word.index + word[0].length);
+    if (range.getClientRects().length > 1) problems.push("is broken: " + word[0]);
+  }
+}
+for (const text of document.querySelectorAll("svg text")) {
+  const box = text.getBoundingClientRect(), frame = text.ownerSVGElement.getBoundingClientRect();
+  if (box.left < frame.left - 1 || box.right > frame.right + 1) problems.push("is cut: " + text.textContent);
+}
+document.body.append("PROBLEMS" + JSON.stringify(problems) + "END");
+</script></body>"""
+WORDS = "of_the_european_department_for_statistics_and_more_of_its_things"
+LONG_NAMES = {
+    "short": {tool: tool for tool in TOOL_OF},
+    "64 characters": {tool: f"{tool}_{WORDS}"[:64] for tool in TOOL_OF},
+    "camel case": {tool: (tool.title() + WORDS.title()).replace("_", "")[:64] for tool in TOOL_OF},
+    "no place to break": {tool: (tool.replace("_", "") * 6)[:64] for tool in TOOL_OF},
+}
+
+
+def with_names(results, config, names):
+    """Return the page about the same answers to tools of other names."""
+
+    def renamed(text):
+        return re.sub("|".join(names), lambda found: names[found[0]], text)
+
+    tools = [tool.model_copy(update={"name": names[tool.name]}) for tool in config.tools]
+    rows = {
+        index: Row(renamed(row.instruction), renamed(row.response), row.metadata | {"tool": names[row.tool]})
+        for index, row in results.rows.items()
+    }
+    config = config.model_copy(update={"tools": tools})
+    tasks = plan_tasks(Plan(), rows, rows, config.toolbox, make_variants(rows, config.toolbox, seed=0))
+    answers = {
+        name: [
+            replace(
+                p,
+                text=p.text and renamed(p.text),
+                tool=p.tool and names[p.tool],
+                scores=p.scores and {names[tool]: score for tool, score in p.scores.items()},
+            )
+            for p in predictions
+        ]
+        for name, predictions in results.predictions.items()
+    }
+    answers |= {task.name: answers["finetuned_choice"] for task in tasks if task.kind == "choice"}
+    baselines = {"majority": answers.pop("majority")}
+    found = assemble(config, rows, rows, answers, tasks, baselines=baselines)
+    return render_html(found, build_report(found), facts=[])
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1200, 800])
+@pytest.mark.parametrize("names", LONG_NAMES.values(), ids=LONG_NAMES)
+def test_names_of_any_length_stay_readable_and_no_table_scrolls(results, config, tmp_path, names, width):
+    path = tmp_path / "report.html"
+    path.write_text(with_names(results, config, names).replace("</body>", LAYOUT), encoding="utf-8")
+    shown = in_browser(path, width).stdout
+    problems = json.loads(html.unescape(re.search(r"PROBLEMS(\[.*\])END", shown, re.DOTALL)[1]))
+    assert problems == []

@@ -270,11 +270,13 @@ def with_names(results, config, names):
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
-@pytest.mark.parametrize("width", [1200, 800])
-@pytest.mark.parametrize("names", LONG_NAMES.values(), ids=LONG_NAMES)
-def test_names_of_any_length_stay_readable_and_no_table_scrolls(results, config, tmp_path, names, width):
+@pytest.mark.parametrize(
+    ("kind", "width"),
+    [*((kind, 1200) for kind in LONG_NAMES), ("short", 800), ("64 characters", 800), ("camel case", 800)],
+)
+def test_names_of_any_length_stay_readable_and_no_table_scrolls(results, config, tmp_path, kind, width):
     path = tmp_path / "report.html"
-    path.write_text(with_names(results, config, names).replace("</body>", LAYOUT), encoding="utf-8")
+    path.write_text(with_names(results, config, LONG_NAMES[kind]).replace("</body>", LAYOUT), encoding="utf-8")
     shown = in_browser(path, width).stdout
     problems = json.loads(html.unescape(re.search(r"PROBLEMS(\[.*\])END", shown, re.DOTALL)[1]))
     assert problems == []

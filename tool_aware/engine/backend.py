@@ -50,6 +50,37 @@ class Operations(Protocol):
         `out` may be `heads`.
         """
 
+    def norm_and_rotate(  # noqa: PLR0917
+        self,
+        heads: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """Write rotate(heads / rms(heads) * weight) into `out`; heads and out (T, heads, D), weight (heads, D).
+
+        rms is that of each head. cos and sin (T, D / 2).
+        """
+
+    def norm_and_rotate_backward(  # noqa: PLR0917
+        self,
+        heads: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        gradient: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        add: torch.Tensor | None = None,
+    ) -> None:
+        """Write the gradient of `heads` into `out`, given that of norm_and_rotate's output, `gradient` + `add`.
+
+        cos and sin are those of the forward pass; all others (T, heads, D) but weight (heads, D).
+        """
+
     def swiglu(self, gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
         """Write silu(gate) * up into `out`; all (T, I)."""
 

@@ -3,7 +3,8 @@
     n = rms_norm(x)                   q, k, v = rotate(n Wq, n Wk), n Wv        a = attention(q, k, v)
     r = x + a Wo                      g, u = rms_norm(r) Wg, rms_norm(r) Wu     y = r + (silu(g) * u) Wd
 
-Each W stands for a frozen weight with its LoRA update (projections.py). The backward pass follows the same lines from
+Each W stands for a frozen weight with its LoRA update and its bias, if it has one (projections.py). Where a model norms
+the heads of query and key (Qwen3), it is rotate(rms_norm(n Wq), rms_norm(n Wk)), each head by itself. The backward pass follows the same lines from
 the last to the first. Only x is kept between the passes, or x and `Activations`; what is missing is computed again.
 Activations are overwritten by their gradients, and every buffer is dropped as soon as nothing reads it any more.
 
@@ -22,14 +23,15 @@ from torch import nn
 from tool_aware.engine.backend import Operations
 from tool_aware.engine.packed_attention import PackedAttention
 from tool_aware.engine.projections import Projections
-from tool_aware.engine.transformer_modules import LayerModule, NormModule
+from tool_aware.engine.transformer_modules import AttentionModule, LayerModule, NormModule, head_norms
 
 
 @dataclass
 class Activations:
     """The intermediate results that a layer's backward pass reads, beside the layer's input."""
 
-    query_key_value: torch.Tensor  # (T, (A + 2 K) D), query and key rotated
+    query_key: torch.Tensor  # (T, (A + K) D), rotated; a part of `projected` unless heads are normed
+    projected: torch.Tensor  # (T, (A + 2 K) D), query, key and value; query and key as projected if heads are normed
     attention: torch.Tensor  # (T, A D + R)
     lse: torch.Tensor  # (A, T) float32, log-sum-exp of the attention's scores; empty on the CPU
     residual: torch.Tensor  # (T, H), after attention
@@ -44,6 +46,35 @@ class PackContext:
     attention: PackedAttention
     cos: torch.Tensor  # (T, D / 2)
     sin: torch.Tensor  # (T, D / 2)
+
+
+@dataclass(frozen=True)
+class _HeadNorms:
+    """The frozen norms over each head of query and key."""
+
+    weight: torch.Tensor  # (A + K, D)
+    query_heads: int  # A
+    eps: float
+
+    @classmethod
+    def of(cls, attention: AttentionModule, query_heads: int, key_heads: int) -> _HeadNorms | None:
+        """Read the norms of an attention; None if it has none."""
+        norms = head_norms(attention)
+        if norms is None:
+            return None
+        query, key = norms
+        weight = torch.cat([query.weight.expand(query_heads, -1), key.weight.expand(key_heads, -1)])
+        return cls(weight.detach(), query_heads, query.variance_epsilon)
+
+    @property
+    def of_query(self) -> torch.Tensor:
+        """Return the weights for the heads of the query, (A, D)."""
+        return self.weight[: self.query_heads]
+
+    @property
+    def of_key(self) -> torch.Tensor:
+        """Return the weights for the heads of the key, (K, D)."""
+        return self.weight[self.query_heads :]
 
 
 class DecoderLayer:
@@ -64,6 +95,10 @@ class DecoderLayer:
         self._attention_norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self._head_size = attention.head_dim  # D
         self._query_columns, self._key_columns, self._value_columns = self._query_key_value.columns
+        query_heads, first_value_head = (
+            columns.start // self._head_size for columns in (self._key_columns, self._value_columns)
+        )
+        self._head_norms = _HeadNorms.of(attention, query_heads, first_value_head - query_heads)
         self._intermediate, self._hidden = self._gate.outputs, self._down.outputs  # I, H
         self._operations = operations
 
@@ -73,23 +108,23 @@ class DecoderLayer:
         self, x: torch.Tensor, context: PackContext, *, keep: bool = False
     ) -> tuple[torch.Tensor, Activations | None]:
         """Return the layer's output for its input `x`, both (T, H), and the activations if they are to be kept."""
-        query_key_value, attention, lse = self._attend(x, context)
+        query_key, projected, attention, lse = self._attend(x, context)
         residual = self._attention_out.forward(attention, residual=x)  # (T, H)
         if not keep:
-            del query_key_value, attention
+            del query_key, projected, attention
         gate, up = self._gate_and_up(residual)
         swiglu = self._swiglu(gate, up)
         if keep:
-            kept = Activations(query_key_value, attention, lse, residual, gate, up)
+            kept = Activations(query_key, projected, attention, lse, residual, gate, up)
             return self._down.forward(swiglu, residual=residual), kept
         del gate, up
         return self._down.forward(swiglu, residual=residual, out=residual), None
 
     def activations(self, x: torch.Tensor, context: PackContext) -> Activations:
         """Compute the layer again from its input (T, H), up to the down projection: no gradient needs its output."""
-        query_key_value, attention, lse = self._attend(x, context)
+        query_key, projected, attention, lse = self._attend(x, context)
         residual = self._attention_out.forward(attention, residual=x)  # (T, H)
-        return Activations(query_key_value, attention, lse, residual, *self._gate_and_up(residual))
+        return Activations(query_key, projected, attention, lse, residual, *self._gate_and_up(residual))
 
     def backward(
         self, grad_out: torch.Tensor, x: torch.Tensor, kept: Activations, context: PackContext
@@ -115,14 +150,23 @@ class DecoderLayer:
 
     # ---- attention, forward and backward ----------------------------------------------------------------
 
-    def _attend(self, x: torch.Tensor, context: PackContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        query_key_value = self._query_key_value.forward(self._attention_input(x))  # (T, (A + 2 K) D)
-        rotated = self._heads(query_key_value[:, : self._value_columns.start])  # (T, A + K, D)
-        self._operations.rotate(rotated, context.cos, context.sin, rotated)
+    def _attend(
+        self, x: torch.Tensor, context: PackContext
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the rotated query and key, all that was projected, the attention in a buffer, and its lse."""
+        projected = self._query_key_value.forward(self._attention_input(x))  # (T, (A + 2 K) D)
+        query_key = projected[:, : self._value_columns.start]  # (T, (A + K) D)
+        heads, cos, sin = self._heads(query_key), context.cos, context.sin
+        if self._head_norms:  # their gradient needs query and key as they were
+            query_key = torch.empty_like(query_key, memory_format=torch.contiguous_format)
+            norms = self._head_norms
+            self._operations.norm_and_rotate(heads, norms.weight, norms.eps, cos, sin, self._heads(query_key))
+        else:
+            self._operations.rotate(heads, cos, sin, heads)
         attention = self._attention_out.input_buffer(len(x))  # (T, A D + R)
         out = self._heads(attention[:, self._query_columns])  # (T, A, D)
-        lse = context.attention.forward(*self._split(query_key_value), out)
-        return query_key_value, attention, lse
+        lse = context.attention.forward(*self._split(query_key, projected), out)
+        return query_key, projected, attention, lse
 
     def _backward_attention(
         self, grad_residual: torch.Tensor, x: torch.Tensor, kept: Activations, context: PackContext
@@ -131,16 +175,23 @@ class DecoderLayer:
         grad_attention = self._attention_out.backward(grad_residual, lambda: kept.attention)  # (T, A D)
         grad_query, addend, grad_key, grad_value = context.attention.backward(
             self._heads(grad_attention),
-            *self._split(kept.query_key_value),
+            *self._split(kept.query_key, kept.projected),
             self._heads(kept.attention[:, self._query_columns]),
             kept.lse,
         )
         del grad_attention
         grad_projected = self._query_key_value.output_buffer(len(x))
-        to_query, to_key, to_value = self._split(grad_projected)
-        self._operations.rotate(grad_query, context.cos, -context.sin, to_query, add=addend)
-        self._operations.rotate(grad_key, context.cos, -context.sin, to_key)
+        to_query, to_key, to_value = self._split(grad_projected, grad_projected)
         to_value.copy_(grad_value)
+        if self._head_norms is None:
+            self._operations.rotate(grad_query, context.cos, -context.sin, to_query, add=addend)
+            self._operations.rotate(grad_key, context.cos, -context.sin, to_key)
+            return grad_projected
+        query, key, _ = self._split(kept.projected, kept.projected)
+        of_query, of_key, eps = self._head_norms.of_query, self._head_norms.of_key, self._head_norms.eps
+        backward, cos, sin = self._operations.norm_and_rotate_backward, context.cos, context.sin
+        backward(query, of_query, eps, cos, sin, grad_query, to_query, add=addend)
+        backward(key, of_key, eps, cos, sin, grad_key, to_key)
         return grad_projected
 
     # ---- SwiGLU block, forward and backward -------------------------------------------------------------
@@ -206,7 +257,13 @@ class DecoderLayer:
     def _heads(self, flat: torch.Tensor) -> torch.Tensor:
         return flat.unflatten(1, (-1, self._head_size))  # (T, heads D) -> (T, heads, D)
 
-    def _split(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return views of query (T, A, D), key and value (T, K, D)."""
-        query, key, value = flat[:, self._query_columns], flat[:, self._key_columns], flat[:, self._value_columns]
+    def _split(
+        self, query_key: torch.Tensor, projected: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return views of query (T, A, D) and key (T, K, D) of the one, value (T, K, D) of the other."""
+        query, key, value = (
+            query_key[:, self._query_columns],
+            query_key[:, self._key_columns],
+            projected[:, self._value_columns],
+        )
         return self._heads(query), self._heads(key), self._heads(value)

@@ -9,7 +9,7 @@ twice more, and its gradient the whole input. Here the update is computed as a f
     output                  [x | s x A^T] @ M[:N]^T
     gradient of the input   [g | s g B]   @ M[:, :K]
 
-M is written where it is used, from 4-bit weights in one pass, and dropped after use.
+A frozen bias is added to the output by the same product. M is written where it is used, from 4-bit weights in one pass, and dropped after use.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class StackedLinear:
     """
 
     weight: nn.Parameter  # 4-bit: packed
+    bias: torch.Tensor | None  # (N,)
     update: LowRankUpdate | None
     inputs: int  # K
     first_row: int
@@ -71,7 +72,7 @@ class StackedLinear:
             update = LowRankUpdate(
                 lora.lora_A["default"].weight, lora.lora_B["default"].weight, lora.scaling["default"]
             )
-        return cls(base.weight, update, base.in_features, first_row, base.out_features, first_rank)
+        return cls(base.weight, base.bias, update, base.in_features, first_row, base.out_features, first_rank)
 
     @cached_property
     def ranks(self) -> int:
@@ -127,6 +128,7 @@ class Projections:
         self.inputs, self.outputs = first.inputs, rows
         self.ranks = rounded_up(ranks, RANKS_MULTIPLE)
         self.dtype, self._device = first.dtype, first.weight.device
+        self._bias = self._stacked_bias()
         self._matrix: torch.Tensor | None = None
         if first.quant_state is None:
             self._matrix = self._matrix_that_holds_the_weights()
@@ -169,7 +171,10 @@ class Projections:
             self._append_update(inputs, matrix)
         weight = matrix[: self.outputs].T  # (K + R, N)
         if residual is not None:
-            return torch.addmm(residual, inputs, weight, out=out)
+            output = torch.addmm(residual, inputs, weight, out=out)
+            return output if self._bias is None else output.add_(self._bias)
+        if self._bias is not None:
+            return torch.addmm(self._bias, inputs, weight, out=out)
         return torch.mm(inputs, weight, out=out)
 
     def backward(
@@ -217,6 +222,17 @@ class Projections:
         """Write s x A^T into the last R columns of `inputs` (T, K + R)."""
         a = matrix[self.outputs :, : self.inputs]  # (R, K)
         inputs[:, self.inputs :].addmm_(inputs[:, : self.inputs], a.T, beta=0, alpha=self.scale)
+
+    @torch.no_grad()
+    def _stacked_bias(self) -> torch.Tensor | None:
+        """Return the biases of all layers, (N,), zero for those that have none; None if no layer has one."""
+        if all(layer.bias is None for layer in self._layers):
+            return None
+        stacked = torch.zeros(self.outputs, dtype=self.dtype, device=self._device)
+        for layer in self._layers:
+            if layer.bias is not None:
+                stacked[layer.in_rows] = layer.bias
+        return stacked
 
     # ---- the matrix -------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_ARCHITECTURES = ("mistral", "llama")
+_ARCHITECTURES = ("mistral", "llama", "qwen2", "qwen3", "ministral3")
 _LINEAR_KINDS = ("Linear", "Linear4bit")  # plain and 4-bit, of torch, peft and bitsandbytes
 
 
@@ -49,8 +49,6 @@ def _unsupported_adapter(model: PeftModel) -> str | None:
     ]
     if any(type(layer).__name__ not in _LINEAR_KINDS for layer in linear):
         return "8-bit weights"
-    if any(layer.bias is not None for layer in linear):
-        return "biases"
     return None
 
 

@@ -44,6 +44,31 @@ def rotate(
     out.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
 
 
+def norm_and_rotate(
+    heads: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor
+) -> None:
+    """See Operations.norm_and_rotate."""
+    wide = _wide(heads)
+    rotate(wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight, cos, sin, out)
+
+
+def norm_and_rotate_backward(  # noqa: PLR0917
+    heads: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    gradient: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    add: torch.Tensor | None = None,
+) -> None:
+    """See Operations.norm_and_rotate_backward."""
+    back = torch.empty_like(_wide(gradient))
+    rotate(gradient, cos, -sin, back, add=add)
+    rms_norm_backward(heads, weight, eps, back, None, out)
+
+
 def swiglu(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
     """See Operations.swiglu."""
     out.copy_(functional.silu(_wide(gate)) * up)

@@ -1,4 +1,4 @@
-"""The modules of a Mistral or Llama model that the decoder reads, with types.
+"""The modules of a model that the decoder reads, with types: Mistral, Llama and what is built like them.
 
 torch declares every attribute of a module as `Tensor | Module`. What the engine relies on is declared here, once.
 """
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 class NormModule(Protocol):
     """An RMS norm."""
 
-    weight: nn.Parameter  # (H,)
+    weight: nn.Parameter  # (H,), or (D,) of one over each head
     variance_epsilon: float
 
 
 class AttentionModule(Protocol):
-    """The projections of a self-attention; linear layers, with or without an update of LoRA."""
+    """The projections of a self-attention; linear layers, with or without an update of LoRA.
+
+    Some models norm each head of query and key: `q_norm` and `k_norm`, which `head_norms` reads.
+    """
 
     q_proj: nn.Module
     k_proj: nn.Module
@@ -62,6 +65,12 @@ class TransformerModule(Protocol):
     layers: Sequence[LayerModule]
     norm: NormModule
     rotary_emb: RotaryModule
+
+
+def head_norms(attention: AttentionModule) -> tuple[NormModule, NormModule] | None:
+    """Return the norms over each head of query and of key; None if the attention has none."""
+    query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    return None if query is None or key is None else (query, key)
 
 
 def transformer_of(base: PreTrainedModel) -> TransformerModule:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1024  # elements of one program of an element-wise kernel
 _TILE = 4096  # weights of one program of the dequantisation; fewer where they do not divide a row
+_HEADS = 16  # heads of one program of the kernels that norm and rotate
 _FILL_WARPS = 4  # tiles of 1,024 to 16,384 and 2 to 16 warps were tried on an H200: 4,096 and 4 reach 3.3 TB/s
 
 
@@ -113,6 +114,94 @@ def _rotate(
     s = tl.load(sin + row * half + column, mask=column < half, other=0.0).to(tl.float32)
     tl.store(out + row * out_stride + place, (first * c - second * s).to(out.dtype.element_ty), mask=inside)
     tl.store(out + row * out_stride + place + half, (second * c + first * s).to(out.dtype.element_ty), mask=inside)
+
+
+# ---- norms of query and key heads, and rotation ----------------------------------------------------------
+
+
+def norm_and_rotate(
+    heads: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor
+) -> None:
+    """See Operations.norm_and_rotate."""
+    tokens, count, size = heads.shape
+    sizes = (count, min(_HEADS, triton.next_power_of_2(count)), size // 2, triton.next_power_of_2(size // 2))
+    grid = (tokens, triton.cdiv(count, sizes[1]))
+    _norm_and_rotate[grid](heads, weight, cos, sin, out, heads.stride(0), out.stride(0), eps, *sizes)
+
+
+@triton.jit
+def _norm_and_rotate(
+    heads, weight, cos, sin, out, heads_stride, out_stride, eps,
+    count: tl.constexpr, count_block: tl.constexpr, half: tl.constexpr, half_block: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * count_block + tl.arange(0, count_block))[:, None]
+    column = tl.arange(0, half_block)[None, :]
+    inside = (head < count) & (column < half)
+    place = head * 2 * half + column
+    first = tl.load(heads + row * heads_stride + place, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(heads + row * heads_stride + place + half, mask=inside, other=0.0).to(tl.float32)
+    squares = tl.sum(first * first + second * second, axis=1)
+    factor = tl.rsqrt(squares / (2 * half) + eps)[:, None]
+    first *= factor * tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+    second *= factor * tl.load(weight + place + half, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(cos + row * half + column, mask=column < half, other=0.0).to(tl.float32)
+    s = tl.load(sin + row * half + column, mask=column < half, other=0.0).to(tl.float32)
+    tl.store(out + row * out_stride + place, (first * c - second * s).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * out_stride + place + half, (second * c + first * s).to(out.dtype.element_ty), mask=inside)
+
+
+def norm_and_rotate_backward(  # noqa: PLR0917
+    heads: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    gradient: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    add: torch.Tensor | None = None,
+) -> None:
+    """See Operations.norm_and_rotate_backward."""
+    tokens, count, size = heads.shape
+    added = gradient if add is None else add
+    strides = (heads.stride(0), gradient.stride(0), added.stride(0), out.stride(0))
+    sizes = (count, min(_HEADS, triton.next_power_of_2(count)), size // 2, triton.next_power_of_2(size // 2))
+    _norm_and_rotate_backward[(tokens, triton.cdiv(count, sizes[1]))](
+        heads, weight, cos, sin, gradient, added, out, *strides, eps, add is not None, *sizes
+    )
+
+
+@triton.jit
+def _norm_and_rotate_backward(
+    heads, weight, cos, sin, gradient, added, out, heads_stride, gradient_stride, added_stride, out_stride, eps,
+    has_added: tl.constexpr, count: tl.constexpr, count_block: tl.constexpr, half: tl.constexpr,
+    half_block: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * count_block + tl.arange(0, count_block))[:, None]
+    column = tl.arange(0, half_block)[None, :]
+    inside = (head < count) & (column < half)
+    place = head * 2 * half + column
+    up = tl.load(gradient + row * gradient_stride + place, mask=inside, other=0.0).to(tl.float32)
+    down = tl.load(gradient + row * gradient_stride + place + half, mask=inside, other=0.0).to(tl.float32)
+    if has_added:
+        up += tl.load(added + row * added_stride + place, mask=inside, other=0.0).to(tl.float32)
+        down += tl.load(added + row * added_stride + place + half, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(cos + row * half + column, mask=column < half, other=0.0).to(tl.float32)
+    s = tl.load(sin + row * half + column, mask=column < half, other=0.0).to(tl.float32)
+    grad_first = (up * c + down * s) * tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+    grad_second = (down * c - up * s) * tl.load(weight + place + half, mask=inside, other=0.0).to(tl.float32)
+    first = tl.load(heads + row * heads_stride + place, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(heads + row * heads_stride + place + half, mask=inside, other=0.0).to(tl.float32)
+    squares = tl.sum(first * first + second * second, axis=1)
+    factor = tl.rsqrt(squares / (2 * half) + eps)[:, None]
+    first *= factor
+    second *= factor
+    mean = (tl.sum(first * grad_first + second * grad_second, axis=1) / (2 * half))[:, None]
+    kind = out.dtype.element_ty
+    tl.store(out + row * out_stride + place, (factor * (grad_first - first * mean)).to(kind), mask=inside)
+    tl.store(out + row * out_stride + place + half, (factor * (grad_second - second * mean)).to(kind), mask=inside)
 
 
 # ---- SwiGLU ---------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from tests.fixtures.architectures import tiny_model, with_exact_norms
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import load_config
-from tool_aware.demo.toy_model import new_model
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
@@ -33,17 +33,16 @@ EXAMPLES = [
     EncodedExample([], [7]),
 ]
 
+LLAMA_ROPE = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}  # fmt: skip
 
-def model_with_adapter(targets: object = "all-linear", rank: int = 3):
-    """A float64 Mistral whose adapter's update is not zero; the rank is no multiple of anything."""
-    base = new_model(hidden_size=32, seed=3).double()
-    for parent in [base.model, *base.model.layers]:  # Mistral's own norm rounds to float32 on the way
-        for name, child in parent.named_children():
-            if type(child).__name__ == "MistralRMSNorm":
-                norm = torch.nn.RMSNorm(32, eps=child.variance_epsilon, dtype=torch.float64)
-                norm.weight.data = 1 + 0.1 * torch.randn_like(norm.weight)
-                norm.variance_epsilon = child.variance_epsilon
-                setattr(parent, name, norm)
+
+def model_with_adapter(targets: object = "all-linear", rank: int = 3, family: str = "mistral", **settings: object):
+    """A float64 model whose adapter's update is not zero; the rank is no multiple of anything."""
+    sizes = {"vocab_size": 1000, "hidden_size": 32, "tie_word_embeddings": True, **settings}
+    base = with_exact_norms(tiny_model(family, **sizes))
     base.requires_grad_(False)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=5, target_modules=targets))
     torch.manual_seed(0)
@@ -76,6 +75,37 @@ def by_decoder(model, packed, weight, **options):
         parameter.grad = None
     loss = PackedDecoder(model, **options).add_gradient(packed, weight)
     return loss, [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+
+
+# Each family that is covered, with what some of its models have and others have not.
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("llama", {}),
+    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama 3.1": ("llama", {"rope_parameters": LLAMA_ROPE, "tie_word_embeddings": False}),
+    "mistral, untied": ("mistral", {"tie_word_embeddings": False}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": False}),
+    "qwen2, tied": ("qwen2", {}),
+    "qwen3": ("qwen3", {"tie_word_embeddings": False}),
+    "qwen3, tied": ("qwen3", {}),
+    "qwen3 with biases": ("qwen3", {"attention_bias": True}),
+    "qwen3, one key head": ("qwen3", {"num_key_value_heads": 1, "num_attention_heads": 3}),
+    "ministral3": ("ministral3", {"tie_word_embeddings": False}),
+    "ministral3, tied": ("ministral3", {}),
+}
+
+
+@pytest.mark.parametrize("kept_layers", [0, 1, 2])
+@pytest.mark.parametrize("packing", ["prefix", "block"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_and_gradients_of_every_family_are_autograds(name, packing, kept_layers):
+    family, settings = FAMILIES[name]
+    adapted = model_with_adapter(family=family, **settings)
+    assert unsupported(adapted, longest=1024) is None
+    packed = pack(EXAMPLES, packing, multiple_of=16)
+    expected_loss, expected = by_autograd(adapted, packed, 0.25)
+    loss, gradients = by_decoder(adapted, packed, 0.25, kept_layers=kept_layers)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("kept_layers", [0, 1, 2])

@@ -1,0 +1,105 @@
+"""The families of models that can be trained, by `model_type` in config.json: one table, no library.
+
+A family is in it if a test holds that examples of a pack do not see each other in its forward pass, that its output
+head is linear, and that its answers from shared keys and values are its own. Of any other family that is not known, and
+what goes wrong then goes wrong silently; so it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tool_aware.console import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the toolkit must know of a family beside its config.json, whose gaps transformers fills with defaults."""
+
+    has_own_decoder: bool = False  # engine/decoder.py covers it; else transformers' forward pass runs
+    has_qkv_bias: bool = False
+    has_head_norms: bool = False  # RMS norms over each head of query and key
+    key_value_heads: int | None = None  # default; None: as many as there are heads
+    head_size: int | None = None  # default; None: hidden size / heads
+    ties_embeddings: bool = False  # default
+
+
+FAMILIES: Mapping[str, Family] = {
+    "mistral": Family(has_own_decoder=True, key_value_heads=8),
+    "llama": Family(has_own_decoder=True),
+    "qwen2": Family(has_own_decoder=True, has_qkv_bias=True, key_value_heads=32),
+    "qwen3": Family(has_own_decoder=True, has_head_norms=True, key_value_heads=32, head_size=128),
+    "ministral3": Family(has_own_decoder=True, key_value_heads=8, head_size=128),
+    "ministral": Family(key_value_heads=8),
+    "gemma": Family(key_value_heads=16, head_size=256, ties_embeddings=True),
+    "gemma3_text": Family(has_head_norms=True, key_value_heads=4, head_size=256, ties_embeddings=True),
+    "granite": Family(),
+    "olmo2": Family(),
+    "olmo3": Family(),
+    "phi3": Family(),
+    "smollm3": Family(key_value_heads=4, ties_embeddings=True),
+}
+# Models of several parts whose language part is one of FAMILIES (model/language_part.py), and the family if not said.
+MULTIMODAL: Mapping[str, str] = {"mistral3": "mistral"}
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_COVERED = f"name a model of one of these families: {', '.join((*FAMILIES, *MULTIMODAL))}"
+
+
+def language_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of the part that writes text: those of config.json, or its text_config."""
+    family = MULTIMODAL.get(str(settings.get("model_type")))
+    text = settings.get("text_config")
+    if family is None or not isinstance(text, dict):
+        return settings
+    return {"model_type": family, **text}
+
+
+def family_of(settings: Mapping[str, Any]) -> Family | None:
+    """Return the family of the settings' language part; None if it is unknown."""
+    return FAMILIES.get(str(language_settings(settings).get("model_type")))
+
+
+def refuse_unknown_family(settings: Mapping[str, Any], where: str) -> None:
+    """Raise UserError, with the reason, if the settings are those of a model that cannot be trained here."""
+    kind = str(settings.get("model_type"))[:60]
+    if kind in MULTIMODAL and not isinstance(settings.get("text_config"), dict):
+        raise UserError(f"is of type {kind!r} and has no text_config", where=where, fix="download the model again")
+    text = language_settings(settings)
+    if family_of(settings) is None:
+        raise UserError(f"is a model of type {kind!r}: {_why_not(settings, text)}", where=where, fix=_COVERED)
+
+
+def _why_not(settings: Mapping[str, Any], text: Mapping[str, Any]) -> str:
+    inner = text.get("text_config") if isinstance(text.get("text_config"), dict) else text
+    assert isinstance(inner, Mapping)
+    if any(inner.get(key) for key in _EXPERTS):
+        return "neither 4-bit weights nor LoRA reach its experts, which are no linear layers"
+    if inner.get("final_logit_softcapping"):
+        return "its softcapped logits are not computed here"
+    if text is not settings:
+        return f"its language part, of type {str(text.get('model_type'))[:60]!r}, is not covered"
+    if "text_config" in settings:
+        return "its language part cannot be taken out of it"
+    return "nothing holds that examples stay apart when several are computed at once"
+
+
+def refuse_short_window(settings: Mapping[str, Any], longest: int, where: str) -> None:
+    """Raise UserError if some layers see fewer than `longest` tokens and others all: one mask cannot serve both."""
+    text = language_settings(settings)
+    window = text.get("sliding_window")
+    if not isinstance(window, int) or window >= longest or not _has_mixed_layers(text):
+        return
+    what = f"some of its layers see {window} tokens back and others all, and examples may have {longest:,}"
+    raise UserError(what, where=where, fix=f"--set model.max_seq_length={window}, or name a model without such layers")
+
+
+def _has_mixed_layers(text: Mapping[str, Any]) -> bool:
+    if text.get("model_type") in ("qwen2", "qwen3", "smollm3"):
+        return bool(text.get("use_sliding_window"))
+    kinds = text.get("layer_types")
+    if isinstance(kinds, list):
+        return len(set(map(str, kinds))) > 1
+    return text.get("model_type") in ("gemma3_text", "ministral", "olmo3")

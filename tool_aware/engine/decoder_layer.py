@@ -4,9 +4,11 @@
     r = x + a Wo                      g, u = rms_norm(r) Wg, rms_norm(r) Wu     y = r + (silu(g) * u) Wd
 
 Each W stands for a frozen weight with its LoRA update and its bias, if it has one (projections.py). Where a model norms
-the heads of query and key (Qwen3), it is rotate(rms_norm(n Wq), rms_norm(n Wk)), each head by itself. The backward pass follows the same lines from
-the last to the first. Only x is kept between the passes, or x and `Activations`; what is missing is computed again.
-Activations are overwritten by their gradients, and every buffer is dropped as soon as nothing reads it any more.
+the heads of query and key (Qwen3), it is rotate(rms_norm(n Wq), rms_norm(n Wk)), each head by itself.
+
+The backward pass follows the same lines from the last to the first. Only x is kept between the passes, or x and
+`Activations`; what is missing is computed again. Activations are overwritten by their gradients, and every buffer is
+dropped as soon as nothing reads it any more.
 
 T tokens of the pack, H hidden size, I intermediate size, D size of a head, A attention heads, K key-value heads.
 R spare columns of a buffer, which a group of projections fills with its updates; they differ from group to group.

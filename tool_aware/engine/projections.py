@@ -9,7 +9,8 @@ twice more, and its gradient the whole input. Here the update is computed as a f
     output                  [x | s x A^T] @ M[:N]^T
     gradient of the input   [g | s g B]   @ M[:, :K]
 
-A frozen bias is added to the output by the same product. M is written where it is used, from 4-bit weights in one pass, and dropped after use.
+A frozen bias is added to the output by the same product. M is written where it is used, from 4-bit weights in one pass,
+and dropped after use.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def rotate(
     out.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
 
 
-def norm_and_rotate(
+def norm_and_rotate(  # noqa: PLR0917
     heads: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor
 ) -> None:
     """See Operations.norm_and_rotate."""

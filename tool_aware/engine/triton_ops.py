@@ -151,7 +151,7 @@ def _norm_and_rotate(
     tl.store(out + row * out_stride + place + half, (second * c + first * s).to(out.dtype.element_ty), mask=inside)
 
 
-def norm_and_rotate_backward(  # noqa: PLR0917
+def norm_and_rotate_backward(
     heads: torch.Tensor,
     weight: torch.Tensor,
     eps: float,

@@ -10,10 +10,10 @@ from typing import Any
 
 from tool_aware.console import UserError
 from tool_aware.model.adapter import MLP_LINEARS
+from tool_aware.model.families import FAMILIES, family_of, language_settings
 from tool_aware.model.model_folder import model_settings, refuse_other_families
 from tool_aware.paths import MODEL_CONFIG_NAME
 
-_MISTRAL_KV_HEADS = 8  # transformers' default, where config.json does not say
 _LARGEST_SIZE = 2**24  # of any width, depth or vocabulary: far beyond those of any model
 _AGAIN = "download the model again"
 NOMINAL_BILLIONS = 7.0  # what `--model-size` calls Mistral-7B, whose exact count is 7.24 billion
@@ -32,7 +32,7 @@ class Architecture:
     head_dim: int
     vocabulary: int
     ties_embeddings: bool = False
-    has_qkv_bias: bool = False
+    family: str = "mistral"  # of tool_aware.model.families
 
     @property
     def query_width(self) -> int:
@@ -43,6 +43,21 @@ class Architecture:
     def kv_width(self) -> int:
         """Return the elements per token of the keys (or the values) of all heads."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def has_own_decoder(self) -> bool:
+        """Return whether engine/decoder.py covers the family."""
+        return FAMILIES[self.family].has_own_decoder
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Return whether query, key and value have a bias."""
+        return FAMILIES[self.family].has_qkv_bias
+
+    @property
+    def head_norm_width(self) -> int:
+        """Return the elements per token that norms of single heads read: those of query and key, or none."""
+        return self.query_width + self.kv_width if FAMILIES[self.family].has_head_norms else 0
 
     @property
     def linear_shapes(self) -> Mapping[str, tuple[int, int]]:
@@ -68,7 +83,8 @@ class Architecture:
         matrices = (1 if self.ties_embeddings else 2) * self.vocabulary * self.hidden
         norms = (2 * self.layers + 1) * self.hidden
         biases = self.layers * (self.query_width + 2 * self.kv_width) if self.has_qkv_bias else 0
-        return matrices + norms + biases
+        head_norms = 2 * self.head_dim * self.layers if self.head_norm_width else 0
+        return matrices + norms + biases + head_norms
 
     @property
     def parameters(self) -> int:
@@ -100,7 +116,9 @@ PRESETS: Mapping[str, Architecture] = {
     "mistral-7b-v0.3": replace(_MISTRAL_7B, name="Mistral-7B v0.3", vocabulary=32768),
     "mistral-nemo": Architecture("Mistral-Nemo-12B", 40, 5120, 14336, 32, 8, 128, 131072),
     "llama-3-8b": Architecture("Llama-3-8B", 32, 4096, 14336, 32, 8, 128, 128256),
-    "qwen-2.5-7b": Architecture("Qwen-2.5-7B", 28, 3584, 18944, 28, 4, 128, 152064, has_qkv_bias=True),
+    "qwen-2.5-7b": Architecture("Qwen-2.5-7B", 28, 3584, 18944, 28, 4, 128, 152064, family="qwen2"),
+    "qwen-3-8b": Architecture("Qwen3-8B", 36, 4096, 12288, 32, 8, 128, 151936, family="qwen3"),
+    "ministral-3-8b": Architecture("Ministral-3-8B", 34, 4096, 14336, 32, 8, 128, 131072, family="ministral3"),
     "tinyllama-1.1b": Architecture("TinyLlama-1.1B", 22, 2048, 5632, 32, 4, 64, 32000),
 }
 
@@ -115,6 +133,8 @@ _KNOWN_IDS = {
     "llama-3-8b": "llama-3-8b",
     "llama-3.1-8b": "llama-3-8b",
     "qwen2.5-7b": "qwen-2.5-7b",
+    "qwen3-8b": "qwen-3-8b",
+    "ministral-3-8b": "ministral-3-8b",
     "tinyllama-1.1b": "tinyllama-1.1b",
 }
 
@@ -190,11 +210,12 @@ def cached_snapshot(model_name: str) -> Path | None:
 
 
 def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Architecture:
-    """Read the shapes out of a Llama-family config.json.
+    """Read the shapes out of a config.json, those of the language part if the model has several.
 
-    Raises UserError naming the keys that are missing or no sizes: such a model is of another family, or damaged, and
-    would be estimated wrongly.
+    Raises UserError naming the keys that are missing or no sizes: such a model is damaged, or of a family that would be
+    estimated wrongly.
     """
+    family, values = family_of(values), language_settings(values)
     keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     where = f"model.name: {name}"
     missing = [key for key in keys if values.get(key) is None]
@@ -206,11 +227,11 @@ def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Archite
         wrong.append(f"tie_word_embeddings {values['tie_word_embeddings']!r}")
     if wrong:
         raise UserError(f"its config.json has {', '.join(wrong)[:200]}", where=where, fix=_AGAIN)
-    heads = values["num_attention_heads"]
-    kv_heads = values.get("num_key_value_heads", _MISTRAL_KV_HEADS if values.get("model_type") == "mistral" else heads)
-    kv_heads = kv_heads or heads
-    width = values["hidden_size"]
-    if heads % kv_heads or (not values.get("head_dim") and width % heads):
+    family = family or FAMILIES["llama"]
+    heads, width = values["num_attention_heads"], values["hidden_size"]
+    kv_heads = values.get("num_key_value_heads", family.key_value_heads) or heads
+    head_dim = values.get("head_dim", family.head_size)
+    if heads % kv_heads or (not head_dim and width % heads):
         what = (
             f"its config.json has {heads} heads, {kv_heads} of keys and values and hidden_size {width}: not divisible"
         )
@@ -222,10 +243,10 @@ def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Archite
         intermediate=values["intermediate_size"],
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+        head_dim=head_dim or width // heads,
         vocabulary=values["vocab_size"],
-        ties_embeddings=bool(values.get("tie_word_embeddings", False)),
-        has_qkv_bias=values.get("model_type") == "qwen2",
+        ties_embeddings=bool(values.get("tie_word_embeddings", family.ties_embeddings)),
+        family=str(values["model_type"]) if values.get("model_type") in FAMILIES else "llama",
     )
 
 

@@ -52,7 +52,8 @@ def _saved_in_attention(spec: TrainingSpec) -> float:
     """Return the bytes per token: the norm's input; q, k, v and output; log-sum-exp; LoRA's inputs."""
     architecture, kept = spec.architecture, _with_kept_input(spec, ATTENTION_LINEARS)
     # SDPA wants keys and values repeated for the query heads that share them.
-    saved = NORM_BYTES * architecture.hidden + 4 * BYTES_16BIT * architecture.query_width + 4 * architecture.heads
+    norms = NORM_BYTES * (architecture.hidden + architecture.head_norm_width)
+    saved = norms + 4 * BYTES_16BIT * architecture.query_width + 4 * architecture.heads
     # A frozen linear layer keeps nothing; LoRA keeps its input, once for those that share it, and the r-wide product.
     if kept - {"o_proj"}:
         saved += BYTES_16BIT * architecture.hidden

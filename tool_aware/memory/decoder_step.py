@@ -77,9 +77,13 @@ def layer_matrices_bytes(spec: TrainingSpec) -> float:
 
 
 def _attention_width(spec: TrainingSpec) -> float:
-    """Return the bytes per token of q, k, v; the attention's output; log-sum-exp; the residual after it."""
+    """Return the bytes per token of q, k, v; the attention's output; log-sum-exp; the residual after it.
+
+    Where the heads of q and k are normed, those before the norm are kept as well.
+    """
     architecture = spec.architecture
     elements = 2 * architecture.query_width + 2 * architecture.kv_width + architecture.hidden
+    elements += architecture.head_norm_width
     return BYTES_16BIT * (elements + _padded_rank(spec, ("o_proj",))) + 4 * architecture.heads
 
 

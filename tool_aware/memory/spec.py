@@ -94,7 +94,7 @@ class TrainingSpec:
     @property
     def has_own_decoder(self) -> bool:
         """Return whether the toolkit's own forward and backward pass runs (engine/decoder.py), not transformers'."""
-        is_covered = self.quantization != "8bit" and not self.architecture.has_qkv_bias
+        is_covered = self.quantization != "8bit" and self.architecture.has_own_decoder
         return self.decoder == "own" and self.packing != "none" and is_covered and self.shards == 1
 
     @functools.cached_property

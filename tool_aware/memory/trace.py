@@ -161,6 +161,7 @@ class _NoKernels:
         return True  # of fill_matrix: it has written the matrix
 
     rms_norm = rms_norm_backward = rotate = swiglu = swiglu_backward_ = fill_matrix = _nothing
+    norm_and_rotate = norm_and_rotate_backward = _nothing
 
 
 class _AttentionBuffers:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
+from tool_aware.model.language_part import is_other_part, language_config
 from tool_aware.model.libraries import library_errors, quiet_libraries
 from tool_aware.model.matching import model_without_weights, refuse_unmatched
 from tool_aware.model.model_folder import check_model_folder
@@ -91,11 +92,14 @@ def load_base_model(
     check_model_available(model.name, revision=model.revision, hf_token=hf_token)
     dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
     where, fix = f"model.name: {model.name}", "try again, or name a local folder that holds the model"
+    hub = {"revision": model.revision, "token": hf_token}
     with quiet_libraries(), library_errors("cannot be loaded", where, fix, kinds=(OSError,)):
+        config, key_mapping = language_config(model.name, **hub)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model.name,
-            revision=model.revision,
-            token=hf_token,
+            **hub,
+            config=config,
+            **({"key_mapping": key_mapping} if key_mapping else {}),
             dtype=dtype,
             quantization_config=_quantization_config(quantization, dtype),
             device_map={"": device()},
@@ -106,6 +110,8 @@ def load_base_model(
             output_loading_info=True,
         )
     base, found = loaded
+    if key_mapping:
+        found["unexpected_keys"] = {name for name in found["unexpected_keys"] if not is_other_part(name)}
     refuse_unmatched(found, where)
     refuse_not_finite(base, where)
     freeze(base)

@@ -16,7 +16,7 @@ from tool_aware.console import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """What the toolkit must know of a family beside its config.json, whose gaps transformers fills with defaults."""
+    """Facts about a family that its config.json does not say, or leaves to transformers' defaults."""
 
     has_own_decoder: bool = False  # engine/decoder.py covers it; else transformers' forward pass runs
     has_qkv_bias: bool = False
@@ -54,7 +54,8 @@ def language_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     text = settings.get("text_config")
     if family is None or not isinstance(text, dict):
         return settings
-    return {"model_type": family, **text}
+    outer = {key: settings[key] for key in ("tie_word_embeddings",) if key in settings}
+    return {"model_type": family, **outer, **text}
 
 
 def family_of(settings: Mapping[str, Any]) -> Family | None:
@@ -81,6 +82,8 @@ def _why_not(settings: Mapping[str, Any], text: Mapping[str, Any]) -> str:
         return "its softcapped logits are not computed here"
     if text is not settings:
         return f"its language part, of type {str(text.get('model_type'))[:60]!r}, is not covered"
+    if "auto_map" in settings:
+        return "it comes with code of its own, which is never run"
     if "text_config" in settings:
         return "its language part cannot be taken out of it"
     return "nothing holds that examples stay apart when several are computed at once"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.console import UserError
+from tool_aware.model.language_part import language_config, plain_names
 from tool_aware.model.libraries import library_errors, quiet_libraries
-from tool_aware.model.model_folder import model_settings
 from tool_aware.model.tensor_files import StoredTensor, named, tensors_in
 from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, MODEL_CONFIG_NAME
 
@@ -31,20 +31,12 @@ def model_without_weights(folder: Path, stored: Mapping[str, StoredTensor]) -> P
 
     Raises UserError naming tensors that are missing, of another shape, or of no use to the model.
     """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config_file = str(folder / MODEL_CONFIG_NAME)
     fix = "download the model again, or name a Mistral or Llama model"
     with quiet_libraries(), library_errors("cannot be used", config_file, fix):
-        settings = model_settings(folder)
-        if "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING:
-            what = (
-                f"is a model of type {str(settings.get('model_type'))[:60]!r} with code of its own, which is never run"
-            )
-            raise UserError(
-                what, where=config_file, fix="name a model of a type that transformers has, such as mistral"
-            )
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config, _ = language_config(str(folder))
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             what = f"transformers has no causal language model of type {config.model_type!r}"
             raise UserError(what, where=config_file, fix=fix)
@@ -52,7 +44,7 @@ def model_without_weights(folder: Path, stored: Mapping[str, StoredTensor]) -> P
         model, found = kind.from_pretrained(
             None,
             config=config,
-            state_dict=_without_data(stored),
+            state_dict=_without_data({plain: stored[name] for plain, name in plain_names(folder, stored).items()}),
             device_map={"": _META},
             output_loading_info=True,
             ignore_mismatched_sizes=True,

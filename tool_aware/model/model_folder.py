@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
+from tool_aware.model.families import language_settings, refuse_unknown_family
 from tool_aware.model.tensor_files import StoredTensor, named, stored_tensors, weight_files
 from tool_aware.paths import ADAPTER_CONFIG_NAME, GENERATION_CONFIG_NAME, MODEL_CONFIG_NAME
 from tool_aware.text_files import read_json_text
@@ -53,7 +54,7 @@ def check_model_folder(folder: Path, where: str) -> dict[str, StoredTensor]:
             fix="name the 16-bit model that it was made from; `quantization` in config.yaml quantises it at loading",
         )
     tensors = tensors or stored_tensors(folder)
-    layers = settings.get("num_hidden_layers")
+    layers = language_settings(settings).get("num_hidden_layers")
     if isinstance(layers, int) and layers > len(tensors):
         what = f"names {layers:,} layers, but the files have {len(tensors):,} tensors in all"
         raise UserError(what, where=config, fix="download the model again")
@@ -61,7 +62,7 @@ def check_model_folder(folder: Path, where: str) -> dict[str, StoredTensor]:
 
 
 def refuse_other_families(settings: Mapping[str, Any], config: str) -> None:
-    """Raise UserError if the settings are those of a model that writes no text, or not by a decoder alone."""
+    """Raise UserError if the settings are those of a model that writes no text, or not by a decoder that is known."""
     architectures = settings.get("architectures") or []
     if not isinstance(architectures, list):
         raise UserError(f"architectures is {architectures!r:.60}, not a list", where=config, fix="download it again")
@@ -71,6 +72,8 @@ def refuse_other_families(settings: Mapping[str, Any], config: str) -> None:
     if settings.get("is_encoder_decoder"):
         what = "is of an encoder-decoder model, which is built otherwise"
         raise UserError(what, where=config, fix="name a decoder-only model, such as Mistral or Llama")
+    if isinstance(settings.get("model_type"), str):
+        refuse_unknown_family(settings, config)
 
 
 def _no_model(folder: Path, where: str) -> UserError:

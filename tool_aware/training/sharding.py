@@ -11,13 +11,14 @@ nor the host ever holds the model. Embedding, output head and the scales of the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError, say
 from tool_aware.model.base import compute_dtype, device, freeze
+from tool_aware.model.language_part import language_config, plain_names
 from tool_aware.model.libraries import quiet_libraries
 from tool_aware.model.matching import model_without_weights
 from tool_aware.model.model_folder import check_model_folder
@@ -76,11 +77,11 @@ def load_sharded_base(
 
 def _without_weights(folder: Path, model: ModelSection, dtype: torch.dtype) -> PreTrainedModel:
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     attention = model.attn_implementation.replace("auto", "sdpa")
     with quiet_libraries(), init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config, _ = language_config(str(folder))
         base = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
@@ -97,20 +98,21 @@ def _by_layer(folder: Path, layers: str) -> Iterator[tuple[str, list[tuple[str, 
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             files |= dict.fromkeys(file.keys(), path)
+    stored_names = plain_names(folder, files)
     names: dict[str, list[str]] = defaultdict(list)
-    for name in files:
+    for name in stored_names:
         number = name.removeprefix(layers).partition(".")[0]
         names[layers + number if name.startswith(layers) else ""].append(name)
     for prefix in sorted(names, key=lambda prefix: int(prefix.rpartition(".")[2] or -1)):
-        yield prefix, list(_read(names[prefix], files))
+        yield prefix, list(_read({name: stored_names[name] for name in names[prefix]}, files))
 
 
-def _read(names: Iterable[str], files: dict[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
+def _read(stored_names: Mapping[str, str], files: dict[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
     from safetensors import safe_open
 
-    for name in names:
-        with safe_open(files[name], framework="pt", device=str(device())) as file:
-            yield name, file.get_tensor(name)
+    for name, stored in stored_names.items():
+        with safe_open(files[stored], framework="pt", device=str(device())) as file:
+            yield name, file.get_tensor(stored)
 
 
 def _put(base: PreTrainedModel, name: str, tensor: torch.Tensor, quantization: QuantizationSection | None) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.fixtures.architectures import tiny_config, tiny_model
-from tool_aware.console import UserError
+from tests.fixtures.architectures import tiny_model
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import pack
 from tool_aware.inference.generation import generate
-from tool_aware.model.families import FAMILIES, refuse_short_window, refuse_unknown_family
+from tool_aware.model.families import FAMILIES
 from tool_aware.prompt import EncodedExample
 
 SHARED = list(range(100, 140))

@@ -28,6 +28,7 @@ from tool_aware.files import (
 )
 from tool_aware.model.adapter_record import write_adapter_record
 from tool_aware.model.base import device, dtype_named
+from tool_aware.model.families import language_settings
 from tool_aware.paths import (
     CARD_NAME,
     CHAT_TEMPLATE_NAME,
@@ -242,8 +243,9 @@ def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
         shutil.copyfile(path, folder / path.name)
     for path in _tokenizer_files(adapter):
         shutil.copyfile(path, folder / path.name)
+    text = language_settings(config)
     generation = read_json(base / GENERATION_CONFIG_NAME) or {
-        key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config
+        key: text[key] for key in ("bos_token_id", "eos_token_id") if key in text
     }
     write_json(folder / GENERATION_CONFIG_NAME, {**generation, "do_sample": False})
 
@@ -255,6 +257,8 @@ def _tokenizer_files(folder: Path) -> Iterator[Path]:
         "tokenizer_config.json",
         "special_tokens_map.json",
         CHAT_TEMPLATE_NAME,
+        "preprocessor_config.json",  # of a model that reads images
+        "processor_config.json",
     )
     return (folder / name for name in names if (folder / name).is_file())
 

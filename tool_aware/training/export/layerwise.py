@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tool_aware.model.language_part import language_config
 from tool_aware.model.libraries import quiet_libraries
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ def empty_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMod
     """Build the model of `folder` with its parameters on the meta device; only its small constants are real."""
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with quiet_libraries():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config, _ = language_config(str(folder))
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 config,

@@ -110,7 +110,7 @@ class MergedWeights:
         return name in self.base
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        stored = self.base[name]
+        stored, name = self.base[name], self.base.plain_name(name)
         weight = stored
         if self.into == "dequantized" and name in self.quantized:
             weight = quantized_values(stored, self.quantization)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.sections import ModelSection
 from tool_aware.console import UserError
 from tool_aware.model.base import local_folder
+from tool_aware.model.language_part import plain_names
 from tool_aware.model.libraries import library_errors
 from tool_aware.model.matching import model_without_weights
 from tool_aware.model.model_folder import check_model_folder
@@ -50,7 +51,7 @@ def check_mergeable(model: ModelSection) -> None:
         return
     stored = check_model_folder(folder, f"model.name: {model.name}")
     wanted = quantized_names(model_without_weights(folder, stored))
-    lost = sorted(wanted - stored.keys())
+    lost = sorted(wanted - plain_names(folder, stored).keys())
     others = sorted(name for name, tensor in stored.items() if tensor.kind not in _TORCH_NAMES)
     if lost:
         what = f"{len(lost)} weights are not in its files under the names of its layers: {named(lost)}"
@@ -62,7 +63,10 @@ def check_mergeable(model: ModelSection) -> None:
 
 
 class WeightFiles:
-    """The tensors of a model folder by name, each read from disk at every access."""
+    """The tensors of a model folder, each read from disk at every access.
+
+    Names are those in the files; those of a multimodal model's language part may be the plain ones as well.
+    """
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
@@ -72,6 +76,12 @@ class WeightFiles:
         for shard in self.shards:
             with safe_open(shard, framework="pt") as file:
                 self._shard_of.update(dict.fromkeys(file.keys(), shard))
+        self._stored_name = plain_names(folder, self._shard_of)
+        self._plain_name = {stored: plain for plain, stored in self._stored_name.items()}
+
+    def plain_name(self, name: str) -> str:
+        """Return the name of a tensor in the language model alone; its own if it has none there."""
+        return self._plain_name.get(name, name)
 
     @property
     def dtype(self) -> str:
@@ -80,11 +90,12 @@ class WeightFiles:
         return _TORCH_NAMES[first["dtype"]]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._shard_of
+        return name in self._stored_name or name in self._shard_of
 
     def __getitem__(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
 
+        name = self._stored_name.get(name, name)
         # Opened anew each time: the file is mapped into memory, and its pages count until it is closed.
         with safe_open(self._shard_of[name], framework="pt") as file:
             return file.get_tensor(name)

@@ -122,7 +122,7 @@ def plan(options: Options, processes: Processes) -> Job:
     """Check settings, output directory, data, model and disk, tokenise the rows, and plan the GPU's memory."""
     from tool_aware.model.adapter import with_lora_of
     from tool_aware.model.adapter_record import refuse_another_chat_format
-    from tool_aware.model.base import check_model_available
+    from tool_aware.model.base import check_model_available, check_windows
     from tool_aware.training.export.weights import check_mergeable
     from tool_aware.training.gpu_plan import plan_memory
     from tool_aware.training.leakage import lineage_of
@@ -134,6 +134,7 @@ def plan(options: Options, processes: Processes) -> Job:
     check_output_dir(config, options.wish)
     data, test = read_data(config, fallbacks)
     check_model_available(model.name, revision=model.revision, hf_token=token)
+    check_windows(model)
     config = with_lora_of(options.adapter, config) if options.adapter else config
     if not options.skip_final_model:
         check_mergeable(config.model)

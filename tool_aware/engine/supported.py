@@ -7,30 +7,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from tool_aware.model.adapter import base_of, lora_config, lora_variant
+from tool_aware.model.families import Traits
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-_ARCHITECTURES = ("mistral", "llama", "qwen2", "qwen3", "ministral3")
 _LINEAR_KINDS = ("Linear", "Linear4bit")  # plain and 4-bit, of torch, peft and bitsandbytes
 
 
 def unsupported(model: PeftModel, longest: int) -> str | None:
     """Return why PackedDecoder cannot run `model` on examples of up to `longest` tokens; None if it can."""
     base = base_of(model)
-    return _unsupported_shape(base.config, longest) or _unsupported_adapter(model) or _unsupported_device(base)
-
-
-def _unsupported_shape(shape: PreTrainedConfig, longest: int) -> str | None:
-    if shape.model_type not in _ARCHITECTURES:
-        return f"models of type {shape.model_type}"
-    if shape.hidden_act != "silu":
-        return f"{shape.hidden_act} as activation"
-    window = getattr(shape, "sliding_window", None)
-    if window is not None and window < longest:
-        return f"a sliding window of {window} tokens with model.max_seq_length: {longest}"
-    return None
+    uncovered = Traits.of(vars(base.config) | {"model_type": base.config.model_type}).uncovered(longest)
+    return uncovered or _unsupported_adapter(model) or _unsupported_device(base)
 
 
 def _unsupported_adapter(model: PeftModel) -> str | None:

@@ -15,7 +15,7 @@ from tool_aware.evaluation.held_out import TestSet
 from tool_aware.manifest import one_set, read_manifest
 from tool_aware.model.adapter import base_name_of, check_saved_adapter
 from tool_aware.model.adapter_record import refuse_another_chat_format
-from tool_aware.model.base import check_model_available, same_model
+from tool_aware.model.base import check_model_available, check_windows, same_model
 from tool_aware.paths import (
     ADAPTER_CONFIG_NAME,
     BASE_MODEL,
@@ -66,6 +66,7 @@ def check_weights(model: ModelSection, adapter: Path | None, *, hf_token: str | 
     No weights are loaded yet. What is not on this machine yet is checked when it is loaded.
     """
     check_model_available(model.name, revision=model.revision, hf_token=hf_token)
+    check_windows(model)
     tokenizer = load_tokenizer(model.name, revision=model.revision, token=hf_token)
     if adapter:
         refuse_another_chat_format(adapter, chat_format(tokenizer), model.name)

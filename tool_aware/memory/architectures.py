@@ -10,12 +10,13 @@ from typing import Any
 
 from tool_aware.console import UserError
 from tool_aware.model.adapter import MLP_LINEARS
-from tool_aware.model.families import FAMILIES, family_of, language_settings
+from tool_aware.model.families import FAMILIES, Traits, family_of, language_settings
 from tool_aware.model.model_folder import model_settings, refuse_other_families
 from tool_aware.paths import MODEL_CONFIG_NAME
 
 _LARGEST_SIZE = 2**24  # of any width, depth or vocabulary: far beyond those of any model
 _AGAIN = "download the model again"
+_LIKE_MISTRAL = Traits("mistral")
 NOMINAL_BILLIONS = 7.0  # what `--model-size` calls Mistral-7B, whose exact count is 7.24 billion
 
 
@@ -32,7 +33,7 @@ class Architecture:
     head_dim: int
     vocabulary: int
     ties_embeddings: bool = False
-    family: str = "mistral"  # of tool_aware.model.families
+    traits: Traits = _LIKE_MISTRAL
 
     @property
     def query_width(self) -> int:
@@ -45,19 +46,14 @@ class Architecture:
         return self.kv_heads * self.head_dim
 
     @property
-    def has_own_decoder(self) -> bool:
-        """Return whether engine/decoder.py covers the family."""
-        return FAMILIES[self.family].has_own_decoder
-
-    @property
     def has_qkv_bias(self) -> bool:
         """Return whether query, key and value have a bias."""
-        return FAMILIES[self.family].has_qkv_bias
+        return FAMILIES[self.traits.family].has_qkv_bias
 
     @property
     def head_norm_width(self) -> int:
         """Return the elements per token that norms of single heads read: those of query and key, or none."""
-        return self.query_width + self.kv_width if FAMILIES[self.family].has_head_norms else 0
+        return self.query_width + self.kv_width if FAMILIES[self.traits.family].has_head_norms else 0
 
     @property
     def linear_shapes(self) -> Mapping[str, tuple[int, int]]:
@@ -116,9 +112,9 @@ PRESETS: Mapping[str, Architecture] = {
     "mistral-7b-v0.3": replace(_MISTRAL_7B, name="Mistral-7B v0.3", vocabulary=32768),
     "mistral-nemo": Architecture("Mistral-Nemo-12B", 40, 5120, 14336, 32, 8, 128, 131072),
     "llama-3-8b": Architecture("Llama-3-8B", 32, 4096, 14336, 32, 8, 128, 128256),
-    "qwen-2.5-7b": Architecture("Qwen-2.5-7B", 28, 3584, 18944, 28, 4, 128, 152064, family="qwen2"),
-    "qwen-3-8b": Architecture("Qwen3-8B", 36, 4096, 12288, 32, 8, 128, 151936, family="qwen3"),
-    "ministral-3-8b": Architecture("Ministral-3-8B", 34, 4096, 14336, 32, 8, 128, 131072, family="ministral3"),
+    "qwen-2.5-7b": Architecture("Qwen-2.5-7B", 28, 3584, 18944, 28, 4, 128, 152064, traits=Traits("qwen2")),
+    "qwen-3-8b": Architecture("Qwen3-8B", 36, 4096, 12288, 32, 8, 128, 151936, traits=Traits("qwen3")),
+    "ministral-3-8b": Architecture("Ministral-3-8B", 34, 4096, 14336, 32, 8, 128, 131072, traits=Traits("ministral3")),
     "tinyllama-1.1b": Architecture("TinyLlama-1.1B", 22, 2048, 5632, 32, 4, 64, 32000),
 }
 
@@ -215,7 +211,7 @@ def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Archite
     Raises UserError naming the keys that are missing or no sizes: such a model is damaged, or of a family that would be
     estimated wrongly.
     """
-    family, values = family_of(values), language_settings(values)
+    family, traits, values = family_of(values), Traits.of(values), language_settings(values)
     keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     where = f"model.name: {name}"
     missing = [key for key in keys if values.get(key) is None]
@@ -246,7 +242,7 @@ def architecture_from_config(values: Mapping[str, Any], *, name: str) -> Archite
         head_dim=head_dim or width // heads,
         vocabulary=values["vocab_size"],
         ties_embeddings=bool(values.get("tie_word_embeddings", family.ties_embeddings)),
-        family=str(values["model_type"]) if values.get("model_type") in FAMILIES else "llama",
+        traits=traits if traits.family in FAMILIES else replace(traits, family="llama"),
     )
 
 

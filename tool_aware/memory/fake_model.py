@@ -37,7 +37,7 @@ def _transformers_config(architecture: Architecture) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.for_model(
-        architecture.family,
+        architecture.traits.family,
         num_hidden_layers=architecture.layers,
         hidden_size=architecture.hidden,
         intermediate_size=architecture.intermediate,

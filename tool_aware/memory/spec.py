@@ -94,7 +94,7 @@ class TrainingSpec:
     @property
     def has_own_decoder(self) -> bool:
         """Return whether the toolkit's own forward and backward pass runs (engine/decoder.py), not transformers'."""
-        is_covered = self.quantization != "8bit" and self.architecture.has_own_decoder
+        is_covered = self.quantization != "8bit" and self.architecture.traits.uncovered(self.seq_length) is None
         return self.decoder == "own" and self.packing != "none" and is_covered and self.shards == 1
 
     @functools.cached_property
@@ -127,9 +127,10 @@ class TrainingSpec:
         from tool_aware.memory.knobs import configured  # reads specs itself
 
         targets, optimization = config.lora.target_modules, config.optimization
-        wants_transformers = optimization.decoder == "transformers" or config.lora.dropout > 0
+        architecture = architecture or find_architecture(config.model.name)
+        gap = why_not_own(config, architecture, processes)
         return cls(
-            architecture=architecture or find_architecture(config.model.name),
+            architecture=architecture,
             quantization=config.quantization.kind,
             double_quantization=config.quantization.bnb_4bit_use_double_quant,
             lora_r=config.lora.r,
@@ -140,10 +141,33 @@ class TrainingSpec:
             answer_tokens=answer_tokens or config.evaluation.max_new_tokens,
             optimizer=optimization.optim,
             attention="eager" if config.model.attn_implementation == "eager" else "sdpa",
-            decoder="transformers" if wants_transformers else "own",
+            decoder="transformers" if gap else "own",
             shards=processes if optimization.shard_base else 1,
             **configured(config),
         )
+
+
+def why_not_own(config: Config, architecture: Architecture, processes: int = 1) -> str | None:
+    """Return why transformers' forward pass runs and not the toolkit's own, by settings alone; None if its own does."""
+    if config.optimization.decoder == "transformers":
+        return "optimization.decoder: transformers"
+    if config.training.packing == "none":
+        return "training.packing: none"
+    if config.optimization.shard_base and processes > 1:
+        return "optimization.shard_base"
+    if config.quantization.kind == "8bit":
+        return "8-bit weights"
+    if config.lora.dropout > 0:
+        return "lora.dropout"
+    return architecture.traits.uncovered(config.model.max_seq_length)
+
+
+def decoder_text(config: Config, spec: TrainingSpec, processes: int = 1) -> str:
+    """Return which forward and backward pass runs, and why, for the plan of a run."""
+    if spec.has_own_decoder:
+        return "the toolkit's own"
+    reason = why_not_own(config, spec.architecture, processes) or "this GPU, or its Triton"
+    return f"transformers' pass, which takes longer; the toolkit's own does not cover {reason}"
 
 
 @dataclass(frozen=True)

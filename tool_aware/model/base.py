@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
+from tool_aware.model.families import Traits
 from tool_aware.model.language_part import is_other_part, language_config
 from tool_aware.model.libraries import library_errors, quiet_libraries
 from tool_aware.model.matching import model_without_weights, refuse_unmatched
-from tool_aware.model.model_folder import check_model_folder
+from tool_aware.model.model_folder import check_model_folder, model_settings
 from tool_aware.model.tensor_files import named, weight_files
 from tool_aware.paths import MODEL_CONFIG_NAME
 from tool_aware.secret_values import redacted
@@ -179,6 +180,13 @@ def check_model_available(name: str, *, revision: str | None = None, hf_token: s
         _check_hub_access(name, revision, hf_token, where)
         if folder := local_folder(name, revision):
             model_without_weights(folder, check_model_folder(folder, where))
+
+
+def check_windows(model: ModelSection) -> None:
+    """Raise UserError if the model, where it is on this machine, has layers that would see less than they should."""
+    if folder := local_folder(model.name, model.revision):
+        traits = Traits.of(model_settings(folder))
+        traits.refuse_short_window(model.max_seq_length, str(folder / MODEL_CONFIG_NAME))
 
 
 def local_folder(name: str, revision: str | None = None) -> Path | None:

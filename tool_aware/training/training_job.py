@@ -13,6 +13,7 @@ from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, table
 from tool_aware.lineage import TrainingRun
 from tool_aware.memory.plan import Plan
+from tool_aware.memory.spec import decoder_text
 from tool_aware.paths import ADAPTER_FOLDER, split_file, split_name
 from tool_aware.rows import LoadedRows
 from tool_aware.training.choice import ToolNames
@@ -87,6 +88,7 @@ def plan_text(job: Job) -> str:
             "prompts",
             f"wrapped by {form.name}, an answer ends with {form.end}",
         ),
+        ("decoder", decoder_text(config, job.memory.spec, processes)),
         ("adapter", f"LoRA r={config.lora.r} alpha={config.lora.alpha:g} on {config.lora.target_modules}"),
         (
             "steps",

@@ -183,8 +183,9 @@ class OptimizationSection(Section):
     """Decoder layers that keep their activations although gradient_checkpointing is on: 0.08 MiB a token and layer on a
     7B, each 0.6 to 0.9 % faster. auto | a number >= 0; without a budget 0."""
     decoder: Literal["auto", "transformers"] = "auto"
-    """auto = the toolkit's own forward and backward pass where it covers the model (Mistral and Llama in 4 or 16 bit,
-    no dropout): 1.7 to 2.9 times as fast, in less memory; transformers = always the library's."""
+    """auto = the toolkit's own forward and backward pass where it covers the model (Mistral, Ministral 3, Llama,
+    Qwen2 and Qwen3 in 4 or 16 bit, no dropout): 1.7 to 2.9 times as fast, in less memory; transformers = always the
+    library's."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch_fused"
     )

@@ -1,4 +1,4 @@
-"""Forward and backward pass of a Mistral or Llama model with LoRA over a pack, written out by hand.
+"""Forward and backward pass of a model with LoRA over a pack, written out by hand: Mistral and what is built like it.
 
 Autograd over a library's modules keeps all that it might need and launches what each module asks for. Here both passes
 are in view. Of a layer only the input is kept and the rest is computed again, but for the down projection, whose output

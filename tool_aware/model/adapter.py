@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-# The linear layers of a decoder layer of Mistral and Llama.
+# The linear layers of a decoder layer of Mistral and what is built like it.
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 ALL_LINEARS = (*ATTENTION_LINEARS, *MLP_LINEARS)

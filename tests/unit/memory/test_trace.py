@@ -34,16 +34,10 @@ GRID = {
     "padded rows": TrainingSpec(MISTRAL, batch_size=4, seq_length=4096, **PADDED),
     "8-bit weights": TrainingSpec(MISTRAL, quantization="8bit", seq_length=1024),
     "biases": TrainingSpec(PRESETS["qwen-2.5-7b"], **PACK),
-    "normed heads": TrainingSpec(PRESETS["qwen-3-8b"], **PACK),
     "normed heads, kept": TrainingSpec(PRESETS["qwen-3-8b"], **PACK, kept_layers=1),
-    "normed heads, 16-bit, no checkpoints": TrainingSpec(
-        PRESETS["qwen-3-8b"], **PACK, quantization="none", checkpointing=False
-    ),
-    "normed heads, transformers' pass": TrainingSpec(PRESETS["qwen-3-8b"], **PADDED, batch_size=2, seq_length=1024),
     "normed heads, transformers' pass, no checkpoints": TrainingSpec(
         PRESETS["qwen-3-8b"], **PADDED, batch_size=2, seq_length=1024, checkpointing=False
     ),
-    "the rotation of Ministral-3": TrainingSpec(PRESETS["ministral-3-8b"], **PACK),
     "eager attention": TrainingSpec(TINY, attention="eager", **PADDED),
 }
 

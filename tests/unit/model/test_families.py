@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.fixtures.architectures import tiny_config, tiny_model
+from tool_aware.chat_format import EncodedExample
 from tool_aware.console import UserError
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.loss import label_losses, without_head
@@ -13,7 +14,6 @@ from tool_aware.engine.packing import pack
 from tool_aware.inference.generation import generate
 from tool_aware.memory.architectures import architecture_from_config
 from tool_aware.model.families import FAMILIES, Traits, refuse_unknown_family
-from tool_aware.prompt import EncodedExample
 
 SHARED = list(range(100, 140))
 EXAMPLES = [EncodedExample(SHARED + [50 + n, 51 + n], [44, 45 + n, 2]) for n in range(3)]

@@ -25,7 +25,8 @@ from tool_aware.evaluation.preflight import (
 )
 from tool_aware.evaluation.scoring.robustness import make_variants
 from tool_aware.files import sha256_of
-from tool_aware.inference.constrained import readable_schemas
+from tool_aware.inference.constrained import AnswerGrammar, readable_schemas
+from tool_aware.inference.grammar_check import check_references
 from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
 from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.secret_values import without_login
@@ -104,8 +105,13 @@ class Job:
     @property
     def loads_model(self) -> bool:
         """Return whether there is something that only a model on this machine can answer."""
-        wanted = [task for task in self.tasks if self.options.is_local and self.computes(task)]
-        return any(self.options.overwrite or task.rows.keys() - self.log(task).done.keys() for task in wanted)
+        return any(map(self.is_due, self.tasks))
+
+    def is_due(self, task: Task) -> bool:
+        """Return whether a model on this machine has rows of `task` to answer."""
+        if not (self.options.is_local and self.computes(task)):
+            return False
+        return self.options.overwrite or bool(task.rows.keys() - self.log(task).done.keys())
 
     def computes(self, task: Task) -> bool:
         """Return whether this run's engine does `task`; other answers can only come from an earlier run."""
@@ -158,6 +164,10 @@ def prepare(options: Options) -> Job:
     if job.loads_model:
         tokenizer = check_weights(job.model, adapter, hf_token=environment.hf_token)
         job = replace(job, tokenizer=tokenizer)
+        constrained = [task for task in tasks if task.kind == "constrained" and job.is_due(task)]
+        if constrained:
+            grammar = AnswerGrammar(tokenizer, config.toolbox)
+            notes += check_references(grammar, tokenizer, test.rows, path=str(test.path))
     return job
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.chat_format import end_id, tool_label_tokens
+from tool_aware.chat_format import chat_format, tool_label_tokens
 from tool_aware.console import UserError
 from tool_aware.inference.grammar import lark, lenient, shape_only
+from tool_aware.inference.guidance_tokenizer import WITHOUT_CONSTRAINT, bridge_versions, guidance_tokenizer
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
@@ -65,63 +67,100 @@ def _problem(tools: Toolbox, schemas: dict[str, dict[str, Any]]) -> str:
 
 
 class AnswerGrammar:
-    """The compiled grammar of the tools' answers; `processor(rows)` makes a logits processor for one batch."""
+    """The compiled grammar of the tools' answers; `processor(rows)` makes a logits processor for one batch.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: Toolbox, *, vocabulary: int) -> None:
-        import llguidance.hf
-        from transformers import PreTrainedTokenizerFast
+    `vocabulary` is the number of scores of the model; without it, that of the tokenizer. Raises UserError if llguidance
+    cannot read the tokenizer.
+    """
 
-        self._eos_id = end_id(tokenizer)
-        if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            raise TypeError(f"llguidance needs a tokenizer of the tokenizers library, not {type(tokenizer).__name__}")
-        label = tokenizer.convert_ids_to_tokens(tool_label_tokens(tokenizer)[:1])[0]
-        self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=self._eos_id)
-        space = " " if label.startswith("▁") else ""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: Toolbox, *, vocabulary: int | None = None) -> None:
+        from llguidance import LLMatcher, LLTokenizer
+
+        form = chat_format(tokenizer)
+        self._end_id = form.end_id
+        self._tokenizer = guidance_tokenizer(tokenizer, end_id=form.end_id, vocabulary=vocabulary)
+        label = self.text_of(tool_label_tokens(tokenizer))  # ` Tool:` where tokens begin with a space, as `▁Tool`
+        space = label[: len(label) - len(label.lstrip())]
         schemas = readable_schemas(tools).schemas
-        self._start = llguidance.LLMatcher(
-            self._tokenizer, lark(tools, begins_with=space, schemas=schemas), log_level=0
-        )
-        if self._start.is_error():  # readable_schemas has compiled them
-            raise ValueError(f"llguidance refuses the tools' schemas: {self._start.get_error()}")
+        spelt = lark(tools, begins_with=space, ends_with=form.tail, schemas=schemas)
+        self._start = LLMatcher(self._tokenizer, spelt, log_level=0)
+        self._bytewise = LLMatcher(LLTokenizer("byte"), lark(tools, begins_with="", schemas=schemas), log_level=0)
+        for matcher in (self._start, self._bytewise):
+            if matcher.is_error():  # readable_schemas has compiled them
+                raise ValueError(f"llguidance refuses the tools' schemas: {matcher.get_error()}")
 
     def processor(self, rows: int) -> GrammarProcessor:
         """Start `rows` answers."""
-        return GrammarProcessor([self._start.deep_copy() for _ in range(rows)], self._eos_id)
+        return GrammarProcessor([self._start.deep_copy() for _ in range(rows)], self._end_id)
+
+    def accepted(self, ids: Sequence[int]) -> int:
+        """Return how many of an answer's tokens decoding could choose, one after the other; the last one is its end."""
+        matcher = self._start.deep_copy()
+        for position, token in enumerate(ids):
+            allowed = matcher.compute_bitmask()
+            if not allowed[token // 8] >> (token % 8) & 1 or not matcher.consume_token(token):
+                return position
+        return len(ids)
+
+    def has(self, text: str) -> bool:
+        """Return whether an answer is in the language, whatever its tokens: it is read byte by byte."""
+        matcher = self._bytewise.deep_copy()
+        return matcher.consume_tokens(list(text.encode())) and matcher.is_accepting()
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return what llguidance takes tokens for."""
+        return self._tokenizer.decode_str(list(ids))
 
 
 class GrammarProcessor:
     """Set the score of every token that the grammar forbids to -inf.
 
     Called with the tokens so far (rows, step) and the scores (rows, vocabulary), as transformers' logits processors
-    are. After EOS a row is left alone.
+    are. Rows after those of the matchers, and every row after its end, are left alone.
     """
 
-    def __init__(self, matchers: list[LLMatcher], eos_id: int) -> None:
+    def __init__(self, matchers: list[LLMatcher], end_id: int) -> None:
         import llguidance
 
-        self._matchers, self._eos_id = matchers, eos_id
+        self._matchers, self._end_id = matchers, end_id
         self._has_ended = [False] * len(matchers)
         self._executor = llguidance.LLExecutor()
 
     def __call__(self, tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the scores with forbidden tokens at -inf."""
+        """Return the scores with forbidden tokens at -inf.
+
+        Raises UserError if llguidance refuses a token that it allowed, or cannot say which it allows: no later token of
+        that row would be held to the grammar.
+        """
         import torch
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 
         if tokens.shape[1]:
             self._advance(tokens[:, -1].tolist())
-        mask = allocate_token_bitmask(len(self._matchers), scores.shape[1])  # (rows, vocabulary / 32), all allowed
+        mask = allocate_token_bitmask(*scores.shape)  # (rows, vocabulary / 32), all allowed
         running = [(matcher, row) for row, matcher in enumerate(self._matchers) if not self._has_ended[row]]
         if running:
             fill_next_token_bitmask_par(self._executor, running, mask)
+        for matcher, _ in running:
+            if matcher.is_error():
+                raise _broken(matcher)
         words = torch.from_numpy(mask).to(scores.device)
         bits = torch.arange(32, dtype=torch.int32, device=scores.device)
         is_allowed = ((words[:, :, None] >> bits) & 1).bool().flatten(1)[:, : scores.shape[1]]
         return scores.masked_fill(~is_allowed, float("-inf"))
 
     def _advance(self, tokens: list[int]) -> None:
-        for row, token in enumerate(tokens):
-            if token == self._eos_id:
+        for row, (matcher, token) in enumerate(zip(self._matchers, tokens, strict=False)):
+            if token == self._end_id:
                 self._has_ended[row] = True
-            if not self._has_ended[row]:
-                self._matchers[row].consume_token(token)
+            if not self._has_ended[row] and not matcher.consume_token(token):
+                raise _broken(matcher)
+
+
+def _broken(matcher: LLMatcher) -> UserError:
+    reason = " ".join(matcher.get_error().split("<state>")[0].split())[:300]
+    return UserError(
+        f"constrained decoding broke off within an answer: {reason} ({bridge_versions()})",
+        where="tools",
+        fix=f"{WITHOUT_CONSTRAINT}; the answers so far are kept",
+    )

@@ -104,8 +104,9 @@ def generate(
 ) -> Iterator[list[tuple[int, Generation]]]:
     """Yield (prompt index, greedy answer) for one finished batch after another.
 
-    `make_processor(rows)` returns, for each batch anew, a transformers-style logits processor: it is called with the
-    tokens so far (rows, step) and the scores (rows, vocabulary), and returns the scores to choose from.
+    `make_processor(members)` returns, for each batch anew, a transformers-style logits processor: it is called with the
+    tokens so far (rows, step) and the scores (rows, vocabulary), and returns the scores to choose from. The first
+    `members` rows are answers, the rest fill the batch.
     `uses_cuda_graph` has no effect without a GPU; that a step could not be captured is added to `fallbacks`.
     """
     prefix = shared_prefix_length(prompts)
@@ -123,7 +124,7 @@ def generate(
     )
     for members in batches:
         batch = make_batch(prompts, members, rows, prefix, model.device)
-        answers = decoding.run(batch, make_processor(rows) if make_processor else None)
+        answers = decoding.run(batch, make_processor(len(members)) if make_processor else None)
         yield list(zip(members, answers, strict=False))
 
 

@@ -7,7 +7,8 @@
 GBNF and regex do not enforce bounds, lengths, patterns, `not`, `if` and all but one part of `allOf`; inside objects
 they take undeclared names only where the schema mentions some; of an object whose exact form would be longer than
 `MOST_CHARACTERS`, they take the properties in any order. A value without a schema may be nested `FREE_DEPTH` deep in
-the regex. All three want the properties in the schema's order.
+the regex. All three want the properties in the schema's order. The space that some tokenizers put before an answer, as
+Mistral's do in `▁Tool`, is a part of the text to an engine: all three take it or leave it.
 """
 
 from __future__ import annotations
@@ -41,21 +42,29 @@ object ::= "{" (string ": " value (", " string ": " value)*)? "}"'''
 # ---- Lark, for llguidance ---------------------------------------------------------------------------------
 
 
-def lark(tools: Toolbox, *, begins_with: str = "", schemas: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-    """Write llguidance's Lark; `begins_with` is the space that some tokenizers put before an answer.
+def lark(
+    tools: Toolbox,
+    *,
+    begins_with: str | None = None,
+    ends_with: str = "",
+    schemas: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """Write llguidance's Lark.
 
-    `schemas` replaces the schemas of some tools: by name, in the form that llguidance can read.
+    `begins_with` is the white space before an answer, None for a space or nothing; `ends_with` is what the chat
+    template writes between an answer and the token that ends it. `schemas` replaces the schemas of some tools: by name,
+    in the form that llguidance can read.
     """
-    calls = " | ".join(
-        f"{json.dumps(f'{begins_with}Tool: {tool.name}')} parameters_{index}" for index, tool in enumerate(tools)
-    )
+    label, first = (begins_with or "") + "Tool: ", '" "? ' if begins_with is None else ""
+    calls = " | ".join(f"{json.dumps(label + tool.name)} parameters_{index}" for index, tool in enumerate(tools))
     rules = [
         f'parameters_{index}: "\\nParameters: " %json '
         + json.dumps(_for_llguidance((schemas or {}).get(tool.name, tool.parameters)))
         for index, tool in enumerate(tools)
     ]
-    reasoning = rf"REASONING: /[^ \n][^\n]{{0,{REASONING_CHARS - 1}}}/"
-    return "\n".join([f'start: ({calls}) "\\nReasoning: " REASONING', *rules, reasoning, ""])
+    tail = re.escape(ends_with).replace("\n", "n").replace("/", r"\/")  # re.escape writes a line end as it is
+    reasoning = rf"REASONING: /[^ \n][^\n]{{0,{REASONING_CHARS - 1}}}{tail}/"
+    return "\n".join([f'start: {first}({calls}) "\\nReasoning: " REASONING', *rules, reasoning, ""])
 
 
 def _for_llguidance(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,20 +105,20 @@ def shape_only(schema: Any) -> Any:
 
 
 def regex(tools: Toolbox) -> str:
-    """Write the grammar as one regular expression; it matches a whole answer."""
+    """Write the grammar as one regular expression; it matches a whole answer, with or without a space before it."""
     notation = _Regex()
     calls = "|".join(rf"{re.escape(tool.name)}\nParameters: {notation.object_of(tool.parameters)}" for tool in tools)
-    return rf"Tool: (?:{calls})\nReasoning: [^ \n][^\n]{{0,{REASONING_CHARS - 1}}}"
+    return rf" ?Tool: (?:{calls})\nReasoning: [^ \n][^\n]{{0,{REASONING_CHARS - 1}}}"
 
 
 def gbnf(tools: Toolbox) -> str:
-    """Write the grammar for llama.cpp."""
+    """Write the grammar for llama.cpp; a space may come before the answer."""
     notation = _Gbnf()
     names = _rule_names(tools)
     calls = " | ".join(f"{notation.literal(f'Tool: {tool.name}')} {names[tool.name]}" for tool in tools)
     reasoning = rf"[^ \n] [^\n]{{0,{REASONING_CHARS - 1}}}"
     rules = [f'{names[tool.name]} ::= "\\nParameters: " {notation.object_of(tool.parameters)}' for tool in tools]
-    return "\n".join([f'root ::= ({calls}) "\\nReasoning: " {reasoning}', *rules, _GBNF_BASE, ""])
+    return "\n".join([f'root ::= " "? ({calls}) "\\nReasoning: " {reasoning}', *rules, _GBNF_BASE, ""])
 
 
 def _rule_names(tools: Toolbox) -> dict[str, str]:

@@ -85,7 +85,7 @@ class LocalModel:
             yield [_choice(indices[position], scores, task.real_names) for position, scores in batch]
 
     def _grammar(self, tools: Toolbox) -> AnswerGrammar:
-        return AnswerGrammar(self.tokenizer, tools, vocabulary=self.model.config.vocab_size)
+        return AnswerGrammar(self.tokenizer, tools, vocabulary=self.model.config.get_text_config().vocab_size)
 
 
 @contextlib.contextmanager

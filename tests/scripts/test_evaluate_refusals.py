@@ -136,6 +136,32 @@ def test_a_folder_that_is_no_merged_model_is_refused(evaluate, adapter, tmp_path
     refused(evaluate(tmp_path / "r", "--model", adapter), "holds an adapter", f"--adapter {adapter}")
 
 
+@pytest.fixture
+def misread_model(tiny_model_dir, tmp_path):
+    """A model with a tokenizer that works, but whose spaces llguidance takes for a letter."""
+    folder = tmp_path / "misread"
+    shutil.copytree(tiny_model_dir, folder, ignore=shutil.ignore_patterns("tokenizer.model"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    mark = {"type": "Replace", "pattern": {"Regex": " "}, "content": "▁"}
+    first = {"type": "Prepend", "prepend": "▁"}
+    tokenizer |= {"normalizer": {"type": "Sequence", "normalizers": [first, mark]}, "pre_tokenizer": None}
+    steps = tokenizer["decoder"]["decoders"]
+    tokenizer["decoder"]["decoders"] = [step for step in steps if step["type"] != "Replace"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_tokenizer_that_the_grammar_misreads_is_refused_before_the_model_is_loaded(evaluate, misread_model, tmp_path):
+    unquantised = ("--set", "quantization.load_in_4bit=false", "--dry-run")
+    result = evaluate(tmp_path / "r", "--model", misread_model, *unquantised)
+    refused(result, "test.json: row 1", "cannot write its reference answer", "llguidance", "--no-constrained")
+    result = evaluate(tmp_path / "r", "--model", misread_model, *unquantised, "--no-constrained")
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_merged_model_is_compared_with_the_bases_answers_of_an_earlier_run(
     evaluate, finished, tiny_model_dir, tmp_path
 ):

@@ -28,7 +28,7 @@ def check_references(
     grammar would keep the best model from answering.
     """
     outside = []
-    for number, row in islice(rows.items(), ROWS_CHECKED):
+    for index, row in islice(rows.items(), ROWS_CHECKED):
         ids = encode_example(tokenizer, row.instruction, row.response).completion
         passed = grammar.accepted(ids)
         if passed == len(ids):
@@ -41,8 +41,8 @@ def check_references(
                 f"which it reads as {grammar.text_of([ids[passed]])!r} ({bridge_versions()})"
             )
             fix = f"{WITHOUT_CONSTRAINT}; with other versions of these libraries it may work"
-            raise UserError(what, where=f"{path}: row {number}", fix=fix)
-        outside.append(number)
+            raise UserError(what, where=f"{path}: row {index + 1}", fix=fix)
+        outside.append(index + 1)
     if not outside:
         return []
     checked = min(len(rows), ROWS_CHECKED)

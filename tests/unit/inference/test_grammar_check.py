@@ -62,7 +62,7 @@ def test_a_misread_vocabulary_is_one_message_with_row_text_token_and_versions(mi
     grammar = AnswerGrammar(misread, config.toolbox)
     with pytest.raises(UserError) as caught:
         check_references(grammar, misread, numbered(made), path="data/test.json")
-    assert caught.value.where == "data/test.json: row 0"
+    assert caught.value.where == "data/test.json: row 1"
     assert re.search(
         r"after 'Tool:' llguidance refuses the token 'Ġ\w*' \(id \d+\), which it reads as 'Ġ\w*' "
         r"\(llguidance [\d.]+, transformers [\d.]+, tokenizers [\d.]+\)",
@@ -82,7 +82,7 @@ def test_an_answer_outside_the_schema_is_the_rows_fault_and_only_said(tokenizer,
     grammar = AnswerGrammar(tokenizer, config.toolbox)
     (note,) = check_references(grammar, tokenizer, numbered([*toy_rows[:3], *odd]), path="test.json")
     assert "2 of the first 5 reference answers" in note
-    assert "row 3" in note
+    assert "row 4" in note
 
 
 def test_only_the_first_rows_are_read(misread, toy_rows, config):

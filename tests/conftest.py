@@ -17,7 +17,7 @@ from tool_aware.rows import Row, write_rows
 from tool_aware.tools import ToolCall
 
 pytest_plugins = [
-    "tests.fixtures.byte_level_tokenizer",
+    "tests.fixtures.changed_tokenizer",
     "tests.fixtures.evaluate_script",
     "tests.fixtures.nvidia_driver",
     "tests.fixtures.quantized_model",

@@ -5,17 +5,20 @@ import re
 import pytest
 import torch
 
-from tests.fixtures.byte_level_tokenizer import SENTENCEPIECE_DECODER, changed
-from tool_aware.chat_format import decode, encode_example, encode_prompt
+from tests.fixtures import chat_templates as shapes
+from tests.fixtures.changed_tokenizer import SENTENCEPIECE_DECODER, changed
+from tool_aware.chat_format import chat_format, decode, encode_example, encode_prompt, end_id
 from tool_aware.console import UserError
 from tool_aware.dataset.synthesis.content import load_content
 from tool_aware.dataset.synthesis.generator import Generator
+from tool_aware.demo.toy_model import vocabulary_file
 from tool_aware.inference.constrained import AnswerGrammar
 from tool_aware.inference.generation import generate
 from tool_aware.inference.grammar import gbnf, lark, regex
 from tool_aware.inference.grammar_check import ROWS_CHECKED, check_references
 from tool_aware.prompt import parse_response
 from tool_aware.rows import Row
+from tool_aware.tokenizer import build_tokenizer
 from tool_aware.tools import Tool, Toolbox
 
 FAMILIES = ["tokenizer", "byte_level_tokenizer"]
@@ -50,6 +53,29 @@ def test_every_generated_answer_passes_token_by_token(family, request, made, con
         assert grammar.accepted(ids) == len(ids), row.response
         assert grammar.accepted([*ids[:4], ids[-1]]) == 4  # no end in the middle of an answer
     assert check_references(grammar, tokenizer, numbered(made), path="test.json") == []
+
+
+@pytest.mark.parametrize(
+    ("family", "template"),
+    [
+        *(("bytes", name) for name in ("THINKING", "LLAMA_3", "GEMMA", "MISTRAL_V7", "ZEPHYR", "LLAMA_2")),
+        *(("pieces", name) for name in ("ZEPHYR", "LLAMA_2")),
+    ],
+)
+def test_answers_pass_under_any_chat_template(family, template, made, config):
+    """Some write a space before an answer, some white space between it and its end, some neither."""
+    text = getattr(shapes, template)
+    pieces = family == "pieces"
+    tokenizer = build_tokenizer(vocabulary_file(), chat_template=text) if pieces else shapes.byte_level_tokenizer(text)
+    grammar = AnswerGrammar(tokenizer, config.toolbox)
+    assert check_references(grammar, tokenizer, numbered(made[::5]), path="test.json") == []
+
+
+@pytest.mark.parametrize("tail", [" ", "\n", " /", "\\x"])
+def test_what_a_template_writes_behind_an_answer_belongs_to_the_grammar(tail, toy_rows, config):
+    other = shapes.byte_level_tokenizer(shapes.CHATML.replace("m.content", f"m.content + {tail!r}"))
+    assert chat_format(other).tail == tail
+    assert check_references(AnswerGrammar(other, config.toolbox), other, numbered(toy_rows), path="test.json") == []
 
 
 def test_answers_pass_where_the_tokenizer_came_from_a_gguf_file(byte_level_tokenizer, made, config):
@@ -122,7 +148,7 @@ def test_a_byte_level_model_of_random_weights_answers_well_formed(byte_level_tok
     batches = generate(
         model,
         prompts,
-        eos_id=byte_level_tokenizer.eos_token_id,
+        eos_id=end_id(byte_level_tokenizer),
         max_new_tokens=500,
         batch_size=3,  # the second batch has a filler row
         make_processor=grammar.processor,

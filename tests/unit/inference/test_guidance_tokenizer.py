@@ -5,7 +5,7 @@ import json
 import llguidance.hf
 import pytest
 
-from tests.fixtures.byte_level_tokenizer import SENTENCEPIECE_DECODER, changed
+from tests.fixtures.changed_tokenizer import SENTENCEPIECE_DECODER, changed
 from tool_aware.console import UserError
 from tool_aware.inference.guidance_tokenizer import guidance_tokenizer, matching_decoder
 

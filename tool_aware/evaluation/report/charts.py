@@ -23,7 +23,7 @@ def tool_bars(systems: Mapping[str, Metrics]) -> str:
     height = len(tools) * block + 44
     parts = [_vertical_grid(left, width, height - 36)]
     for index, tool in enumerate(tools):
-        top = 8 + index * block + (block - gap - len(systems) * bar) / 2
+        top = 8 + index * block + (block - gap - len(systems) * bar) // 2
         parts.append(_lines(left - 10, top + len(systems) * bar / 2 + 4, labels[index], anchor="end"))
         for position, metrics in enumerate(systems.values()):
             figure, y = metrics.per_tool[tool].f1, top + position * bar
@@ -62,8 +62,8 @@ def confusion(metrics: Metrics) -> str:
             )
             parts.append(_text(x + cell_w / 2, y + cell_h / 2 + 5, str(count), anchor="middle", kind="count"))
     for column, lines in enumerate(above):
-        middle, y = left + column * cell_w + cell_w / 2, top - 10 - _LINE * (len(lines) - 1) / 2
-        parts.append(_lines(middle, y, lines, anchor="middle", kind="small"))
+        middle, lowest = left + column * cell_w + cell_w / 2, top - 10
+        parts.append(_lines(middle, lowest - _LINE * (len(lines) - 1) / 2, lines, anchor="middle", kind="small"))
     height = top + len(metrics.confusion) * cell_h + 6
     return _svg(left + len(above) * cell_w + 6, height, "confusion matrix", "".join(parts))
 

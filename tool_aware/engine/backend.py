@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from tool_aware.engine.packed_attention import DenseAttention, FlashAttention, PackedAttention
+from tool_aware.engine.packed_attention import FlashAttention, PackedAttention, SegmentAttention
 from tool_aware.engine.packing import Pack
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Backend:
         if device.type != "cuda":
             from tool_aware.engine import torch_ops
 
-            return cls(torch_ops, DenseAttention)
+            return cls(torch_ops, SegmentAttention)
         from tool_aware.engine import triton_ops
 
         return cls(triton_ops, lambda pack: FlashAttention(pack, device))

@@ -11,7 +11,7 @@ import torch
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.engine import torch_ops
 from tool_aware.engine.backend import Backend, Operations
-from tool_aware.engine.packed_attention import DenseAttention
+from tool_aware.engine.packed_attention import SegmentAttention
 
 OPERATIONS = {
     name: method for name, method in vars(Operations).items() if inspect.isfunction(method) and name[0] != "_"
@@ -36,4 +36,4 @@ def test_every_operation_is_there_with_the_parameters_of_the_protocol(module, na
 def test_the_cpu_computes_with_plain_torch():
     assert len(OPERATIONS) == 8
     backend = Backend.of(torch.device("cpu"))
-    assert (backend.operations, backend.attention) == (torch_ops, DenseAttention)
+    assert (backend.operations, backend.attention) == (torch_ops, SegmentAttention)

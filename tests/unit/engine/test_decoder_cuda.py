@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 
@@ -10,13 +12,17 @@ if not torch.cuda.is_available():
 
 import bitsandbytes
 from peft import LoraConfig, get_peft_model
-from transformers import BitsAndBytesConfig, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from tests.fixtures.architectures import YARN
 from tool_aware.chat_format import EncodedExample
 from tool_aware.engine import torch_ops, triton_ops
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import pack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 HIDDEN, INTERMEDIATE = 512, 1408
 PROMPT_A, PROMPT_B = list(range(100, 360)), list(range(500, 570))
@@ -50,21 +56,43 @@ def test_kernels_compute_what_plain_torch_does():
     heads, cos, sin = random(37, 6, 64), random(37, 32, seed=3), random(37, 32, seed=4)
     assert_alike(lambda ops, out: ops.rotate(out[:, :5], cos, sin, out[:, :5]), heads)
     assert_alike(lambda ops, out: ops.rotate(heads, cos, -sin, out, add=heads), torch.zeros_like(heads))
+    normed, weights, weight = random(37, 20 * 64, seed=7).unflatten(1, (20, 64)), random(20, 64, seed=8), random(6, 64)
+    assert_alike(
+        lambda ops, out: ops.norm_and_rotate(normed[:, 1:], weights[1:], eps, cos, sin, out[:, 1:]),
+        torch.zeros_like(normed),
+    )
+    back, rotation = random(37, 6, 64, seed=9), (cos, sin)
+    for add in (None, random(37, 6, 64, seed=10)):
+        assert_alike(
+            lambda ops, out, add=add: ops.norm_and_rotate_backward(heads, weight, eps, *rotation, back, out, add=add),
+            torch.zeros_like(heads),
+        )
     gate, up, hidden = random(37, 1416), random(37, 1408, seed=5), random(37, 1408, seed=6)
     assert_alike(lambda ops, out: ops.swiglu(gate[:, :1408], up, out), torch.zeros_like(hidden))
     assert_alike(lambda ops, g, u: ops.swiglu_backward_(g[:, :1408], u, hidden), gate, up)
 
 
-def quantised(double: bool, kind: str) -> tuple[MistralConfig, BitsAndBytesConfig]:
-    shape = MistralConfig(
+# What each family has of its own: a bias, norms of heads, rotations that are longer than 1, a tied output head.
+FAMILIES = {
+    "mistral": {"head_dim": 64, "sliding_window": None},
+    "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 128},
+    "ministral3": {"head_dim": 64, "rope_parameters": YARN},
+}
+
+
+def quantised(family: str, double: bool, kind: str) -> tuple[PreTrainedConfig, BitsAndBytesConfig]:
+    shape = AutoConfig.for_model(
+        family,
+        **FAMILIES[family],
         vocab_size=1000,
         hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
         num_hidden_layers=3,
         num_attention_heads=8,
         num_key_value_heads=2,
-        head_dim=64,
-        sliding_window=None,
+        pad_token_id=0,
     )
     torch.manual_seed(0)
     settings = BitsAndBytesConfig(
@@ -76,11 +104,16 @@ def quantised(double: bool, kind: str) -> tuple[MistralConfig, BitsAndBytesConfi
     return shape, settings
 
 
-def load(folder, double=True, kind="nf4", targets="all-linear"):
-    shape, settings = quantised(double, kind)
+def load(parent, double=True, kind="nf4", targets="all-linear", family="mistral"):
+    folder = parent / family
+    shape, settings = quantised(family, double, kind)
     if not (folder / "config.json").exists():
-        MistralForCausalLM(shape).bfloat16().save_pretrained(folder)
-    base = MistralForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_config(shape)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases away from what they begin with
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        model.bfloat16().save_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, quantization_config=settings, device_map={"": 0}
     )
     base.requires_grad_(False)
@@ -143,16 +176,17 @@ def in_float32(model):
         if base is not None:
             weight = bitsandbytes.functional.dequantize_4bit(base.weight.data, base.weight.quant_state).float()
             linear = torch.nn.Linear(base.in_features, base.out_features, bias=False, device="cuda")
-            linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+            linear.weight, linear.bias = torch.nn.Parameter(weight, requires_grad=False), base.bias
             module.base_layer = linear
     return model.float()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[:9], EXAMPLES[8:], EXAMPLES[-1:]])
-def test_gradients_are_as_close_to_float32_as_the_librarys(folder, examples):
-    loss, found = by_decoder(load(folder), examples)
-    _, library = by_autograd(load(folder), examples, torch.float64)
-    exact_loss, exact = by_autograd(in_float32(load(folder)), examples, torch.float64)
+def test_gradients_are_as_close_to_float32_as_the_librarys(folder, examples, family):
+    loss, found = by_decoder(load(folder, family=family), examples)
+    _, library = by_autograd(load(folder, family=family), examples, torch.float64)
+    exact_loss, exact = by_autograd(in_float32(load(folder, family=family)), examples, torch.float64)
     error, usual = (found - exact).norm() / exact.norm(), (library - exact).norm() / exact.norm()
     print(f"error {error:.4f}, transformers' {usual:.4f}, loss {loss - exact_loss:+.5f}")
     assert error < 1.2 * usual
@@ -167,9 +201,10 @@ def test_layers_without_an_update_take_part(folder):
     assert abs(loss - exact_loss) < 0.01
 
 
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("options", [{"offload": True}, {"kept_layers": 2}, {"cached_layers": 3}])
-def test_where_things_wait_does_not_matter(folder, options):
-    model = load(folder)
+def test_where_things_wait_does_not_matter(folder, options, family):
+    model = load(folder, family=family)
     loss, expected = by_decoder(model, EXAMPLES)
     for _ in range(2):  # host buffers are used again
         other_loss, found = by_decoder(model, EXAMPLES, **options)

@@ -184,6 +184,34 @@ def test_a_damaged_or_foreign_model_folder_is_one_message(model, break_, expecte
     assert expected in refusal(lambda: check_model_available(str(model)))
 
 
+QUANTISED = {
+    "awq": {"quant_method": "awq", "bits": 4},
+    "fp8": {"quant_method": "fp8", "activation_scheme": "static"},
+    "compressed-tensors": {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    "mxfp4": {"quant_method": "mxfp4"},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+}
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_a_base_that_is_quantised_already_is_one_message(model, name):
+    set_keys(model / "config.json", quantization_config=QUANTISED[name])
+    assert f"are quantised already ({name})" in refusal(lambda: check_model_available(str(model)))
+
+
+@pytest.mark.parametrize("is_said", [True, False])
+def test_a_base_that_bitsandbytes_saved_is_refused_whether_its_config_says_so_or_not(tiny_model_dir, tmp_path, is_said):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir, quantization_config=settings).save_pretrained(tmp_path)
+    if not is_said:
+        set_keys(tmp_path / "config.json", quantization_config=None)
+    message = refusal(lambda: check_model_available(str(tmp_path)))
+    assert "its weights are quantised already" in message
+    assert "16-bit" in message
+
+
 BROKEN_TOKENIZERS = {
     "none": (lambda m: [path.unlink() for path in m.glob("tokenizer*")], "the folder has no tokenizer"),
     "pointer": (lambda m: (m / "tokenizer.json").write_text(POINTER), "tokenizer.json: is a Git LFS pointer"),

@@ -120,7 +120,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
 
 def plan(options: Options, processes: Processes) -> Job:
     """Check settings, output directory, data, model and disk, tokenise the rows, and plan the GPU's memory."""
-    from tool_aware.model.adapter import with_lora_of
+    from tool_aware.model.adapter import check_targets, with_lora_of
     from tool_aware.model.adapter_record import refuse_another_chat_format
     from tool_aware.model.base import check_model_available, check_windows
     from tool_aware.training.export.weights import check_mergeable
@@ -136,6 +136,7 @@ def plan(options: Options, processes: Processes) -> Job:
     check_model_available(model.name, revision=model.revision, hf_token=token)
     check_windows(model)
     config = with_lora_of(options.adapter, config) if options.adapter else config
+    check_targets(config)
     if not options.skip_final_model:
         check_mergeable(config.model)
     lineage = lineage_of(options.adapter, data, test, fallbacks)

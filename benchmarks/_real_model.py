@@ -42,7 +42,8 @@ SHARED_CARD = {"optimization.gradient_checkpointing": False, "optimization.micro
 
 @dataclass(frozen=True)
 class Run:
-    """What one process does. `stack` is base (no training), ours, trl or trl-no-checkpoints.
+    """What one process does. `stack` is base (no training), ours, ours-checkpoints, trl or
+    trl-no-checkpoints.
 
     `rows` are drawn from the training rows, the same number of every tool; None = all. `answers` names the sets that
     whole answers are written for. `alone` runs have the card for themselves, so their time and memory count.
@@ -133,7 +134,7 @@ def perform(run: Run, material: Material, folder: Path) -> Outcome:
         rows = drawn(material.train, run.rows, run.seed)
         examples = [encode_example(tokenizer, row.instruction, row.response) for row in rows]
         outcome.train_rows, adapter = len(rows), folder / run.name / "adapter"
-        train = train_with_toolkit if run.stack == "ours" else train_with_trl
+        train = train_with_trl if run.stack.startswith("trl") else train_with_toolkit
         train(config, examples, tokenizer, adapter, outcome)
         if not run.alone:
             outcome.training = {"losses": outcome.training["losses"]}
@@ -172,7 +173,9 @@ def train_with_toolkit(
     from tool_aware.training.gpu_plan import plan_memory
     from tool_aware.training.loop import TrainingLoop
 
-    if outcome.run["alone"]:
+    if outcome.run["stack"] == "ours-checkpoints":
+        config = config.with_settings({**SHARED_CARD, "optimization.gradient_checkpointing": True})
+    elif outcome.run["alone"]:
         config = plan_memory(config, examples, 1).apply(config)
     config = config.settled()
     model = new_adapter(load_base_model(config.model, config.quantization), config)

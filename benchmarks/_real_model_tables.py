@@ -20,7 +20,8 @@ SYSTEMS = {  # kind of run -> how the tables call it
     "epochs-3": "tuned, 3 epochs",
     "trl": "TRL, 1 epoch, checkpointing (its default)",
     "trl-no-checkpoints": "TRL, 1 epoch, no checkpointing",
-    "speed": "toolkit, 1 epoch",
+    "speed": "toolkit, 1 epoch, alone, memory as planned",
+    "speed-checkpoints": "toolkit, 1 epoch, alone, checkpointing",
 }
 Results = Mapping[str, Any]
 Table = list[tuple[str, ...]]
@@ -182,7 +183,7 @@ def _curve_runs(results: Results) -> Iterable[tuple[str, dict[str, Any]]]:
 
 def slice_table(results: Results, found: Mapping[str, Any], key: str = "slices") -> Table:
     """Return the choice accuracy on the probes by slice, or with `key` tools by the right tool."""
-    shown = [kind for kind in SYSTEMS if kind in found and kind != "speed"]
+    shown = [kind for kind in SYSTEMS if kind in found and not kind.startswith(("speed", "trl"))]
     table: Table = [("slice" if key == "slices" else "tool", "queries", *(SYSTEMS[kind] for kind in shown))]
     names = [name for name in NAMES if name in results["sets"]]
     values = [value for name in names for value in results["sets"][name][key]]
@@ -199,7 +200,7 @@ def slice_table(results: Results, found: Mapping[str, Any], key: str = "slices")
 def speed_table(results: Results) -> Table:
     """Return time, memory and losses of the runs that had the card for themselves."""
     table: Table = [("run", "steps", "seconds", "examples/s", "allocated GiB", "reserved GiB", "loss at steps")]
-    for kind in ("speed", "trl", "trl-no-checkpoints"):
+    for kind in ("speed", "speed-checkpoints", "trl-no-checkpoints", "trl"):
         run = results["runs"].get(kind)
         if run is None:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,14 @@ def missing_packages() -> list[str]:
         except Exception as error:  # a package that breaks while it is imported is as good as missing
             missing.append(f"{name} ({type(error).__name__}: {error})")
     return missing
+
+
+def trl_version() -> dict[str, str]:
+    """Return TRL's version under its name; nothing if it is not installed."""
+    try:
+        return {"trl": metadata.version("trl")}
+    except metadata.PackageNotFoundError:
+        return {}
 
 
 def train(

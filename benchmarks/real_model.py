@@ -10,7 +10,8 @@ Parts   base    the model as it is, under its own chat template
         epochs  after 1 and after 3 epochs, each a run with its own learning rate schedule
         curve   trained on fewer rows; their last point is `epochs` 3
         rivals  the keyword router, and TF-IDF with logistic regression on the same rows; no GPU needed
-        speed   1 epoch alone on the card, with the time and memory of its steps
+        speed   1 epoch alone on the card, with the time and memory of its steps: as the memory plan of
+                train_tool_aware.py has it, and with gradient checkpointing
         trl     the same with TRL's SFTTrainer: same ids, labels, order, steps and learning rates (needs trl)
 
 Every run is a process of its own: it trains, saves the adapter, loads it again as evaluate.py does, lets it choose by
@@ -33,7 +34,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _random_mistral import REPOSITORY, environment, results_file
 from _real_model import PROBE, Material, Run, drawn, perform_all, perform_in_child
 from _real_model_tables import markdown
+from _trl import missing_packages, trl_version
 from dataset_probe import PROBES, Labelled, labelled, load_probe, without_lookalikes
 
 from tool_aware.config.settings import Config, load_config
@@ -53,6 +56,7 @@ from tool_aware.rows import Row
 PARTS = ("base", "epochs", "curve", "rivals", "speed", "trl")
 EPOCHS = (1, 3)
 CURVE = {80: 20, 320: 20, 1280: 10, 5120: 3}  # rows -> epochs: so many that few rows are not also few steps
+SPEED = {"speed": "ours", "speed-checkpoints": "ours-checkpoints"}  # name -> stack
 TINY_CURVE = {8: 1}
 TINY = {"rows": 8, "steps": 2, "batch": 2, "r": 4, "alpha": 8.0}
 
@@ -65,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     parts = wanted_parts(arguments)
     began_s, origin = time.monotonic(), environment()
+    origin["versions"] |= trl_version()
     output = arguments.output or results_file("real_model", origin["device"])
     with tempfile.TemporaryDirectory(prefix="real-model-") as made:
         folder = Path(made)
@@ -72,19 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = earlier_results(output, material) | {"command": " ".join(sys.argv)}
         material.save(folder / "material")
         say(f"{len(material.train)} training rows, prepared in {time.monotonic() - began_s:.0f} s")
-        if "rivals" in parts:
-            results["rivals"] = rivals(material, list(range(1, arguments.seeds + 1)), arguments)
-            write_json(output, results)
         runs = [each for part in parts for each in runs_of(part, arguments)]
-        missing = [each for each in runs if results["runs"].get(each.name, {}).get("run") != asdict(each)]
+        missing = [each for each in runs if not is_known(each, results)]
         limits = {"side_by_side": arguments.side_by_side, "until_s": began_s + arguments.seconds}
-        for outcome in perform_all(missing, Path(__file__).resolve(), folder, **limits):
-            results["runs"][outcome.run["name"]] = {**asdict(outcome), "origin": origin}
-            write_json(output, results)
+        with ThreadPoolExecutor(max_workers=1) as pool:  # rivals need one core while the runs need the card
+            waiting = pool.submit(rivals, material, arguments) if "rivals" in parts else None
+            for outcome in perform_all(missing, Path(__file__).resolve(), folder, **limits):
+                results["runs"][outcome.run["name"]] = {**asdict(outcome), "origin": origin}
+                write_json(output, results)
+            if waiting:
+                results["rivals"] = waiting.result()
     write_json(output, results)
     print(markdown(results))
     say(f"{output}: {len(results['runs'])} runs, {time.monotonic() - began_s:.0f} s")
-    if lacking := [each.name for each in runs if each.name not in results["runs"]]:
+    if lacking := [each.name for each in runs if not is_known(each, results)]:
         raise GateFailed(f"not measured: {', '.join(lacking)}; run the same again for them")
     return 0
 
@@ -107,8 +113,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def wanted_parts(arguments: argparse.Namespace) -> list[str]:
     """Return the parts to measure, without TRL's if it cannot be imported. Raises UserError for unknown ones."""
-    from _trl import missing_packages
-
     parts = arguments.parts.split(",")
     if unknown := sorted(set(parts) - set(PARTS)):
         raise UserError(f"unknown: {', '.join(unknown)}", where="--parts", fix=f"some of {', '.join(PARTS)}")
@@ -118,6 +122,12 @@ def wanted_parts(arguments: argparse.Namespace) -> list[str]:
     if missing:
         say(f"part trl is left out, cannot be imported: {'; '.join(missing)} (pip install trl)")
     return [part for part in parts if part != "trl" or not missing]
+
+
+def is_known(run: Run, results: Mapping[str, Any]) -> bool:
+    """Return whether the results hold this run, with these settings."""
+    known = results["runs"].get(run.name)
+    return bool(known) and known["run"] == json.loads(json.dumps(asdict(run)))  # tuples are lists in JSON
 
 
 def runs_of(part: str, arguments: argparse.Namespace) -> list[Run]:
@@ -142,7 +152,7 @@ def runs_of(part: str, arguments: argparse.Namespace) -> list[Run]:
             for rows, epochs, seed in points
         ]
     if part == "speed":
-        return [Run("speed", answers=tests, alone=True, **tiny)]
+        return [Run(name, stack, answers=tests, alone=True, **tiny) for name, stack in SPEED.items()]
     if part == "trl":
         return [Run(name, name, answers=tests, alone=True, **tiny) for name in ("trl", "trl-no-checkpoints")]
     return []
@@ -243,14 +253,14 @@ def digest(material: Material) -> str:
 # ---- cheap rivals ---------------------------------------------------------------------------------------
 
 
-def rivals(material: Material, seeds: Sequence[int], arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
+def rivals(material: Material, arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
     """Return, by rival and set, whether each row's tool was right; TF-IDF also on the fewer rows of the curve."""
     from tool_aware.evaluation.scoring.baselines import keyword_router, tfidf_regression
     from tool_aware.evaluation.scoring.one_thread import on_one_thread
 
     router = material.config.evaluation.keyword_router
     choosers = {"keyword router": lambda: keyword_router(router, material.config.toolbox.names)}
-    curve = TINY_CURVE if arguments.tiny else CURVE
+    curve, seeds = TINY_CURVE if arguments.tiny else CURVE, range(1, arguments.seeds + 1)
     parts = {f"tf-idf rows-{rows}-seed-{seed}": drawn(material.train, rows, seed) for rows in curve for seed in seeds}
     for name, rows in {"tf-idf": material.train, **parts}.items():
         queries, labels = [row.query for row in rows], [row.tool for row in rows]

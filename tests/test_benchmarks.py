@@ -87,3 +87,23 @@ def test_a_base_model_is_as_it_was_once_an_adapter_is_off_again(config, tiny_mod
 def test_the_cost_of_monitoring_can_be_measured_without_a_driver(tmp_path, benchmark_module):
     name, environment = benchmark_module("monitor_cost").find_driver(tmp_path)
     assert name.startswith("NVIDIA") or "STUB_NVML" in environment
+
+
+def test_a_run_of_the_quality_benchmark_is_repeated_only_if_its_settings_changed(benchmark_module):
+    from dataclasses import asdict, replace
+
+    run = benchmark_module("_real_model").Run("base", "base", answers=("test",))
+    results = json.loads(json.dumps({"runs": {"base": {"run": asdict(run)}}}))
+    is_known = benchmark_module("real_model").is_known
+    assert is_known(run, results)
+    assert not is_known(replace(run, seed=2), results)
+
+
+def test_three_trainings_on_the_same_queries_are_no_more_queries(benchmark_module):
+    tables = benchmark_module("_real_model_tables")
+    results = {"sets": {"test": {"groups": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}}}
+    seed = {"test": {"choice": "1111111100"}}
+    once, thrice = (tables.estimate(results, [seed] * times, "test", "choice") for times in (1, 3))
+    assert (thrice.value, thrice.n) == (once.value, once.n) == (0.8, 10)
+    assert thrice.low <= once.low
+    assert thrice.high >= once.high

@@ -141,8 +141,24 @@ def convert(gguf: Path, folder: Path) -> None:
     ):
         tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source, **_dequantised())
+        mend_tokenizer(tokenizer, end_id=model.config.eos_token_id)
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def mend_tokenizer(tokenizer: Any, *, end_id: int) -> None:
+    """Set, in place, what transformers 5.17 reads wrong from a GGUF file with a byte-level BPE vocabulary.
+
+    It takes BOS for the token that ends a turn, and has SentencePiece's decoder and byte fallback, with which a grammar
+    reads the vocabulary wrong.
+    """
+    from tokenizers import decoders
+
+    tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end_id)
+    tokenizer.clean_up_tokenization_spaces = False
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer, backend.decoder = None, decoders.ByteLevel()
+    backend.model.unk_token, backend.model.byte_fallback, backend.model.fuse_unk = None, False, False
 
 
 def _dequantised() -> dict[str, Any]:

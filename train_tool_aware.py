@@ -45,6 +45,7 @@ from tool_aware.training.distributed import Processes, hint_at_launcher, joined
 from tool_aware.training.run.output_folder import Wish
 from tool_aware.training.run.run_end import Trained, finish
 from tool_aware.training.training_job import Job, plan_text
+from tool_aware.training.varied_lists import StepExamples
 from tool_aware.units import GIB
 
 if TYPE_CHECKING:
@@ -143,11 +144,13 @@ def plan(options: Options, processes: Processes) -> Job:
     tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
     if options.adapter:
         refuse_another_chat_format(options.adapter, chat_format(tokenizer), model.name)
-    examples = encode_data(data, tokenizer, config)
-    memory = plan_memory(config, examples["train"], processes.count)
+    examples, rows = encode_data(data, tokenizer, config)
+    varied = StepExamples.of(config, rows["train"], examples["train"], tokenizer)
+    memory = plan_memory(config, examples["train"], processes.count, varied)
     check_disk_space(config, merges=not options.skip_final_model)
     return Job(
-        config, environment, tokenizer, data, examples, options.adapter, processes, memory, test, lineage, fallbacks
+        *(config, environment, tokenizer, data, examples, varied, options.adapter),
+        *(processes, memory, test, lineage, fallbacks),
     )
 
 
@@ -209,6 +212,7 @@ def train(job: Job, model: PeftModel, resume_from: Path | None, *, measures_merg
             tool_names=job.tool_names,
             tracker=tracker,
             run=job.identity,
+            varied=job.varied.of_step if job.varied else None,
             processes=job.processes,
             fallbacks=job.fallbacks,
         )

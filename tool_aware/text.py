@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 EVIDENCE_CHARACTERS = 70
 
@@ -33,6 +36,12 @@ def shortlist(items: Sequence[str], most: int = MOST_SHOWN) -> str:
     if len(items) <= most:
         return ", ".join(items)
     return f"{len(items)}: {', '.join(items[: most // 2])} and {len(items) - most // 2} more"
+
+
+def spread_evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most so many items, in order and spread evenly over all of them."""
+    count = min(most, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def shortened(text: str, limit: int = EVIDENCE_CHARACTERS) -> str:

@@ -6,6 +6,7 @@ OpenAI-style function calling uses. They come from `config.yaml: tools`; no name
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -59,6 +60,13 @@ class Tool:
         object.__setattr__(self, "parameters", normalised_schema(self.parameters, self.name))
         if not (self.description or "").strip():
             object.__setattr__(self, "description", self.name)
+
+    def shown_as(self, *, name: str | None = None, description: str | None = None) -> Tool:
+        """Return the same tool under another name or description; its schema is not read again."""
+        other = copy.copy(self)
+        object.__setattr__(other, "name", name or self.name)
+        object.__setattr__(other, "description", description or self.description)
+        return other
 
     @cached_property
     def properties(self) -> Mapping[str, Mapping[str, Any]]:

@@ -31,8 +31,15 @@ class Done(NamedTuple):
     tokens: int  # that were computed
 
 
+_NOTHING = EncodedExample([0], [0])  # computed by a process of a launch that has no row in a step
+
+
+def _are_same(one: Sequence[EncodedExample], other: Sequence[EncodedExample]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
 class MicroStep:
-    """Losses and gradients of micro-batches of `examples`, which are named by their row numbers.
+    """Losses and gradients of micro-batches.
 
     At most `limit` examples are computed at once. When memory runs out, the decoder gives up what only saves time, and
     then the limit is halved. Without a `decoder`, transformers' forward pass and autograd are used, under float16
@@ -42,7 +49,6 @@ class MicroStep:
     def __init__(
         self,
         model: PeftModel,
-        examples: Sequence[EncodedExample],
         *,
         packing: Packing,
         limit: int,
@@ -53,26 +59,26 @@ class MicroStep:
         flat_gradient: torch.Tensor | None = None,
         fallbacks: Fallbacks | None = None,
     ) -> None:
-        self._model, self._examples, self._packing = model, examples, packing
+        self._model, self._packing = model, packing
         self._device, self.decoder, self._is_sharded = device, decoder, is_sharded
         self.limit = limit
         self.fallbacks = Fallbacks() if fallbacks is None else fallbacks
         self._scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
         self._flat_gradient = flat_gradient
-        self._packed_ahead: tuple[list[int], Pack] | None = None
+        self._packed_ahead: tuple[Sequence[EncodedExample], Pack] | None = None
 
-    def add_gradient(self, rows: list[int], labels_in_step: torch.Tensor) -> Done:
-        """Add the gradient of the rows' share of the step's mean loss; nothing is added twice if memory runs out."""
+    def add_gradient(self, examples: Sequence[EncodedExample], labels_in_step: torch.Tensor) -> Done:
+        """Add the gradient of the examples' share of the step's mean loss; nothing twice if memory runs out."""
         before = self._copy_of_gradients()
         while True:
             try:
-                return self._in_parts(rows, labels_in_step)
+                return self._in_parts(examples, labels_in_step)
             except torch.OutOfMemoryError as error:
                 out_of_memory = error.with_traceback(None)  # its frames hold the failed attempt's tensors
             self._restore_gradients(before)
             self._packed_ahead = None
             torch.cuda.empty_cache()
-            if not self._reduce_memory(len(rows)):
+            if not self._reduce_memory(len(examples)):
                 raise out_of_memory
 
     def _reduce_memory(self, rows: int) -> bool:
@@ -87,14 +93,14 @@ class MicroStep:
         self.fallbacks.add(f"out of GPU memory: {concession} from here on", from_any_process=True)
         return True
 
-    def pack_ahead(self, rows: list[int]) -> None:
-        """Lay out the micro-batch of `rows`, which comes next, while the GPU computes the one before."""
-        rows = rows[: self.limit]
-        if self._packed_ahead and self._packed_ahead[0] == rows:
+    def pack_ahead(self, examples: Sequence[EncodedExample]) -> None:
+        """Lay out the micro-batch that comes next while the GPU computes the one before."""
+        examples = examples[: self.limit]
+        if self._packed_ahead and _are_same(self._packed_ahead[0], examples):
             return  # with gradient accumulation it comes after several others
         self._packed_ahead = None
-        if rows:
-            self._packed_ahead = (rows, self._pack(rows))
+        if examples:
+            self._packed_ahead = (examples, self._pack(examples))
             if self.decoder:
                 self.decoder.prepare(self._packed_ahead[1])
 
@@ -105,9 +111,13 @@ class MicroStep:
             raise RuntimeError("the model's adapter was replaced after the decoder had taken it up")
 
     @torch.no_grad()
-    def rows_with_infinite_loss(self, rows: Sequence[int]) -> list[int]:
-        """Find those of `rows` whose loss is not finite."""
-        return [row for row in rows if not torch.isfinite(self.losses(self._pack([row]))).all()]
+    def with_infinite_loss(self, examples: Sequence[EncodedExample]) -> list[int]:
+        """Return the places of those examples whose loss is not finite."""
+        return [
+            place
+            for place, example in enumerate(examples)
+            if not torch.isfinite(self.losses(self._lay_out([example]))).all()
+        ]
 
     def answer_states(self, examples: Sequence[EncodedExample]) -> tuple[Pack, torch.Tensor, torch.Tensor]:
         """Return the pack of `examples`, the states that predict its labels (L, H), and the output head (V, H)."""
@@ -119,15 +129,15 @@ class MicroStep:
         hidden, head_weight = self._states(packed)
         return label_losses(hidden, head_weight, packed.labels.to(hidden.device))
 
-    def _in_parts(self, rows: list[int], labels_in_step: torch.Tensor) -> Done:
-        loss, examples, tokens = torch.zeros((), device=self._device), 0, 0
-        for first in range(0, len(rows), self.limit):
-            packed = self._pack(rows[first : first + self.limit])
+    def _in_parts(self, examples: Sequence[EncodedExample], labels_in_step: torch.Tensor) -> Done:
+        loss, count, tokens = torch.zeros((), device=self._device), 0, 0
+        for first in range(0, len(examples), self.limit):
+            packed = self._pack(examples[first : first + self.limit])
             loss += self._one_pack(packed, labels_in_step)
-            examples, tokens = examples + packed.examples, tokens + packed.input_ids.numel()
-        if self._is_sharded and not rows:  # all processes run the same passes, for they share the base model's weights
-            (self.losses(self._pack([0])).sum() * 0).backward()
-        return Done(loss, examples, tokens)
+            count, tokens = count + packed.examples, tokens + packed.input_ids.numel()
+        if self._is_sharded and not examples:  # all processes run the same passes, for they share the base's weights
+            (self.losses(self._lay_out([_NOTHING])).sum() * 0).backward()
+        return Done(loss, count, tokens)
 
     def _one_pack(self, packed: Pack, labels_in_step: torch.Tensor) -> torch.Tensor:
         if self.decoder:
@@ -136,10 +146,10 @@ class MicroStep:
         self._scaler.scale(loss).backward()
         return loss.detach()
 
-    def _pack(self, rows: list[int]) -> Pack:
-        if self._packed_ahead and self._packed_ahead[0] == rows:
+    def _pack(self, examples: Sequence[EncodedExample]) -> Pack:
+        if self._packed_ahead and _are_same(self._packed_ahead[0], examples):
             return self._packed_ahead[1]
-        return self._lay_out([self._examples[row] for row in rows])
+        return self._lay_out(examples)
 
     def _lay_out(self, examples: Sequence[EncodedExample]) -> Pack:
         return pack(examples, self._packing, multiple_of=LENGTHS_MULTIPLE if self._device.type == "cuda" else 1)

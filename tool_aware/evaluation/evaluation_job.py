@@ -23,7 +23,7 @@ from tool_aware.evaluation.preflight import (
     check_weights,
     limitations,
 )
-from tool_aware.evaluation.scoring.robustness import make_variants
+from tool_aware.evaluation.scoring.robustness import Variant, make_variants
 from tool_aware.files import sha256_of
 from tool_aware.inference.constrained import AnswerGrammar, readable_schemas
 from tool_aware.inference.grammar_check import check_references
@@ -202,9 +202,14 @@ def _checked_adapter(options: Options, config: Config, test: TestSet) -> Path | 
     return adapter
 
 
+def _variants(config: Config, test: TestSet) -> list[Variant]:
+    settings = config.evaluation
+    return make_variants(test.rows, config.toolbox, seed=settings.seed, no_tool=settings.no_tool)
+
+
 def _tasks(options: Options, config: Config, test: TestSet) -> list[Task]:
     is_reworded = not options.no_robustness
-    variants = make_variants(test.rows, config.toolbox, seed=config.evaluation.seed) if is_reworded else []
+    variants = _variants(config, test) if is_reworded else []
     plan = Plan(
         answers=not options.choice_only,
         constrained=options.is_local and not options.choice_only and not options.no_constrained,

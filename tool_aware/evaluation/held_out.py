@@ -11,6 +11,7 @@ from tool_aware.data_folder import read_data_folder, refuse_test_rows_in_train
 from tool_aware.lineage import rows_seen_in_training, runs_behind
 from tool_aware.paths import split_file, split_name
 from tool_aware.rows import Row
+from tool_aware.text import spread_evenly
 from tool_aware.tools import Toolbox
 
 
@@ -56,7 +57,7 @@ def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> 
     loaded, train, val = data.rows["test"], data.rows.get("train"), data.rows.get("val")
     refuse_test_rows_in_train(loaded.rows, train.rows if train else [], path)
     total = len(loaded.rows)
-    kept = range(total) if limit is None or limit >= total else [index * total // limit for index in range(limit)]
+    kept = spread_evenly(range(total), limit or total)
     return TestSet(
         path=path,
         sha256=loaded.sha256,

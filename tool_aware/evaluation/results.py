@@ -13,7 +13,7 @@ from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, judge
 from tool_aware.evaluation.scoring.metrics import Metrics, summarise
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
-from tool_aware.evaluation.scoring.robustness import Shift, shift
+from tool_aware.evaluation.scoring.robustness import OnList, Shift, on_lists, shift
 from tool_aware.evaluation.scoring.significance import Comparison, compare
 from tool_aware.inference.name_scores import probabilities
 from tool_aware.rows import Row
@@ -46,6 +46,7 @@ class Results:
     worst: list[Judgement]
     confusions: list[Confusion]
     shifts: Mapping[str, list[Shift]]
+    on_lists: Mapping[str, list[OnList]]  # by system: with tools that the adapter was not trained with
     seconds_per_token: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
 
@@ -112,6 +113,7 @@ def assemble(
         worst=worst_rows(judgements[main[-1]], _confidence(predictions.get("finetuned_choice", ()))),
         confusions=top_confusions(judgements[main[-1]], test),
         shifts=_shifts(predictions, tasks, test, config),
+        on_lists=_on_lists(predictions, tasks),
         seconds_per_token=_seconds_per_token(systems),
         notes=list(notes),
     )
@@ -170,7 +172,7 @@ def _shifts(
     """Compute, for base and tuned, how far each variant of the prompt moves the figures of the same rows."""
     shifts: dict[str, list[Shift]] = {}
     for task in tasks:
-        if not task.variant or task.name not in predictions:
+        if not task.variant or task.list_name or task.name not in predictions:
             continue
         system = task.system
         plain = [p for p in predictions[f"{system}_choice"] if p.row in task.rows]
@@ -183,6 +185,15 @@ def _shifts(
             )
         )
     return shifts
+
+
+def _on_lists(predictions: Mapping[str, Sequence[Prediction]], tasks: Sequence[Task]) -> dict[str, list[OnList]]:
+    """Compute, for base and tuned, the right choices among tools that the adapter was not trained with."""
+    answered: dict[str, list[tuple[str, Mapping[int, Row], Sequence[Prediction]]]] = {}
+    for task in tasks:
+        if task.list_name and task.name in predictions:
+            answered.setdefault(task.system, []).append((task.list_name, task.rows, predictions[task.name]))
+    return {system: on_lists(items) for system, items in answered.items()}
 
 
 def _seconds_per_token(systems: Mapping[str, Sequence[Prediction]]) -> dict[str, float]:

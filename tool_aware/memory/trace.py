@@ -121,7 +121,6 @@ def _step_and_optimizer(model: PeftModel, spec: TrainingSpec, config: Config) ->
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
     step = MicroStep(
         model,
-        examples_of(spec),
         packing=spec.packing,
         limit=spec.batch_size,
         device=torch.device("cpu"),
@@ -137,7 +136,7 @@ def _add_gradients(step: MicroStep, spec: TrainingSpec) -> None:
 
     labels = torch.tensor(spec.label_tokens * spec.accumulation)
     for _ in range(spec.accumulation):
-        step.add_gradient(list(range(spec.batch_size)), labels)
+        step.add_gradient(examples_of(spec), labels)
 
 
 def examples_of(spec: TrainingSpec) -> list[EncodedExample]:

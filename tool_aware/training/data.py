@@ -11,7 +11,7 @@ from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, listing, say, warn
 from tool_aware.data_folder import read_data_folder, refuse_other_tools
 from tool_aware.paths import split_file
-from tool_aware.rows import LoadedRows
+from tool_aware.rows import LoadedRows, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,16 +47,21 @@ def read_data(config: Config, fallbacks: Fallbacks) -> tuple[dict[str, LoadedRow
 
 def encode_data(
     data: Mapping[str, LoadedRows], tokenizer: PreTrainedTokenizerBase, config: Config
-) -> dict[str, list[EncodedExample]]:
-    """Tokenise all rows. None is cut: one above max_seq_length is an error or dropped, as training.too_long says."""
+) -> tuple[dict[str, list[EncodedExample]], dict[str, list[Row]]]:
+    """Tokenise all rows; return the examples, and the rows that they are of.
+
+    None is cut: one above max_seq_length is an error or dropped, as training.too_long says.
+    """
     limit = config.model.max_seq_length
     encoded: dict[str, list[EncodedExample]] = {}
+    kept: dict[str, list[Row]] = {}
     too_long: list[tuple[int, str]] = []
     for split, loaded in data.items():
         examples = [encode_example(tokenizer, row.instruction, row.response) for row in loaded.rows]
         file = split_file(config.dataset.dir, split)
         too_long += [(len(e), f"{file}: row {n}") for n, e in enumerate(examples, start=1) if len(e) > limit]
         encoded[split] = [example for example in examples if len(example) <= limit]
+        kept[split] = [row for row, example in zip(loaded.rows, examples, strict=True) if len(example) <= limit]
     if too_long and config.training.too_long == "error":
         raise UserError(
             listing([f"{where}: {tokens} tokens" for tokens, where in too_long], f"example above {limit} tokens"),
@@ -67,7 +72,7 @@ def encode_data(
         warn(f"{len(too_long)} examples above {limit} tokens are dropped")
     if not encoded["train"]:
         raise UserError("no training example is left", where=str(split_file(config.dataset.dir, "train")))
-    return encoded
+    return encoded, kept
 
 
 def length_percentiles(examples: Sequence[EncodedExample]) -> tuple[str, str, str]:

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
 from tool_aware.text import common_prefix_length
+from tool_aware.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from tool_aware.memory.plan import Plan
+    from tool_aware.training.varied_lists import StepExamples
 
 
-def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: int) -> Plan:
-    """Plan how each process uses its GPU, for the largest micro-batches that `examples` can give."""
+def plan_memory(
+    config: Config, examples: Sequence[EncodedExample], processes: int, varied: StepExamples | None = None
+) -> Plan:
+    """Plan how each process uses its GPU, for the largest micro-batches of plain and `varied` examples."""
     from tool_aware.engine.supported import unsupported_gpu
     from tool_aware.gpu.visible import visible_gpus
     from tool_aware.memory.plan import plan_of
@@ -23,12 +27,17 @@ def plan_memory(config: Config, examples: Sequence[EncodedExample], processes: i
     from tool_aware.model.base import device, start_gpu
 
     shared = common_prefix_length([example.prompt for example in examples])
+    longest, answer = max(map(len, examples)), max(len(example.completion) for example in examples)
+    if varied:
+        most = varied.most_tokens(Schedule.of(config, len(examples), processes).steps, shared)
+        longest = min(config.model.max_seq_length, max(longest - shared, most.rest) + max(shared, most.prefix))
+        shared, answer = max(shared, most.prefix), max(answer, most.answer)
     spec = TrainingSpec.from_config(
         config,
         processes=processes,
-        longest_tokens=max(map(len, examples)),
+        longest_tokens=longest,
         prefix_tokens=shared if config.training.packing == "prefix" else 0,
-        answer_tokens=max(len(example.completion) for example in examples),
+        answer_tokens=answer,
     )
     uuids = start_gpu()
     if unsupported_gpu(device()):

@@ -10,7 +10,7 @@ only the first one writes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,9 @@ from tool_aware.training.validation import Validation, Validations, score
 if TYPE_CHECKING:
     from peft import PeftModel
 
+# The examples of some rows (their numbers) in the optimizer step after so many others.
+VariedExamples = Callable[[int, Sequence[int]], list[EncodedExample]]
+
 _ROWS_NAMED = 5  # of a step that went wrong
 _MOST_SKIPPED_STEPS = 30  # in a row, under a gradient scaler: halved so often, its first scale of 2^16 is far below 1
 
@@ -47,8 +50,9 @@ class NotFiniteError(UserError):
 class TrainingLoop:
     """A training run of `model` on `train`, scored on `val`, from its first step or from a checkpoint.
 
-    `run` identifies the run in its checkpoints. Of several processes only the first has a tracker. Attributes that
-    are read afterwards: `step` (optimizer steps taken), `validations`, `fallbacks`.
+    `run` identifies the run in its checkpoints. `varied` gives the examples of each step where they are not just its
+    rows'. Of several processes only the first has a tracker. Attributes that are read afterwards: `step` (optimizer
+    steps taken), `validations`, `fallbacks`.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class TrainingLoop:
         tool_names: ToolNames,
         tracker: Tracker | None,
         run: dict[str, Any],
+        varied: VariedExamples | None = None,
         processes: Processes = ALONE,
         fallbacks: Fallbacks | None = None,
         scaler: torch.amp.GradScaler | None = None,
@@ -79,7 +84,7 @@ class TrainingLoop:
         self.stop_signal: int | None = None  # the one that all processes have agreed on
         self._loss_since_log, self._steps_since_log = torch.zeros((), device=self.device), 0
         self._skipped_steps = 0  # in a row, for a gradient that was not finite
-        self._steps_rows: list[int] = []  # numbers of the rows of the present step
+        self._varied, self._next_step = varied, (-1, list[list[EncodedExample]]())
 
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         processes.copy_from_first_(self.trained)
@@ -92,7 +97,6 @@ class TrainingLoop:
         self.scaler = scaler or gradient_scaler(self.device)
         self.micro_step = MicroStep(
             model,
-            train,
             packing=config.training.packing,
             limit=config.training.per_device_train_batch_size,
             device=self.device,
@@ -125,14 +129,14 @@ class TrainingLoop:
 
     def _take_step(self) -> None:
         """Take one optimizer step, then log, score and save if it is time to."""
-        micro_batches = self.micro_batches.of_step(self.step)  # lists of row numbers
-        following = self.micro_batches.of_step(self.step + 1)[:1] if self.step + 1 < self.schedule.steps else []
+        micro_batches = self._examples_of(self.step)
         labels = self._agree_on_labels_and_stop(micro_batches)
-        for rows, next_rows in zip(micro_batches, [*micro_batches[1:], *(following or [[]])], strict=True):
-            done = self.micro_step.add_gradient(rows, labels)
+        for place, examples in enumerate(micro_batches, start=1):
+            done = self.micro_step.add_gradient(examples, labels)
             self._loss_since_log += done.loss
             self.throughput.add(done.examples, done.tokens)
-            self.micro_step.pack_ahead(next_rows)
+            following = micro_batches[place:] or self._examples_of(self.step + 1)
+            self.micro_step.pack_ahead(following[0] if following else [])
 
         gradients = gradients_in(self.optimizer, self.trained)
         self.processes.sum_(gradients)
@@ -161,10 +165,17 @@ class TrainingLoop:
         if self.step % self.config.training.save_steps == 0 or self.is_complete or self.stop_signal:
             self.save()
 
-    def _agree_on_labels_and_stop(self, micro_batches: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _examples_of(self, step: int) -> list[list[EncodedExample]]:
+        """Return the micro-batches of an optimizer step, which are made once; none behind the last step."""
+        if self._next_step[0] != step:
+            drawn = self.micro_batches.of_step(step) if step < self.schedule.steps else []
+            examples = self._varied or (lambda _, rows: [self.train[row] for row in rows])
+            self._next_step = (step, [examples(step, rows) for rows in drawn])
+        return self._next_step[1]
+
+    def _agree_on_labels_and_stop(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> torch.Tensor:
         """Count the labels of one optimizer step over all processes, which also agree on whether to stop after it."""
-        self._steps_rows = [row for rows in micro_batches for row in rows]
-        labels = sum(label_count(self.train[row]) for row in self._steps_rows)
+        labels = sum(label_count(example) for examples in micro_batches for example in examples)
         shares = self.processes.gather((labels, self.signals.received))
         self.stop_signal = next((signum for _, signum in shares if signum is not None), None)
         return torch.tensor(sum(labels for labels, _ in shares), device=self.device)
@@ -173,8 +184,10 @@ class TrainingLoop:
         """Save the state before the step and return what to raise: NotFiniteError with the rows at fault."""
         self.optimizer.zero_grad()
         self.save()
-        infinite = [] if self._is_sharded else self.micro_step.rows_with_infinite_loss(self._steps_rows)
-        found = self.processes.gather((infinite, self._steps_rows))
+        taken = [row for rows in self.micro_batches.of_step(self.step) for row in rows]
+        examples = [example for batch in self._examples_of(self.step) for example in batch]
+        infinite = [] if self._is_sharded else [taken[i] for i in self.micro_step.with_infinite_loss(examples)]
+        found = self.processes.gather((infinite, taken))
         rows = [row for infinite, _ in found for row in infinite] or [row for _, taken in found for row in taken]
         shown = ", ".join(str(row + 1) for row in rows[:_ROWS_NAMED]) + (", ..." if len(rows) > _ROWS_NAMED else "")
         error = NotFiniteError(

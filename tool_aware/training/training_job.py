@@ -16,11 +16,13 @@ from tool_aware.memory.plan import Plan
 from tool_aware.memory.spec import decoder_text
 from tool_aware.paths import ADAPTER_FOLDER, split_file, split_name
 from tool_aware.rows import LoadedRows
+from tool_aware.tool_library import library_sha256
 from tool_aware.training.choice import ToolNames
 from tool_aware.training.data import length_percentiles
 from tool_aware.training.distributed import Processes
 from tool_aware.training.run.checkpoints import run_settings
 from tool_aware.training.schedule import Schedule, Scorings
+from tool_aware.training.varied_lists import StepExamples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +37,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     data: dict[str, LoadedRows]  # train and val, as read
     examples: dict[str, list[EncodedExample]]  # train and val, tokenised, without what is too long
+    varied: StepExamples | None  # the examples of each step, if a share of the steps lists other tools
     start_from: Path | None  # an earlier adapter
     processes: Processes  # this one, unless a launcher has started several
     memory: Plan  # of the GPU's memory; all processes follow that of the first
@@ -73,7 +76,9 @@ class Job:
         """Return all settings and data that decide what the run learns."""
         hashes = {split_name(split): loaded.sha256 for split, loaded in self.data.items()}
         start = str(self.start_from) if self.start_from else None
-        return {**run_settings(self.config), **hashes, "adapter": start, "processes": self.processes.count}
+        library = {"tool_library": library_sha256()} if self.varied else {}
+        run = {**run_settings(self.config), **hashes, **library}
+        return {**run, "adapter": start, "processes": self.processes.count}
 
 
 def plan_text(job: Job) -> str:
@@ -97,6 +102,7 @@ def plan_text(job: Job) -> str:
             f"{f' x {processes} processes' if processes > 1 else ''}, packing {training.packing}",
         ),
         ("val.json", Scorings.of_run(training, schedule, len(job.examples["val"])).text()),
+        *([("tool lists", job.varied.text(schedule.steps))] if job.varied else []),
         ("memory", job.memory.text().replace("\n", "\n" + 12 * " ")),
         ("output", str(job.output_dir)),
     ]

@@ -31,6 +31,7 @@ class Task:
     tools: Toolbox
     real_names: Mapping[str, str]
     variant: str = ""
+    list_name: str = ""  # of a variant that does not ask for the same choices as the plain prompts
 
     @property
     def system(self) -> str:
@@ -57,7 +58,12 @@ def plan_tasks(
         if plan.choices:
             tasks.append(Task(f"{system}_choice", tuned, "choice", test, tools, same))
             tasks += [
-                Task(f"{system}_choice_{_slug(v.name)}", tuned, "choice", v.rows, v.tools, v.real_names, v.name)
+                Task(
+                    f"{system}_choice_{_slug(v.name)}",
+                    *(tuned, "choice", v.rows, v.tools, v.real_names),
+                    variant=v.name,
+                    list_name=v.list_name,
+                )
                 for v in variants
             ]
             if tuned and val:
@@ -70,7 +76,7 @@ def plan_tasks(
 
 
 def _slug(name: str) -> str:
-    return name.replace(" ", "_")
+    return name.replace(":", "").replace(" ", "_")
 
 
 def origin_of(

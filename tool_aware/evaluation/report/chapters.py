@@ -9,6 +9,7 @@ from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.intervals import Estimate, Figure
 from tool_aware.evaluation.scoring.judgement import ERRORS, INVALID
 from tool_aware.evaluation.scoring.metrics import Metrics
+from tool_aware.evaluation.scoring.robustness import MOST_ROWS
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def build_report(results: Results) -> list[Section]:
         _calibration(results),
         _breakdown(results),
         _robustness(results),
+        _other_tools(results),
         _worst(results),
     ]
     return [section for section in sections if section is not None]
@@ -212,8 +214,26 @@ def _robustness(results: Results) -> Section | None:
         labels = ["Accuracy", "Change of accuracy", "Macro-F1", *tools, "Rows with another tool"]
         rows = [[label, *figures] for label, *figures in zip(labels, *columns, strict=True)]
         tables.append(Table([f"{title(system)}, choice only", *(s.variant for s in shifts)], rows))
-    notes = ["The same rows with a changed prompt; changes are in points against the plain prompt."]
+    notes = [
+        "The same rows with a changed prompt; changes are in points against the plain prompt. At most "
+        f"{MOST_ROWS} rows, spread evenly over the test file."
+    ]
     return Section("How much hangs on the wording of the prompt", notes, tables)
+
+
+def _other_tools(results: Results) -> Section | None:
+    if not results.on_lists:
+        return None
+    systems = list(results.on_lists)
+    found = {system: {(f.listed, f.asked): f.accuracy for f in lists} for system, lists in results.on_lists.items()}
+    kinds = dict.fromkeys(kind for figures in found.values() for kind in figures)
+    rows = [[*kind, *(interval(found[system].get(kind)) for system in systems)] for kind in kinds]
+    notes = [
+        "Right choices, with tools and queries that no training of this toolkit sees. One tool fewer: the right answer "
+        "is the next acceptable tool, else the one that stands for calling none."
+    ]
+    headers = ["Listed", "Asked", *(f"{title(system)}, choice only" for system in systems)]
+    return Section("Tools it was not trained with", notes, [Table(headers, rows)])
 
 
 def _worst(results: Results) -> Section | None:

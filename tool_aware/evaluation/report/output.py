@@ -151,6 +151,7 @@ def comparison(results: Results) -> dict[str, Any]:
         "systems": {name: figures.as_dict() for name, figures in results.metrics.items() if name not in results.main},
         "trust": results.calibration.as_dict() if results.calibration else None,
         "robustness": {system: [asdict(shift) for shift in shifts] for system, shifts in results.shifts.items()},
+        "other_tools": {system: [asdict(found) for found in lists] for system, lists in results.on_lists.items()},
         "parts": [asdict(part) for part in results.parts],
         "add_to_the_data_next": [asdict(item) | {"advice": item.advice()} for item in results.confusions],
         "seconds_per_token": dict(results.seconds_per_token),

@@ -1,0 +1,154 @@
+"""The examples of each optimizer step: rows as they are, or, in a share of the steps, with another list of tools.
+
+All examples of a step share one list, so that a prefix-shared pack holds it once. What a step sees is a function of
+(seed, step, row): a resumed run sees the same, and so do runs whose steps are divided otherwise into micro-batches and
+processes. Where the list offers tools of the library, some rows are replaced by the library's queries, in proportion to
+the tools; a row whose tool is missing has the answer that is right without it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from tool_aware.chat_format import EncodedExample, encode_example, encode_prompt
+from tool_aware.config.settings import Config
+from tool_aware.prompt import render_instruction, render_preamble
+from tool_aware.rows import Row
+from tool_aware.tool_library import queries_of, training_tools
+from tool_aware.tool_lists import DrawnList, as_listed, draw_list
+from tool_aware.tools import Toolbox, ToolCall
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_LONGEST = 16  # lists, by characters, that are tokenised to find the longest in tokens
+
+
+@dataclass(frozen=True)
+class MostTokens:
+    """Upper bounds, in tokens, of a step's examples: their prefix, what is behind it, and the answer alone."""
+
+    prefix: int
+    rest: int
+    answer: int
+
+
+class StepExamples:
+    """Examples by step and row number; `share` of the steps have another list of tools.
+
+    `rows` and `examples` are the rows of train.json and their ids, in the same order. Rows whose instruction this
+    toolkit did not render stay as they are.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        examples: Sequence[EncodedExample],
+        tokenizer: PreTrainedTokenizerBase,
+        tools: Toolbox,
+        *,
+        share: float,
+        seed: int,
+        no_tool: str | None,
+        limit: int,
+    ) -> None:
+        self._rows, self._examples, self._tokenizer, self._tools = rows, examples, tokenizer, tools
+        self._share, self._seed, self._no_tool, self._limit = share, seed, no_tool, limit
+        own = {tool.name for tool in tools}
+        self._library = [entry for entry in training_tools() if entry.tool.name not in own]
+        self._drawn = lru_cache(maxsize=4)(self._draw)
+        self._known: tuple[int, Counter[str], list[Toolbox]] | None = None
+
+    @classmethod
+    def of(
+        cls, config: Config, rows: Sequence[Row], examples: Sequence[EncodedExample], tokenizer: PreTrainedTokenizerBase
+    ) -> StepExamples | None:
+        """Return what `training.tool_variation` asks for; None if every step lists the agent's own tools."""
+        if not config.training.tool_variation:
+            return None
+        return cls(
+            *(rows, examples, tokenizer, config.toolbox),
+            share=config.training.tool_variation,
+            seed=config.training.seed,
+            no_tool=config.evaluation.no_tool,
+            limit=config.model.max_seq_length,
+        )
+
+    def of_step(self, step: int, numbers: Sequence[int]) -> list[EncodedExample]:
+        """Return the examples of some rows in the optimizer step after `step` others."""
+        drawn = self._drawn(step)
+        if drawn is None:
+            return [self._examples[number] for number in numbers]
+        return [self._example(drawn, step, number) for number in numbers]
+
+    def list_of(self, step: int) -> DrawnList | None:
+        """Return the list of tools that a step has; None if it has the agent's own."""
+        return self._drawn(step)
+
+    def text(self, steps: int) -> str:
+        """Return what changes over a run of so many steps, for the plan and the run card."""
+        found, _ = self._summary(steps)
+        varied = found["varied"]
+        parts = [f"{kind} {count / varied:.0%}" for kind, count in sorted(found.items()) if kind != "varied"]
+        return f"{varied:,} of {steps:,} steps list other tools; of these: {', '.join(parts) or 'none'}"
+
+    def most_tokens(self, steps: int, shared: int) -> MostTokens:
+        """Return upper bounds of what a step's examples take; `shared` is the prefix of the plain ones."""
+        _, longest = self._summary(steps)
+        prompts = [encode_prompt(self._tokenizer, render_instruction("", tools)) for tools in longest]
+        names = max((len(name) for tools in longest for name in tools.names), default=0)  # in the answer
+        box = as_listed(Toolbox(entry.tool for entry in self._library))
+        bare = len(encode_prompt(self._tokenizer, render_instruction("", box.tools)))
+        rows = [box.row_of(asked) for _, asked in queries_of(self._library)]
+        library = [encode_example(self._tokenizer, row.instruction, row.response) for row in rows]
+        rest = max(map(len, self._examples)) - shared
+        return MostTokens(
+            prefix=max(map(len, prompts), default=0),
+            rest=names + max([rest, *(len(example) - bare for example in library)]),
+            answer=names + max([0, *(len(example.completion) for example in library)]),
+        )
+
+    def _summary(self, steps: int) -> tuple[Counter[str], list[Toolbox]]:
+        """Count the kinds of changes, and the varied steps; return the longest lists, by characters, as well."""
+        if self._known and self._known[0] == steps:
+            return self._known[1:]
+        counts, sizes = Counter({"varied": 0}), list[tuple[int, int, Toolbox]]()
+        for step in range(steps):
+            if drawn := self._draw(step):
+                counts.update({"varied": 1, **dict.fromkeys(drawn.changes, 1)})
+                sizes.append((len(render_preamble(drawn.tools.tools)), step, drawn.tools.tools))
+        longest = [tools for *_, tools in heapq.nlargest(_LONGEST, sizes, key=lambda item: item[:2])]
+        self._known = (steps, counts, longest)
+        return counts, longest
+
+    def _draw(self, step: int) -> DrawnList | None:
+        random_ = random.Random(f"{self._seed}/tools/{step}")
+        if random_.random() >= self._share:
+            return None
+        return draw_list(self._tools, self._library, random_, self._no_tool)
+
+    def _example(self, drawn: DrawnList, step: int, number: int) -> EncodedExample:
+        """Return a row's example with the drawn list, or that of a query of the library in its place."""
+        random_ = random.Random(f"{self._seed}/row/{step}/{number}")
+        row: Row | None = None
+        if random_.random() < drawn.own_share:
+            row = self._rewritten(drawn, self._rows[number])
+        elif drawn.library:
+            row = drawn.tools.row_of(random_.choice(drawn.library))
+        if row is None:
+            return self._examples[number]
+        example = encode_example(self._tokenizer, row.instruction, row.response)
+        return example if len(example) <= self._limit else self._examples[number]
+
+    def _rewritten(self, drawn: DrawnList, row: Row) -> Row | None:
+        call: ToolCall | None = row.answer.call
+        if call is None or row.instruction != render_instruction(row.query, self._tools):
+            return None
+        return drawn.tools.rewrite(row, call)

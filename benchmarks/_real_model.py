@@ -59,7 +59,9 @@ class Run:
     learning_rate: float = 1e-3
     r: int = 16
     alpha: float = 32.0
+    tool_variation: float = 0.0
     answers: tuple[str, ...] = ()
+    lists: str = ""  # name of the set that other lists of tools are tried on
     alone: bool = False
 
     @property
@@ -72,6 +74,7 @@ class Run:
             "training.per_device_train_batch_size": self.batch,
             "training.gradient_accumulation_steps": 1,
             "training.learning_rate": self.learning_rate,
+            "training.tool_variation": self.tool_variation,
             "training.save_steps": NEVER,
             "lora.r": self.r,
             "lora.alpha": self.alpha,
@@ -135,7 +138,7 @@ def perform(run: Run, material: Material, folder: Path) -> Outcome:
         examples = [encode_example(tokenizer, row.instruction, row.response) for row in rows]
         outcome.train_rows, adapter = len(rows), folder / run.name / "adapter"
         train = train_with_trl if run.stack.startswith("trl") else train_with_toolkit
-        train(config, examples, tokenizer, adapter, outcome)
+        train(config, rows, examples, tokenizer, adapter, outcome)
         if not run.alone:
             outcome.training = {"losses": outcome.training["losses"]}
         free()
@@ -161,8 +164,13 @@ def drawn(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
     return taken[:count]
 
 
-def train_with_toolkit(
-    config: Config, examples: list[EncodedExample], tokenizer: PreTrainedTokenizerBase, adapter: Path, outcome: Outcome
+def train_with_toolkit(  # noqa: PLR0917
+    config: Config,
+    rows: Sequence[Row],
+    examples: list[EncodedExample],
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: Path,
+    outcome: Outcome,
 ) -> None:
     """Train as train_tool_aware.py does, without scorings of val.json and checkpoints."""
     import torch
@@ -172,11 +180,13 @@ def train_with_toolkit(
     from tool_aware.training.choice import ToolNames
     from tool_aware.training.gpu_plan import plan_memory
     from tool_aware.training.loop import TrainingLoop
+    from tool_aware.training.varied_lists import StepExamples
 
+    varied = StepExamples.of(config, rows, examples, tokenizer)
     if outcome.run["stack"] == "ours-checkpoints":
         config = config.with_settings({**SHARED_CARD, "optimization.gradient_checkpointing": True})
     elif outcome.run["alone"]:
-        config = plan_memory(config, examples, 1).apply(config)
+        config = plan_memory(config, examples, 1, varied).apply(config)
     config = config.settled()
     model = new_adapter(load_base_model(config.model, config.quantization), config)
     prepare_for_training(model, config)
@@ -192,7 +202,8 @@ def train_with_toolkit(
             """Write no checkpoint: the adapter is saved below."""
 
     names = ToolNames.of(tokenizer, config.toolbox)
-    loop = Loop(model, config, train=examples, val=[], tool_names=names, tracker=None, run={})
+    of_step = varied.of_step if varied else None
+    loop = Loop(model, config, train=examples, val=[], tool_names=names, tracker=None, run={}, varied=of_step)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     began_s = synchronised()
@@ -204,8 +215,13 @@ def train_with_toolkit(
     save_adapter(model, adapter)
 
 
-def train_with_trl(
-    config: Config, examples: list[EncodedExample], tokenizer: PreTrainedTokenizerBase, adapter: Path, outcome: Outcome
+def train_with_trl(  # noqa: PLR0917
+    config: Config,
+    rows: Sequence[Row],
+    examples: list[EncodedExample],
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: Path,
+    outcome: Outcome,
 ) -> None:
     """Train on the same token ids, labels, order, steps and learning rates with TRL's SFTTrainer."""
     from _trl import train
@@ -280,7 +296,27 @@ def score(
             }
             if rows[0].metadata["source"] != PROBE:  # those have no right call to compare with
                 outcome.sets[name]["call"] = flags(judged, lambda j: j.is_call_correct)
+    if outcome.run["lists"]:
+        score_lists(answerer, material.tests[outcome.run["lists"]], config, outcome)
     outcome.fallbacks += list(fallbacks)
+
+
+def score_lists(answerer: Answerer, rows: Sequence[Row], config: Config, outcome: Outcome) -> None:
+    """Choose from other lists of tools, as evaluate.py's variants have them."""
+    from tool_aware.evaluation.scoring.robustness import OF_LIBRARY, make_variants
+
+    no_tool = config.evaluation.no_tool
+    for variant in make_variants(dict(enumerate(rows)), config.toolbox, seed=config.evaluation.seed, no_tool=no_tool):
+        for asked in ("test rows", "library"):
+            numbers = [number for number in variant.rows if (number >= OF_LIBRARY) == (asked == "library")]
+            if not numbers:
+                continue
+            found = answerer.choices([variant.rows[number] for number in numbers], variant.tools.names)
+            chosen = [variant.real_names[prediction.tool or ""] for prediction in found]
+            right = [rows[number] if variant.is_same else variant.rows[number] for number in numbers]
+            marks = ("1" if tool in row.acceptable_tools else "0" for tool, row in zip(chosen, right, strict=True))
+            kept = outcome.sets.setdefault(f"{variant.list_name or variant.name}, {asked}", {"choice": ""})
+            kept["choice"] += "".join(marks)
 
 
 def flags(judgements: Sequence[Judgement], question: Callable[[Judgement], bool | None]) -> str:
@@ -298,13 +334,13 @@ class Answerer:
     batch_size: int
     fallbacks: Any
 
-    def choices(self, rows: Sequence[Row]) -> list[Prediction]:
-        """Return the most probable tool of each row."""
+    def choices(self, rows: Sequence[Row], tools: Sequence[str] = ()) -> list[Prediction]:
+        """Return the most probable tool of each row, of those configured unless `tools` names others."""
         from tool_aware.chat_format import tool_label_tokens, tool_name_tokens
         from tool_aware.inference.name_scores import score_names
 
         label = tool_label_tokens(self.tokenizer)
-        names = tool_name_tokens(self.tokenizer, self.config.toolbox.names)
+        names = tool_name_tokens(self.tokenizer, tools or self.config.toolbox.names)
         prompts = [prompt + label for prompt in self._prompts(rows)]
         batches = score_names(self.model, prompts, names, batch_size=self.batch_size)
         found = [Prediction(row, tool=max(scores, key=scores.__getitem__)) for part in batches for row, scores in part]

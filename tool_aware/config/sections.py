@@ -142,9 +142,9 @@ class TrainingSection(Section):
     save_total_limit: PositiveInt = 3
     """Checkpoints kept, >= 1; the oldest are deleted first."""
     tool_variation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    """Share of the optimizer steps, 0-1, whose prompts list other tools: in another order, renamed or masked, reworded,
-    with other defaults, one missing, some of a library of 44 more, or those alone. The model then reads the tools
-    instead of learning their names; 0 = every prompt lists the tools above as they are."""
+    """Share of the optimizer steps, 0-1, whose prompts list other tools: in another order, renamed, masked, reworded,
+    with other defaults, one missing, some of a library of 44 more, or those alone. The model then reads what is offered
+    instead of learning names; 0 = every prompt lists `tools` as they are."""
     eval_steps: PositiveInt | Auto | None = "auto"
     """Optimizer steps between two validations on val.json, >= 1; null = after every epoch; both on all its rows. auto =
     likewise after every epoch, but seldomer, or on a fixed sample of the rows with each tool's share, where validations

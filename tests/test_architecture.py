@@ -49,6 +49,8 @@ FLOORS = {
             "prompt",
             "chat_format",
             "tokenizer",
+            "tool_library",
+            "tool_lists",
             "text",
             "rows",
             "lineage",

@@ -22,7 +22,7 @@ from tool_aware.evaluation.scoring.breakdown import Confusion, Part
 from tool_aware.evaluation.scoring.calibration import Bin, Calibration, CostPolicy, Threshold
 from tool_aware.evaluation.scoring.judgement import ERRORS, Judgement, ParameterMatch, Prediction
 from tool_aware.evaluation.scoring.metrics import Metrics, ParameterMetrics, ToolMetrics
-from tool_aware.evaluation.scoring.robustness import Shift
+from tool_aware.evaluation.scoring.robustness import OnList, Shift
 from tool_aware.evaluation.scoring.significance import Comparison, PairedTest
 from tool_aware.gpu.readings import GpuReading
 from tool_aware.manifest import write_manifest
@@ -46,6 +46,7 @@ DESCRIBED = (
     Calibration,
     Bin,
     Shift,
+    OnList,
     Part,
     Confusion,
 )

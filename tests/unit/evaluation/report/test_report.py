@@ -47,10 +47,14 @@ def results(config):
         base.append(Prediction(index, answer("rag_retrieval", query), seconds=0.2, new_tokens=20))
         tuned.append(Prediction(index, answer(chosen, query) if index != 5 else NASTY[0], seconds=0.1, new_tokens=20))
         choices[index] = {name: 0.0 if name == chosen else -2.0 - index / 9 for name in TOOL_OF}
+
+    def chosen(i):
+        return Prediction(i, tool=max(choices[i], key=choices[i].get), scores=choices[i])
+
     variants = make_variants(rows, config.toolbox, seed=0)
     tasks = plan_tasks(Plan(), rows, rows, config.toolbox, variants)
     predictions = {
-        task.name: [Prediction(i, tool=max(choices[i], key=choices[i].get), scores=choices[i]) for i in task.rows]
+        task.name: [chosen(i) if i in rows else Prediction(i, tool=row.tool) for i, row in task.rows.items()]
         for task in tasks
         if task.kind == "choice"
     }
@@ -81,7 +85,7 @@ def test_a_baseline_that_wins_is_in_the_first_paragraph(config, results):
 
 def test_every_section_and_figure_is_there(results, page):
     sections = build_report(results)
-    assert len(sections) == 10
+    assert len(sections) == 11
     figures = sum(len(section.charts) for section in sections)
     assert figures == 5
     assert page.count("<svg") == page.count("</svg>") == page.count("<figure>") == figures
@@ -263,7 +267,12 @@ def with_names(results, config, names):
         ]
         for name, predictions in results.predictions.items()
     }
-    answers |= {task.name: answers["finetuned_choice"] for task in tasks if task.kind == "choice"}
+    given = {prediction.row: prediction for prediction in answers["finetuned_choice"]}
+    answers |= {
+        task.name: [given.get(index, Prediction(index, tool=row.tool)) for index, row in task.rows.items()]
+        for task in tasks
+        if task.kind == "choice"
+    }
     baselines = {"majority": answers.pop("majority")}
     found = assemble(config, rows, rows, answers, tasks, baselines=baselines)
     return render_html(found, build_report(found), facts=[])

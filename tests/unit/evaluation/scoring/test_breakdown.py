@@ -1,8 +1,8 @@
 from tool_aware.config.data_sections import KeywordRouterSection
 from tool_aware.evaluation.scoring.baselines import baseline_predictions
 from tool_aware.evaluation.scoring.breakdown import break_down, top_confusions, worst_rows
-from tool_aware.evaluation.scoring.judgement import Judgement
-from tool_aware.evaluation.scoring.robustness import make_variants
+from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
+from tool_aware.evaluation.scoring.robustness import ALL_OTHERS, ONE_FEWER, ONE_MORE, make_variants, on_lists
 from tool_aware.prompt import parse_response, query_of, render_instruction, render_response
 from tool_aware.rows import Row
 from tool_aware.tools import Tool, Toolbox, ToolCall
@@ -56,17 +56,43 @@ def test_worst_rows_are_the_wrong_tools_chosen_with_most_confidence():
 
 
 def test_variants_ask_the_same_questions_of_the_same_tools_in_other_words():
-    shuffled, masked, reworded = make_variants(ROWS, TOOLS, seed=0)
+    same = {variant.name: variant for variant in make_variants(ROWS, TOOLS, seed=0) if variant.is_same}
+    shuffled, masked = same["tools in another order"], same["tool names masked"]
+    renamed, reworded = same["tools renamed"], same["another opening sentence"]
+    assert len(same) == 4  # nobody has reworded these descriptions
+    assert not set(renamed.real_names) & set(TOOLS.names)
     assert set(shuffled.tools.names) == set(TOOLS.names)
     assert shuffled.tools.names != TOOLS.names
     assert masked.real_names == {"tool_1": "rag", "tool_2": "web", "tool_3": "chat"}
     assert "rag" not in masked.rows[0].instruction
     assert "finds documents" in masked.rows[0].instruction
-    for variant in (shuffled, masked, reworded):
+    for variant in (shuffled, masked, renamed, reworded):
         assert variant.rows.keys() == ROWS.keys()
         for index, varied in variant.rows.items():
             assert query_of(varied.instruction) == ROWS[index].query
             assert varied.instruction != ROWS[index].instruction
+
+
+def test_variants_with_other_tools_ask_for_what_is_right_with_these():
+    others = [variant for variant in make_variants(ROWS, TOOLS, seed=0, no_tool="chat") if not variant.is_same]
+    assert [variant.list_name for variant in others] == [*[ONE_MORE] * 5, *[ONE_FEWER] * 2, *[ALL_OTHERS] * 2]
+    for variant in others:
+        for varied in variant.rows.values():
+            assert varied.tool in variant.tools
+            assert f"- {varied.tool}(" in varied.instruction
+            assert variant.tools.problems(varied.answer.call) == [] or variant.list_name == ONE_FEWER
+    without_rag = next(variant for variant in others if variant.name == f"{ONE_FEWER}: rag")
+    assert "rag" not in without_rag.tools
+    more = others[0]
+    right = [Prediction(number, tool=row.tool) for number, row in more.rows.items()]
+    wrong = [Prediction(number, tool="chat") for number in more.rows]
+    found = on_lists([(ONE_MORE, more.rows, right)])
+    assert {(each.asked, each.accuracy.value) for each in found} == {
+        ("the test rows", 1.0),
+        ("queries of the added tool", 1.0),
+    }
+    added = next(each for each in on_lists([(ONE_MORE, more.rows, wrong)]) if each.asked != "the test rows")
+    assert (added.accuracy.value, added.accuracy.n) == (0.0, 20)
 
 
 def test_rows_whose_prompt_someone_else_wrote_have_no_variants():

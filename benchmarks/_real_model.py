@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from _random_mistral import peaks, synchronised
 
-from tool_aware.chat_format import EncodedExample, encode_example
+from tool_aware.chat_format import EncodedExample, encode_example, with_heavy_name
 from tool_aware.config.settings import Config
 from tool_aware.console import say
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
@@ -60,6 +60,7 @@ class Run:
     r: int = 16
     alpha: float = 32.0
     tool_variation: float = 0.0
+    tool_weight: float = 1.0
     answers: tuple[str, ...] = ()
     lists: str = ""  # name of the set that other lists of tools are tried on
     alone: bool = False
@@ -75,6 +76,7 @@ class Run:
             "training.gradient_accumulation_steps": 1,
             "training.learning_rate": self.learning_rate,
             "training.tool_variation": self.tool_variation,
+            "training.tool_weight": self.tool_weight,
             "training.save_steps": NEVER,
             "lora.r": self.r,
             "lora.alpha": self.alpha,
@@ -135,7 +137,12 @@ def perform(run: Run, material: Material, folder: Path) -> Outcome:
     outcome, adapter = Outcome(asdict(run)), None
     if run.stack != "base":
         rows = drawn(material.train, run.rows, run.seed)
-        examples = [encode_example(tokenizer, row.instruction, row.response) for row in rows]
+        examples = [
+            with_heavy_name(
+                tokenizer, encode_example(tokenizer, row.instruction, row.response), row.tool, run.tool_weight
+            )
+            for row in rows
+        ]
         outcome.train_rows, adapter = len(rows), folder / run.name / "adapter"
         train = train_with_trl if run.stack.startswith("trl") else train_with_toolkit
         train(config, rows, examples, tokenizer, adapter, outcome)

@@ -51,10 +51,15 @@ _FIX = "name an instruct model whose tokenizer has a chat template, or copy its 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids of one example: `prompt` with all that precedes the answer, `completion` with its end-of-turn token."""
+    """Token ids of one example: `prompt` with all that precedes the answer, `completion` with its end-of-turn token.
+
+    The labels from `heavy[0]` up to `heavy[1]` of the completion count `weight` times in the loss, the others once.
+    """
 
     prompt: list[int]
     completion: list[int]
+    heavy: tuple[int, int] = (0, 0)
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -63,6 +68,12 @@ class EncodedExample:
     def input_ids(self) -> list[int]:
         """Return the ids of the whole sequence, shape (T,)."""
         return self.prompt + self.completion
+
+    @property
+    def label_weights(self) -> list[float]:
+        """Return how much each label of the completion counts in the loss."""
+        first, end = self.heavy
+        return [self.weight if first <= place < end else 1.0 for place in range(len(self.completion))]
 
     @property
     def labels(self) -> list[int]:
@@ -75,6 +86,17 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, instruction: str, respons
     form = chat_format(tokenizer)
     completion = [*form.answer_ids(tokenizer, response), form.end_id]
     return EncodedExample(form.prompt_ids(tokenizer, instruction), completion)
+
+
+def with_heavy_name(
+    tokenizer: PreTrainedTokenizerBase, example: EncodedExample, tool: str, weight: float
+) -> EncodedExample:
+    """Return an example whose loss counts the name of its answer's tool, up to the line end, `weight` times."""
+    if weight == 1:
+        return example
+    first = len(tool_label_tokens(tokenizer))
+    end = first + len(tool_name_tokens(tokenizer, [tool])[tool])
+    return replace(example, heavy=(first, end), weight=weight)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:

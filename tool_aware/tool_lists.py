@@ -145,6 +145,7 @@ def other_names(tool: str) -> list[str]:
     words = [word for word in re.split(r"[_\W]+|(?<=[a-z])(?=[A-Z])", tool) if word]
     camel = words[0].lower() + "".join(word.capitalize() for word in words[1:])
     made = ["_".join(reversed(words)), camel, f"{tool}_tool", f"call_{tool}", f"{tool}_v2", "-".join(words)]
+    made += [f"{tool[:60]}_v2"]  # of a name as long as names can be
     return [name for name in dict.fromkeys(made) if name != tool and len(name) <= 64]
 
 

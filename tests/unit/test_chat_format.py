@@ -24,6 +24,7 @@ from tool_aware.chat_format import (
     end_id,
     tool_label_tokens,
     tool_name_tokens,
+    with_heavy_name,
 )
 from tool_aware.console import UserError
 from tool_aware.demo.toy_model import vocabulary_file
@@ -137,6 +138,15 @@ def test_names_of_tools_continue_the_label_as_in_an_answer(shape):
     label, names = tool_label_tokens(tokenizer), tool_name_tokens(tokenizer, ["web_search", "rag_retrieval"])
     assert completion[: len(label)] == label
     assert completion[len(label) : len(label) + len(names["web_search"])] == names["web_search"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_heavy_labels_are_those_of_the_tools_name(shape):
+    tokenizer = shapes.byte_level_tokenizer(SHAPES[shape][0])
+    example = with_heavy_name(tokenizer, encode_example(tokenizer, "hi", ANSWER), "web_search", 4.0)
+    heavy = [i for i, weight in zip(example.completion, example.label_weights, strict=True) if weight == 4.0]
+    assert tokenizer.decode(heavy) == " web_search\n"
+    assert sum(example.label_weights) == len(example.completion) + 3 * len(heavy)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -145,6 +145,8 @@ class TrainingSection(Section):
     """Share of the optimizer steps, 0-1, whose prompts list other tools: in another order, renamed, masked, reworded,
     with other defaults, one missing, some of a library of 44 more, or those alone. The model then reads what is offered
     instead of learning names; 0 = every prompt lists `tools` as they are."""
+    tool_weight: Annotated[float, Field(ge=1.0, le=100.0)] = 1.0
+    """How much the name of the tool counts in the loss, 1-100, where any other label counts 1."""
     eval_steps: PositiveInt | Auto | None = "auto"
     """Optimizer steps between two validations on val.json, >= 1; null = after every epoch; both on all its rows. auto =
     likewise after every epoch, but seldomer, or on a fixed sample of the rows with each tool's share, where validations

@@ -111,7 +111,7 @@ class PackedDecoder:
 
     @torch.no_grad()
     def add_gradient(self, pack: Pack, weight: torch.Tensor | float) -> torch.Tensor:
-        """Add the gradient of `weight` times the sum of the labels' losses; return that loss, a scalar."""
+        """Add the gradient of `weight` times the weighted sum of the labels' losses; return that loss, a scalar."""
         for parameter in self.trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -141,11 +141,12 @@ class PackedDecoder:
         """Return the loss, a scalar, and the gradient of the last layer's output, in a buffer (T, H + R)."""
         states, norm = x[pack.label_columns], self._model.norm  # (L, H)
         losses, grad_states = losses_and_gradient(self._normed(states), self._head.weight, pack.labels)  # (L,), (L, H)
-        grad_states *= weight
+        weights = pack.label_weights * weight  # (L,)
+        grad_states *= weights[:, None]
         self._operations.rms_norm_backward(states, norm.weight, norm.variance_epsilon, grad_states, None, grad_states)
         gradient = self._layers[-1].grad_buffer(len(x)).zero_()
         gradient[:, : x.shape[1]].index_add_(0, pack.label_columns, grad_states)
-        return losses.sum() * weight, gradient
+        return (losses * weights).sum(), gradient
 
     def _normed(self, states: torch.Tensor) -> torch.Tensor:
         out, norm = torch.empty_like(states), self._model.norm  # (L, H)

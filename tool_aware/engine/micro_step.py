@@ -142,7 +142,8 @@ class MicroStep:
     def _one_pack(self, packed: Pack, labels_in_step: torch.Tensor) -> torch.Tensor:
         if self.decoder:
             return self.decoder.add_gradient(packed, 1 / labels_in_step)
-        loss = self.losses(packed).sum() / labels_in_step
+        losses = self.losses(packed)
+        loss = (losses * packed.label_weights.to(losses)).sum() / labels_in_step
         self._scaler.scale(loss).backward()
         return loss.detach()
 

@@ -44,6 +44,7 @@ class Pack:
     label_rows: torch.Tensor  # (L,) int64: row of the hidden state that predicts the label
     label_columns: torch.Tensor  # (L,) int64: its column
     labels: torch.Tensor  # (L,) int64: token ids
+    label_weights: torch.Tensor  # (L,) float32: how much each counts in the loss
     order: tuple[int, ...]  # which of the given examples stands first, second, ...; labels are in this order
 
     @property
@@ -63,7 +64,7 @@ class Pack:
         no_labels = self.labels[:0]
         return Pack(
             *(self.input_ids[only], self.position_ids[only], self.group_ids[only], self.example_ids[only]),
-            *(no_labels, no_labels, no_labels),
+            *(no_labels, no_labels, no_labels, self.label_weights[:0]),
             order=(),
         )
 
@@ -176,6 +177,7 @@ def _lay_out(rows: Sequence[Sequence[_Group]], multiple_of: int) -> Pack:
         label_rows=torch.tensor([r for r, row in enumerate(laid_out) for _ in row.labels], dtype=torch.long),
         label_columns=torch.tensor([column for row in laid_out for column in row.label_columns], dtype=torch.long),
         labels=torch.tensor([label for row in laid_out for label in row.labels], dtype=torch.long),
+        label_weights=torch.tensor([weight for row in laid_out for weight in row.weights], dtype=torch.float32),
         order=tuple(index for groups in rows for group in groups for index in group.order),
     )
 
@@ -190,6 +192,7 @@ class _Row:
         self.example_ids: list[int] = []
         self.label_columns: list[int] = []
         self.labels: list[int] = []
+        self.weights: list[float] = []
 
     def append(self, ids: Sequence[int], *, first_position: int, group: int, example: int) -> None:
         self.input_ids += ids
@@ -209,11 +212,12 @@ def _lay_out_row(groups: Sequence[_Group]) -> _Row:
             first_column = len(row.input_ids)
             rest = example.input_ids[group.shared :]
             row.append(rest, first_position=group.shared, group=group_number, example=number)
-            number += 1
+            number, weights = number + 1, example.label_weights
             for offset in range(len(example.prompt) - group.shared, len(rest)):
                 # The token before this one predicts it; before the first of `rest` that is the prefix's last, if any.
                 column = first_column + offset - 1 if offset else last_prefix_column
                 if offset or group.shared:
                     row.label_columns.append(column)
                     row.labels.append(rest[offset])
+                    row.weights.append(weights[offset - len(rest)])
     return row

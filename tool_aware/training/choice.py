@@ -38,6 +38,12 @@ def label_count(example: EncodedExample) -> int:
     return len(example.completion) - (not example.prompt)
 
 
+def label_weight(example: EncodedExample) -> float:
+    """Return what an example's labels count together in the loss of a step."""
+    weights = example.label_weights
+    return sum(weights if example.prompt else weights[1:])
+
+
 def chosen_tools(
     examples: Sequence[EncodedExample], hidden: torch.Tensor, head_weight: torch.Tensor, names: ToolNames
 ) -> list[tuple[int, ...]]:

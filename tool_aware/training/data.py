@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tool_aware.chat_format import EncodedExample, encode_example
+from tool_aware.chat_format import EncodedExample, encode_example, with_heavy_name
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, listing, say, warn
 from tool_aware.data_folder import read_data_folder, refuse_other_tools
@@ -60,7 +60,12 @@ def encode_data(
         examples = [encode_example(tokenizer, row.instruction, row.response) for row in loaded.rows]
         file = split_file(config.dataset.dir, split)
         too_long += [(len(e), f"{file}: row {n}") for n, e in enumerate(examples, start=1) if len(e) > limit]
-        encoded[split] = [example for example in examples if len(example) <= limit]
+        weight = config.training.tool_weight if split == "train" else 1.0
+        encoded[split] = [
+            with_heavy_name(tokenizer, example, row.tool, weight)
+            for row, example in zip(loaded.rows, examples, strict=True)
+            if len(example) <= limit
+        ]
         kept[split] = [row for row, example in zip(loaded.rows, examples, strict=True) if len(example) <= limit]
     if too_long and config.training.too_long == "error":
         raise UserError(

@@ -24,7 +24,7 @@ from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.micro_step import MicroStep
 from tool_aware.engine.optimizer import FlatAdamW, build_optimizer, clip_gradients_, gradients_in
 from tool_aware.model.base import device
-from tool_aware.training.choice import ToolNames, label_count, right_tool
+from tool_aware.training.choice import ToolNames, label_weight, right_tool
 from tool_aware.training.distributed import ALONE, Processes
 from tool_aware.training.run.checkpoints import new_checkpoint, remove_old
 from tool_aware.training.run.tracking import Throughput, Tracker, step_line, together, validation_line
@@ -175,7 +175,7 @@ class TrainingLoop:
 
     def _agree_on_labels_and_stop(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> torch.Tensor:
         """Count the labels of one optimizer step over all processes, which also agree on whether to stop after it."""
-        labels = sum(label_count(example) for examples in micro_batches for example in examples)
+        labels = sum(label_weight(example) for examples in micro_batches for example in examples)
         shares = self.processes.gather((labels, self.signals.received))
         self.stop_signal = next((signum for _, signum in shares if signum is not None), None)
         return torch.tensor(sum(labels for labels, _ in shares), device=self.device)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from tool_aware.chat_format import EncodedExample, encode_example, encode_prompt
+from tool_aware.chat_format import EncodedExample, encode_example, encode_prompt, with_heavy_name
 from tool_aware.config.settings import Config
 from tool_aware.prompt import render_instruction, render_preamble
 from tool_aware.rows import Row
@@ -58,9 +58,11 @@ class StepExamples:
         seed: int,
         no_tool: str | None,
         limit: int,
+        tool_weight: float = 1.0,
     ) -> None:
         self._rows, self._examples, self._tokenizer, self._tools = rows, examples, tokenizer, tools
         self._share, self._seed, self._no_tool, self._limit = share, seed, no_tool, limit
+        self._tool_weight = tool_weight
         own = {tool.name for tool in tools}
         self._library = [entry for entry in training_tools() if entry.tool.name not in own]
         self._drawn = lru_cache(maxsize=4)(self._draw)
@@ -79,6 +81,7 @@ class StepExamples:
             seed=config.training.seed,
             no_tool=config.evaluation.no_tool,
             limit=config.model.max_seq_length,
+            tool_weight=config.training.tool_weight,
         )
 
     def of_step(self, step: int, numbers: Sequence[int]) -> list[EncodedExample]:
@@ -145,7 +148,9 @@ class StepExamples:
         if row is None:
             return self._examples[number]
         example = encode_example(self._tokenizer, row.instruction, row.response)
-        return example if len(example) <= self._limit else self._examples[number]
+        if len(example) > self._limit:
+            return self._examples[number]
+        return with_heavy_name(self._tokenizer, example, row.tool, self._tool_weight)
 
     def _rewritten(self, drawn: DrawnList, row: Row) -> Row | None:
         call: ToolCall | None = row.answer.call

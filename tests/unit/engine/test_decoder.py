@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -64,7 +65,8 @@ def by_autograd(model, packed, weight):
     with without_head(base) as head:
         mask = attention_mask(packed, base.config, base.dtype)
         states = model(input_ids=packed.input_ids, position_ids=packed.position_ids, attention_mask=mask).logits
-        loss = label_losses(states[0, packed.label_columns], head, packed.labels).sum() * weight
+        losses = label_losses(states[0, packed.label_columns], head, packed.labels)
+        loss = (losses * packed.label_weights).sum() * weight
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
     return loss.detach(), filled
@@ -102,7 +104,7 @@ def test_loss_and_gradients_of_every_family_are_autograds(name, packing, kept_la
     family, settings = FAMILIES[name]
     adapted = model_with_adapter(family=family, **settings)
     assert unsupported(adapted, longest=1024) is None
-    packed = pack(EXAMPLES, packing, multiple_of=16)
+    packed = pack([*EXAMPLES[1:], replace(EXAMPLES[0], heavy=(1, 3), weight=4.0)], packing, multiple_of=16)
     expected_loss, expected = by_autograd(adapted, packed, 0.25)
     loss, gradients = by_decoder(adapted, packed, 0.25, kept_layers=kept_layers)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-10, atol=0)

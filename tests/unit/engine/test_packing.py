@@ -199,3 +199,14 @@ def test_more_than_one_chunk_of_labels_gives_the_same_loss(monkeypatch):
     losses.sum().backward()
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(hidden.grad, expected_gradient)
+
+
+def test_labels_keep_their_weights_wherever_an_example_stands():
+    examples = [EncodedExample([5] * 20 + [n], [n, 7, 8, n], heavy=(1, 3), weight=float(n)) for n in (2, 3)]
+    for packing in ("prefix", "block", "none"):
+        packed = pack(examples, packing)
+        of_each = {2: [1, 2, 2, 1], 3: [1, 3, 3, 1]}
+        expected = [weight for index in packed.order for weight in of_each[index + 2]]
+        assert packed.label_weights.tolist() == expected
+    without_prompt = pack([EncodedExample([], [1, 7, 8], heavy=(1, 2), weight=9.0)], "block")
+    assert without_prompt.label_weights.tolist() == [9, 1]

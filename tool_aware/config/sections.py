@@ -141,12 +141,13 @@ class TrainingSection(Section):
     """Optimizer steps between checkpoints, >= 1."""
     save_total_limit: PositiveInt = 3
     """Checkpoints kept, >= 1; the oldest are deleted first."""
-    tool_variation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    tool_variation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
     """Share of the optimizer steps, 0-1, whose prompts list other tools: in another order, renamed, masked, reworded,
     with other defaults, one missing, some of a library of 44 more, or those alone. The model then reads what is offered
     instead of learning names; 0 = every prompt lists `tools` as they are."""
-    tool_weight: Annotated[float, Field(ge=1.0, le=100.0)] = 1.0
-    """How much the name of the tool counts in the loss, 1-100, where any other label counts 1."""
+    tool_weight: Annotated[float, Field(ge=1.0, le=100.0)] = 20.0
+    """How much each token of the tool's name counts in the loss, 1-100, where any other label counts 1. An answer has
+    some four of these among eighty; more teaches the choice of the tool faster, and its parameters slower."""
     eval_steps: PositiveInt | Auto | None = "auto"
     """Optimizer steps between two validations on val.json, >= 1; null = after every epoch; both on all its rows. auto =
     likewise after every epoch, but seldomer, or on a fixed sample of the rows with each tool's share, where validations

@@ -171,9 +171,11 @@ class Projections:
         if self.ranks:
             self._append_update(inputs, matrix)
         weight = matrix[: self.outputs].T  # (K + R, N)
+        if self._bias is not None and residual is not None:
+            # Not into the residual twice, each time rounded to its size.
+            return torch.add(residual, torch.addmm(self._bias, inputs, weight), out=out)
         if residual is not None:
-            output = torch.addmm(residual, inputs, weight, out=out)
-            return output if self._bias is None else output.add_(self._bias)
+            return torch.addmm(residual, inputs, weight, out=out)
         if self._bias is not None:
             return torch.addmm(self._bias, inputs, weight, out=out)
         return torch.mm(inputs, weight, out=out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from tool_aware.paths import split_file
 from tool_aware.prompt import render_preamble
 from tool_aware.text import common_prefix_length
 from tool_aware.text_files import json_items
+from tool_aware.tool_library import training_tools
+from tool_aware.tool_lists import draw_list
 
 # Mistral's tokenizer on this toolkit's prompts: 0.25 tokens per character, 0.27 at most; 0.43 at most in answers, which
 # are full of punctuation (24 rows of a sample_raw.json).
 PROMPT_TOKENS_PER_CHARACTER = 0.27
 ANSWER_TOKENS_PER_CHARACTER = 0.43
+_DRAWN = 300  # lists, the longest of which stands for a run's
 TYPICAL_QUERY_TOKENS, TYPICAL_ANSWER_TOKENS = 80, 100  # rows of the synthetic dataset are shorter than that
 
 
@@ -36,11 +40,11 @@ def workload_of(config: Config) -> Workload:
 
     No example is longer than max_seq_length: training refuses or drops such rows.
     """
-    limit = config.model.max_seq_length
+    limit, varied = config.model.max_seq_length, _varied_prefix_tokens(config)
     path = split_file(config.dataset.dir, "train")
     texts = _texts(path) if path.is_file() else []
     if not texts:
-        tools = round(len(render_preamble(config.toolbox)) * PROMPT_TOKENS_PER_CHARACTER)
+        tools = max(varied, round(len(render_preamble(config.toolbox)) * PROMPT_TOKENS_PER_CHARACTER))
         typical = min(limit, tools + TYPICAL_QUERY_TOKENS + TYPICAL_ANSWER_TOKENS)
         return Workload(typical, min(tools, limit), TYPICAL_ANSWER_TOKENS, None, f"no {path} yet: typical rows")
     answer = max(len(response) for _, response in texts) * ANSWER_TOKENS_PER_CHARACTER
@@ -49,7 +53,17 @@ def workload_of(config: Config) -> Workload:
         for instruction, response in texts
     )
     prefix = common_prefix_length([instruction for instruction, _ in texts]) * PROMPT_TOKENS_PER_CHARACTER
+    longest, prefix = longest + max(0.0, varied - prefix), max(varied, prefix)
     return Workload(min(limit, round(longest)), min(limit, round(prefix)), round(answer), len(texts), str(path))
+
+
+def _varied_prefix_tokens(config: Config) -> int:
+    """Return the tokens of the longest list of tools that `training.tool_variation` is likely to draw; 0 without."""
+    if not config.training.tool_variation:
+        return 0
+    lists = (draw_list(config.toolbox, training_tools(), random.Random(f"{seed}"), None) for seed in range(_DRAWN))
+    longest = max(len(render_preamble(drawn.tools.tools)) for drawn in lists)
+    return round(longest * PROMPT_TOKENS_PER_CHARACTER)
 
 
 def spec_of_data(config: Config, architecture: Architecture | None = None) -> tuple[TrainingSpec, str]:

@@ -296,13 +296,18 @@ def test_lengths_read_off_the_data_bound_what_the_tokenizer_counts(config, tmp_p
     from tool_aware.rows import write_rows
 
     write_rows(tmp_path / "train.json", toy_rows)
-    workload = workload_of(load_config(REPOSITORY / "config.yaml", [f"dataset.dir={tmp_path}"]))
+    settings = [f"dataset.dir={tmp_path}", "training.tool_variation=0"]
+    workload = workload_of(load_config(REPOSITORY / "config.yaml", settings))
     examples = [encode_example(tokenizer, row.instruction, row.response) for row in toy_rows]
     longest = max(map(len, examples))
     assert longest <= workload.longest_tokens <= 1.25 * longest
     answer = max(len(example.completion) for example in examples)
     assert answer <= workload.answer_tokens <= 1.6 * answer
     assert workload.rows == len(toy_rows)
+    varied = workload_of(load_config(REPOSITORY / "config.yaml", settings[:1]))
+    assert varied.prefix_tokens > workload.prefix_tokens + 100  # some lists have four tools more
+    behind = workload.longest_tokens - workload.prefix_tokens
+    assert varied.longest_tokens - varied.prefix_tokens == pytest.approx(behind, abs=1)  # rounded
 
 
 @pytest.mark.parametrize("content", [None, "[]", '{"rows": 1}', "[1, {}]"])

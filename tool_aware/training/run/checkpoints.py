@@ -119,6 +119,10 @@ def damage(checkpoint: Path) -> str | None:
     return f"{', '.join(strangers)} was not written by this run" if strangers else None
 
 
+# What runs did that were begun when these settings did not exist.
+_BEFORE_THERE_WAS = {"training.tool_variation": 0.0, "training.tool_weight": 1.0}
+
+
 def run_settings(config: Config) -> dict[str, Any]:
     """Return the settings that decide what a run learns, `section.key: value`, without those of how it is computed."""
     kept = {
@@ -146,7 +150,7 @@ def refuse_another_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
             fix="finish the run with that version, or start anew with --overwrite or another --output_dir; "
             f"--adapter {checkpoint} starts a new run from its adapter",
         )
-    before = manifest.run
+    before = {**{key: value for key, value in _BEFORE_THERE_WAS.items() if key in run}, **manifest.run}
     changed = sorted(key for key in before.keys() | dict(run).keys() if before.get(key) != run.get(key))
     if changed:
         lines = [f"  {key}: {before.get(key)!r} then, {run.get(key)!r} now" for key in changed]

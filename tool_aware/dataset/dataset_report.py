@@ -196,7 +196,7 @@ def _sample(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> str:
     about = f"{row.metadata.get('source')}, {row.metadata.get('slice', '')}, {row.metadata.get('language', '')}"
     prompt = f"... {row.query}\n"
     if tokenizer:  # the template's own text behind the query
-        whole = tokenizer.decode(encode_prompt(tokenizer, row.instruction), skip_special_tokens=False)
+        whole = str(tokenizer.decode(encode_prompt(tokenizer, row.instruction), skip_special_tokens=False))
         prompt = f"... {row.query}{whole.rpartition(row.query)[2]}"
     return f'<p class="soft">{escape(about)}</p><pre>{escape(prompt)}{_completion(row, tokenizer)}</pre>'
 

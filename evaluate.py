@@ -91,7 +91,8 @@ def print_plan(job: Job) -> None:
     """Print what will be done, and what limits the result, before doing it."""
     test, config, options = job.test, job.config, job.options
     counts = {name: sum(row.tool == name for row in test.rows.values()) for name in config.toolbox.names}
-    say(f"test rows   {len(test.rows)} of {test.total} in {test.path}")
+    added = f", and {test.added} made from examples of new tools" if test.added else ""
+    say(f"test rows   {len(test.rows) - test.added} of {test.total} in {test.path}{added}")
     say(f"            {shortlist([f'{name} {count}' for name, count in counts.items()])}")
     say(f"base model  {config.model.name}, {config.quantization.kind}")
     if job.tokenizer:
@@ -141,7 +142,7 @@ def finish(job: Job, results: Results, started_s: float) -> None:
         inputs=job.inputs,
         started_s=started_s,
     )
-    if job.adapter and job.options.is_local and job.test.is_whole:
+    if job.adapter and job.options.is_local and job.test.is_whole and job.is_as_trained:
         update_adapter(job.adapter, results, job.config, job.test, weights_sha256=job.adapter_sha256)
     print_results(results)
     say(f"\n{len(outputs)} files in {folder}/ after {duration(time.monotonic() - started_s)}")

@@ -66,7 +66,7 @@ class ToolList:
         name = next(iter(others), self.no_tool if self.no_tool in self.shown else None)
         if name is None:
             return None
-        parameter = _text_parameter(self.tools[self.shown[name]])
+        parameter = text_parameter(self.tools[self.shown[name]])
         if parameter is None:
             return None
         reasoning = NOT_OFFERED if not others else call.reasoning
@@ -98,7 +98,7 @@ def _mentions(query: str, number: Any) -> bool:
     return bool(re.search(rf"\b(?:{words})\b", query, re.IGNORECASE))
 
 
-def _text_parameter(tool: Tool) -> str | None:
+def text_parameter(tool: Tool) -> str | None:
     """Return the one required parameter of a tool if it is a text; None if its call needs more."""
     required = [name for name in tool.properties if name in tool.required]
     is_text = len(required) == 1 and tool.properties[required[0]].get("type") == "string"

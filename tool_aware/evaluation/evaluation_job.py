@@ -16,6 +16,7 @@ from tool_aware.evaluation.answering.predictions import PredictionLog
 from tool_aware.evaluation.answering.tasks import Plan, Task, origin_of, plan_tasks
 from tool_aware.evaluation.gates import Gates, parse_gates
 from tool_aware.evaluation.held_out import TestSet, load_test_set, refuse_rows_trained_on
+from tool_aware.evaluation.offered_now import readable_tools, with_tools_of_now
 from tool_aware.evaluation.preflight import (
     check_adapter,
     check_merged_model,
@@ -24,6 +25,7 @@ from tool_aware.evaluation.preflight import (
     limitations,
 )
 from tool_aware.evaluation.scoring.robustness import Variant, make_variants
+from tool_aware.evaluation.tool_changes import Earlier, earlier_tools, warning_of
 from tool_aware.files import sha256_of
 from tool_aware.inference.constrained import AnswerGrammar, readable_schemas
 from tool_aware.inference.grammar_check import check_references
@@ -80,6 +82,7 @@ class Job:
     gates: Gates
     tasks: list[Task]
     limitations: list[str]  # why its figures say less than they could
+    trained_with: Earlier | None = None  # the tools of the model's training, if they are known
     is_isolated: bool = True  # whether programs are kept from files and the network when they are run
     tokenizer: PreTrainedTokenizerBase | None = None  # of the model that is loaded here, if one is
     fallbacks: Fallbacks = field(default_factory=Fallbacks)
@@ -89,6 +92,11 @@ class Job:
     def adapter_sha256(self) -> str | None:
         """Return the sha256 of the adapter's weights; None without an adapter."""
         return sha256_of(self.adapter / ADAPTER_WEIGHTS_NAME) if self.adapter else None
+
+    @property
+    def is_as_trained(self) -> bool:
+        """Return whether the tools are those that the model was trained with, as far as is known."""
+        return not (self.trained_with and self.trained_with.change)
 
     @cached_property
     def partial(self) -> list[str]:
@@ -151,15 +159,20 @@ def prepare(options: Options) -> Job:
     """Read and check everything that can be wrong, and list what has to be computed. Raises UserError."""
     config, environment = load_config(options.config, options.overrides), read_environment()
     unisolated = _why_not_isolated(options)
-    test = load_test_set(config.dataset.dir, config.toolbox, limit=options.limit)
+    earlier = _earlier_tools(options, config)
+    test = load_test_set(config.dataset.dir, readable_tools(config, earlier), limit=options.limit)
     gates = parse_gates(options.min, options.max_drop, options.require_significant, config.toolbox.names)
     adapter = _checked_adapter(options, config, test)
+    test, offered = with_tools_of_now(test, config, earlier, adds_examples=not options.predictions)
     tasks = _tasks(options, config, test)
-    notes = limitations(config, test, is_merged=options.model is not None)
+    notes = limitations(config, test, is_merged=options.model is not None) + offered
+    trained = _trained_with(options, config)
+    if trained and trained.change:
+        notes.append(warning_of(_model_folder(options, config), trained))
     if any(task.kind == "constrained" for task in tasks):
         notes += readable_schemas(config.toolbox).notes
     notes += [unisolated] if unisolated else []
-    job = Job(options, config, environment, test, adapter, gates, tasks, notes, is_isolated=unisolated is None)
+    job = Job(options, config, environment, test, adapter, gates, tasks, notes, trained, is_isolated=unisolated is None)
     job.check_results_folder()
     if job.loads_model:
         tokenizer = check_weights(job.model, adapter, hf_token=environment.hf_token)
@@ -191,15 +204,32 @@ def _why_not_isolated(options: Options) -> str | None:
 def _checked_adapter(options: Options, config: Config, test: TestSet) -> Path | None:
     """Check the model under test and return its adapter; None for a merged model, or where a server has its own."""
     if options.model:
-        check_merged_model(config, options.model)
+        check_merged_model(options.model)
         refuse_rows_trained_on(test, options.model)
         return None
-    adapter = options.adapter or config.training.output_dir / ADAPTER_FOLDER
+    adapter = _model_folder(options, config)
     if not options.is_local:
         return adapter if adapter.is_dir() else None  # only its probe is of use
     check_adapter(config, adapter)
     refuse_rows_trained_on(test, adapter)
     return adapter
+
+
+def _model_folder(options: Options, config: Config) -> Path:
+    return options.model or options.adapter or config.training.output_dir / ADAPTER_FOLDER
+
+
+def _trained_with(options: Options, config: Config) -> Earlier | None:
+    """Return the tools that the model under test was trained with; None if that is not known."""
+    if not options.is_local:
+        return None
+    return earlier_tools(_model_folder(options, config).resolve().parent, config, stage="train")
+
+
+def _earlier_tools(options: Options, config: Config) -> list[Earlier]:
+    """Return the tools that the data was made for, and those of the training, as far as they are known."""
+    made_for = earlier_tools(config.dataset.dir, config, stage="prepare_dataset")
+    return [earlier for earlier in (made_for, _trained_with(options, config)) if earlier]
 
 
 def _variants(config: Config, test: TestSet) -> list[Variant]:

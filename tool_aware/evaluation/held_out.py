@@ -19,6 +19,8 @@ from tool_aware.tools import Toolbox
 class TestSet:
     """Rows of the test file (and of val.json) by their index in it, from 0; `train` is empty without train.json.
 
+    Where other tools are listed now than the rows were made for, `rendered` is the sha256 of the rows as they read with
+    these; `added` of them, with indices from `total` on, are not in the file, and `left_out` rows of it are not used.
     Each sha256 is of the bytes that the rows were read from; `changed` names the files that differ from what the
     folder's manifest lists.
     """
@@ -34,6 +36,9 @@ class TestSet:
     val_sha256: str | None
     train_sha256: str | None = None
     changed: Sequence[str] = ()
+    left_out: int = 0
+    added: int = 0
+    rendered: str = ""
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -44,7 +49,12 @@ class TestSet:
     @property
     def is_whole(self) -> bool:
         """Return whether all rows of the test file are taken."""
-        return len(self.rows) == self.total
+        return self.taken == self.total
+
+    @property
+    def taken(self) -> int:
+        """Return how many rows of the test file are taken, those that are left out for their tool included."""
+        return len(self.rows) - self.added + self.left_out
 
 
 def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> TestSet:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tool_aware.chat_format import chat_format
 from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.evaluation.held_out import TestSet
-from tool_aware.manifest import one_set, read_manifest
+from tool_aware.evaluation.tool_changes import earlier_tools
+from tool_aware.manifest import one_set
 from tool_aware.model.adapter import base_name_of, check_saved_adapter
 from tool_aware.model.adapter_record import refuse_another_chat_format
 from tool_aware.model.base import check_model_available, check_windows, same_model
@@ -29,7 +29,7 @@ from tool_aware.paths import (
     metrics_name,
     results_name,
 )
-from tool_aware.text import MOST_SHOWN, shortlist
+from tool_aware.text import shortlist
 from tool_aware.tokenizer import load_tokenizer
 from tool_aware.transaction import refuse_unsafe
 
@@ -49,7 +49,7 @@ RESULT_NAMES = frozenset(
 
 
 def check_adapter(config: Config, adapter: Path) -> None:
-    """Refuse an adapter that is missing, belongs to another base model, or was trained with other tools."""
+    """Refuse an adapter that is missing or belongs to another base model."""
     trained_on = base_name_of(adapter)
     if not same_model(trained_on, config.model.name):
         raise UserError(
@@ -57,7 +57,6 @@ def check_adapter(config: Config, adapter: Path) -> None:
             where=str(adapter),
             fix=f"--set model.name={trained_on}, or train an adapter for {config.model.name}",
         )
-    _refuse_other_tools(config, adapter)
 
 
 def check_weights(model: ModelSection, adapter: Path | None, *, hf_token: str | None) -> PreTrainedTokenizerBase:
@@ -74,55 +73,12 @@ def check_weights(model: ModelSection, adapter: Path | None, *, hf_token: str | 
     return tokenizer
 
 
-def check_merged_model(config: Config, folder: Path) -> None:
-    """Refuse a folder that is not there, holds an adapter only, or a model that was trained with other tools."""
+def check_merged_model(folder: Path) -> None:
+    """Refuse a folder that is not there, or holds an adapter only."""
     if not folder.is_dir():
         raise UserError("no such folder", where=f"--model {folder}", fix="name the folder of the merged model")
     if (folder / ADAPTER_CONFIG_NAME).is_file():
         raise UserError("holds an adapter, not a merged model", where=f"--model {folder}", fix=f"--adapter {folder}")
-    _refuse_other_tools(config, folder)
-
-
-def _refuse_other_tools(config: Config, trained: Path) -> None:
-    change = changed_tools(trained.resolve().parent, config, stage="train")
-    if change:
-        raise UserError(
-            f"was trained with {change}",
-            where=str(trained),
-            fix="python prepare_dataset.py && python train_tool_aware.py, or use the config it was trained with",
-        )
-
-
-def changed_tools(folder: Path, config: Config, *, stage: str) -> str | None:
-    """Describe how the tools that `stage` worked with differ from the config's; None if they do not.
-
-    All that a prompt shows and an answer is judged by counts, the order included; example queries do not.
-    """
-    manifest = read_manifest(folder) or {}
-    if manifest.get("stage") != stage:
-        return None
-    earlier = _definitions(manifest["config"]["tools"])
-    now = _definitions(config.as_dict()["tools"])
-    if list(earlier) != list(now):
-        return (
-            f"the tools {shortlist([*earlier])}; the config lists {shortlist([*now])}{_first_difference(earlier, now)}"
-        )
-    changed = [name for name in now if earlier[name] != now[name]]
-    return f"another definition of {shortlist(changed)} than the config has" if changed else None
-
-
-def _first_difference(earlier: Collection[str], now: Collection[str]) -> str:
-    """Name what only one of two long lists has; nothing where both are shown whole."""
-    if max(len(earlier), len(now)) <= MOST_SHOWN:
-        return ""
-    gone, new = ([name for name in names if name not in others] for names, others in ((earlier, now), (now, earlier)))
-    parts = [f"{shortlist(names)} {what}" for names, what in ((gone, "gone"), (new, "new")) if names]
-    return f" ({'; '.join(parts) or 'in another order'})"
-
-
-def _definitions(tools: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Map names to description and schema as text, because prompts show parameters in the schema's own order."""
-    return {tool["name"]: json.dumps([tool.get("description"), tool.get("parameters")]) for tool in tools}
 
 
 def limitations(config: Config, test: TestSet, *, is_merged: bool) -> list[str]:
@@ -133,9 +89,9 @@ def limitations(config: Config, test: TestSet, *, is_merged: bool) -> list[str]:
     if missing:
         found.append(f"no test rows for {shortlist(missing)}: their figures are n/a")
     folder = test.path.parent
-    change = changed_tools(folder, config, stage="prepare_dataset")
-    if change:
-        found.append(f"{folder} was made with {change}: what its prompts offer may not be what is judged")
+    data = earlier_tools(folder, config, stage="prepare_dataset")
+    if data and data.change:
+        found.append(f"{folder} was made for other tools than the config lists ({data.change})")
     if test.changed:
         found.append(f"{', '.join(test.changed)} changed since {folder} was made: the changed rows are evaluated")
     if is_merged and config.quantization.kind != "none":

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tool_aware.console import UserError
 from tool_aware.evaluation.preflight import check_adapter, check_merged_model
+from tool_aware.evaluation.tool_changes import earlier_tools, tool_change, warning_of
 
 
 @pytest.fixture
@@ -38,26 +38,39 @@ def turn_parameters(tools):
     tools[0]["parameters"]["properties"] = dict(reversed(properties.items()))
 
 
+def give_name(tools):
+    tools[1]["name"] = "browse"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda tools: tools[1].update(description="Search the archive."), "another definition of web_search"),
-        (lambda tools: tools[0]["parameters"]["properties"].pop("limit"), "another definition of rag_retrieval"),
-        (turn_parameters, "another definition of rag_retrieval"),
-        (lambda tools: tools.reverse(), "the tools direct_chat, code_execution, web_search, rag_retrieval; the config"),
-        (lambda tools: tools.pop(), "the tools rag_retrieval, web_search, code_execution; the config lists"),
+        (lambda tools: tools[1].update(description="Archive."), "web_search has another description or schema"),
+        (lambda tools: tools[0]["parameters"]["properties"].pop("limit"), "rag_retrieval has another description"),
+        (turn_parameters, "rag_retrieval has another description or schema"),
+        (lambda tools: tools.reverse(), "the order is another"),
+        (lambda tools: tools.pop(), "direct_chat is new"),
+        (lambda tools: tools.append({**tools[0], "name": "tickets", "description": "Tickets."}), "tickets is gone"),
+        (give_name, "browse is web_search now"),
     ],
-    ids=["description", "a parameter", "order of parameters", "order of tools", "a tool"],
+    ids=["description", "a parameter", "order of parameters", "order of tools", "one fewer", "one more", "name"],
 )
-def test_other_tools_than_the_models_are_refused_by_their_whole_definition(trained, config, change, words):
+def test_other_tools_than_the_models_are_told_by_their_whole_definition(trained, config, change, words):
     adapter = trained(changed(config, change))
-    with pytest.raises(UserError, match=f"was trained with {words}"):
-        check_adapter(config, adapter)
-    with pytest.raises(UserError, match=f"was trained with {words}"):
-        check_merged_model(config, adapter.parent / "final_model")
+    earlier = earlier_tools(adapter.parent, config, stage="train")
+    assert words in str(earlier.change)
+    assert f"was trained with other tools ({earlier.change})" in warning_of(adapter, earlier)
+    check_adapter(config, adapter)  # is no reason to refuse it
+    check_merged_model(adapter.parent / "final_model")
 
 
 def test_other_example_queries_are_the_same_tools(trained, config):
     adapter = trained(changed(config, lambda tools: tools[0]["examples"].clear()))
-    check_adapter(config, adapter)
-    check_merged_model(config, adapter.parent / "final_model")
+    assert not earlier_tools(adapter.parent, config, stage="train").change
+
+
+def test_a_tool_is_not_taken_for_renamed_where_two_have_its_definition(config):
+    tools = config.as_dict()["tools"]
+    twice = [*tools[1:], {**tools[0], "name": "a"}, {**tools[0], "name": "b"}]
+    change = tool_change(tools, twice)
+    assert (list(change.added), list(change.removed), dict(change.renamed)) == (["a", "b"], ["rag_retrieval"], {})

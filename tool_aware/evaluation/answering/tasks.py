@@ -95,6 +95,7 @@ def origin_of(
         "revision": config.model.revision,
         "quantization": config.quantization.model_dump(mode="json"),
         "adapter": adapter,
+        **({"rows": test.rendered} if test.rendered else {}),
         **engine,
     }
 

@@ -159,7 +159,8 @@ def comparison(results: Results) -> dict[str, Any]:
 
 
 def _facts(config: Config, test: TestSet) -> list[str]:
-    rows = f"{len(test.rows)} of {test.total} rows of {test.path} (sha256 {test.sha256[:12]})"
+    rows = f"{len(test.rows) - test.added} of {test.total} rows of {test.path} (sha256 {test.sha256[:12]})"
+    rows += f" and {test.added} made from examples of new tools" if test.added else ""
     return [rows, f"base model {config.model.name}", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")]
 
 

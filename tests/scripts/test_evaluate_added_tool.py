@@ -75,7 +75,7 @@ def test_a_tool_appended_to_the_config_is_evaluated_at_once_with_its_examples(ev
     assert any("calendar is new" in fallback and "65-73 %" in fallback for fallback in fallbacks)
     report = (tmp_path / "r" / "report.md").read_text()
     assert "calendar is new" in report
-    assert "made from examples of new tools" in report
+    assert "2 of the 3 of calendar" in report
     assert (card.read_text() if card.exists() else None) == before  # its figures are of the tools it was trained with
 
 

@@ -58,10 +58,10 @@ def with_tools_of_now(
     changed = replace(test, rows=rows, val=val, train=train, left_out=left_out, added=len(examples))
     if (rows, val) != (test.rows, test.val):
         changed = replace(changed, rendered=_digest([*rows.values(), *val.values()]))
-    return changed, _said(counts, examples)
+    return changed, _said(counts, examples, config.tools)
 
 
-def _said(counts: Counter[str], examples: Sequence[Row]) -> list[str]:
+def _said(counts: Counter[str], examples: Sequence[Row], tools: Sequence[ToolSection]) -> list[str]:
     texts = {
         "rendered": "{} test rows are shown with the tools that the config lists, not with those of their file",
         "answered otherwise": "the tool of {} test rows is gone: their next acceptable one, or no_tool, counts",
@@ -70,9 +70,10 @@ def _said(counts: Counter[str], examples: Sequence[Row]) -> list[str]:
     }
     said = [text.format(counts[key]) for key, text in texts.items() if counts[key]]
     if examples:
-        of_tools = Counter(row.tool for row in examples)
-        names = shortlist([f"{name} {count}" for name, count in of_tools.items()])
-        said.append(f"test rows made from examples of new tools in the config, of which no data set knows: {names}")
+        made = Counter(row.tool for row in examples)
+        given = {tool.name: len(tool.examples) for tool in tools}
+        names = shortlist([f"{count} of the {given[name]} of {name}" for name, count in made.items()])
+        said.append(f"test rows are also made from the examples that the config gives for new tools: {names}")
     return said
 
 

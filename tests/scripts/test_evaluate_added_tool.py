@@ -79,6 +79,19 @@ def test_a_tool_appended_to_the_config_is_evaluated_at_once_with_its_examples(ev
     assert (card.read_text() if card.exists() else None) == before  # its figures are of the tools it was trained with
 
 
+def test_rows_of_ones_own_for_a_new_tool_are_asked_instead_of_its_examples(evaluate_with, tools, tmp_path):
+    file = tmp_path / "data" / "test.json"
+    rows = json.loads(file.read_text())
+    answer = 'Tool: calendar\nParameters: {"action": "list", "when": "Monday"}\nReasoning: It asks for a day.'
+    mine = {"instruction": rows[0]["instruction"] + " on Monday, am I free", "response": answer}
+    file.write_text(json.dumps([*rows, mine]))
+    result = evaluate_with([*tools, CALENDAR], "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "calendar 1" in result.stderr
+    assert "17 test rows are shown with the tools that the config lists" in result.stderr
+    assert "examples" not in result.stderr
+
+
 def test_an_adapter_that_never_saw_other_lists_is_said_to_know_names_only(evaluate_with, tools):
     result = evaluate_with([*tools, CALENDAR], "--dry-run", variation=0)
     assert result.returncode == 0, result.stderr

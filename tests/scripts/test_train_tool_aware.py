@@ -10,12 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
+from tool_aware.config.settings import load_config
 from tool_aware.files import sha256_of
+from tool_aware.prompt import render_instruction, render_response
+from tool_aware.rows import Row, write_rows
+from tool_aware.tools import ToolCall
 
 
 @pytest.fixture
@@ -148,6 +153,27 @@ def test_an_adapter_of_another_base_is_refused(train, tmp_path, toy_data_dir):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     message = refused(train("--adapter", str(tmp_path)))
     assert "was trained on other/base" in message
+
+
+def test_an_adapter_of_other_tools_is_trained_further_on_rows_of_today(train, adapter, config, toy_rows, tmp_path):
+    tools = config.as_dict()["tools"]
+    shutil.copytree(adapter, tmp_path / "first" / "lora_adapters")
+    (tmp_path / "first" / "manifest.json").write_text(json.dumps({"stage": "train", "config": {"tools": tools}}))
+    calendar = {"name": "calendar", "description": "Read the user's calendar.", "parameters": {"type": "object"}}
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({"extends": str(REPOSITORY / "config.yaml"), "tools": [*tools, calendar]}))
+    now = load_config(file).toolbox
+    rows = [replace(row, instruction=render_instruction(row.query, now)) for row in toy_rows]
+    response = render_response(ToolCall("calendar", {}, "It asks for a day."))
+    details = {"source": "custom", "tool": "calendar"}
+    rows += [Row(render_instruction(f"am I free on day {day}", now), response, details) for day in range(12)]
+    for split, part in (("train", rows[8:]), ("val", rows[:8])):
+        write_rows(tmp_path / "data" / f"{split}.json", part)
+    start = ("--adapter", str(tmp_path / "first" / "lora_adapters"), "--skip-final-model")
+    result = train("--config", str(file), *start, "--set", "training.max_steps=2", data=tmp_path / "data")
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((train.output / "manifest.json").read_text())
+    assert [tool["name"] for tool in manifest["config"]["tools"]] == list(now.names)
 
 
 def test_a_second_stage_goes_on_from_an_adapter(train, tmp_path):

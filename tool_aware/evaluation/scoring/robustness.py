@@ -113,7 +113,7 @@ def _with_other_tools(own: Mapping[int, Row], tools: Toolbox, no_tool: str | Non
     for place, entry in enumerate(fifth):
         listed = as_listed(Toolbox([*tools, entry.tool]))
         share = {index: own[index] for index in indices[place :: len(fifth)]}
-        prompts = {**_instructed(share, listed), **_asked_of([entry], listed)}
+        prompts = {**_instructed(share, listed), **_asked_of([entry], listed, -(-len(own) // len(fifth)))}
         yield _others(ONE_MORE, entry.tool.name, prompts, listed)
     removable = [name for name in tools.names if name != no_tool]
     for place, name in enumerate(removable if no_tool in tools and len(tools) > 2 else ()):
@@ -125,16 +125,17 @@ def _with_other_tools(own: Mapping[int, Row], tools: Toolbox, no_tool: str | Non
     for set_ in ("unseen_five", "second_five"):
         entries = [entry for entry in library if entry.set == set_]
         listed = as_listed(Toolbox(entry.tool for entry in entries))
-        yield _others(ALL_OTHERS, set_, _asked_of(entries, listed), listed)
+        yield _others(ALL_OTHERS, set_, _asked_of(entries, listed, -(-len(own) // 2)), listed)
 
 
 def _others(list_name: str, detail: str, rows: dict[int, Row], listed: ToolList) -> Variant:
     return Variant(f"{list_name}: {detail}", rows, listed.tools, listed.real_names, is_same=False, list_name=list_name)
 
 
-def _asked_of(entries: Sequence[LibraryTool], listed: ToolList) -> dict[int, Row]:
+def _asked_of(entries: Sequence[LibraryTool], listed: ToolList, most: int) -> dict[int, Row]:
+    """Return queries of library tools as rows: at most so many, as a few test rows are to stay a quick look."""
     rows = [listed.row_of(asked) for entry in entries for asked in entry.asked]
-    return {OF_LIBRARY + number: row for number, row in enumerate(rows)}
+    return {OF_LIBRARY + number: row for number, row in enumerate(spread_evenly(rows, most))}
 
 
 def shift(

@@ -56,7 +56,7 @@ class Config(Section):
     database: DatabaseSection = DatabaseSection()
     tools: Annotated[list[ToolSection], Field(min_length=2)]
     """What the agent can call: name, description and JSON Schema, in the order shown to the model. To add one, append
-    an entry with three `examples` or more; then run all stages again."""
+    an entry with three `examples` or more; evaluate it at once, or run all stages again to train on it."""
     evaluation: EvaluationSection = EvaluationSection()
     logging: LoggingSection = LoggingSection()
 

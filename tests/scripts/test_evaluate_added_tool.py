@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -104,7 +105,7 @@ def test_answers_to_other_examples_are_not_taken_for_those_of_now(evaluate_with,
     assert "18 known" in evaluate_with([*tools, CALENDAR], *CHOICES, "--dry-run").stderr
     other = copy.deepcopy(CALENDAR)
     other["examples"][0]["query"] = "anything on Monday?"
-    assert "known" not in evaluate_with([*tools, other], *CHOICES, "--dry-run").stderr
+    assert not re.search(r"\d known", evaluate_with([*tools, other], *CHOICES, "--dry-run").stderr)
 
 
 def test_a_tool_that_is_gone_leaves_its_rows_to_the_one_that_stands_for_none(evaluate_with, tools, tmp_path):

@@ -152,7 +152,7 @@ class Job:
         path = self.config.evaluation.results_dir / PREDICTIONS_FOLDER / f"{task.name}.jsonl"
         # An earlier base may have been quantised where this engine's model is not: it is still the model to beat.
         ignored = ("quantization",) if is_earlier_base else ()
-        return PredictionLog(path, origin, ignored=ignored, tools=self.config.toolbox.names)
+        return PredictionLog(path, origin, ignored=ignored, tools=tuple(task.real_names.values()))
 
 
 def prepare(options: Options) -> Job:

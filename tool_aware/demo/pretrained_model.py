@@ -139,8 +139,10 @@ def convert(gguf: Path, folder: Path) -> None:
         quiet_libraries(),
         contextlib.redirect_stderr(io.StringIO()),  # a progress bar, also where there is no terminal
     ):
-        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source, **_dequantised())
+        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.bfloat16, trust_remote_code=False, **source, **_dequantised()
+        )
         mend_tokenizer(tokenizer, end_id=model.config.eos_token_id)
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

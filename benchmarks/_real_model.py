@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from tool_aware.training.varied_lists import StepExamples
+
 PROBE = "probe"  # source of hand-written rows, of which only the tool is known
 NEVER = 10**9  # steps between checkpoints
 # Activations are kept and nothing is chosen by what is free: several runs share the card.
@@ -131,6 +133,7 @@ class Outcome:
 def perform(run: Run, material: Material, folder: Path) -> Outcome:
     """Train as `run` says, then let base or adapter choose and answer; `folder` takes the adapter."""
     from tool_aware.tokenizer import load_tokenizer
+    from tool_aware.training.varied_lists import StepExamples
 
     config = material.config.with_settings({**run.settings, "training.output_dir": folder / run.name})
     tokenizer = load_tokenizer(config.model.name)
@@ -144,8 +147,11 @@ def perform(run: Run, material: Material, folder: Path) -> Outcome:
             for row in rows
         ]
         outcome.train_rows, adapter = len(rows), folder / run.name / "adapter"
-        train = train_with_trl if run.stack.startswith("trl") else train_with_toolkit
-        train(config, rows, examples, tokenizer, adapter, outcome)
+        if run.stack.startswith("trl"):
+            train_with_trl(config, examples, tokenizer, adapter, outcome)
+        else:
+            varied = StepExamples.of(config, rows, examples, tokenizer)
+            train_with_toolkit(config, examples, tokenizer, adapter, outcome, varied=varied)
         if not run.alone:
             outcome.training = {"losses": outcome.training["losses"]}
         free()
@@ -171,13 +177,14 @@ def drawn(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
     return taken[:count]
 
 
-def train_with_toolkit(  # noqa: PLR0917
+def train_with_toolkit(
     config: Config,
-    rows: Sequence[Row],
     examples: list[EncodedExample],
     tokenizer: PreTrainedTokenizerBase,
     adapter: Path,
     outcome: Outcome,
+    *,
+    varied: StepExamples | None,
 ) -> None:
     """Train as train_tool_aware.py does, without scorings of val.json and checkpoints."""
     import torch
@@ -187,9 +194,7 @@ def train_with_toolkit(  # noqa: PLR0917
     from tool_aware.training.choice import ToolNames
     from tool_aware.training.gpu_plan import plan_memory
     from tool_aware.training.loop import TrainingLoop
-    from tool_aware.training.varied_lists import StepExamples
 
-    varied = StepExamples.of(config, rows, examples, tokenizer)
     if outcome.run["stack"] == "ours-checkpoints":
         config = config.with_settings({**SHARED_CARD, "optimization.gradient_checkpointing": True})
     elif outcome.run["alone"]:
@@ -222,13 +227,8 @@ def train_with_toolkit(  # noqa: PLR0917
     save_adapter(model, adapter)
 
 
-def train_with_trl(  # noqa: PLR0917
-    config: Config,
-    rows: Sequence[Row],
-    examples: list[EncodedExample],
-    tokenizer: PreTrainedTokenizerBase,
-    adapter: Path,
-    outcome: Outcome,
+def train_with_trl(
+    config: Config, examples: list[EncodedExample], tokenizer: PreTrainedTokenizerBase, adapter: Path, outcome: Outcome
 ) -> None:
     """Train on the same token ids, labels, order, steps and learning rates with TRL's SFTTrainer."""
     from _trl import train

@@ -101,7 +101,7 @@ def plan_text(job: Job) -> str:
             f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
             f"{f' x {processes} processes' if processes > 1 else ''}, packing {training.packing}",
         ),
-        ("val.json", Scorings.of_run(training, schedule, len(job.examples["val"])).text()),
+        (split_name("val"), Scorings.of_run(training, schedule, len(job.examples["val"])).text()),
         *([("tool lists", job.varied.text(schedule.steps))] if job.varied else []),
         ("memory", job.memory.text().replace("\n", "\n" + 12 * " ")),
         ("output", str(job.output_dir)),

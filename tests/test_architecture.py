@@ -51,6 +51,7 @@ FLOORS = {
             "tokenizer",
             "tool_library",
             "tool_lists",
+            "history",
             "text",
             "rows",
             "lineage",

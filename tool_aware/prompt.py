@@ -1,14 +1,15 @@
 """Prompt text, made here and nowhere else, and the parser that reads an answer back.
 
-A training example is one user turn (`instruction`: tools, answer format, query) and one answer (`response`). What the
-model's chat template writes around them is added at tokenisation (chat_format.py), never as text in a row.
+A training example is one user turn (`instruction`: tools, answer format, earlier turns if there are any, query) and one
+answer (`response`). What the model's chat template writes around them is added at tokenisation (chat_format.py), never
+as text in a row.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,10 @@ _ANSWER_FORMAT = (
     "Parameters: <JSON object; leave out what has a default unless the query asks for another value>\n"
     "Reasoning: <one sentence naming the evidence in the query>"
 )
+_HISTORY_LABEL = "\n\nEarlier in this conversation, oldest first:\n"
 _QUERY_LABEL = "\n\nQuery: "
+_NO_TOOL = "(none)"  # in place of an earlier turn's tool; no tool can have this name
+_TURN_LENGTH = 400  # characters of an earlier query that are shown
 _MAX_NESTING = 64  # of a call's parameters; code that walks them recursively must not meet Python's own limit
 _WRAPPED = re.compile(r"\s*(?:<s>)?\s*\[INST\](?P<instruction>.*?)\[/INST\]\s*", re.DOTALL)
 # What ends an answer in the templates of Mistral, ChatML, Llama and others; EOS is added during tokenisation.
@@ -31,19 +35,42 @@ _INST_TEXT = re.compile(r"\[(/?INST)\]")
 _CONTROL = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")  # all that some reader takes for the end of a line
 _SHAPE = {*ONE_SCHEMA, *SCHEMA_LISTS, *SCHEMA_MAPS}  # keywords that say what is inside a value
 _LINE_ENDS = re.compile(rf"\s*{_CONTROL.pattern}[\s{_CONTROL.pattern[1:]}*")
+_TURN = re.compile(rf"- (?P<tool>{TOOL_NAME.pattern}|{re.escape(_NO_TOOL)}): (?P<query>.*)")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An earlier turn of a conversation: what the user typed, and the tool that was chosen; None where none was."""
+
+    query: str
+    tool: str | None = None
+
+    def as_shown(self) -> str:
+        """Return the turn as the one line that a prompt shows; of a long query the beginning."""
+        query = _one_line(self.query)
+        if len(query) > _TURN_LENGTH:
+            query = query[:_TURN_LENGTH].rstrip() + "…"
+        return f"- {self.tool or _NO_TOOL}: {query}"
 
 
 # ---- text -----------------------------------------------------------------------------------------------
 
 
-def render_instruction(query: str, tools: Toolbox, *, task: str = _TASK) -> str:
-    """Write the user turn: the task, the tools, the answer format, then the query.
+def render_instruction(query: str, tools: Toolbox, history: Sequence[Turn] = (), *, task: str = _TASK) -> str:
+    """Write the user turn: the task, the tools, the answer format, the earlier turns if there are any, then the query.
 
-    The query comes last so that all rows of a dataset share one long prefix. `[INST]` and `[/INST]` are ordinary
-    text to Mistral's v0.1/v0.2 tokenizer, so inside a query they are written `(INST)` and `(/INST)`. `task` is the
-    opening sentence; evaluation rewords it to measure how much depends on it.
+    What differs from row to row comes last so that all rows of a dataset share one long prefix. `[INST]` and `[/INST]`
+    are ordinary text to Mistral's v0.1/v0.2 tokenizer, so inside a query they are written `(INST)` and `(/INST)`.
+    `history` has the newest turn last. `task` is the opening sentence; evaluation rewords it to measure how much
+    depends on it.
     """
-    return render_preamble(tools, task=task) + _QUERY_LABEL + _INST_TEXT.sub(r"(\1)", query.strip())
+    return render_preamble(tools, task=task) + render_question(query, history)
+
+
+def render_question(query: str, history: Sequence[Turn] = ()) -> str:
+    """Write what follows the tools: the earlier turns, a line each and nothing if there are none, then the query."""
+    earlier = _HISTORY_LABEL + "\n".join(turn.as_shown() for turn in history) if history else ""
+    return earlier + _QUERY_LABEL + _INST_TEXT.sub(r"(\1)", query.strip())
 
 
 def render_preamble(tools: Toolbox, *, task: str = _TASK) -> str:
@@ -59,12 +86,49 @@ def render_template(tools: Toolbox) -> str:
 
 def query_of(instruction: str) -> str:
     """Return the query inside a rendered instruction, or the whole instruction if someone else wrote it."""
-    _, found, query = instruction.partition(_ANSWER_FORMAT + _QUERY_LABEL)
-    return query if found else instruction
+    return question_of(instruction)[0]
+
+
+def question_of(instruction: str) -> tuple[str, tuple[Turn, ...]]:
+    """Return the query of a rendered instruction and its earlier turns as shown, the newest last.
+
+    An instruction that someone else wrote is a query as a whole.
+    """
+    _, query, history = _parts(instruction) or ("", instruction, ())
+    return query, history
+
+
+def with_history(instruction: str, history: Sequence[Turn]) -> str:
+    """Return a rendered instruction with other earlier turns; one that someone else wrote stays as it is."""
+    parts = _parts(instruction)
+    return parts[0] + render_question(parts[1], history) if parts else instruction
+
+
+def _parts(instruction: str) -> tuple[str, str, tuple[Turn, ...]] | None:
+    """Return what precedes the earlier turns of a rendered instruction, its query, and the turns; None for others."""
+    head, found, question = instruction.partition(_ANSWER_FORMAT)
+    if found and question.startswith(_QUERY_LABEL):
+        return head + found, question.removeprefix(_QUERY_LABEL), ()
+    if not found or not question.startswith(_HISTORY_LABEL):
+        return None
+    lines, labelled, query = question.removeprefix(_HISTORY_LABEL).partition(_QUERY_LABEL)
+    turns = [_TURN.fullmatch(line) for line in lines.split("\n")]
+    if not labelled or not all(turns):
+        return None
+    return head + found, query, tuple(Turn(turn["query"], _tool_or_none(turn["tool"])) for turn in turns if turn)
+
+
+def _tool_or_none(name: str) -> str | None:
+    return None if name == _NO_TOOL else name
+
+
+def _one_line(text: str) -> str:
+    """Return a text on one line, without what ends a turn: a line more would look like another tool or turn."""
+    return _INST_TEXT.sub(r"(\1)", _LINE_ENDS.sub(" ", text).strip())
 
 
 def _describe(tool: Tool) -> str:
-    """Write a tool on one line, whatever its texts contain: a line more would look like another tool."""
+    """Write a tool on one line, whatever its texts contain."""
     parameters = [_describe_parameter(tool, name, schema) for name, schema in tool.properties.items()]
     others = tool.parameters.get("additionalProperties", False)
     if others is not False:
@@ -72,8 +136,7 @@ def _describe(tool: Tool) -> str:
     parameters += [
         f"/{name}/: {_kind(schema)}" for name, schema in tool.parameters.get("patternProperties", {}).items()
     ]
-    description = _INST_TEXT.sub(r"(\1)", _LINE_ENDS.sub(" ", tool.description.strip()))
-    return f"- {tool.name}({_escaped(', '.join(parameters))}): {description}"
+    return f"- {tool.name}({_escaped(', '.join(parameters))}): {_one_line(tool.description)}"
 
 
 def _describe_parameter(tool: Tool, name: str, schema: Mapping[str, Any]) -> str:

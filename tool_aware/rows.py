@@ -15,8 +15,10 @@ from tool_aware.manifest import read_manifest
 from tool_aware.paths import split_name
 from tool_aware.prompt import (
     ParsedAnswer,
+    Turn,
     parse_response,
-    query_of,
+    question_of,
+    render_instruction,
     render_response,
     unwrap_instruction,
     unwrap_response,
@@ -43,7 +45,23 @@ class Row:
     @property
     def query(self) -> str:
         """Return what the user typed: the end of the instruction, or all of it in a file of another origin."""
-        return query_of(self.instruction)
+        return question_of(self.instruction)[0]
+
+    @property
+    def history(self) -> tuple[Turn, ...]:
+        """Return the earlier turns that the instruction shows, the newest last."""
+        return question_of(self.instruction)[1]
+
+    @property
+    def conversation(self) -> str:
+        """Return the earlier queries and the query, a line each: what makes a row another one than its neighbours."""
+        query, history = question_of(self.instruction)
+        return "\n".join([*(turn.query for turn in history), query])
+
+    def shows(self, tools: Toolbox) -> bool:
+        """Return whether the instruction is the one that this toolkit renders for these tools."""
+        query, history = question_of(self.instruction)
+        return self.instruction == render_instruction(query, tools, history)
 
     @property
     def answer(self) -> ParsedAnswer:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tool_aware.prompt import render_instruction, render_response
+from tool_aware.prompt import Turn, question_of, render_instruction, render_response
 from tool_aware.rows import Row
 from tool_aware.tool_library import Asked, LibraryTool, training_wordings
 from tool_aware.tools import Tool, Toolbox, ToolCall
@@ -48,8 +48,13 @@ class ToolList:
         details = {**row.metadata, "tool": answer.tool}
         if "acceptable_tools" in details:
             details["acceptable_tools"] = acceptable or [answer.tool]
-        instruction = render_instruction(row.query, self.tools, **self.wording)
-        return Row(instruction, render_response(answer), details)
+        return Row(self.instruction(row), render_response(answer), details)
+
+    def instruction(self, row: Row) -> str:
+        """Return the prompt of a row with this list; an earlier turn keeps the name of a tool that is not on it."""
+        query, history = question_of(row.instruction)
+        shown = [Turn(turn.query, self.shown.get(turn.tool or "", turn.tool)) for turn in history]
+        return render_instruction(query, self.tools, shown, **self.wording)
 
     def row_of(self, asked: Asked) -> Row:
         """Return a query of the library as a row; its tool has to be on the list."""

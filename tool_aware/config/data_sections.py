@@ -187,6 +187,18 @@ class ToolSection(Section):
         return Tool(self.name, self.description, self.parameters)
 
 
+class ConversationSection(Section):
+    """Earlier turns of the same conversation in a prompt: what the user typed, and the tool that was chosen."""
+
+    max_turns: Count = 3
+    """Turns, >= 0, the newest; 0 = every query is routed alone. A query without earlier turns has the same prompt
+    whatever stands here."""
+    max_tokens: Count = 256
+    """Tokens, >= 0, estimated, that they may take together; the oldest are left out first."""
+    max_gap_minutes: Annotated[float, Field(gt=0)] = 30.0
+    """Minutes, > 0: after a longer pause in a logged session the next query begins a new conversation."""
+
+
 class KeywordRule(Section):
     """A tool, and the words in a query that choose it."""
 

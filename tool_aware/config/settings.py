@@ -13,7 +13,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tool_aware.config.data_sections import DatabaseSection, DatasetSection, EvaluationSection, ToolSection
+from tool_aware.config.data_sections import (
+    ConversationSection,
+    DatabaseSection,
+    DatasetSection,
+    EvaluationSection,
+    ToolSection,
+)
 from tool_aware.config.problems import explain
 from tool_aware.config.sections import (
     WITHOUT_BUDGET,
@@ -57,6 +63,7 @@ class Config(Section):
     tools: Annotated[list[ToolSection], Field(min_length=2)]
     """What the agent can call: name, description and JSON Schema, in the order shown to the model. To add one, append
     an entry with three `examples` or more; evaluate it at once, or run all stages again to train on it."""
+    conversation: ConversationSection = ConversationSection()
     evaluation: EvaluationSection = EvaluationSection()
     logging: LoggingSection = LoggingSection()
 

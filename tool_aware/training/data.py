@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tool_aware.chat_format import EncodedExample, encode_example, with_heavy_name
+from tool_aware.chat_format import EncodedExample, with_heavy_name
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, listing, say, warn
 from tool_aware.data_folder import read_data_folder, refuse_other_tools
+from tool_aware.history import fit_history
 from tool_aware.paths import split_file
 from tool_aware.rows import LoadedRows, Row
 
@@ -50,23 +51,26 @@ def encode_data(
 ) -> tuple[dict[str, list[EncodedExample]], dict[str, list[Row]]]:
     """Tokenise all rows; return the examples, and the rows that they are of.
 
-    None is cut: one above max_seq_length is an error or dropped, as training.too_long says.
+    None is cut: one above max_seq_length loses its oldest earlier turns; if it has none left, it is an error or
+    dropped, as training.too_long says.
     """
     limit = config.model.max_seq_length
     encoded: dict[str, list[EncodedExample]] = {}
     kept: dict[str, list[Row]] = {}
     too_long: list[tuple[int, str]] = []
+    shortened = 0
     for split, loaded in data.items():
-        examples = [encode_example(tokenizer, row.instruction, row.response) for row in loaded.rows]
+        fitted = [fit_history(tokenizer, row, limit) for row in loaded.rows]
+        shortened += sum(turns > 0 for *_, turns in fitted)
         file = split_file(config.dataset.dir, split)
-        too_long += [(len(e), f"{file}: row {n}") for n, e in enumerate(examples, start=1) if len(e) > limit]
+        too_long += [(len(e), f"{file}: row {n}") for n, (_, e, _) in enumerate(fitted, start=1) if len(e) > limit]
         weight = config.training.tool_weight if split == "train" else 1.0
         encoded[split] = [
-            with_heavy_name(tokenizer, example, row.tool, weight)
-            for row, example in zip(loaded.rows, examples, strict=True)
-            if len(example) <= limit
+            with_heavy_name(tokenizer, example, row.tool, weight) for row, example, _ in fitted if len(example) <= limit
         ]
-        kept[split] = [row for row, example in zip(loaded.rows, examples, strict=True) if len(example) <= limit]
+        kept[split] = [row for row, example, _ in fitted if len(example) <= limit]
+    if shortened:
+        say(f"{shortened} rows are shown with fewer earlier turns, to fit model.max_seq_length")
     if too_long and config.training.too_long == "error":
         raise UserError(
             listing([f"{where}: {tokens} tokens" for tokens, where in too_long], f"example above {limit} tokens"),

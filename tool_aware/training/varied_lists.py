@@ -154,6 +154,6 @@ class StepExamples:
 
     def _rewritten(self, drawn: DrawnList, row: Row) -> Row | None:
         call: ToolCall | None = row.answer.call
-        if call is None or row.instruction != render_instruction(row.query, self._tools):
+        if call is None or not row.shows(self._tools):
             return None
         return drawn.tools.rewrite(row, call)

@@ -74,7 +74,7 @@ def load(job: Job) -> LocalModel:
             raise UserError("was replaced while it was being read", where=str(weights), fix="run this again")
         job.inputs[str(weights)] = job.adapter_sha256
     heading("Answering")
-    return LocalModel(base.eval(), adapter, tokenizer, config.evaluation, job.fallbacks)
+    return LocalModel(base.eval(), adapter, tokenizer, config.evaluation, job.fallbacks, model.max_seq_length)
 
 
 # ---- a server ---------------------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ from tool_aware.console import Fallbacks, Progress, UserError
 from tool_aware.evaluation.answering.predictions import Append, PredictionLog
 from tool_aware.evaluation.answering.tasks import Task
 from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.history import fit_history
 from tool_aware.inference.constrained import AnswerGrammar
 from tool_aware.inference.generation import Generation, generate
 from tool_aware.inference.name_scores import score_names
+from tool_aware.rows import Row
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
@@ -34,12 +36,13 @@ class LocalModel:
     tokenizer: PreTrainedTokenizerBase
     settings: EvaluationSection
     fallbacks: Fallbacks
+    limit: int  # tokens of a prompt with its answer; above it, earlier turns are left out
 
     def run(self, task: Task, log: PredictionLog) -> list[Prediction]:
         """Answer what `log` does not hold yet, batch by batch, and return all predictions in row order."""
         missing = {index: row for index, row in task.rows.items() if index not in log.done}
         if missing:
-            prompts = {index: encode_prompt(self.tokenizer, row.instruction) for index, row in missing.items()}
+            prompts = {index: self._prompt(row) for index, row in missing.items()}
             batches = self._choose(task, prompts) if task.kind == "choice" else self._answer(task, prompts)
             with (
                 self._switched(task.uses_adapter),
@@ -48,6 +51,12 @@ class LocalModel:
             ):
                 _append_all(batches, append, Progress(task.name, len(missing)))
         return [log.done[index] for index in task.rows]
+
+    def _prompt(self, row: Row) -> list[int]:
+        """Return a prompt as training has it (`training.data.encode_data`)."""
+        if not row.history:
+            return encode_prompt(self.tokenizer, row.instruction)
+        return fit_history(self.tokenizer, row, self.limit)[1].prompt
 
     def _switched(self, uses_adapter: bool) -> AbstractContextManager[None]:
         """Return a context in which the adapter is off, unless the task uses it or there is none."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from tool_aware.evaluation.scoring.intervals import Figure, difference, proportion
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
 from tool_aware.evaluation.scoring.metrics import Metrics
-from tool_aware.prompt import render_instruction
 from tool_aware.rows import Row
 from tool_aware.text import spread_evenly
 from tool_aware.tool_library import LibraryTool, held_out_tools, held_out_wordings
@@ -68,7 +67,7 @@ def make_variants(rows: Mapping[int, Row], tools: Toolbox, *, seed: int, no_tool
 
     Rows whose instruction this toolkit did not render are left out: the place of their tool list is unknown.
     """
-    own = {index: row for index, row in rows.items() if row.instruction == render_instruction(row.query, tools)}
+    own = {index: row for index, row in rows.items() if row.shows(tools)}
     own = {index: own[index] for index in spread_evenly(list(own), MOST_ROWS)}
     if not own:
         return []
@@ -88,10 +87,7 @@ def make_variants(rows: Mapping[int, Row], tools: Toolbox, *, seed: int, no_tool
 
 def _instructed(rows: Mapping[int, Row], listed: ToolList) -> dict[int, Row]:
     """Return the rows with the prompts of a list; their answers keep the real names, by which they are judged."""
-    return {
-        index: replace(row, instruction=render_instruction(row.query, listed.tools, **listed.wording))
-        for index, row in rows.items()
-    }
+    return {index: replace(row, instruction=listed.instruction(row)) for index, row in rows.items()}
 
 
 def _other_name(tool: Tool, seed: int) -> str:

@@ -1,0 +1,45 @@
+"""The earlier turns of a conversation, as many as a prompt may show; the oldest are left out first."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tool_aware.chat_format import EncodedExample, encode_example
+from tool_aware.config.data_sections import ConversationSection
+from tool_aware.prompt import Turn, with_history
+from tool_aware.rows import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TOKENS_PER_BYTE = 0.29  # of UTF-8: Mistral's tokenizer needs 0.22 for English, 0.3 for Polish or Japanese
+
+
+def shown_turns(history: Sequence[Turn], limits: ConversationSection) -> tuple[Turn, ...]:
+    """Return the newest turns that `limits` allows, the newest last.
+
+    Tokens are estimated from bytes, so that rows are the same whatever tokenizer is at hand.
+    """
+    newest_first = list(reversed(history))[: limits.max_turns]
+    tokens = itertools.accumulate(math.ceil(_TOKENS_PER_BYTE * len(turn.as_shown().encode())) for turn in newest_first)
+    kept = [turn for turn, total in zip(newest_first, tokens, strict=True) if total <= limits.max_tokens]
+    return tuple(reversed(kept))
+
+
+def fit_history(tokenizer: PreTrainedTokenizerBase, row: Row, limit: int) -> tuple[Row, EncodedExample, int]:
+    """Drop a row's oldest turns until it has at most `limit` tokens with its answer.
+
+    Returns the row, its tokens, and how many turns were dropped: none of a row that is too long without any.
+    """
+    example = encode_example(tokenizer, row.instruction, row.response)
+    history = row.history if len(example) > limit else ()
+    for dropped in range(1, len(history) + 1):
+        shorter = replace(row, instruction=with_history(row.instruction, history[dropped:]))
+        fitted = encode_example(tokenizer, shorter.instruction, shorter.response)
+        if len(fitted) <= limit:
+            return shorter, fitted, dropped
+    return row, example, 0

@@ -52,6 +52,7 @@ FLOORS = {
             "tool_library",
             "tool_lists",
             "history",
+            "keyword_rules",
             "text",
             "rows",
             "lineage",

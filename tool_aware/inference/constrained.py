@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ def _problem(tools: Toolbox, schemas: dict[str, dict[str, Any]]) -> str:
 
 
 class AnswerGrammar:
-    """The compiled grammar of the tools' answers; `processor(rows)` makes a logits processor for one batch.
+    """The compiled grammar of the tools' answers; `processor(members)` makes a logits processor for one batch.
 
     `vocabulary` is the number of scores of the model; without it, that of the tokenizer. Raises UserError if llguidance
     cannot read the tokenizer.
@@ -89,9 +89,19 @@ class AnswerGrammar:
             if matcher.is_error():  # readable_schemas has compiled them
                 raise ValueError(f"llguidance refuses the tools' schemas: {matcher.get_error()}")
 
-    def processor(self, rows: int) -> GrammarProcessor:
-        """Start `rows` answers."""
-        return GrammarProcessor([self._start.deep_copy() for _ in range(rows)], self._end_id)
+    def processor(self, members: Sequence[int], begun: Mapping[int, Sequence[int]] | None = None) -> GrammarProcessor:
+        """Start the answers to the prompts of some indices; `begun` are tokens that are there already, by index.
+
+        Raises ValueError for tokens with which no answer begins.
+        """
+        matchers = []
+        for member in members:
+            matcher = self._start.deep_copy()
+            ids = list((begun or {}).get(member, ()))
+            if ids and not matcher.consume_tokens(ids):
+                raise ValueError(f"no answer begins with {self.text_of(ids)!r}")
+            matchers.append(matcher)
+        return GrammarProcessor(matchers, self._end_id)
 
     def accepted(self, ids: Sequence[int]) -> int:
         """Return how many of an answer's tokens decoding could choose, one after the other; the last one is its end."""

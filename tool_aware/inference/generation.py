@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tool_aware.console import Fallbacks
-from tool_aware.inference.prefix_cache import PrefixCache, prefill, shared_prefix_length
+from tool_aware.inference.prefix_cache import Prefix, PrefixCache
 from tool_aware.model.base import cache_arguments
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def generate(
     eos_id: int,
     max_new_tokens: int,
     batch_size: int,
-    make_processor: Callable[[int], ScoreProcessor] | None = None,
+    make_processor: Callable[[list[int]], ScoreProcessor] | None = None,
     uses_cuda_graph: bool = True,
     fallbacks: Fallbacks | None = None,
 ) -> Iterator[list[tuple[int, Generation]]]:
@@ -106,51 +106,53 @@ def generate(
 
     `make_processor(members)` returns, for each batch anew, a transformers-style logits processor: it is called with the
     tokens so far (rows, step) and the scores (rows, vocabulary), and returns the scores to choose from. The first
-    `members` rows are answers, the rest fill the batch.
+    `len(members)` rows are the answers to the prompts of these indices, the rest fill the batch.
     `uses_cuda_graph` has no effect without a GPU; that a step could not be captured is added to `fallbacks`.
     """
-    prefix = shared_prefix_length(prompts)
     batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
-    rows, longest = len(batches[0]), max(map(len, prompts))
-    capacity = math.ceil((longest + max_new_tokens) / COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
-    cache = prefill(model, prompts[0][:prefix]).expanded(rows, capacity)
-    decoding = _Decoding(
+    decoder = BatchDecoder(
         model,
-        cache,
+        Prefix.shared_by(model, prompts),
+        rows=len(batches[0]),
+        longest=max(map(len, prompts)),
         eos_id=eos_id,
         max_new_tokens=max_new_tokens,
         uses_cuda_graph=uses_cuda_graph,
         fallbacks=Fallbacks() if fallbacks is None else fallbacks,
     )
     for members in batches:
-        batch = make_batch(prompts, members, rows, prefix, model.device)
-        answers = decoding.run(batch, make_processor(len(members)) if make_processor else None)
+        answers = decoder.run(prompts, members, make_processor(members) if make_processor else None)
         yield list(zip(members, answers, strict=False))
 
 
-class _Decoding:
-    """The decoding loop over buffers whose shapes and addresses never change.
+class BatchDecoder:
+    """The decoding loop for batches of `rows` prompts that begin with `prefix` and have `longest` tokens at most.
 
-    Buffers: `logits` (rows, vocabulary), made for the first batch; `tokens` (rows, 1), the ones just chosen;
-    `positions` (rows, 1); `column` (1,), where they are stored; `is_visible` (rows, 1, 1, capacity).
+    Shapes and addresses of its buffers never change: `logits` (rows, vocabulary), made for the first batch; `tokens`
+    (rows, 1), the ones just chosen; `positions` (rows, 1); `column` (1,), where they are stored; `is_visible`
+    (rows, 1, 1, capacity).
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        cache: PrefixCache,
+        prefix: Prefix,
         *,
+        rows: int,
+        longest: int,
         eos_id: int,
         max_new_tokens: int,
-        uses_cuda_graph: bool,
+        uses_cuda_graph: bool = True,
         fallbacks: Fallbacks,
     ) -> None:
         import torch
 
-        self.model, self.cache, self.eos_id, self.max_new_tokens = model, cache, eos_id, max_new_tokens
+        self.model, self.eos_id, self.max_new_tokens = model, eos_id, max_new_tokens
+        self.rows, self.longest, self.prefix = rows, longest, len(prefix)
         self.uses_cuda_graph, self.fallbacks = uses_cuda_graph, fallbacks
-        rows, _, capacity, _ = cache.keys[0].shape
-        device = cache.keys[0].device
+        capacity = math.ceil((longest + max_new_tokens) / COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
+        self.cache: PrefixCache = prefix.cache.expanded(rows, capacity)
+        device = model.device
         self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.positions = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.column = torch.zeros(1, dtype=torch.long, device=device)
@@ -158,10 +160,13 @@ class _Decoding:
         self.logits: torch.Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def run(self, batch: Batch, processor: ScoreProcessor | None) -> list[Generation]:
-        """Answer one batch."""
+    def run(
+        self, prompts: Sequence[Sequence[int]], members: list[int], processor: ScoreProcessor | None = None
+    ) -> list[Generation]:
+        """Answer the prompts of some indices, `rows` at most; `processor` is as in `generate`."""
         import torch
 
+        batch = make_batch(prompts, members, self.rows, self.prefix, self.model.device)
         with torch.inference_mode():
             history = self._decode(batch, processor)
         return [self._cut(ids) for ids in history[: len(batch.members)].tolist()]

@@ -18,7 +18,7 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from tool_aware.inference.generation import Batch, make_batch, plan_batches
-from tool_aware.inference.prefix_cache import PrefixCache, prefill, shared_prefix_length
+from tool_aware.inference.prefix_cache import Prefix, PrefixCache
 from tool_aware.model.base import cache_arguments
 
 if TYPE_CHECKING:
@@ -68,20 +68,22 @@ def score_names(
     names: Mapping[str, Sequence[int]],
     *,
     batch_size: int,
+    prefix: Prefix | None = None,
 ) -> Iterator[list[tuple[int, dict[str, float]]]]:
     """Yield (prompt index, name -> natural log-probability), batch by batch, for every name behind every prompt.
 
-    `prompts` end with the answer's `Tool:`; `names` are the token ids that follow it (`prompt.tool_name_tokens`).
+    `prompts` end with the answer's `Tool:`; `names` are the token ids that follow it (`chat_format.tool_name_tokens`).
+    `prefix` has been run through the model before; all prompts begin with it. Without it, what they share is run.
     """
     import torch
 
     trie = NameTrie.of(names)
-    prefix = shared_prefix_length(prompts)
+    prefix = Prefix.shared_by(model, prompts) if prefix is None else prefix
     batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
     rows, longest = len(batches[0]), max(map(len, prompts))
-    cache = prefill(model, prompts[0][:prefix]).expanded(rows, longest + len(trie.tokens))
+    cache = prefix.cache.expanded(rows, longest + len(trie.tokens))
     for members in batches:
-        batch = make_batch(prompts, members, rows, prefix, model.device)
+        batch = make_batch(prompts, members, rows, len(prefix), model.device)
         with torch.inference_mode():
             scores = _log_probabilities(_forward(model, cache, batch, trie), trie)
         yield [(row, dict(zip(trie.paths, values, strict=True))) for row, values in zip(members, scores, strict=False)]
@@ -127,3 +129,13 @@ def probabilities(log_scores: Mapping[str, float], *, temperature: float = 1.0) 
     weights = {name: math.exp((score - peak) / temperature) for name, score in log_scores.items()}
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
+
+
+def cheapest(p: Mapping[str, float], costs: Mapping[str, Mapping[str, float]], abstain: float) -> str | None:
+    """Return the tool of least expected cost; None where abstaining costs less.
+
+    `costs` is right tool -> chosen tool -> cost, `p` the tools' probabilities.
+    """
+    expected = {chosen: sum(p[right] * costs[right][chosen] for right in p) for chosen in p}
+    best = min(expected, key=expected.__getitem__)
+    return best if expected[best] <= abstain else None

@@ -14,6 +14,7 @@ columns are masked, never attended to, and take no position.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.model.base import cache_arguments
@@ -67,19 +68,40 @@ def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     return min(common_prefix_length([list(prompt) for prompt in prompts]), min(map(len, prompts)) - 1)
 
 
-def prefill(model: PreTrainedModel, prefix: Sequence[int]) -> PrefixCache:
-    """Run the shared prefix through `model` once; the returned cache has one row and is exactly full."""
-    import torch
+@dataclass(frozen=True)
+class Prefix:
+    """The tokens that prompts begin with, and their keys and values: a cache of one row, exactly full."""
 
-    device = model.device
-    columns = torch.arange(len(prefix), device=device)
-    cache = PrefixCache(columns)
-    with torch.inference_mode():
-        model(
-            input_ids=torch.tensor([prefix], device=device),
-            attention_mask=(columns[None, :] <= columns[:, None])[None, None],  # (1, 1, prefix, prefix)
-            position_ids=columns[None],
-            **cache_arguments(model, cache),
-            logits_to_keep=1,
-        )
-    return cache
+    ids: tuple[int, ...]
+    cache: PrefixCache
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def begins(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Return whether all prompts begin with these tokens, with at least one more behind them."""
+        size = len(self.ids)
+        return all(len(prompt) > size and tuple(prompt[:size]) == self.ids for prompt in prompts)
+
+    @classmethod
+    def shared_by(cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prefix:
+        """Run what all prompts begin with through `model` once."""
+        return cls.of(model, prompts[0][: shared_prefix_length(prompts)])
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, ids: Sequence[int]) -> Prefix:
+        """Run tokens through `model` once."""
+        import torch
+
+        device = model.device
+        columns = torch.arange(len(ids), device=device)
+        cache = PrefixCache(columns)
+        with torch.inference_mode():
+            model(
+                input_ids=torch.tensor([ids], device=device),
+                attention_mask=(columns[None, :] <= columns[:, None])[None, None],  # (1, 1, ids, ids)
+                position_ids=columns[None],
+                **cache_arguments(model, cache),
+                logits_to_keep=1,
+            )
+        return cls(tuple(ids), cache)

@@ -76,7 +76,7 @@ def accepts(grammar, tokenizer, answer):
     """Whether llguidance lets every token of an answer pass, its end included."""
     import torch
 
-    processor = grammar.processor(1)
+    processor = grammar.processor([0])
     ids = encode_example(tokenizer, "x", answer).completion
     for step, token in enumerate(ids):
         scores = processor(torch.tensor([ids[:step]], dtype=torch.long), torch.zeros(1, 32000))

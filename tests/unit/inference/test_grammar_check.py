@@ -162,7 +162,7 @@ def test_a_byte_level_model_of_random_weights_answers_well_formed(byte_level_tok
 
 
 def test_a_token_that_is_refused_in_the_middle_of_an_answer_stops_the_run(tokenizer, config):
-    processor = AnswerGrammar(tokenizer, config.toolbox, vocabulary=32000).processor(1)
+    processor = AnswerGrammar(tokenizer, config.toolbox, vocabulary=32000).processor([0])
     processor(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 32000))
     with pytest.raises(UserError, match=r"broke off within an answer: .*llguidance") as caught:
         processor(torch.tensor([[100]]), torch.zeros(1, 32000))

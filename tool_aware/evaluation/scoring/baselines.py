@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from tool_aware.config.data_sections import KeywordRouterSection
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
+from tool_aware.keyword_rules import keyword_rules
 from tool_aware.rows import Row
 
 if TYPE_CHECKING:
@@ -57,18 +57,9 @@ def majority(labels: Sequence[str]) -> Chooser:
 
 
 def keyword_router(router: KeywordRouterSection, tools: Sequence[str]) -> Chooser:
-    """Return a chooser by the first rule of which a word occurs in the query, among the rules of tools on offer."""
-    rules = [
-        (rule.tool, re.compile(rf"\b(?:{'|'.join(map(re.escape, rule.words))})\b", re.IGNORECASE))
-        for rule in router.rules
-        if rule.tool in tools and rule.words
-    ]
-    otherwise = next((tool for tool in tools if tool == router.otherwise), tools[0])
-
-    def choose(queries: Sequence[str]) -> list[Choice]:
-        return [(next((tool for tool, words in rules if words.search(query)), otherwise), None) for query in queries]
-
-    return choose
+    """Return a chooser by the agent's present rules."""
+    choose = keyword_rules(router, tools)
+    return lambda queries: [(choose(query), None) for query in queries]
 
 
 def tfidf_regression(queries: Sequence[str], labels: Sequence[str]) -> Chooser:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tool_aware.config.data_sections import CostsSection
 from tool_aware.evaluation.scoring.intervals import Estimate, Figure, known, proportion
-from tool_aware.inference.name_scores import probabilities
+from tool_aware.inference.name_scores import cheapest, probabilities
 from tool_aware.rows import Row
 
 BINS = 10
@@ -173,26 +173,24 @@ def _accepted(decisions: Sequence[tuple[float, bool]], threshold: float | None) 
 # ---- costs ------------------------------------------------------------------------------------------------
 
 
-def cost_of(costs: CostsSection, right: str, chosen: str) -> float:
-    """Return the cost of choosing `chosen` where `right` is right."""
+def cost_matrix(costs: CostsSection, tools: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return right tool -> chosen tool -> the cost of that choice."""
+    return {right: {chosen: _cost_of(costs, right, chosen) for chosen in tools} for right in tools}
+
+
+def _cost_of(costs: CostsSection, right: str, chosen: str) -> float:
     return 0.0 if right == chosen else costs.pairs.get(right, {}).get(chosen, costs.wrong)
-
-
-def cheapest(p: Mapping[str, float], costs: CostsSection) -> str | None:
-    """Return the tool of least expected cost, or None where abstaining costs less."""
-    expected = {chosen: sum(p[right] * cost_of(costs, right, chosen) for right in p) for chosen in p}
-    best = min(expected, key=expected.__getitem__)
-    return best if expected[best] <= costs.abstain else None
 
 
 def _cost_policy(test: Sequence[Mapping[str, float]], rows: Sequence[Row], costs: CostsSection) -> CostPolicy:
     def paid(chosen: str | None, row: Row) -> float:
         if chosen is None:
             return costs.abstain
-        return 0.0 if chosen in row.acceptable_tools else cost_of(costs, row.tool, chosen)
+        return 0.0 if chosen in row.acceptable_tools else _cost_of(costs, row.tool, chosen)
 
     acting = [paid(max(p, key=p.__getitem__), row) for p, row in zip(test, rows, strict=True)]
-    careful = [cheapest(p, costs) for p in test]
+    matrix = cost_matrix(costs, list(test[0]))
+    careful = [cheapest(p, matrix, costs.abstain) for p in test]
     return CostPolicy(
         always_act=sum(acting) / len(test),
         least_expected_cost=sum(paid(chosen, row) for chosen, row in zip(careful, rows, strict=True)) / len(test),
@@ -204,11 +202,15 @@ def routing_thresholds(
     calibration: Calibration, costs: CostsSection, tools: Sequence[str], **origin: Any
 ) -> dict[str, Any]:
     """Return what an agent needs to act on the router's confidence: numbers, and how to apply them."""
-    matrix = {right: {chosen: cost_of(costs, right, chosen) for chosen in tools} for right in tools}
+    matrix = cost_matrix(costs, tools)
     return {
         "temperature": calibration.temperature,
         "threshold": asdict(calibration.threshold),
-        "costs": {"right_tool_to_chosen_tool": matrix, "abstain": costs.abstain, **asdict(calibration.costs)},
+        "costs": {
+            "right_tool_to_chosen_tool": matrix,
+            "abstain": costs.abstain,
+            **asdict(calibration.costs),
+        },
         "how_to_apply": [
             "score(tool) = sum of log-probabilities of the tokens of ' <tool>\\n' behind the prompt and 'Tool:'",
             "p = softmax(score / temperature) over the tools; the confidence is the largest p",

@@ -7,13 +7,14 @@ from tool_aware.config.data_sections import CostsSection
 from tool_aware.evaluation.scoring.calibration import (
     calibrate,
     calibration_error,
-    cheapest,
     choose_threshold,
+    cost_matrix,
     fit_temperature,
     reliability,
     risk_coverage,
     routing_thresholds,
 )
+from tool_aware.inference.name_scores import cheapest
 from tool_aware.rows import Row
 
 TOOLS = ["rag", "web", "chat"]
@@ -69,9 +70,10 @@ def test_a_precision_out_of_reach_gives_no_threshold():
 
 def test_a_costly_mistake_is_avoided_even_when_it_is_the_likelier_tool():
     costs = CostsSection(wrong=1, abstain=0.9, pairs={"chat": {"web": 5.0}})
-    assert cheapest({"rag": 0.0, "web": 0.55, "chat": 0.45}, costs) == "chat"
-    assert cheapest({"rag": 0.0, "web": 0.55, "chat": 0.45}, CostsSection(abstain=0.5)) == "web"
-    assert cheapest({"rag": 0.0, "web": 0.55, "chat": 0.45}, CostsSection(abstain=0.4)) is None
+    p = {"rag": 0.0, "web": 0.55, "chat": 0.45}
+    assert cheapest(p, cost_matrix(costs, list(p)), 0.9) == "chat"
+    assert cheapest(p, cost_matrix(CostsSection(), list(p)), 0.5) == "web"
+    assert cheapest(p, cost_matrix(CostsSection(), list(p)), 0.4) is None
 
 
 def test_the_thresholds_file_lets_another_program_reach_the_same_decision():

@@ -202,7 +202,7 @@ def add_paraphrases(
     if not is_isolated:
         fallbacks.add(UNISOLATED)
     endpoint, folder, wanted = endpoint_of(environment), config.dataset.dir, config.dataset.paraphrases
-    sources = [row for row in collected.rows if row.metadata["source"] == "synthetic"]
+    sources = [row for row in collected.rows if row.metadata["source"] == "synthetic" and not row.history]
     random.Random(f"{config.dataset.seed}/paraphrases").shuffle(sources)  # all tools from the first request on
     known = [row.query for row in collected.rows]
     progress = Progress("paraphrases", wanted)

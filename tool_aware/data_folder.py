@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, listing
 from tool_aware.manifest import one_set
 from tool_aware.paths import split_file, split_name
-from tool_aware.rows import SPLITS, LoadedRows, Row, load_rows
-from tool_aware.text import normalised, shortened
+from tool_aware.prompt import query_of
+from tool_aware.rows import SPLITS, LoadedRows, Row, identity_of, load_rows
+from tool_aware.text import shortened
 from tool_aware.tools import Toolbox
 
 
@@ -40,8 +41,8 @@ def read_data_folder(folder: Path, tools: Toolbox, required: Sequence[str] = ())
         present = [split for split in SPLITS if split in required or split_file(folder, split).is_file()]
         rows = load_all({split: split_file(folder, split) for split in present}, tools)
     data = DataFolder(folder, rows, manifest)
-    pairs = {split: [(row.query, name_of_group(row.metadata)) for row in part.rows] for split, part in rows.items()}
-    refuse_mixed(folder, data.changed, pairs)
+    known = {split: [Known.of(row.instruction, row.metadata) for row in part.rows] for split, part in rows.items()}
+    refuse_mixed(folder, data.changed, known)
     return data
 
 
@@ -67,21 +68,33 @@ def changed_splits(manifest: Mapping[str, Any] | None, hashes: Mapping[str, str]
     return [split for split, sha256 in hashes.items() if manifest["outputs"].get(split_name(split)) != sha256]
 
 
-def refuse_mixed(folder: Path, changed: Sequence[str], rows: Mapping[str, Sequence[tuple[str, str | None]]]) -> None:
+class Known(NamedTuple):
+    """What tells whether a row is known: its query, its conversation as `identity_of` spells it, and its group."""
+
+    query: str
+    identity: str
+    group: str | None
+
+    @classmethod
+    def of(cls, instruction: str, metadata: Mapping[str, object]) -> Known:
+        """Return these of a row."""
+        return cls(query_of(instruction), identity_of(instruction), name_of_group(metadata))
+
+
+def refuse_mixed(folder: Path, changed: Sequence[str], rows: Mapping[str, Sequence[Known]]) -> None:
     """Raise UserError if a file that is not the manifest's shares queries or groups between train and held-out rows.
 
-    Rows are pairs of query and group. prepare_dataset.py writes no such set: the files are of different runs, or rows
-    were moved by hand.
+    prepare_dataset.py writes no such set: the files are of different runs, or rows were moved by hand.
     """
     train = rows.get("train", ())
-    queries = {normalised(query): number for number, (query, _) in enumerate(train, start=1)}
-    groups = {group: number for number, (_, group) in enumerate(train, start=1) if group}
+    queries = {row.identity: number for number, row in enumerate(train, start=1)}
+    groups = {row.group: number for number, row in enumerate(train, start=1) if row.group}
     shared = []
     for split in rows:
         if split == "train" or not {split, "train"} & set(changed):
             continue
-        for number, (query, group) in enumerate(rows[split], start=1):
-            same, related = queries.get(normalised(query)), groups.get(group) if group else None
+        for number, (query, identity, group) in enumerate(rows[split], start=1):
+            same, related = queries.get(identity), groups.get(group) if group else None
             if same or related:
                 what = f"is row {same}" if same else f"has the group {group}, as row {related}"
                 shared.append(f"{split_name(split)}: row {number} {what} of train.json: {shortened(query)!r}")
@@ -103,12 +116,12 @@ def refuse_other_tools(data: DataFolder, config: Config) -> None:
 
 
 def refuse_test_rows_in_train(test: Sequence[Row], train: Sequence[Row], path: Path) -> None:
-    """Raise UserError with the rows of the test file, `path`, whose query is in train as well."""
-    trained_on = {normalised(row.query): number for number, row in enumerate(train, start=1)}
+    """Raise UserError with the rows of the test file, `path`, whose conversation is in train as well."""
+    trained_on = {row.identity: number for number, row in enumerate(train, start=1)}
     problems = [
-        f"{path}: row {number} is row {trained_on[normalised(row.query)]} of train.json: {row.query[:60]!r}"
+        f"{path}: row {number} is row {trained_on[identity]} of train.json: {row.query[:60]!r}"
         for number, row in enumerate(test, start=1)
-        if normalised(row.query) in trained_on
+        if (identity := row.identity) in trained_on
     ]
     if problems:
         raise UserError(

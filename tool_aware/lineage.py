@@ -10,9 +10,8 @@ from pathlib import Path
 from tool_aware.files import checked_as, read_as, sha256_of
 from tool_aware.manifest import read_manifest
 from tool_aware.paths import ADAPTER_PICKLE_NAME, ADAPTER_RECORD_NAME, ADAPTER_WEIGHTS_NAME, MANIFEST_NAME, split_name
-from tool_aware.prompt import query_of, unwrap_instruction
-from tool_aware.rows import Row, row_objects
-from tool_aware.text import normalised
+from tool_aware.prompt import unwrap_instruction
+from tool_aware.rows import Row, identity_of, row_objects
 
 _WEIGHTS = (ADAPTER_WEIGHTS_NAME, ADAPTER_PICKLE_NAME)
 
@@ -27,13 +26,13 @@ class TrainingRun:
     train_sha256: str | None
 
     def train_queries(self) -> frozenset[str] | None:
-        """Return the normalised queries of its train.json; None if that file is gone or has changed since."""
+        """Return its train.json as `identity_of` spells its rows; None if that file is gone or has changed since."""
         path = Path(self.train or "")
         if not path.is_file() or sha256_of(path) != self.train_sha256:
             return None
         digest = hashlib.sha256()
         items = row_objects(path, digest)
-        queries = frozenset(normalised(query_of(unwrap_instruction(item["instruction"])[0])) for item in items)
+        queries = frozenset(identity_of(unwrap_instruction(item["instruction"])[0]) for item in items)
         return queries if digest.hexdigest() == self.train_sha256 else None  # it may have changed in between
 
 
@@ -69,5 +68,5 @@ def runs_behind(model: Path) -> list[TrainingRun]:
 
 
 def rows_seen_in_training(rows: Sequence[Row], train_queries: frozenset[str]) -> list[int]:
-    """Return the numbers, from 1, of the rows whose query is among `train_queries`."""
-    return [number for number, row in enumerate(rows, start=1) if normalised(row.query) in train_queries]
+    """Return the numbers, from 1, of the rows whose conversation is among `train_queries`."""
+    return [number for number, row in enumerate(rows, start=1) if row.identity in train_queries]

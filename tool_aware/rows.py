@@ -23,7 +23,7 @@ from tool_aware.prompt import (
     unwrap_instruction,
     unwrap_response,
 )
-from tool_aware.text import shortened
+from tool_aware.text import normalised, shortened
 from tool_aware.text_files import JsonLine, is_json_array, json_items, read_json_text, text_format, unusable
 from tool_aware.tools import Tool, Toolbox
 
@@ -58,6 +58,11 @@ class Row:
         query, history = question_of(self.instruction)
         return "\n".join([*(turn.query for turn in history), query])
 
+    @property
+    def identity(self) -> str:
+        """Return what equal rows have in common: see `identity_of`."""
+        return identity_of(self.instruction)
+
     def shows(self, tools: Toolbox) -> bool:
         """Return whether the instruction is the one that this toolkit renders for these tools."""
         query, history = question_of(self.instruction)
@@ -77,6 +82,15 @@ class Row:
     def acceptable_tools(self) -> tuple[str, ...]:
         """Return every tool that counts as right; more than one only where the query is ambiguous."""
         return tuple(self.metadata.get("acceptable_tools") or (self.tool,))
+
+
+def identity_of(instruction: str) -> str:
+    """Return the earlier queries and the query as `normalised` spells them, a line each.
+
+    Equal ones are the same conversation. The last line is the query's, and without history the only one.
+    """
+    query, history = question_of(instruction)
+    return "\n".join(normalised(text) for text in (*(turn.query for turn in history), query))
 
 
 @dataclass(frozen=True)

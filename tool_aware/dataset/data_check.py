@@ -22,10 +22,10 @@ from tool_aware.data_folder import (
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.previews import load_local_tokenizer
 from tool_aware.dataset.redaction import Redactor, kinds_in
-from tool_aware.dataset.similarity import nearest
+from tool_aware.dataset.similarity import compared, nearest
 from tool_aware.paths import split_file, split_name
 from tool_aware.rows import SPLITS, LoadedRows
-from tool_aware.text import normalised, shortened
+from tool_aware.text import shortened
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def secrets_in_rows(loaded: Mapping[str, LoadedRows]) -> list[str]:
         numbers = []
         for number, row in enumerate(part.rows, start=1):
             call = row.answer.call
-            if in_row := kinds_in([row.query, dict(call.parameters) if call else {}]):
+            if in_row := kinds_in([row.conversation, dict(call.parameters) if call else {}]):
                 kinds.update(in_row)
                 numbers.append(number)
         if numbers:
@@ -189,19 +189,19 @@ def leakage(loaded: Mapping[str, LoadedRows]) -> list[Leakage]:
     """Return the queries of val and test that train has as well, or nearly."""
     if "train" not in loaded:
         return []
-    train = [row.query for row in loaded["train"].rows]
-    known = set(map(normalised, train))
+    train = loaded["train"].rows
+    known = {row.identity for row in train}
     found = []
     for name in SPLITS[1:]:
         if name not in loaded:
             continue
-        queries = [row.query for row in loaded[name].rows]
-        exact = sum(normalised(query) in known for query in queries)
-        values, indices, _ = nearest(queries, train)
+        rows = loaded[name].rows
+        exact = sum(row.identity in known for row in rows)
+        values, indices, _ = nearest(list(map(compared, rows)), list(map(compared, train)))
         near = [at for at, value in enumerate(values) if value >= NEAR_DUPLICATE]
         if near:
             redactor = Redactor()
-            first, second = redactor.redact(queries[near[0]]), redactor.redact(train[indices[near[0]]])
+            first, second = redactor.redact(rows[near[0]].query), redactor.redact(train[indices[near[0]]].query)
             example = f"{shortened(first)!r} and {shortened(second)!r}"
             found.append(Leakage(name, exact, len(near) - exact, example))
     return found

@@ -1,13 +1,12 @@
-"""Removal of rows whose query equals that of an earlier row, or nearly so."""
+"""Removal of rows whose conversation equals that of an earlier row, or nearly so."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tool_aware.dataset.similarity import GramIndex
+from tool_aware.dataset.similarity import GramIndex, compared
 from tool_aware.rows import Row
-from tool_aware.text import normalised
 
 NEAR_DUPLICATE = 0.85  # cosine of trigram sets from which on two queries count as the same question
 
@@ -27,7 +26,7 @@ def group_of(row: Row, number: int) -> str:
 
 
 def deduplicate(rows: Sequence[Row], threshold: float = NEAR_DUPLICATE) -> Deduplicated:
-    """Drop every row whose query equals, or across groups nearly equals, that of an earlier row that stays.
+    """Drop every row whose conversation equals, or across groups nearly equals, that of an earlier row that stays.
 
     Within a group near-duplicates are wanted (typos of one sentence, the two sides of a contrast pair) and harmless,
     as a group never spans two splits.
@@ -35,7 +34,7 @@ def deduplicate(rows: Sequence[Row], threshold: float = NEAR_DUPLICATE) -> Dedup
     seen: set[str] = set()
     distinct: list[Row] = []
     for row in rows:
-        key = normalised(row.query)
+        key = row.identity
         if key not in seen:
             seen.add(key)
             distinct.append(row)
@@ -43,7 +42,7 @@ def deduplicate(rows: Sequence[Row], threshold: float = NEAR_DUPLICATE) -> Dedup
         return Deduplicated([], len(rows), 0)
     groups = [group_of(row, number) for number, row in enumerate(distinct)]
     dropped: set[int] = set()
-    for pair in GramIndex([row.query for row in distinct]).pairs(threshold, groups):
+    for pair in GramIndex([compared(row) for row in distinct]).pairs(threshold, groups):
         if pair.first not in dropped:
             dropped.add(pair.second)
     kept = [row for number, row in enumerate(distinct) if number not in dropped]

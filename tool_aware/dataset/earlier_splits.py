@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tool_aware.console import UserError
-from tool_aware.data_folder import changed_splits, name_of_group, refuse_mixed
+from tool_aware.data_folder import Known, changed_splits, name_of_group, refuse_mixed
 from tool_aware.manifest import one_set
 from tool_aware.paths import split_file
-from tool_aware.prompt import query_of, unwrap_instruction
+from tool_aware.prompt import unwrap_instruction
 from tool_aware.rows import SPLITS, Row, row_objects
-from tool_aware.text import normalised
 
 
 @dataclass(frozen=True)
 class EarlierSplits:
-    """Queries, as `normalised()` spells them, and groups of the earlier rows by split."""
+    """Conversations, as `identity_of()` spells them, and groups of the earlier rows by split."""
 
     folder: Path
     sha256: Mapping[str, str]  # by file name
@@ -33,7 +32,7 @@ class EarlierSplits:
         queries.
         """
         rows = list(rows)
-        queries = {normalised(row.query) for row in rows}
+        queries = {row.identity for row in rows}
         names = {name for row in rows if (name := name_of_group(row.metadata))}
         for known, found in ((self.queries, queries), (self.groups, names)):
             for split in reversed(SPLITS):
@@ -42,8 +41,8 @@ class EarlierSplits:
         return None
 
     def is_in_train(self, row: Row) -> bool:
-        """Return whether the query is in the earlier train.json."""
-        return normalised(row.query) in self.queries.get("train", ())
+        """Return whether the conversation is in the earlier train.json."""
+        return row.identity in self.queries.get("train", ())
 
 
 def read_earlier_splits(folder: Path) -> EarlierSplits:
@@ -60,12 +59,12 @@ def read_earlier_splits(folder: Path) -> EarlierSplits:
     with one_set(folder) as manifest:
         items = {name: list(row_objects(path, hashes[name])) for name, path in paths.items()}
     sha256 = {name: digest.hexdigest() for name, digest in hashes.items()}
-    rows = {name: [(_query(item), name_of_group(item.get("metadata") or {})) for item in items[name]] for name in items}
+    rows = {name: list(map(_known, part)) for name, part in items.items()}
     refuse_mixed(folder, changed_splits(manifest, sha256), rows)
-    queries = {name: frozenset(normalised(query) for query, _ in part) for name, part in rows.items()}
-    groups = {name: frozenset(group for _, group in part if group) for name, part in rows.items()}
+    queries = {name: frozenset(row.identity for row in part) for name, part in rows.items()}
+    groups = {name: frozenset(row.group for row in part if row.group) for name, part in rows.items()}
     return EarlierSplits(folder, {path.name: sha256[name] for name, path in paths.items()}, queries, groups)
 
 
-def _query(item: Mapping[str, Any]) -> str:
-    return query_of(unwrap_instruction(item["instruction"])[0])
+def _known(item: Mapping[str, Any]) -> Known:
+    return Known.of(unwrap_instruction(item["instruction"])[0], item.get("metadata") or {})

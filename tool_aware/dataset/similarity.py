@@ -1,9 +1,12 @@
-"""Similarity of queries, and the pairs of a large set that are nearly the same.
+"""Similarity of queries and conversations, and the pairs of a large set that are nearly the same.
 
 The measure is the cosine of two queries' sets of character trigrams: |A and B| / sqrt(|A| |B|), between 0 and 1, taken
 over normalised text with a space at both ends. Up to `EXACT_PAIRS` comparisons everything is compared with everything;
 above that, MinHash signatures in bands (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3) propose
 candidates and the exact measure decides, which grows nearly linearly with the number of rows.
+
+Two queries with earlier turns are as similar as their conversations, or as the queries alone, whichever is less: "and
+in Germany?" after two different questions is not the same, nor are two different queries after the same long question.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tool_aware.rows import Row
 from tool_aware.text import normalised
 
 if TYPE_CHECKING:
@@ -38,12 +42,28 @@ class Pair:
     similarity: float
 
 
+class Compared(NamedTuple):
+    """A query with its earlier turns: all of it, and the query alone."""
+
+    conversation: str
+    query: str
+
+
+def compared(row: Row) -> str | Compared:
+    """Return what of a row is compared: its query, with its conversation if it shows earlier turns."""
+    return Compared(row.conversation, row.query) if row.history else row.query
+
+
 class GramIndex:
     """The trigram sets of many texts, as one sorted array of (row, gram hash)."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._rows, self._hashes = _grams([f" {normalised(text)} " for text in texts])
+    def __init__(self, texts: Sequence[str | Compared]) -> None:
+        whole = [text if isinstance(text, str) else text.conversation for text in texts]
+        has_history = any(isinstance(text, Compared) for text in texts)
+        self._queries = GramIndex([t if isinstance(t, str) else t.query for t in texts]) if has_history else None
+        self._rows, self._hashes = _grams([f" {normalised(text)} " for text in whole])
         self.size = len(texts)
+        self._kept: tuple[int, csr_matrix] | None = None
         self._starts = np.searchsorted(self._rows, np.arange(self.size + 1))  # (size + 1,)
 
     @cached_property
@@ -70,9 +90,21 @@ class GramIndex:
         )
 
     def similarity(self, first: int, second: int) -> float:
-        """Return the cosine of two rows' trigram sets."""
+        """Return the cosine of two rows' trigram sets; with history the lesser of conversations' and queries'."""
         a, b = (self._hashes[self._starts[row] : self._starts[row + 1]] for row in (first, second))
-        return len(np.intersect1d(a, b, assume_unique=True)) / math.sqrt(len(a) * len(b))
+        value = len(np.intersect1d(a, b, assume_unique=True)) / math.sqrt(len(a) * len(b))
+        return min(value, self._queries.similarity(first, second)) if self._queries else value
+
+    def _with_others(self, start: int, end: int, first_other: int) -> np.ndarray:
+        """Return the similarities of the rows from `start` to `end` to those from `first_other` on."""
+        block = (self._matrix[start:end] @ self._transposed(first_other)).toarray()
+        return np.minimum(block, self._queries._with_others(start, end, first_other)) if self._queries else block
+
+    def _transposed(self, first: int) -> csr_matrix:
+        """Return the columns of the matrix's transpose from `first` on; kept, as they are wanted chunk by chunk."""
+        if self._kept is None or self._kept[0] != first:
+            self._kept = first, self._matrix[first:].T.tocsc()
+        return self._kept[1]
 
     def pairs(self, threshold: float, groups: Sequence[object] | None = None) -> list[Pair]:
         """Return all pairs at or above `threshold`, without those within one group; sorted by (second, first)."""
@@ -87,7 +119,9 @@ class GramIndex:
             first, second = block.row + start, block.col
             keep = (first < second) & (block.data >= threshold - 1e-6) & (codes[first] != codes[second])
             for a, b, value in zip(first[keep], second[keep], block.data[keep], strict=True):
-                yield Pair(int(a), int(b), float(value))
+                of_queries = self._queries.similarity(int(a), int(b)) if self._queries else 1.0
+                if of_queries >= threshold - 1e-6:
+                    yield Pair(int(a), int(b), min(float(value), of_queries))
 
     def _banded_pairs(self, threshold: float, codes: np.ndarray) -> Iterator[Pair]:
         candidates = _distinct(np.concatenate([self._bucket_pairs(band, codes) for band in range(BANDS)]))
@@ -118,7 +152,7 @@ class GramIndex:
         return np.concatenate(coded) if coded else np.zeros(0, np.int64)
 
 
-def nearest(texts: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray, np.ndarray, bool]:
+def nearest(texts: Sequence[str | Compared], others: Sequence[str | Compared]) -> tuple[np.ndarray, np.ndarray, bool]:
     """Find for each text the most similar of `others`.
 
     Returns similarities (len(texts),), indices into `others` (len(texts),), and whether the search was exhaustive.
@@ -129,9 +163,9 @@ def nearest(texts: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray, np
         return values, indices, True
     index = GramIndex([*texts, *others])
     if len(texts) * len(others) <= EXACT_PAIRS:
-        right = index._matrix[len(texts) :].T.tocsc()
         for start in range(0, len(texts), CHUNK_ROWS):
-            block = (index._matrix[start : min(start + CHUNK_ROWS, len(texts))] @ right).toarray()
+            end = min(start + CHUNK_ROWS, len(texts))
+            block = index._with_others(start, end, len(texts))
             indices[start : start + len(block)] = block.argmax(axis=1)
             values[start : start + len(block)] = block.max(axis=1)
         return values, indices, True

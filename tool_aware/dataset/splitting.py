@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE, group_of
 from tool_aware.dataset.earlier_splits import EarlierSplits
-from tool_aware.dataset.similarity import nearest
+from tool_aware.dataset.similarity import Compared, compared, nearest
 from tool_aware.rows import SPLITS, Row
-from tool_aware.text import normalised
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A held-out row and the training row it is nearest to."""
+    """A held-out row and the training row it is nearest to, as conversations: the earlier queries and the query."""
 
     split: str
     query: str
@@ -73,7 +72,10 @@ def split_rows(
         random_.shuffle(part)
     checked, is_exhaustive = _check(assigned, earlier.queries["train"] if earlier else ())
     close = {leak.query for leak in checked if leak.similarity >= NEAR_DUPLICATE}
-    kept = {name: [row for row in part if name == "train" or row.query not in close] for name, part in assigned.items()}
+    kept = {
+        name: [row for row in part if name == "train" or row.conversation not in close]
+        for name, part in assigned.items()
+    }
     dropped = sum(map(len, assigned.values())) - sum(map(len, kept.values()))
     # Train stays as it was, and with it the nearest training row of every held-out row that is kept.
     remaining = [leak for leak in checked if leak.query not in close]
@@ -108,15 +110,24 @@ def _rows_kept_in_place(groups: Sequence[_Group]) -> dict[str, int]:
 
 def _check(parts: Mapping[str, Sequence[Row]], trained_on: Collection[str] = ()) -> tuple[list[Leak], bool]:
     """Measure the similarity of every held-out row to its nearest training row, those `trained_on` earlier included."""
-    train = [row.query for row in parts["train"]]
-    train += sorted(set(trained_on) - set(map(normalised, train))) if trained_on else []
-    held_out = [(name, row.query) for name in SPLITS[1:] for row in parts[name]]
-    values, indices, is_exhaustive = nearest([query for _, query in held_out], train)
+    train = [compared(row) for row in parts["train"]]
+    if trained_on:
+        train += map(_compared, sorted(set(trained_on) - {row.identity for row in parts["train"]}))
+    held_out = [(name, compared(row)) for name in SPLITS[1:] for row in parts[name]]
+    values, indices, is_exhaustive = nearest([text for _, text in held_out], train)
     leaks = [
-        Leak(name, query, train[index] if index >= 0 else "", round(float(value), 4))
-        for (name, query), value, index in zip(held_out, values, indices, strict=True)
+        Leak(name, _whole(text), _whole(train[index]) if index >= 0 else "", round(float(value), 4))
+        for (name, text), value, index in zip(held_out, values, indices, strict=True)
     ]
     return leaks, is_exhaustive
+
+
+def _compared(identity: str) -> str | Compared:
+    return Compared(identity, identity.rpartition("\n")[2]) if "\n" in identity else identity
+
+
+def _whole(text: str | Compared) -> str:
+    return text if isinstance(text, str) else text.conversation
 
 
 def _assign(groups: list[_Group], fractions: Mapping[str, float], random_: random.Random) -> dict[str, list[Row]]:

@@ -143,7 +143,7 @@ def _example_rows(config: Config, earlier: Sequence[Earlier], others: Iterable[R
     """
     new = [tool for tool in config.tools if all(tool.name in one.change.added for one in earlier)]
     known = {row.tool for row in others}
-    queries = {normalised(row.query) for row in others}
+    queries = {row.identity for row in others}
     tools = config.toolbox
     return [
         Row(

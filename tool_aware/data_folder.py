@@ -69,7 +69,7 @@ def changed_splits(manifest: Mapping[str, Any] | None, hashes: Mapping[str, str]
 
 
 class Known(NamedTuple):
-    """What tells whether a row is known: its query, its conversation as `identity_of` spells it, and its group."""
+    """A row by what it is known: its query, its conversation as `identity_of` spells it, and its group."""
 
     query: str
     identity: str

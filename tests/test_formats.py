@@ -20,10 +20,12 @@ from tool_aware.config.environment import Environment
 from tool_aware.config.settings import load_config
 from tool_aware.evaluation.scoring.breakdown import Confusion, Part
 from tool_aware.evaluation.scoring.calibration import Bin, Calibration, CostPolicy, Threshold
+from tool_aware.evaluation.scoring.earlier_turns import EarlierTurns
 from tool_aware.evaluation.scoring.judgement import ERRORS, Judgement, ParameterMatch, Prediction
 from tool_aware.evaluation.scoring.metrics import Metrics, ParameterMetrics, ToolMetrics
 from tool_aware.evaluation.scoring.robustness import OnList, Shift
 from tool_aware.evaluation.scoring.significance import Comparison, PairedTest
+from tool_aware.evaluation.scoring.two_requests import TwoRequests
 from tool_aware.gpu.readings import GpuReading
 from tool_aware.manifest import write_manifest
 from tool_aware.monitor.recording import open_recorder
@@ -47,6 +49,8 @@ DESCRIBED = (
     Bin,
     Shift,
     OnList,
+    EarlierTurns,
+    TwoRequests,
     Part,
     Confusion,
 )

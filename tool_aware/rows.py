@@ -261,6 +261,8 @@ METADATA: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "session": _LABEL,
     "template": _LABEL,
     "domain": _LABEL,
+    "follow_up": _LABEL,
+    "then_tool": (lambda value: isinstance(value, str), "must be the name of a tool"),
     "acceptable_tools": (_is_names, "must be a list of tools' names"),
     "accepted_parameters": (_is_value_lists, "must be an object of lists, {parameter: [value, ...]}"),
 }

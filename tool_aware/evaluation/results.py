@@ -10,11 +10,13 @@ from tool_aware.evaluation.answering.tasks import VAL_CHOICE, Task
 from tool_aware.evaluation.scoring.breakdown import Confusion, Part, break_down, top_confusions, worst_rows
 from tool_aware.evaluation.scoring.calibration import FEWEST_VAL_ROWS, Calibration, LogScores, calibrate
 from tool_aware.evaluation.scoring.code_equality import same_syntax
+from tool_aware.evaluation.scoring.earlier_turns import LEFT_OUT, EarlierTurns, with_and_without
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, judge
 from tool_aware.evaluation.scoring.metrics import Metrics, summarise
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
 from tool_aware.evaluation.scoring.robustness import OnList, Shift, on_lists, shift
 from tool_aware.evaluation.scoring.significance import Comparison, compare
+from tool_aware.evaluation.scoring.two_requests import TwoRequests, two_requests
 from tool_aware.inference.name_scores import probabilities
 from tool_aware.rows import Row
 from tool_aware.tools import Toolbox
@@ -47,6 +49,8 @@ class Results:
     confusions: list[Confusion]
     shifts: Mapping[str, list[Shift]]
     on_lists: Mapping[str, list[OnList]]  # by system: with tools that the adapter was not trained with
+    earlier_turns: Mapping[str, list[EarlierTurns]]  # by system; empty where no row shows earlier turns
+    two_requests: Mapping[str, TwoRequests]  # by system; empty where no row asks for two things
     seconds_per_token: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
 
@@ -114,6 +118,8 @@ def assemble(
         confusions=top_confusions(judgements[main[-1]], test),
         shifts=_shifts(predictions, tasks, test, config),
         on_lists=_on_lists(predictions, tasks),
+        earlier_turns=_earlier_turns(predictions, tasks, test, config),
+        two_requests=_two_requests(systems, judgements, test, config),
         seconds_per_token=_seconds_per_token(systems),
         notes=list(notes),
     )
@@ -172,7 +178,7 @@ def _shifts(
     """Compute, for base and tuned, how far each variant of the prompt moves the figures of the same rows."""
     shifts: dict[str, list[Shift]] = {}
     for task in tasks:
-        if not task.variant or task.list_name or task.name not in predictions:
+        if not task.variant or task.list_name or task.variant == LEFT_OUT or task.name not in predictions:
             continue
         system = task.system
         plain = [p for p in predictions[f"{system}_choice"] if p.row in task.rows]
@@ -185,6 +191,36 @@ def _shifts(
             )
         )
     return shifts
+
+
+def _earlier_turns(
+    predictions: Mapping[str, Sequence[Prediction]], tasks: Sequence[Task], test: Mapping[int, Row], config: Config
+) -> dict[str, list[EarlierTurns]]:
+    """Compare, for base and tuned, the choices for rows of a conversation with and without their earlier turns."""
+    compared = {}
+    for task in tasks:
+        if task.variant == LEFT_OUT and task.name in predictions:
+            shown = [p for p in predictions[f"{task.system}_choice"] if p.row in task.rows]
+            with_, without = (
+                _judge(group, test, config.toolbox, same_syntax) for group in (shown, predictions[task.name])
+            )
+            compared[task.system] = with_and_without(test, with_, without, seed=config.evaluation.seed)
+    return compared
+
+
+def _two_requests(
+    systems: Mapping[str, Sequence[Prediction]],
+    judgements: Mapping[str, Sequence[Judgement]],
+    test: Mapping[int, Row],
+    config: Config,
+) -> dict[str, TwoRequests]:
+    """Return what each system does with queries that ask for two things."""
+    found = {
+        name: two_requests(test, systems[name], judgements[name], seed=config.evaluation.seed)
+        for name in TITLES
+        if name in systems
+    }
+    return {name: figures for name, figures in found.items() if figures}
 
 
 def _on_lists(predictions: Mapping[str, Sequence[Prediction]], tasks: Sequence[Task]) -> dict[str, list[OnList]]:

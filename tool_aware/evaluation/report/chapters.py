@@ -43,6 +43,8 @@ def build_report(results: Results) -> list[Section]:
         _calibration(results),
         _breakdown(results),
         _robustness(results),
+        _earlier_turns(results),
+        _two_requests(results),
         _other_tools(results),
         _worst(results),
     ]
@@ -219,6 +221,50 @@ def _robustness(results: Results) -> Section | None:
         f"{MOST_ROWS} rows, spread evenly over the test file."
     ]
     return Section("How much hangs on the wording of the prompt", notes, tables)
+
+
+def _earlier_turns(results: Results) -> Section | None:
+    if not results.earlier_turns:
+        return None
+    tables = [
+        Table(
+            [f"{title(system)}, choice only", "Rows", "With them", "Without", "Right only with", "Only without"],
+            [
+                [
+                    found.kind,
+                    str(found.with_turns.n),
+                    *map(interval, (found.with_turns, found.without_turns)),
+                    str(found.only_with),
+                    str(found.only_without),
+                ]
+                for found in kinds
+            ],
+        )
+        for system, kinds in results.earlier_turns.items()
+    ]
+    notes = [
+        "Right choices for the rows that show earlier turns of their conversation, and for the same rows with these "
+        f"left out; by kind of follow-up where the data names it. At most {MOST_ROWS} rows. The cheap baselines above "
+        "see the query alone, without the earlier turns."
+    ]
+    return Section("With the earlier turns of the conversation and without", notes, tables)
+
+
+def _two_requests(results: Results) -> Section | None:
+    if not results.two_requests:
+        return None
+    rows = [
+        [title(name), str(found.first.n), interval(found.first), interval(found.second)]
+        + [interval(figure) for figure in (found.malformed, found.several_calls, found.names_rest)]
+        for name, found in results.two_requests.items()
+    ]
+    notes = [
+        "Queries that ask for two things with two tools. Right is the call of the request that stands first; Reasoning "
+        "names the other one. An answer with two calls is malformed. What remains is named if the right tool is called "
+        "and Reasoning has at least half of the words by which the row's own Reasoning names it."
+    ]
+    headers = ["System", "Rows", "First tool (right)", "Second tool", "Malformed", "… with two calls", "Names the rest"]
+    return Section("Two requests in one query", notes, [Table(headers, rows)])
 
 
 def _other_tools(results: Results) -> Section | None:

@@ -77,7 +77,11 @@ def _rows(results: Results) -> list[dict[str, Any]]:
                 "row": index,
                 "query": row.query,
                 "tool": row.tool,
-                "tags": [str(row.metadata[key]) for key in ("source", "slice", "language") if row.metadata.get(key)],
+                "tags": [
+                    str(row.metadata[key])
+                    for key in ("source", "slice", "follow_up", "language")
+                    if row.metadata.get(key)
+                ],
                 "prompt": row.instruction,
                 "expected": row.response,
                 "answers": [_answer(name, row, *next(pairs)) for name, pairs in answered.items()],

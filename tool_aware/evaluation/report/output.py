@@ -21,9 +21,11 @@ from tool_aware.evaluation.report.markdown import render_markdown
 from tool_aware.evaluation.report.tables import (
     comparison_table,
     confusion_table,
+    earlier_turns_table,
     errors_table,
     per_tool_table,
     systems_table,
+    two_requests_table,
 )
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.calibration import routing_thresholds
@@ -152,6 +154,10 @@ def comparison(results: Results) -> dict[str, Any]:
         "trust": results.calibration.as_dict() if results.calibration else None,
         "robustness": {system: [asdict(shift) for shift in shifts] for system, shifts in results.shifts.items()},
         "other_tools": {system: [asdict(found) for found in lists] for system, lists in results.on_lists.items()},
+        "earlier_turns": {
+            system: [asdict(found) for found in kinds] for system, kinds in results.earlier_turns.items()
+        },
+        "two_requests": {system: asdict(found) for system, found in results.two_requests.items()},
         "parts": [asdict(part) for part in results.parts],
         "add_to_the_data_next": [asdict(item) | {"advice": item.advice()} for item in results.confusions],
         "seconds_per_token": dict(results.seconds_per_token),
@@ -237,6 +243,11 @@ def print_results(results: Results) -> None:
     print(f"\n{title(results.tuned)}: figures per tool\n{per_tool_table(metrics[results.tuned])}")
     for name in results.main:
         print(f"\n{title(name)}: confusion matrix\n{confusion_table(metrics[name])}")
+    for name, kinds in results.earlier_turns.items():
+        print(f"\n{title(name)}, choice only: with the earlier turns and without\n{earlier_turns_table(kinds)}")
+    if results.two_requests:
+        asked = {title(name): found for name, found in results.two_requests.items()}
+        print("\nTwo requests in one query\n" + two_requests_table(asked))
     main = {title(name): metrics[name] for name in results.main}
     if any(figures.errors for figures in main.values()):
         print("\nWhy rows are wrong\n" + errors_table(main))

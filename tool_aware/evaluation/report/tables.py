@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tool_aware.console import table
+from tool_aware.evaluation.scoring.earlier_turns import EarlierTurns
 from tool_aware.evaluation.scoring.intervals import Estimate, Figure, difference
 from tool_aware.evaluation.scoring.judgement import ERRORS
 from tool_aware.evaluation.scoring.metrics import Metrics
 from tool_aware.evaluation.scoring.significance import Comparison
+from tool_aware.evaluation.scoring.two_requests import TwoRequests
 
 MOST_IN_MATRIX = 20  # tools
 RULE = "=" * 42
@@ -96,6 +98,38 @@ def errors_table(systems: Mapping[str, Metrics]) -> str:
     kinds = [kind for kind in ERRORS if any(kind in metrics.errors for metrics in systems.values())]
     rows = [[kind, *(str(metrics.errors.get(kind, 0)) for metrics in systems.values())] for kind in kinds]
     return table(["Error", *systems], rows)
+
+
+def earlier_turns_table(kinds: Sequence[EarlierTurns]) -> str:
+    """Write right choices for the same rows with their earlier turns and without, a line a kind of follow-up."""
+    rows = [
+        [k.kind, k.with_turns.n, *map(_interval, (k.with_turns, k.without_turns)), k.only_with, k.only_without]
+        for k in kinds
+    ]
+    return table(["Follow-up", "Rows", "With [95 %]", "Without [95 %]", "Right only with", "Only without"], rows)
+
+
+def two_requests_table(systems: Mapping[str, TwoRequests]) -> str:
+    """Write what each system does with queries that ask for two things; `-` where a system gives no whole answer."""
+    rows = [
+        [
+            name,
+            s.first.n,
+            *map(_interval, (s.first, s.second)),
+            *map(_percent, (s.malformed, s.several_calls, s.names_rest)),
+        ]
+        for name, s in systems.items()
+    ]
+    headers = [
+        "System",
+        "Rows",
+        "First tool [95 %]",
+        "Second tool [95 %]",
+        "Malformed",
+        "..two calls",
+        "Names the rest",
+    ]
+    return table(headers, rows)
 
 
 def _figure(figure: Figure) -> str:

@@ -1,4 +1,6 @@
-"""Cheap baselines on the same rows, which a language model must beat to be worth its cost. They only choose a tool."""
+"""Cheap baselines on the same rows, which a language model must beat to be worth its cost. They only choose a tool,
+and see the query alone, without the earlier turns of its conversation.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of a system: by slice, source, language and length; its worst rows; what to add to the data next."""
+"""Errors of a system: by slice, follow-up, source, language, length; its worst rows; what to add to the data next."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ def _length(row: Row) -> str:
 
 _PROPERTIES = {
     "slice": lambda row: row.metadata.get("slice"),
+    "follow-up": lambda row: row.metadata.get("follow_up"),
     "source": lambda row: row.metadata.get("source"),
     "language": lambda row: row.metadata.get("language"),
     "length": _length,

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tool_aware.evaluation.scoring.earlier_turns import LEFT_OUT, without_earlier_turns
 from tool_aware.evaluation.scoring.intervals import Figure, difference, proportion
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
 from tool_aware.evaluation.scoring.metrics import Metrics
@@ -65,12 +66,14 @@ class OnList:
 def make_variants(rows: Mapping[int, Row], tools: Toolbox, *, seed: int, no_tool: str | None = None) -> list[Variant]:
     """Rewrite prompts of at most MOST_ROWS rows, spread evenly: see the module's docstring.
 
-    Rows whose instruction this toolkit did not render are left out: the place of their tool list is unknown.
+    Rows whose instruction this toolkit did not render are left out: the place of their tool list is unknown. Rows with
+    earlier turns are a variant of their own, without these; none where no row has any.
     """
+    alone = _without_earlier_turns(rows, tools)
     own = {index: row for index, row in rows.items() if row.shows(tools)}
     own = {index: own[index] for index in spread_evenly(list(own), MOST_ROWS)}
     if not own:
-        return []
+        return alone
     reworded = {tool.name: held_out_wordings(tool.name).descriptions for tool in tools}
     same = [
         ("tools in another order", in_another_order(tools, seed)),
@@ -82,7 +85,13 @@ def make_variants(rows: Mapping[int, Row], tools: Toolbox, *, seed: int, no_tool
     variants = [Variant(name, _instructed(own, listed), listed.tools, listed.real_names) for name, listed in same]
     if not any(reworded.values()):
         variants = [variant for variant in variants if variant.name != "descriptions reworded"]
-    return [*variants, *_with_other_tools(own, tools, no_tool)]
+    return [*variants, *alone, *_with_other_tools(own, tools, no_tool)]
+
+
+def _without_earlier_turns(rows: Mapping[int, Row], tools: Toolbox) -> list[Variant]:
+    alone = without_earlier_turns(rows)
+    shown = {index: alone[index] for index in spread_evenly(list(alone), MOST_ROWS)}
+    return [Variant(LEFT_OUT, shown, tools, {name: name for name in tools.names})] if shown else []
 
 
 def _instructed(rows: Mapping[int, Row], listed: ToolList) -> dict[int, Row]:

@@ -12,10 +12,11 @@ from tool_aware.evaluation.answering.tasks import Plan, plan_tasks
 from tool_aware.evaluation.report.chapters import build_report
 from tool_aware.evaluation.report.html import render_html, word_diff
 from tool_aware.evaluation.report.markdown import render_markdown
+from tool_aware.evaluation.report.output import print_results
 from tool_aware.evaluation.results import assemble
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.evaluation.scoring.robustness import make_variants
-from tool_aware.prompt import render_instruction, render_response
+from tool_aware.prompt import Turn, render_instruction, render_response
 from tool_aware.rows import Row
 from tool_aware.tools import ToolCall
 
@@ -42,7 +43,10 @@ def results(config):
     for index in range(40):
         tool, query = TOOL_OF[index % 4], NASTY[index] if index < len(NASTY) else f"question number {index}"
         metadata = {"source": "test", "tool": tool, "slice": "nasty" if index < len(NASTY) else "plain"}
-        rows[index] = Row(render_instruction(query, config.toolbox), answer(tool, query), metadata)
+        history = [Turn("the question before", "web_search")] if index in (6, 7) else []
+        metadata |= {"follow_up": "ellipsis"} if history else {}
+        metadata |= {"then_tool": "direct_chat"} if index == 9 else {}
+        rows[index] = Row(render_instruction(query, config.toolbox, history), answer(tool, query), metadata)
         chosen = TOOL_OF[(index + 1) % 4] if index % 8 == 0 else tool
         base.append(Prediction(index, answer("rag_retrieval", query), seconds=0.2, new_tokens=20))
         tuned.append(Prediction(index, answer(chosen, query) if index != 5 else NASTY[0], seconds=0.1, new_tokens=20))
@@ -85,11 +89,28 @@ def test_a_baseline_that_wins_is_in_the_first_paragraph(config, results):
 
 def test_every_section_and_figure_is_there(results, page):
     sections = build_report(results)
-    assert len(sections) == 11
+    assert len(sections) == 13
     figures = sum(len(section.charts) for section in sections)
     assert figures == 5
     assert page.count("<svg") == page.count("</svg>") == page.count("<figure>") == figures
     assert not re.search(r"\{\{[A-Z]+\}\}", page.replace("{{DATA}} {{SECTIONS}}", ""))
+
+
+def test_conversations_and_two_requests_have_chapters_where_the_data_has_such_rows(results, config, capsys):
+    names = ("With the earlier turns of the conversation and without", "Two requests in one query")
+    turns, requests = (next(s for s in build_report(results) if s.title == name) for name in names)
+    assert [row[:2] for row in turns.tables[0].rows] == [["all", "2"], ["ellipsis", "2"]]
+    assert ["fine-tuned", "1", "100.0 [21–100]", "0.0 [0–79]", "0.0 [0–79]"] in [r[:5] for r in requests.tables[0].rows]
+    print_results(results)
+    printed = capsys.readouterr().out
+    assert "fine-tuned, choice only: with the earlier turns and without" in printed
+    assert "Two requests in one query" in printed
+    plain = {index: row for index, row in results.rows.items() if index not in (6, 7, 9)}
+    answers = {"finetuned": [p for p in results.predictions["finetuned"] if p.row in plain]}
+    without = assemble(config, plain, {}, answers, [], baselines={})
+    assert not {section.title for section in build_report(without)} & set(names)
+    print_results(without)
+    assert "Two requests" not in capsys.readouterr().out
 
 
 class Tags(HTMLParser):

@@ -114,6 +114,14 @@ def answer_start(tokenizer: PreTrainedTokenizerBase) -> str:
     return chat_format(tokenizer).answer_start
 
 
+def puts_space_before_runs(tokenizer: PreTrainedTokenizerBase) -> bool | None:
+    """Return whether text behind a control token gets a space in front of it; None if not from SentencePiece."""
+    if tokenizer.convert_tokens_to_ids("▁") in (None, tokenizer.unk_token_id):
+        return None
+    ids = _template_ids(tokenizer, f"{chat_format(tokenizer).end}hi")
+    return bool(tokenizer.convert_ids_to_tokens(ids)[1].startswith("▁"))
+
+
 def tool_name_tokens(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, list[int]]:
     """Return tool name -> the ids that follow `Tool:` in an answer that names it, line end included.
 

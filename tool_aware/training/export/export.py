@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.chat_format import chat_format
+from tool_aware.chat_format import chat_format, end_id, puts_space_before_runs
 from tool_aware.config.settings import Config
 from tool_aware.console import PROBLEMS_SHOWN, GateFailed, UserError, duration, say, table
 from tool_aware.files import (
@@ -36,8 +36,10 @@ from tool_aware.paths import (
     MODEL_CONFIG_NAME,
     MODEL_WEIGHTS_INDEX_NAME,
     PROMPT_TEMPLATE_NAME,
+    TOKENIZER_CONFIG_NAME,
 )
 from tool_aware.prompt import render_template
+from tool_aware.tokenizer import load_tokenizer
 from tool_aware.tools import Toolbox
 from tool_aware.training.choice import ToolNames
 from tool_aware.training.export.agreement import Agreement, AsTrained, References, compare_with_trained
@@ -243,11 +245,36 @@ def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
         shutil.copyfile(path, folder / path.name)
     for path in _tokenizer_files(adapter):
         shutil.copyfile(path, folder / path.name)
-    text = language_settings(config)
-    generation = read_json(base / GENERATION_CONFIG_NAME) or {
-        key: text[key] for key in ("bos_token_id", "eos_token_id") if key in text
-    }
-    write_json(folder / GENERATION_CONFIG_NAME, {**generation, "do_sample": False})
+    tokenizer = load_tokenizer(str(folder))
+    _state_prefix_space(folder / TOKENIZER_CONFIG_NAME, tokenizer)
+    given = read_json(base / GENERATION_CONFIG_NAME) or language_settings(config)
+    write_json(folder / GENERATION_CONFIG_NAME, _greedy_generation(given, end_id(tokenizer)))
+
+
+def _state_prefix_space(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write into tokenizer_config.json whether text behind a control token gets a space in front of it.
+
+    llama.cpp takes it for granted of SentencePiece where nothing is said, and writes a space too many: the trained
+    prompt begins `[1, 733, ...]`, its own `[1, 28705, 733, ...]`. transformers reads tokenizer.json instead.
+    """
+    gets_space = puts_space_before_runs(tokenizer)
+    if gets_space is not None:
+        write_json(path, {**(read_json(path) or {}), "add_prefix_space": gets_space})
+
+
+def _greedy_generation(given: Mapping[str, Any], end: int) -> dict[str, Any]:
+    """Return a generation config by which every program takes the likeliest token, and stops where the answer ends.
+
+    `top_k: 1` is read by transformers, by vLLM and by llama.cpp's conversion, whatever temperature a request names;
+    `temperature: 0` makes transformers warn, and vLLM and llama.cpp ignore `do_sample`. The base's own temperature
+    and penalties are for prose.
+    """
+    ids = {key: value for key, value in given.items() if key.endswith("_token_id") and value is not None}
+    stops = ids.get("eos_token_id", [])
+    stops = stops if isinstance(stops, list) else [stops]
+    if end not in stops:
+        ids["eos_token_id"] = [end, *stops]
+    return {**ids, "do_sample": True, "top_k": 1}
 
 
 def _tokenizer_files(folder: Path) -> Iterator[Path]:

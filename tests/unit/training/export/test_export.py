@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,14 +11,26 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MistralConfig, MistralForCausalLM
 
+from tests.fixtures.changed_tokenizer import changed as changed_tokenizer
 from tests.fixtures.repository import REPOSITORY
+from tool_aware.chat_format import puts_space_before_runs
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
+from tool_aware.files import read_json
 from tool_aware.model.base import load_base_model
+from tool_aware.paths import GENERATION_CONFIG_NAME
 from tool_aware.training.export import export
 from tool_aware.training.export.export import MergeMethod, Merger, save_adapter
+
+SPACE_BEFORE_EVERY_RUN = {  # Llama 2's older conversions
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -132,6 +145,33 @@ def test_the_adapter_folder_holds_the_prompt_it_was_trained_on(config, base_dir,
     text = (tmp_path / "lora_adapters" / "prompt_template.txt").read_text()
     assert text.endswith("Query: {query}")
     assert (tmp_path / "lora_adapters" / "adapter_model.safetensors").is_file()
+
+
+def test_the_merged_model_tells_llama_cpp_that_no_space_comes_before_the_prompt(make_merger, tmp_path, adapter_dir):
+    make_merger().save(MergeMethod("original", "float32"), tmp_path / "final_model")
+    assert read_json(tmp_path / "final_model" / "tokenizer_config.json")["add_prefix_space"] is False
+    assert read_json(adapter_dir / "tokenizer_config.json")["add_prefix_space"] is None
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "final_model", adapter_dir))
+    for text in ("hi", " hi", "<s> [INST] hi [/INST]", "a  b\n\nc </s>x", "日本 é"):
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+
+
+def test_only_sentencepiece_puts_spaces_before_text(tokenizer, byte_level_tokenizer):
+    assert puts_space_before_runs(tokenizer) is False
+    assert puts_space_before_runs(byte_level_tokenizer) is None
+    older = changed_tokenizer(tokenizer, pre_tokenizer=None, normalizer=SPACE_BEFORE_EVERY_RUN)
+    assert puts_space_before_runs(older) is True
+
+
+def test_every_server_takes_the_likeliest_token_of_the_merged_model(make_merger, base_dir, tmp_path):
+    own = tmp_path / "base"
+    shutil.copytree(base_dir, own)
+    prose = {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05, "do_sample": True}
+    (own / GENERATION_CONFIG_NAME).write_text(json.dumps({**prose, "bos_token_id": 1, "eos_token_id": [7]}))
+    make_merger(own).save(MergeMethod("original", "float32"), tmp_path / "final_model")
+    written = read_json(tmp_path / "final_model" / GENERATION_CONFIG_NAME)
+    assert written == {"bos_token_id": 1, "eos_token_id": [2, 7], "do_sample": True, "top_k": 1}
+    GenerationConfig.from_pretrained(tmp_path / "final_model").validate(strict=True)  # raises for what would warn
 
 
 def test_an_adapter_of_another_architecture_is_refused(make_merger, adapter_dir, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import evaluate as script
-from tests.fixtures.evaluate_script import REPOSITORY, command, copy_of
+from tests.fixtures.evaluate_script import REPOSITORY, command, command_line, copy_of
 from tests.fixtures.in_process import outcome
 from tool_aware import sandboxed
 from tool_aware.evaluation.preflight import RESULT_NAMES
@@ -29,8 +29,8 @@ def run(tiny_model_dir, adapter, evaluation_data_dir, capsys):
     """Run evaluate.main with a command line."""
 
     def call(results_dir, *options, data_dir=evaluation_data_dir):
-        words = command(tiny_model_dir, adapter, data_dir, results_dir, *options)
-        return outcome(script.main, words[2:], capsys)
+        words = command_line(tiny_model_dir, adapter, data_dir, results_dir, *options)
+        return outcome(script.main, words[1:], capsys)
 
     return call
 
@@ -192,7 +192,7 @@ def test_a_kill_while_results_are_replaced_leaves_one_set(
     first = manifest_of(folder)
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps(["Tool: direct_chat\nParameters: {}\nReasoning: x."] * 16))
-    words = command(tiny_model_dir, adapter, evaluation_data_dir, folder, "--predictions", wrong)
+    words = command_line(tiny_model_dir, adapter, evaluation_data_dir, folder, "--predictions", wrong)
     program = f"""
         import os, signal, sys
         import evaluate
@@ -210,7 +210,7 @@ def test_a_kill_while_results_are_replaced_leaves_one_set(
             os.rename, os.replace = dies(os.rename), dies(os.replace)
             finish(*arguments)
         transaction.FileSet.commit = commit
-        evaluate.main({words[2:]!r})
+        evaluate.main({words[1:]!r})
     """
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY, check=False, capture_output=True

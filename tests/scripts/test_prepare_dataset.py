@@ -15,6 +15,7 @@ import yaml
 
 from tests.fixtures.imports import heavy_among, modules_imported
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import warm_python
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed
 from tool_aware.database import is_listening
@@ -41,7 +42,7 @@ FILES = {
 
 def prepare(*arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [
-        sys.executable,
+        *warm_python(),
         str(REPOSITORY / "prepare_dataset.py"),
         "--config",
         str(REPOSITORY / "config.yaml"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.evaluate_script import command
+from tests.fixtures.evaluate_script import command_line
 from tests.fixtures.repository import REPOSITORY
 
 PIPES = ["2>&1 | head -1", "2>&1 | true", "| true", ">&- 2>&-"]
@@ -37,7 +37,7 @@ def test_a_failed_gate_stays_one(tiny_model_dir, adapter, evaluation_data_dir, g
     answers = ["Tool: direct_chat\nParameters: {}\nReasoning: x."] * 16
     gold_answers.write_text(json.dumps(answers))
     options = ["--predictions", gold_answers, "--min", "accuracy=0.99"]
-    words = command(tiny_model_dir, adapter, evaluation_data_dir, tmp_path / "r", *options)
+    words = [sys.executable, *command_line(tiny_model_dir, adapter, evaluation_data_dir, tmp_path / "r", *options)]
     code, messages = code_of(words, pipe)
     assert code == 3
     assert "Traceback" not in messages

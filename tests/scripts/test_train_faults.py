@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 import train_tool_aware
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import warm_python
 from tool_aware.console import UserError
 from tool_aware.files import sha256_of
 from tool_aware.lineage import runs_behind
@@ -120,7 +120,7 @@ def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(argv, tm
 
 
 def started(arguments: list[str], cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(REPOSITORY / "train_tool_aware.py"), *arguments]
+    command = [*warm_python(), str(REPOSITORY / "train_tool_aware.py"), *arguments]
     environ = {**os.environ, **environment}
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
 

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import warm_python
 from tool_aware.config.settings import load_config
 from tool_aware.files import sha256_of
 from tool_aware.prompt import render_instruction, render_response
@@ -29,7 +29,7 @@ def train(tiny_model_dir, toy_data_dir, tmp_path):
 
     def command(*arguments: str, data: Path = toy_data_dir, model: Path | str = tiny_model_dir) -> list[str]:
         return [
-            sys.executable, str(REPOSITORY / "train_tool_aware.py"), "--config", str(REPOSITORY / "config.yaml"),
+            *warm_python(), str(REPOSITORY / "train_tool_aware.py"), "--config", str(REPOSITORY / "config.yaml"),
             "--set", f"model.name={model}", "--set", f"dataset.dir={data}", "--output_dir", str(tmp_path / "output"),
             "--set", "training.learning_rate=5e-3", *arguments,
         ]  # fmt: skip

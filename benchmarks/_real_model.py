@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _follow_ups import chose_second, what_remains
 from _random_mistral import peaks, synchronised
 
 from tool_aware.chat_format import EncodedExample, encode_example, with_heavy_name
@@ -115,7 +116,8 @@ class Outcome:
     """What a run found. `sets` holds, by name of the test rows, a string of 0 and 1 for each question, in row order.
 
     Questions: choice (the right tool is the most probable one), tool (the whole answer calls the right tool), readable,
-    schema (the call fits the tool's schema), call (tool and parameters are right).
+    schema (the call fits the tool's schema), call (tool and parameters are right). Of sets with queries that ask for
+    two things also choice_second and second (the tool of the other request was chosen), and those of `what_remains`.
     """
 
     run: dict[str, Any]
@@ -293,9 +295,11 @@ def score(
     answerer = Answerer(base.eval(), tokenizer, config, material.batch_size, fallbacks)
     for name, rows in material.tests.items():
         chosen = [judge(found, rows[found.row], config.toolbox) for found in answerer.choices(rows)]
-        outcome.sets[name] = {"choice": flags(chosen, lambda j: j.is_tool_right)}
+        second = {f"choice_{question}": found for question, found in chose_second(rows, chosen).items()}
+        outcome.sets[name] = {"choice": flags(chosen, lambda j: j.is_tool_right), **second}
         if name in outcome.run["answers"]:
-            judged = [judge(found, rows[found.row], config.toolbox) for found in answerer.answers(rows)]
+            answers = answerer.answers(rows)
+            judged = [judge(found, rows[found.row], config.toolbox) for found in answers]
             outcome.sets[name] |= {
                 "tool": flags(judged, lambda j: j.is_tool_right),
                 "readable": flags(judged, lambda j: j.is_parsed),
@@ -303,6 +307,7 @@ def score(
             }
             if rows[0].metadata["source"] != PROBE:  # those have no right call to compare with
                 outcome.sets[name]["call"] = flags(judged, lambda j: j.is_call_correct)
+            outcome.sets[name] |= chose_second(rows, judged) | what_remains(answerer, rows, answers)
     if outcome.run["lists"]:
         score_lists(answerer, material.tests[outcome.run["lists"]], config, outcome)
     outcome.fallbacks += list(fallbacks)

@@ -107,3 +107,82 @@ def test_three_trainings_on_the_same_queries_are_no_more_queries(benchmark_modul
     assert (thrice.value, thrice.n) == (once.value, once.n) == (0.8, 10)
     assert thrice.low <= once.low
     assert thrice.high >= once.high
+
+
+def test_hand_written_conversations_are_calls_that_can_be_made_and_are_in_no_content(config, benchmark_module):
+    from collections import Counter
+
+    from tool_aware.sandbox import Limits, run_program
+    from tool_aware.text import normalised
+
+    module = benchmark_module("_follow_ups")
+    conversations, two = module.load_conversations(config), module.load_two_requests(config)
+    assert (len(conversations), len(two)) == (120, 60)
+    kinds = Counter(row.metadata["follow_up"] for row in conversations)
+    assert set(kinds) == set(module.KINDS)
+    assert min(kinds.values()) >= 10
+    assert all(row.history and row.shows(config.toolbox) for row in conversations)
+    assert len({(row.tool, row.metadata["then_tool"]) for row in two}) == 12  # every ordered pair of four tools
+    rows = [*conversations, *two]
+    assert len({normalised(row.conversation) for row in rows}) == len(rows)
+    assert not [row.query for row in rows if row.answer.call is None or config.toolbox.problems(row.answer.call)]
+    found = module.programs(rows, config.toolbox)
+    assert len(found) > 30
+    together = "\n".join(f"exec({code!r}, {{}})\nprint('# end')" for code in found)  # a process each takes a second
+    imports = {line for code in found for line in code.split("\n") if line.startswith(("import ", "from "))}
+    ran = run_program("\n".join([*sorted(imports), together]), Limits(time_s=60))
+    assert ran.problem is None
+    assert all(printed.strip() for printed in ran.printed.split("# end\n")[:-1])
+    content = contents()
+    assert not [row.query for row in two if normalised(row.query) in content]
+    alone = [row.query for row in conversations if normalised(row.conversation.split("\n")[0]) in content]
+    assert not alone  # a word of thanks may occur there, but never behind the same turns
+
+
+def contents():
+    """Return every text that rows are made of, spelled alike."""
+    import yaml
+
+    from tool_aware.text import normalised
+
+    folders = [REPOSITORY / "tool_aware/dataset/synthesis/content", REPOSITORY / "tool_aware/tool_library_data"]
+    files = [path for folder in folders for path in folder.rglob("*.yaml")]
+    files.append(REPOSITORY / "benchmarks/follow_ups/patterns.yaml")
+    texts, waiting = set(), [yaml.load(path.read_text("utf-8"), yaml.CSafeLoader) for path in files]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict | list):
+            waiting += [*item.values(), *item] if isinstance(item, dict) else item
+        else:
+            texts.add(normalised(str(item)))
+    return texts
+
+
+def test_a_mistake_in_hand_written_rows_is_named_with_its_item(tmp_path, config, benchmark_module):
+    import yaml
+
+    from tool_aware.console import UserError
+
+    module = benchmark_module("_follow_ups")
+    first, second = yaml.safe_load(module.CONVERSATIONS.read_text(encoding="utf-8"))[:2]
+    wrong = {**second, "kind": "riddle", "language": "xx", "tool": "code_execution", "history": []}
+    (tmp_path / "made.yaml").write_text(yaml.safe_dump([first, wrong]))
+    with pytest.raises(UserError) as raised:
+        module.load_conversations(config, tmp_path / "made.yaml")
+    assert all(f"item 2: {words}" in raised.value.what for words in ("kind", "language", "history", "'code'"))
+    assert "item 1" not in raised.value.what
+    two = yaml.safe_load(module.TWO_REQUESTS.read_text(encoding="utf-8"))[0]
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump([{**two, "tools": [two["tools"][0]] * 2, "reasoning": "Both."}]))
+    with pytest.raises(UserError, match=r"two known ones(.|\n)*semicolon"):
+        module.load_two_requests(config, tmp_path / "two.yaml")
+
+
+def test_tables_of_conversations_tell_parts_of_a_set_and_malformed_answers(benchmark_module):
+    tables = benchmark_module("_follow_ups_tables")
+    described = {"rows": 4, "groups": [0, 1, 2, 3], "slices": ["plain", "two requests", "two requests", "follow-up"]}
+    results = {"sets": {"test": described}}
+    seeds = [{"test": {"choice": "1011", "readable": "1110"}}, {"test": {"choice": "1111", "readable": "1110"}}]
+    both = tables.part_of(results, seeds, "test", "choice", lambda its, n: its["slices"][n] == "two requests")
+    assert both.startswith("75.0 [")
+    assert tables._with_malformed(seeds[0])["test"]["malformed"] == "0001"
+    assert tables.part_of(results, seeds, "test", "tool", lambda its, n: True) == ""

@@ -133,8 +133,10 @@ def plan(config: Config, environment: Environment, options: Options) -> str:
         rows = [("import", str(options.import_path))]
     else:
         slices = "all" if dataset.slices == "all" else ", ".join(dataset.slices)
-        made = dataset.synthetic_per_tool * len(config.tools) + dataset.ambiguous
-        number = f"{made} = {len(config.tools)} x {dataset.synthetic_per_tool} + {dataset.ambiguous} ambiguous"
+        kinds = {kind: count for kind, count in config.synthetic_kinds.items() if count}
+        made = dataset.synthetic_per_tool * len(config.tools) + sum(kinds.values())
+        parts = [f"{len(config.tools)} x {dataset.synthetic_per_tool}", *(f"{n} {kind}" for kind, n in kinds.items())]
+        number = f"{made} = {' + '.join(parts)}"
         source = log_source(config, environment, options)
         rows = [("query log", source), ("synthetic rows", f"{number}; slices: {slices}")]
     if options.generator == "openai":
@@ -202,7 +204,8 @@ def add_paraphrases(
     if not is_isolated:
         fallbacks.add(UNISOLATED)
     endpoint, folder, wanted = endpoint_of(environment), config.dataset.dir, config.dataset.paraphrases
-    sources = [row for row in collected.rows if row.metadata["source"] == "synthetic" and not row.history]
+    whole = (row for row in collected.rows if not row.history and "then_tool" not in row.metadata)
+    sources = [row for row in whole if row.metadata["source"] == "synthetic"]
     random.Random(f"{config.dataset.seed}/paraphrases").shuffle(sources)  # all tools from the first request on
     known = [row.query for row in collected.rows]
     progress = Progress("paraphrases", wanted)

@@ -27,7 +27,10 @@ from tool_aware.files import sha256_of
 from tool_aware.manifest import read_manifest
 from tool_aware.rows import SPLITS, Row, load_rows
 
-SMALL = ("--set", "dataset.synthetic_per_tool=40", "--set", "dataset.ambiguous=8")
+SMALL = tuple(
+    f"--set=dataset.{value}" for value in ("synthetic_per_tool=40", "ambiguous=8", "follow_ups=40", "two_requests=24")
+)
+NONE = tuple(f"--set=dataset.{key}=0" for key in ("synthetic_per_tool", "ambiguous", "follow_ups", "two_requests"))
 NO_LOG = ("--set", "dataset.use_query_log=false")
 FILES = {
     "train.json",
@@ -76,7 +79,7 @@ def test_all_files_are_written_and_the_manifest_matches_them(prepared: Path, con
     assert manifest["outputs"] == {name: sha256_of(prepared / name) for name in FILES}
     loaded = {name: load_rows(prepared / f"{name}.json", config.toolbox).rows for name in SPLITS}
     assert manifest["counts"]["rows"] == {name: len(rows) for name, rows in loaded.items()}
-    assert sum(map(len, loaded.values())) == 4 * 40 + 8
+    assert sum(map(len, loaded.values())) == 4 * 40 + 8 + 40 + 24
 
 
 def test_the_same_command_writes_the_same_bytes(prepared: Path, tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_counts_per_source_tool_and_split_are_the_result_on_stdout(tmp_path: Pat
 
 def test_the_default_test_split_is_large_enough_to_mean_something(config: Config) -> None:
     dataset = config.dataset
-    rows = dataset.synthetic_per_tool * len(config.tools) + dataset.ambiguous
+    rows = dataset.synthetic_per_tool * len(config.tools) + sum(config.synthetic_kinds.values())
     assert rows * dataset.splits[2] >= 120
 
 
@@ -231,7 +234,9 @@ def test_a_tool_with_fewer_examples_than_splits_is_refused_with_the_number_neede
 
 def test_a_tool_of_fewer_rows_than_splits_is_refused(tmp_path: Path) -> None:
     path = config_with_calendar(tmp_path)
-    few = ("--set", "dataset.synthetic_per_tool=2", "--set", "dataset.ambiguous=40")
+    few = tuple(
+        f"--set=dataset.{value}" for value in ("synthetic_per_tool=2", "ambiguous=40", "follow_ups=0", "two_requests=0")
+    )
     result = prepare("--config", str(path), *few, *NO_LOG, folder=tmp_path / "data")
     assert result.returncode == 2
     assert "tools: calendar: no row in" in result.stderr
@@ -258,7 +263,7 @@ def test_data_of_someone_else_is_not_replaced_without_being_asked(tmp_path: Path
         (("--set", "dataset.synthetic_per_tol=3"), "did you mean synthetic_per_tool"),
         (("--logs", "/nowhere/log.csv"), "/nowhere/log.csv: not found"),
         (("--generator", "openai"), "OPENAI_BASE_URL"),
-        (("--set", "dataset.synthetic_per_tool=0", "--set", "dataset.ambiguous=0"), "leave none for"),
+        (NONE, "leave none for"),
         (("--check", "/nowhere"), "/nowhere: not found"),
         (("--set", "dataset.splits_from=/nowhere"), "no train.json in /nowhere"),
     ],
@@ -313,7 +318,7 @@ def test_check_accepts_what_the_stage_wrote_and_describes_it(prepared: Path) -> 
     result = prepare("--check", str(prepared))
     assert result.returncode == 0
     assert "tokens" in result.stdout
-    assert "168 rows, all well-formed" in result.stderr
+    assert "232 rows, all well-formed" in result.stderr
 
 
 def test_check_leaves_memory_and_time_to_the_estimate(prepared: Path) -> None:

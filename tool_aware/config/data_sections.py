@@ -30,12 +30,18 @@ class DatasetSection(Section):
     """Rows kept of one logged session, >= 1, so that one busy user does not dominate."""
     slices: Literal["all"] | list[str] = "all"
     """Kinds of synthetic queries: all, or a list such as [plain, terse]; tool_aware/dataset/synthesis/content/mix.yaml
-    names them. Ambiguous rows are counted separately."""
+    names them. Ambiguous rows, follow-ups and two requests are counted separately."""
     synthetic_per_tool: Count = 3000
     """Synthetic rows per tool, >= 0; chosen by a learning curve (docs/benchmarks/dataset.md). 25 with `ambiguous: 5`
     gives the ~100 rows of a first quick try."""
     ambiguous: Count = 800
     """Rows that need careful reasoning, >= 0: two tools look right, the wording decides."""
+    follow_ups: Count = 1600
+    """Rows, >= 0, whose query follows earlier turns: "and in Lyon?", "no, on the web", another topic, thanks; none
+    where conversation.max_turns is 0."""
+    two_requests: Count = 400
+    """Rows, >= 0, whose query asks for two things that need two tools: the first is called, Reasoning names the
+    other."""
     paraphrases: Count = 200
     """Rows, >= 0, added by `prepare_dataset.py --generator openai`: an OpenAI-compatible endpoint (OPENAI_BASE_URL,
     OPENAI_MODEL, OPENAI_API_KEY) rewrites synthetic rows."""

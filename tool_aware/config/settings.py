@@ -107,6 +107,16 @@ class Config(Section):
         """Return the tools that the agent can call."""
         return Toolbox(tool.as_tool() for tool in self.tools)
 
+    @property
+    def synthetic_kinds(self) -> dict[str, int]:
+        """Return how many synthetic rows are wanted of each kind that is counted apart from the tools', by its name."""
+        dataset = self.dataset
+        return {
+            "ambiguous": dataset.ambiguous,
+            "follow-up": dataset.follow_ups if self.conversation.max_turns else 0,
+            "two requests": dataset.two_requests,
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as manifests hold them. No key is a secret."""
         return self.model_dump(mode="json")

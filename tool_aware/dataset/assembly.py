@@ -10,7 +10,9 @@ from typing import Any
 from tool_aware.config.settings import Config
 from tool_aware.dataset.curation import Curated
 from tool_aware.dataset.deduplication import Deduplicated, deduplicate
+from tool_aware.dataset.synthesis import follow_ups, two_requests
 from tool_aware.dataset.synthesis.content import Content
+from tool_aware.dataset.synthesis.dialogues import load_follow_ups
 from tool_aware.dataset.synthesis.generator import Example, Generator
 from tool_aware.rows import Row
 from tool_aware.tools import Toolbox
@@ -58,7 +60,7 @@ def assemble(config: Config, content: Content, logged: Sequence[Row]) -> Assembl
     for _ in range(ROUNDS):
         made = _synthesise(config, content, wanted, spare)
         unique = deduplicate([*logged, *made])
-        rows, missing = _trimmed(unique, wanted, config.dataset.ambiguous)
+        rows, missing = _trimmed(unique, {**wanted, **config.synthetic_kinds})
         is_exhausted = len(made) < int(sum(wanted.values()) * spare) and spare > 2
         if not missing or is_exhausted:
             break
@@ -70,7 +72,20 @@ def _synthesise(config: Config, content: Content, wanted: Mapping[str, int], spa
     generator = make_generator(config, config.toolbox, content)
     ambiguous = generator.ambiguous_rows(int(config.dataset.ambiguous * spare) + 1) if config.dataset.ambiguous else []
     rows = [generator.rows_for(tool, int(count * spare) + 1) for tool, count in wanted.items() if count]
-    return [*ambiguous, *(row for part in rows for row in part)]
+    return [*ambiguous, *(row for part in rows for row in part), *_beside_others(config, generator, spare)]
+
+
+def _beside_others(config: Config, generator: Generator, spare: float) -> list[Row]:
+    """Make the rows with earlier turns and those with two requests. They come last, so that no other row makes way."""
+    kinds, tools, seed = config.synthetic_kinds, config.toolbox, config.dataset.seed
+    rows: list[Row] = []
+    if count := kinds[follow_ups.SLICE]:
+        maker = follow_ups.FollowUps(load_follow_ups(), generator, tools, seed=seed, limits=config.conversation)
+        rows += maker.rows(int(count * spare) + 1)
+    if count := kinds[two_requests.SLICE]:
+        pairs = two_requests.TwoRequests(two_requests.load_two_requests(), generator, tools, seed=seed)
+        rows += pairs.rows(int(count * spare) + 1)
+    return rows
 
 
 def make_generator(config: Config, tools: Toolbox, content: Content) -> Generator:
@@ -83,16 +98,24 @@ def make_generator(config: Config, tools: Toolbox, content: Content) -> Generato
     return Generator(content, tools, seed=config.dataset.seed, slices=slices, examples=examples)
 
 
-def _trimmed(unique: Deduplicated, wanted: Mapping[str, int], ambiguous: int) -> tuple[list[Row], dict[str, int]]:
+def _trimmed(unique: Deduplicated, wanted: Mapping[str, int]) -> tuple[list[Row], dict[str, int]]:
     """Keep all logged rows and the first wanted number of each synthetic kind; also return how many are missing."""
-    left = Counter({**wanted, "ambiguous": ambiguous})
+    left = Counter(wanted)
     rows = []
     for row in unique.rows:
         if row.metadata["source"] != "synthetic":
             rows.append(row)
             continue
-        kind = "ambiguous" if row.metadata.get("acceptable_tools") else row.tool
+        kind = _kind_of(row)
         if left[kind] > 0:
             left[kind] -= 1
             rows.append(row)
     return rows, {kind: count for kind, count in left.items() if count > 0}
+
+
+def _kind_of(row: Row) -> str:
+    """Return which number of `dataset` a synthetic row counts towards: that of a kind, or that of its tool."""
+    slice_ = row.metadata["slice"]
+    if slice_ in (follow_ups.SLICE, two_requests.SLICE):
+        return slice_
+    return "ambiguous" if row.metadata.get("acceptable_tools") else row.tool

@@ -36,8 +36,8 @@ def draw(spec: object, random_: random.Random) -> Value:
     """Draw and return one value.
 
     `spec` is one of: a list of texts; `{choose: {text: code}}`; `{verbatim: [code]}`; `{int: [low, high, step]}`;
-    `{decimal: [low, high, digits]}`; `{numbers: SPEC, count: [low, high]}`; `{words: [...], count: [low, high]}`;
-    `{date: [first, last]}`.
+    `{decimal: [low, high, digits]}`; `{numbers: SPEC, count: [low, high]}`; `{words: [...], count: [low, high]}`,
+    both perhaps with `joint: TEXT` between the items; `{date: [first, last]}`.
     Raises ValueError for anything else.
     """
     if isinstance(spec, Sequence) and not isinstance(spec, str):
@@ -60,7 +60,8 @@ def draw(spec: object, random_: random.Random) -> Value:
         number = f"{random_.uniform(low, high):.{digits}f}"
         return Value(number, number)
     if "numbers" in spec:
-        return _listing([draw(spec["numbers"], random_) for _ in range(random_.randint(*spec["count"]))], random_)
+        numbers = [draw(spec["numbers"], random_) for _ in range(random_.randint(*spec["count"]))]
+        return _listing(numbers, random_, joints=[spec["joint"]] if "joint" in spec else _LIST_STYLES)
     if "words" in spec:
         chosen = random_.sample(spec["words"], random_.randint(*spec["count"]))
         return _listing([Value(str(word), repr(str(word))) for word in chosen], random_, joints=_LIST_STYLES[:3])

@@ -41,6 +41,16 @@ class Example:
     reasoning: str | None = None
 
 
+@dataclass(frozen=True)
+class Request:
+    """One filled frame without noise: what is typed, the call, and the words that decide the tool."""
+
+    frame: Frame
+    query: str
+    call: ToolCall
+    evidence: str
+
+
 class Generator:
     """Maker of rows for the tools of a config, from content and from the examples in config.yaml."""
 
@@ -93,6 +103,19 @@ class Generator:
         frames = [frame for frame in self._content.frames if len(self._acceptable(frame)) > 1]
         return list(self._rows(frames, count))
 
+    def frames_for(self, tool: str) -> list[Frame]:
+        """Return every frame whose only right answer is `tool`, those of its examples included, whatever the slices."""
+        own = [frame for frame in self._content.frames if frame.tool == tool and not frame.acceptable]
+        return [*own, *self._example_frames(tool)]
+
+    def request(self, frame: Frame, draw: str) -> Request:
+        """Return the frame filled by a random stream of its own, named `draw`, which moves no row of `rows_for`."""
+        random_ = random.Random(f"{self._seed}/{frame.id}/{draw}")
+        values, _ = self._values(frame, random_)
+        said = expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
+        call, _ = self._call(frame, said, values, random_)
+        return Request(frame, said.text, call, shortened(said.evidence or said.argument or said.text))
+
     def _is_wanted(self, frame: Frame) -> bool:
         return not frame.acceptable and (self._slices is None or frame.slice in self._slices)
 
@@ -105,7 +128,7 @@ class Generator:
     def _rows(self, frames: Sequence[Frame], count: int) -> Iterator[Row]:
         """Yield rows of the frames in turn, each slice as often as its share in mix.yaml says."""
         queue = [
-            (_hash_unit(self._seed, frame.group) / rate, frame.id, 0, 0, frame, rate)
+            (hash_unit(self._seed, frame.group) / rate, frame.id, 0, 0, frame, rate)
             for frame, rate in self._rates(frames)
         ]
         heapq.heapify(queue)
@@ -252,6 +275,6 @@ def _text_parameters(
     return parameters, {text_name: list(dict.fromkeys([text, said.text]))}
 
 
-def _hash_unit(seed: int, text: str) -> float:
+def hash_unit(seed: int, text: str) -> float:
     """Return a number in [0, 1) for a text, the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:6], "big") / 2**48

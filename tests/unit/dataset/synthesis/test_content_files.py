@@ -124,7 +124,9 @@ def test_a_frame_that_is_added_changes_no_row_of_the_others(config: Config) -> N
 
 
 def test_the_data_of_a_seed_is_the_recorded_one(config: Config) -> None:
-    dataset = config.dataset.model_copy(update={"synthetic_per_tool": 60, "ambiguous": 20, "seed": 42})
+    dataset = config.dataset.model_copy(
+        update={"synthetic_per_tool": 60, "ambiguous": 20, "seed": 42, "follow_ups": 0, "two_requests": 0}
+    )
     small = config.model_copy(update={"dataset": dataset})
     rows = assemble(small, load_content(), []).rows
     split = split_rows(rows, dataset.splits, dataset.seed)

@@ -10,7 +10,7 @@ from typing import Any
 from tool_aware.config.settings import Config
 from tool_aware.dataset.curation import Curated
 from tool_aware.dataset.deduplication import Deduplicated, deduplicate
-from tool_aware.dataset.synthesis import follow_ups, two_requests
+from tool_aware.dataset.synthesis import double_requests, follow_ups
 from tool_aware.dataset.synthesis.content import Content
 from tool_aware.dataset.synthesis.dialogues import load_follow_ups
 from tool_aware.dataset.synthesis.generator import Example, Generator
@@ -82,8 +82,8 @@ def _beside_others(config: Config, generator: Generator, spare: float) -> list[R
     if count := kinds[follow_ups.SLICE]:
         maker = follow_ups.FollowUps(load_follow_ups(), generator, tools, seed=seed, limits=config.conversation)
         rows += maker.rows(int(count * spare) + 1)
-    if count := kinds[two_requests.SLICE]:
-        pairs = two_requests.TwoRequests(two_requests.load_two_requests(), generator, tools, seed=seed)
+    if count := kinds[double_requests.SLICE]:
+        pairs = double_requests.TwoRequests(double_requests.load_two_requests(), generator, tools, seed=seed)
         rows += pairs.rows(int(count * spare) + 1)
     return rows
 
@@ -116,6 +116,6 @@ def _trimmed(unique: Deduplicated, wanted: Mapping[str, int]) -> tuple[list[Row]
 def _kind_of(row: Row) -> str:
     """Return which number of `dataset` a synthetic row counts towards: that of a kind, or that of its tool."""
     slice_ = row.metadata["slice"]
-    if slice_ in (follow_ups.SLICE, two_requests.SLICE):
+    if slice_ in (follow_ups.SLICE, double_requests.SLICE):
         return slice_
     return "ambiguous" if row.metadata.get("acceptable_tools") else row.tool

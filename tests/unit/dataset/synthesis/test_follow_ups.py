@@ -17,11 +17,11 @@ from tool_aware.dataset.assembly import assemble, make_generator
 from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.similarity import nearest
 from tool_aware.dataset.splitting import split_rows
-from tool_aware.dataset.synthesis import dialogues, two_requests
+from tool_aware.dataset.synthesis import dialogues, double_requests
 from tool_aware.dataset.synthesis.content import Content, load_content
 from tool_aware.dataset.synthesis.dialogues import FollowUpContent, load_follow_ups
 from tool_aware.dataset.synthesis.follow_ups import KINDS, FollowUps
-from tool_aware.dataset.synthesis.two_requests import TOOLS, TwoRequests, load_two_requests
+from tool_aware.dataset.synthesis.double_requests import TOOLS, TwoRequests, load_two_requests
 from tool_aware.prompt import Turn
 from tool_aware.rows import Row, row_problems
 from tool_aware.text import normalised
@@ -224,7 +224,7 @@ def test_the_first_request_is_called_and_the_other_one_named(pairs: list[Row], c
 
 
 def test_a_second_request_without_a_name_for_the_rest_is_reported(tmp_path: Any) -> None:
-    part = yaml.safe_load(two_requests.TWO_REQUESTS_FILE.read_text(encoding="utf-8"))
+    part = yaml.safe_load(double_requests.TWO_REQUESTS_FILE.read_text(encoding="utf-8"))
     part["languages"]["en"]["second"]["web_search"] = ["look it up"]
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(part), encoding="utf-8")

@@ -4,7 +4,7 @@ The call is that of the request that stands first, and the reasoning names what 
 needed for the first ("a reply with the conditions from our contract"), the call is that of what is needed.
 
 The first request is a sentence of the frames, whose group the row belongs to. The second is one of
-`content/two_requests.yaml`, which is a request by itself in no other row. Keys there, by language:
+`content/double_requests.yaml`, which is a request by itself in no other row. Keys there, by language:
     slots            values of the second requests
     after, between   how the two are joined after a mark, and otherwise: {first}, {second}, {Second}
     second           tool -> imperatives, "look up the next train => the next train"; after `=>` in English what remains
@@ -33,7 +33,7 @@ from tool_aware.text import normalised, shortened
 from tool_aware.tools import Toolbox, ToolCall
 
 SLICE = "two requests"
-TWO_REQUESTS_FILE = CONTENT_DIR / "two_requests.yaml"
+TWO_REQUESTS_FILE = CONTENT_DIR / "double_requests.yaml"
 TOOLS = ("rag_retrieval", "web_search", "code_execution", "direct_chat")
 
 _ENGLISH_SHARE = 0.5

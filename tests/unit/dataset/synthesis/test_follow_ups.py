@@ -20,8 +20,8 @@ from tool_aware.dataset.splitting import split_rows
 from tool_aware.dataset.synthesis import dialogues, double_requests
 from tool_aware.dataset.synthesis.content import Content, load_content
 from tool_aware.dataset.synthesis.dialogues import FollowUpContent, load_follow_ups
-from tool_aware.dataset.synthesis.follow_ups import KINDS, FollowUps
 from tool_aware.dataset.synthesis.double_requests import TOOLS, TwoRequests, load_two_requests
+from tool_aware.dataset.synthesis.follow_ups import KINDS, FollowUps
 from tool_aware.prompt import Turn
 from tool_aware.rows import Row, row_problems
 from tool_aware.text import normalised

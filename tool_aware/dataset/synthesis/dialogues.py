@@ -78,7 +78,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Phrases:
-    """What one language says after any request, and its dialogues."""
+    """The phrases of one language that fit after any request, and its dialogues."""
 
     corrections: Mapping[str, Sequence[str]]
     retry: Sequence[str]

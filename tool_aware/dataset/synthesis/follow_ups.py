@@ -219,6 +219,7 @@ class FollowUps:
     def _changed(self, kind: str, dialogue: Dialogue, slot: str, random_: random.Random) -> _Made:
         """Return a follow-up that names another value of a slot: the request is sent again with that value."""
         values = _drawn(dialogue.slots, random_)
+        asked = values[slot].text
         needed = [Turn(self._asked(dialogue, values, random_), dialogue.tool)]
         if kind == "ellipsis" and self._limits.max_turns > 1 and random_.random() < _CHAIN_SHARE:
             first = random_.choice(list(dialogue.replies))
@@ -226,7 +227,7 @@ class FollowUps:
             needed.append(Turn(said, dialogue.tool))
         phrases = self._content.languages[dialogue.language]
         patterns = phrases.corrections["value"] if kind == "correction" else dialogue.replies[slot]
-        values, said, evidence = self._replaced(dialogue, slot, patterns, values, random_)
+        values, said, evidence = self._replaced(dialogue, slot, patterns, values, random_, asked)
         what = self._content.reasons["changed"][slot]
         key = "value" if kind == "correction" else "ellipsis"
         reason = self._reason(key, evidence, dialogue.about, dialogue.tool, random_, what=what)
@@ -240,12 +241,16 @@ class FollowUps:
         patterns: Sequence[str],
         values: Mapping[str, fillers.Value],
         random_: random.Random,
+        asked: str = "",
     ) -> tuple[dict[str, fillers.Value], str, str]:
-        """Return the values with another one for `slot`, the words that say so, and the evidence among them."""
+        """Return the values with another one for `slot`, the words that say so, and the evidence among them.
+
+        `asked` is a value that was asked about before, too.
+        """
         new = values[slot]
         for _ in range(_ATTEMPTS):
             new = fillers.draw(dialogue.slots[slot], random_)
-            if new.text != values[slot].text:
+            if new.text not in (values[slot].text, asked):
                 break
         named = {"new": new.text, "old": values[slot].text}
         said = expand(random_.choice(patterns), named, random_)

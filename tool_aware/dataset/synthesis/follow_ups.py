@@ -227,7 +227,7 @@ class FollowUps:
             needed.append(Turn(said, dialogue.tool))
         phrases = self._content.languages[dialogue.language]
         patterns = phrases.corrections["value"] if kind == "correction" else dialogue.replies[slot]
-        values, said, evidence = self._replaced(dialogue, slot, patterns, values, random_, asked)
+        values, said, evidence = self._replaced(dialogue, slot, patterns, values, random_, asked=asked)
         what = self._content.reasons["changed"][slot]
         key = "value" if kind == "correction" else "ellipsis"
         reason = self._reason(key, evidence, dialogue.about, dialogue.tool, random_, what=what)
@@ -241,6 +241,7 @@ class FollowUps:
         patterns: Sequence[str],
         values: Mapping[str, fillers.Value],
         random_: random.Random,
+        *,
         asked: str = "",
     ) -> tuple[dict[str, fillers.Value], str, str]:
         """Return the values with another one for `slot`, the words that say so, and the evidence among them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,11 @@ def identity_of(instruction: str) -> str:
 
     Equal ones are the same conversation. The last line is the query's, and without history the only one.
     """
-    query, history = question_of(instruction)
+    return identity_of_question(*question_of(instruction))
+
+
+def identity_of_question(query: str, history: Sequence[Turn]) -> str:
+    """Return the same of a query and its earlier turns."""
     return "\n".join(normalised(text) for text in (*(turn.query for turn in history), query))
 
 

@@ -28,6 +28,11 @@ def one_line(text: str) -> str:
     return _SPACE.sub(" ", text).strip()
 
 
+def one_line_if_short(text: str) -> str:
+    """Return a query trimmed, and on one line; line breaks stay where the text is code or a list."""
+    return text.strip() if "\n" in text.strip() else one_line(text)
+
+
 MOST_SHOWN = 12  # names of a list that is shown whole
 
 

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tool_aware.config.data_sections import FiltersSection
@@ -20,10 +20,11 @@ from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.log_records import LogRecord, reason_to_leave_out
 from tool_aware.dataset.quarantine import reason_to_quarantine
 from tool_aware.dataset.redaction import Redactor
-from tool_aware.dataset.similarity import GramIndex
-from tool_aware.prompt import render_instruction, render_response
-from tool_aware.rows import Row
-from tool_aware.text import normalised, one_line, shortened
+from tool_aware.dataset.session_turns import Histories, SessionTurns
+from tool_aware.dataset.similarity import Compared, GramIndex
+from tool_aware.prompt import Turn, render_instruction, render_response
+from tool_aware.rows import Row, identity_of_question
+from tool_aware.text import normalised, one_line_if_short, shortened
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
 _MAY_BE_UNKNOWN = ("success", "quality", "timestamp")
@@ -58,11 +59,29 @@ class _Candidate:
     query: str
     tool: str
     session: str | None
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def compared(self) -> str | Compared:
+        """Return what is compared with others, as `similarity.compared` does of a row."""
+        whole = "\n".join([*(turn.query for turn in self.history), self.query])
+        return Compared(whole, self.query) if self.history else self.query
 
 
-def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection, *, max_per_session: int) -> Curated:
-    """Filter, redact, resolve conflicts, cap, and turn what is left into rows. Memory grows with distinct queries."""
+def curate(
+    records: Iterable[LogRecord],
+    tools: Toolbox,
+    filters: FiltersSection,
+    *,
+    max_per_session: int,
+    turns: SessionTurns | None = None,
+) -> Curated:
+    """Filter, redact, resolve conflicts, cap, and turn what is left into rows. Memory grows with distinct queries.
+
+    With `turns` rows show what came before them in their session, and are compared as conversations.
+    """
     redactor = Redactor()
+    histories = Histories(turns, tools, redactor) if turns is not None else None
     rejected: Counter[str] = Counter()
     unknown_tools: Counter[str] = Counter()
     read = 0
@@ -77,13 +96,15 @@ def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection
             if reason == "unknown_tool" and (record.tool in unknown_tools or len(unknown_tools) < _NAMES_COUNTED):
                 unknown_tools[record.tool or ""] += 1
             continue
-        candidate = _Candidate(redactor.redact(query), record.tool, record.session)
-        same = candidates[normalised(candidate.query)]
+        redacted, history = histories.of(record.turn, query) if histories else (redactor.redact(query), ())
+        candidate = _Candidate(redacted, record.tool, record.session, history)
+        identity = identity_of_question(redacted, history)
+        same = candidates[identity]
         if any(other.tool == candidate.tool for other in same):
             rejected["duplicate"] += 1
         elif record.session and not same and per_session[record.session] >= max_per_session:
             rejected["session_cap"] += 1
-            del candidates[normalised(candidate.query)]
+            del candidates[identity]
         else:
             if record.session and not same:
                 per_session[record.session] += 1
@@ -97,16 +118,11 @@ def curate(records: Iterable[LogRecord], tools: Toolbox, filters: FiltersSection
         row = _row(candidate, tools)
         if row is None:
             rejected["parameters_not_derivable"] += 1
-            to_label.append({"query": candidate.query, "tools": [candidate.tool], "why": "parameters_not_derivable"})
+            to_label.append(_to_label(candidate, [candidate.tool], "parameters_not_derivable"))
         else:
             rows.append(row)
     counts = {name: count for name, count in rejected.items() if count}
     return Curated(rows, read, counts, dict(redactor.counts), to_label, unknown_tools)
-
-
-def one_line_if_short(text: str) -> str:
-    """Return the query trimmed, and on one line; line breaks stay where the text is code or a list."""
-    return text.strip() if "\n" in text.strip() else one_line(text)
 
 
 def _reason_to_reject(record: LogRecord, query: str, tools: Toolbox, filters: FiltersSection) -> str | None:
@@ -131,8 +147,13 @@ def _without_conflicts(
             agreed.append(same[0])
         else:
             tools = sorted({candidate.tool for candidate in same})
-            conflicts.append({"query": same[0].query, "tools": tools, "why": "the log disagrees with itself"})
+            conflicts.append(_to_label(same[0], tools, "the log disagrees with itself"))
     return agreed, conflicts
+
+
+def _to_label(candidate: _Candidate, tools: list[str], why: str) -> dict[str, Any]:
+    asked: dict[str, Any] = {"query": candidate.query, "tools": tools, "why": why}
+    return asked | {"history": list(map(asdict, candidate.history))} if candidate.history else asked
 
 
 def _one_per_cluster(candidates: Sequence[_Candidate]) -> list[_Candidate]:
@@ -140,7 +161,7 @@ def _one_per_cluster(candidates: Sequence[_Candidate]) -> list[_Candidate]:
     if not candidates:
         return []
     dropped: set[int] = set()
-    for pair in GramIndex([candidate.query for candidate in candidates]).pairs(NEAR_DUPLICATE):
+    for pair in GramIndex([candidate.compared for candidate in candidates]).pairs(NEAR_DUPLICATE):
         if pair.first not in dropped:
             dropped.add(pair.second)
     return [candidate for number, candidate in enumerate(candidates) if number not in dropped]
@@ -161,7 +182,10 @@ def _row(candidate: _Candidate, tools: Toolbox) -> Row | None:
         details["group"] = (
             f"session-{hashlib.sha256(candidate.session.encode(errors='surrogatepass')).hexdigest()[:12]}"
         )
-    return Row(render_instruction(candidate.query, tools), render_response(call), details)
+    row = Row(render_instruction(candidate.query, tools, candidate.history), render_response(call), details)
+    if candidate.history:
+        details["history"] = list(map(asdict, row.history))
+    return row
 
 
 def derive_parameters(tool: Tool, query: str) -> dict[str, Any] | None:

@@ -16,16 +16,20 @@ from typing import Any
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.console import UserError
 from tool_aware.dataset.csv_rows import DELIMITERS, CsvRow, csv_rows, has_escapes, is_text_format, text_format_rows
-from tool_aware.dataset.log_findings import LogFindings, refuse_missing_columns
+from tool_aware.dataset.log_findings import (
+    LogFindings,
+    absent_fields,
+    refuse_missing_columns,
+    refuse_since_without_time,
+)
 from tool_aware.dataset.log_records import (
     FieldProblem,
     LoggedRow,
     LogRecord,
-    absent_fields,
     kept_records,
-    refuse_since_without_time,
 )
 from tool_aware.dataset.newest_first import newest_first
+from tool_aware.dataset.session_turns import SessionTurns
 from tool_aware.text_files import JsonLine, json_items, lines_of, text_format
 
 ENCODING_OPTION = "--encoding"
@@ -57,12 +61,17 @@ class _Source:
 
 
 def read_log_file(
-    path: Path, settings: DatabaseSection, findings: LogFindings | None = None, encoding: str | None = None
+    path: Path,
+    settings: DatabaseSection,
+    findings: LogFindings | None = None,
+    encoding: str | None = None,
+    turns: SessionTurns | None = None,
 ) -> Iterator[LogRecord]:
     """Yield the records of an export that pass `settings.filters`, in the order in which a table is read: newest first.
 
     Raises UserError for a missing or empty file, one that is not a log, a missing column, or rows most of which cannot
-    be read. `encoding` is that of text which is neither UTF-8 nor says what it is.
+    be read. `encoding` is that of text which is neither UTF-8 nor says what it is. `turns` are complete when the first
+    record comes.
     """
     findings = findings or LogFindings(str(path))
     absent = absent_fields(settings)
@@ -74,7 +83,7 @@ def read_log_file(
     refuse_since_without_time(settings, absent)
     if told := [names[field] for field in names if field in missing - {"id"}]:
         findings.notes.append(f"{path} has no column {', '.join(told)}: nothing is filtered or grouped by it")
-    keyed = kept_records(_by_field(source.rows, names), settings, findings, absent)
+    keyed = kept_records(_by_field(source.rows, names), settings, findings, absent, turns)
     yield from islice(newest_first(keyed), settings.filters.limit)
     if not findings.read:
         raise UserError("has no rows", where=str(path), fix="name an export that has some")

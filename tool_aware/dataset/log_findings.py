@@ -6,9 +6,9 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from tool_aware.config.data_sections import FiltersSection
+from tool_aware.config.data_sections import DatabaseSection, FiltersSection
 from tool_aware.console import UserError
 from tool_aware.dataset.redaction import Redactor
 
@@ -118,6 +118,23 @@ def refuse_missing_columns(names: Mapping[str, str], found: Sequence[str], where
         columns = ", ".join(missing[field] for field in needed)
         raise UserError(f"no column {columns}; it has {shown}", where=where, fix=f"{fix} (database.columns)")
     return set(missing)
+
+
+def absent_fields(settings: DatabaseSection) -> set[str]:
+    """Return the fields whose column is null in the config. Raises UserError for a filter that needs one of them."""
+    absent = {field for field, column in settings.columns.model_dump().items() if not column}
+    refuse_since_without_time(settings, absent)
+    return absent
+
+
+def refuse_since_without_time(settings: DatabaseSection, absent: Collection[str]) -> None:
+    """Raise UserError if rows are to be chosen by a time that the log does not have."""
+    if settings.filters.since is not None and "timestamp" in absent:
+        raise UserError(
+            "needs the time of each row, and the log has no column for it",
+            where="database.filters.since",
+            fix="name it in database.columns.timestamp, or set since to null",
+        )
 
 
 def _shown(name: str) -> str:

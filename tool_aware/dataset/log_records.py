@@ -11,16 +11,16 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from tool_aware.config.data_sections import DatabaseSection, FiltersSection
-from tool_aware.console import UserError
 from tool_aware.dataset.log_findings import LogFindings
 from tool_aware.dataset.redaction import Redactor
+from tool_aware.dataset.session_turns import SessionTurns
 
 # What exports write for a missing value: psql and MySQL (\N), pandas (nan, NaT, <NA>), R (NA), Python, JavaScript,
 # Kibana (-).
@@ -75,6 +75,8 @@ class LogRecord:
     timestamp: datetime | None = None
     session: str | None = None
     error: str | None = None
+    turn: int | None = field(default=None, compare=False)
+    """Its number among the turns of sessions; None without session or time, or where no turns are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +100,16 @@ class FieldProblem(ValueError):
 
 
 def kept_records(
-    rows: Iterable[LoggedRow], settings: DatabaseSection, findings: LogFindings, absent: Collection[str] = ()
+    rows: Iterable[LoggedRow],
+    settings: DatabaseSection,
+    findings: LogFindings,
+    absent: Collection[str] = (),
+    turns: SessionTurns | None = None,
 ) -> Iterator[tuple[str | None, LogRecord]]:
     """Yield (id, record) of the rows that pass the filters; the others are counted in `findings`.
 
-    `absent` are the fields that the log has no column for: nothing is filtered by them.
+    `absent` are the fields that the log has no column for: nothing is filtered by them. All rows but those from before
+    `filters.since` are added to `turns`.
     """
     filters, tool_names = settings.filters, settings.tool_names
     for row in rows:
@@ -120,10 +127,14 @@ def kept_records(
         if record.quality is not None:
             findings.add_quality(record.quality)
         reason = reason_to_leave_out(record, filters, absent)
+        identity = id_of(row.values.get("id"))
+        if turns is not None and reason != "too_old":
+            number = turns.add(record.session, record.timestamp, record.query, record.tool, identity)
+            record = replace(record, turn=number)
         if reason:
             findings.left_out[reason] += 1
         else:
-            yield id_of(row.values.get("id")), record
+            yield identity, record
 
 
 def reason_to_leave_out(record: LogRecord, filters: FiltersSection, absent: Collection[str] = ()) -> str | None:
@@ -146,23 +157,6 @@ def reason_to_leave_out(record: LogRecord, filters: FiltersSection, absent: Coll
         if record.timestamp < in_utc(filters.since):
             return "too_old"
     return None
-
-
-def absent_fields(settings: DatabaseSection) -> set[str]:
-    """Return the fields whose column is null in the config. Raises UserError for a filter that needs one of them."""
-    absent = {field for field, column in settings.columns.model_dump().items() if not column}
-    refuse_since_without_time(settings, absent)
-    return absent
-
-
-def refuse_since_without_time(settings: DatabaseSection, absent: Collection[str]) -> None:
-    """Raise UserError if rows are to be chosen by a time that the log does not have."""
-    if settings.filters.since is not None and "timestamp" in absent:
-        raise UserError(
-            "needs the time of each row, and the log has no column for it",
-            where="database.filters.since",
-            fix="name it in database.columns.timestamp, or set since to null",
-        )
 
 
 def in_utc(moment: datetime) -> datetime:

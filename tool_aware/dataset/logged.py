@@ -14,6 +14,7 @@ from tool_aware.dataset.log_files import read_log_file
 from tool_aware.dataset.log_findings import LogFindings
 from tool_aware.dataset.query_log import read_query_log
 from tool_aware.dataset.redaction import Redactor
+from tool_aware.dataset.session_turns import SessionTurns
 
 _NAMES_SHOWN = 10
 _REMEDIES = {
@@ -37,15 +38,16 @@ def read_log(
     """Read and curate logged rows of an export or of the database; None without a query log, and why in one line."""
     database, per_session = config.database, config.dataset.max_per_session
     findings = LogFindings(str(export) if export else f"{database.schema_name}.{database.table}")
+    turns = SessionTurns(config.conversation) if config.conversation.max_turns else None
     if export:
-        records = read_log_file(export, database, findings, encoding)
+        records = read_log_file(export, database, findings, encoding, turns)
     elif config.dataset.use_query_log:
-        records = read_query_log(database, environment, findings)
+        records = read_query_log(database, environment, findings, turns)
     else:
         say("skipped: dataset.use_query_log is false")
         return None
     try:
-        curated = curate(records, config.toolbox, database.filters, max_per_session=per_session)
+        curated = curate(records, config.toolbox, database.filters, max_per_session=per_session, turns=turns)
     except DatabaseUnreachable as error:
         if is_required or environment.names_a_database:  # there is a log: never go on without it
             raise
@@ -56,11 +58,15 @@ def read_log(
     for reason, count in curated.rejected.items():
         rejected[reason] = rejected.get(reason, 0) + count
     curated = replace(curated, read=findings.read, rejected=rejected)
+    if turns is not None and not turns and curated.rows:
+        findings.notes.append(f"no row of {findings.name} has both a session and a time: none shows earlier turns")
     for message in findings.formats:
         say(message)
     for message in [*findings.messages(database.filters), *_messages(curated, config)]:
         fallbacks.add(message)
-    say(f"{curated.read} logged queries read, {len(curated.rows)} kept")
+    number = sum(bool(row.metadata.get("history")) for row in curated.rows)
+    with_history = f", {number} of them with earlier turns" if number else ""
+    say(f"{curated.read} logged queries read, {len(curated.rows)} kept{with_history}")
     if curated.rejected:
         say(f"left out: {counts_in_words(curated.rejected)}")
     if curated.redacted:

@@ -48,6 +48,22 @@ def newest_first(keyed: Iterable[Keyed], *, in_memory: int = RECORDS_IN_MEMORY) 
             file.close()
 
 
+def once_all_are_read(records: Iterable[LogRecord], *, in_memory: int = RECORDS_IN_MEMORY) -> Iterator[LogRecord]:
+    """Yield records in their order once there are no more; beyond `in_memory` they wait in temporary files."""
+    source = iter(records)
+    run = list(islice(source, in_memory))
+    files = []
+    try:
+        while len(run) == in_memory:
+            files.append(_stored([(None, record) for record in run]))
+            run = list(islice(source, in_memory))
+        yield from (record for file in files for _, record in _loaded(file))
+        yield from run
+    finally:
+        for file in files:
+            file.close()
+
+
 def _by_number(item: Keyed) -> tuple[bool, int]:
     identity = item[0]
     is_number = identity is not None and _WHOLE_NUMBER.fullmatch(identity) is not None

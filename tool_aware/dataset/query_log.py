@@ -22,18 +22,19 @@ from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment
 from tool_aware.console import UserError, warn
 from tool_aware.database import DatabaseUnreachable, begin, connect_to_database
-from tool_aware.dataset.log_findings import LogFindings, refuse_missing_columns
+from tool_aware.dataset.log_findings import LogFindings, absent_fields, refuse_missing_columns
 from tool_aware.dataset.log_records import (
     BLANKS,
     LONGEST_NO_ERROR,
     FieldProblem,
     LoggedRow,
     LogRecord,
-    absent_fields,
     in_utc,
     kept_records,
 )
-from tool_aware.dataset.newest_first import newest_first
+from tool_aware.dataset.newest_first import newest_first, once_all_are_read
+from tool_aware.dataset.older_turns import with_older_turns
+from tool_aware.dataset.session_turns import SessionTurns
 
 RECONNECTS = 5  # in a row without a page in between
 RECONNECT_PAUSE_S = 0.5  # doubled each time
@@ -87,26 +88,32 @@ def read_query_log(
     settings: DatabaseSection,
     environment: Environment,
     findings: LogFindings | None = None,
+    turns: SessionTurns | None = None,
     *,
     connect: Callable[[], Any] | None = None,
 ) -> Iterator[LogRecord]:
     """Yield the rows that pass `settings.filters`, newest first: by a number as id, else by time.
 
-    Raises DatabaseUnreachable if no server answers, and UserError for a refused password, a missing table or column,
-    missing rights, a time limit, or rows most of which cannot be read. No message holds the password. `connect`
-    replaces the connection in tests.
+    `turns` are complete when the first record comes. Raises DatabaseUnreachable if no server answers, and UserError for
+    a refused password, a missing table or column, missing rights, a time limit, or rows most of which cannot be read.
+    No message holds the password. `connect` replaces the connection in tests.
     """
     findings = findings or LogFindings(f"{settings.schema_name}.{settings.table}")
     absent = absent_fields(settings)
-    reader = _Reader(settings, connect or (lambda: connect_to_database(settings, environment)))
+    has_turns = turns is not None and not absent & {"session", "timestamp"}
+    reader = _Reader(settings, connect or (lambda: connect_to_database(settings, environment)), has_turns=has_turns)
     try:
-        keyed = kept_records(reader.rows(), settings, findings, absent)
+        rows = reader.rows()
+        keyed = kept_records(rows, settings, findings, absent, turns)
         table = reader.described()
         if table.hides_rows:
             name = f"{settings.schema_name}.{settings.table}"
             findings.notes.append(f"{name} has row-level security: only the rows that POSTGRES_USER may see are read")
         records = (record for _, record in keyed) if table.is_ordered_by_server else newest_first(keyed)
-        yield from islice(records, settings.filters.limit)
+        records = islice(records, settings.filters.limit)
+        if turns is not None:
+            records = once_all_are_read(with_older_turns(records, rows, settings, turns))
+        yield from records
     except DatabaseUnreachable as error:
         if not reader.has_answered:
             raise
@@ -157,8 +164,8 @@ def _explained(error: Exception, settings: DatabaseSection) -> Exception:
 class _Reader:
     """Reads one table over one connection at a time."""
 
-    def __init__(self, settings: DatabaseSection, open_connection: Callable[[], Any]) -> None:
-        self._settings, self._open = settings, open_connection
+    def __init__(self, settings: DatabaseSection, open_connection: Callable[[], Any], *, has_turns: bool) -> None:
+        self._settings, self._open, self._has_turns = settings, open_connection, has_turns
         self._deadline_s = time.monotonic() + settings.deadline_s
         self._connection: Any = None
         self._table: _Table | None = None
@@ -240,7 +247,7 @@ class _Reader:
     def _page(self, last_id: object, size: int) -> list[Any]:
         table, connection = self.described(), self._connected()
         with connection.cursor() as cursor:
-            cursor.execute(*_page_query(self._settings, table, last_id=last_id, size=size))
+            cursor.execute(*_page_query(self._settings, table, last_id=last_id, size=size, has_turns=self._has_turns))
             rows: list[Any] = cursor.fetchall()
         connection.rollback()
         return rows
@@ -250,7 +257,7 @@ class _Reader:
         table, connection = self.described(), self._connected()
         number = 0
         with connection.cursor(name="query_log") as cursor:
-            cursor.execute(*_page_query(self._settings, table, without_id=without_id))
+            cursor.execute(*_page_query(self._settings, table, without_id=without_id, has_turns=self._has_turns))
             while page := cursor.fetchmany(self._settings.fetch_size):
                 self._check_deadline()
                 for number, row in enumerate(page, start=number + 1):  # noqa: B020 - goes on counting
@@ -314,6 +321,7 @@ def _page_query(
     last_id: object = None,
     size: int | None = None,
     without_id: bool = False,
+    has_turns: bool = False,
 ) -> tuple[Any, list[Any]]:
     """Return the SELECT and its values. Names are quoted as identifiers and values bound, so neither can inject SQL."""
     from psycopg2 import sql
@@ -322,7 +330,7 @@ def _page_query(
     row = sql.SQL(", ").join(_sent(field, table, columns) for field in _SELECTED)
     sent = "textsend(json_build_array({})::text)" if table.is_sql_ascii else "json_build_array({})::text"
     selected: list[Any] = [sql.SQL(sent).format(row)]
-    conditions, values = _reduced_transfer(settings, table, columns)
+    conditions, values = _reduced_transfer(settings, table, columns, has_turns=has_turns)
     order: list[Any] = []
     if table.has_numeric_id and not without_id:
         selected.append(columns["id"])
@@ -361,16 +369,17 @@ def _sent(field: str, table: _Table, columns: Mapping[str, Any]) -> Any:
 
 
 def _reduced_transfer(
-    settings: DatabaseSection, table: _Table, columns: Mapping[str, Any]
+    settings: DatabaseSection, table: _Table, columns: Mapping[str, Any], *, has_turns: bool
 ) -> tuple[list[Any], list[Any]]:
     """Return conditions, and their values, that keep rows on the server which `reason_to_leave_out` would leave out.
 
-    They never leave out another: where the type of a column leaves doubt, Python decides alone.
+    They never leave out another: where the type of a column leaves doubt, Python decides alone. With `has_turns` rows
+    with session and time are sent all the same.
     """
     from psycopg2 import sql
 
     filters, types = settings.filters, table.types
-    conditions = [sql.SQL("{} IS NOT NULL").format(columns["query"])]
+    conditions: list[Any] = []
     values: list[Any] = []
     if filters.only_success and types.get("success") == "boolean":
         conditions.append(columns["success"])
@@ -382,6 +391,10 @@ def _reduced_transfer(
         short = sql.SQL("({0} IS NULL OR length(btrim({0}, %s)) <= %s)")
         conditions.append(short.format(columns["error"]))
         values += [BLANKS, LONGEST_NO_ERROR]
+    if has_turns and conditions:
+        is_turn = sql.SQL("{} IS NOT NULL AND {} IS NOT NULL").format(columns["session"], columns["timestamp"])
+        conditions = [sql.SQL("({} OR {})").format(sql.SQL(" AND ").join(conditions), is_turn)]
+    conditions.append(sql.SQL("{} IS NOT NULL").format(columns["query"]))
     if filters.since is not None and types.get("timestamp") in (_LOCAL_TIMES, _ZONED_TIMES):
         since = in_utc(filters.since)
         zone = "" if types["timestamp"] == _LOCAL_TIMES else "+00"

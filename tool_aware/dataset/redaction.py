@@ -49,6 +49,13 @@ class Redactor:
         """Return `text` with every secret replaced. Redacting twice changes nothing more."""
         return self.row().redact(text) if _may_have(text) else text
 
+    def redact_row(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts of one row with every secret replaced, the same one by the same placeholder."""
+        row = self.row()
+        for text in texts:
+            row.learn(text)
+        return [row.redact(text) for text in texts]
+
     def row(self, kept: str = "") -> RowRedactor:
         """Return a redactor for the texts of one row, which have their placeholders in common."""
         return RowRedactor(self.counts, kept)

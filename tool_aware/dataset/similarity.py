@@ -61,6 +61,7 @@ class GramIndex:
         whole = [text if isinstance(text, str) else text.conversation for text in texts]
         has_history = any(isinstance(text, Compared) for text in texts)
         self._queries = GramIndex([t if isinstance(t, str) else t.query for t in texts]) if has_history else None
+        self._has_history = [isinstance(text, Compared) for text in texts]
         self._rows, self._hashes = _grams([f" {normalised(text)} " for text in whole])
         self.size = len(texts)
         self._kept: tuple[int, csr_matrix] | None = None
@@ -93,7 +94,13 @@ class GramIndex:
         """Return the cosine of two rows' trigram sets; with history the lesser of conversations' and queries'."""
         a, b = (self._hashes[self._starts[row] : self._starts[row + 1]] for row in (first, second))
         value = len(np.intersect1d(a, b, assume_unique=True)) / math.sqrt(len(a) * len(b))
-        return min(value, self._queries.similarity(first, second)) if self._queries else value
+        return min(value, self._of_queries(first, second))
+
+    def _of_queries(self, first: int, second: int) -> float:
+        """Return the similarity of the queries alone where a row has history, else the highest that there is."""
+        if self._queries and (self._has_history[first] or self._has_history[second]):
+            return self._queries.similarity(first, second)
+        return 1.0
 
     def _with_others(self, start: int, end: int, first_other: int) -> np.ndarray:
         """Return the similarities of the rows from `start` to `end` to those from `first_other` on."""
@@ -119,7 +126,7 @@ class GramIndex:
             first, second = block.row + start, block.col
             keep = (first < second) & (block.data >= threshold - 1e-6) & (codes[first] != codes[second])
             for a, b, value in zip(first[keep], second[keep], block.data[keep], strict=True):
-                of_queries = self._queries.similarity(int(a), int(b)) if self._queries else 1.0
+                of_queries = self._of_queries(int(a), int(b))
                 if of_queries >= threshold - 1e-6:
                     yield Pair(int(a), int(b), min(float(value), of_queries))
 

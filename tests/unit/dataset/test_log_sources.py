@@ -437,3 +437,31 @@ def test_sessions_of_any_type_reach_the_rows_as_one_group_each(
     assert len(curated.rows) == 3
     assert len({row.metadata["group"] for row in curated.rows}) == 1
     assert not list(fallbacks)
+
+
+@pytest.mark.parametrize("limit", [None, 20])
+@pytest.mark.parametrize("identity", ["serial PRIMARY KEY", "text"])
+def test_rows_of_a_table_show_the_same_earlier_turns_as_those_of_its_export(
+    limit: int | None, identity: str, tmp_path: Path, config: Config, environment: Environment, execute: Any,
+    server: dict[str, str],
+) -> None:  # fmt: skip
+    random_ = random.Random(5)
+    rows = [
+        (
+            number, f"{random_.choice(('leave', 'travel', 'gifts'))} policy {number * 7919 % 1000}", "rag_retrieval",
+            random_.random() < 0.7, random_.choice((0.1, 0.9)), START + timedelta(minutes=number * 4),
+            random_.choice(("s1", "s2", "s3", None)), random_.choice((None, None, "timeout after 30 seconds")),
+        )
+        for number in range(200)
+    ]  # fmt: skip
+    execute(table_of(id=identity))
+    with contextlib.closing(connected(server)) as connection, connection, connection.cursor() as cursor:
+        execute_values(cursor, "INSERT INTO query_logs VALUES %s", rows)
+    export = exported(tmp_path, rows)[0]
+    database = filtered(config.database, limit=limit).model_copy(update={"fetch_size": 7})
+    settings = config.model_copy(update={"database": database})
+    of_table, of_export = (read_log(settings, environment, Fallbacks(), path) for path in (None, export))
+    assert of_table
+    assert of_export
+    assert of_table.rows == of_export.rows
+    assert sum(len(row.history) == 3 for row in of_table.rows) > (5 if limit else 20)

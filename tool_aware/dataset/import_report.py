@@ -31,7 +31,15 @@ def collect_import(
 
     Raises UserError if nothing could be taken over, with the reasons.
     """
-    imported = import_file(source, config.toolbox, answers, encoding=encoding, split=split, token=token)
+    imported = import_file(
+        source,
+        config.toolbox,
+        answers,
+        encoding=encoding,
+        split=split,
+        token=token,
+        conversation=config.conversation,
+    )
     unique = deduplicate(imported.rows)
     if not unique.rows:
         raise UserError(
@@ -41,6 +49,8 @@ def collect_import(
         )
     say(f"{len(imported.rows)} rows taken over, {sum(imported.skipped.values())} left out")
     for line in reasons_in_words(imported):
+        say(line)
+    for line in _conversations_in_words(imported):
         say(line)
     _report_changes(imported, config, fallbacks)
     redacted = dict(imported.redactor.counts)
@@ -66,6 +76,21 @@ def reasons_in_words(imported: Imported) -> list[str]:
         lines += [f"    {named}" for named in imported.named.get(reason, ())]
     if len(imported.skipped) > _REASONS_SHOWN:
         lines.append(f"  ... and {len(imported.skipped) - _REASONS_SHOWN} more reasons")
+    return lines
+
+
+def _conversations_in_words(imported: Imported) -> list[str]:
+    """Return what became of conversations of several turns, in lines; none if there are no such."""
+    with_history = sum(bool(row.history) for row in imported.rows)
+    lines = []
+    if with_history or imported.further_rows:
+        more = f"{imported.further_rows} are further calls of a conversation, which is in one split"
+        lines.append(f"{with_history} rows have earlier turns of their conversation; {more}")
+    if imported.turns_not_shown:
+        lines.append(f"{imported.turns_not_shown} turns left out by conversation.max_turns or max_tokens")
+    if imported.further_left_out:
+        counts = counts_in_words(imported.further_left_out)
+        lines.append(f"answers left out of conversations that have rows: {counts}")
     return lines
 
 

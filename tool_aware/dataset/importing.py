@@ -14,20 +14,22 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tool_aware.config.data_sections import ConversationSection
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.dataset.imports.bfcl_files import Answers, bfcl_candidate, is_question, read_answers
-from tool_aware.dataset.imports.conversations import conversation_candidate, is_conversation
+from tool_aware.dataset.imports.conversations import conversation_candidates, is_conversation
 from tool_aware.dataset.imports.foreign_files import Item, read_items, without_nulls
 from tool_aware.dataset.imports.foreign_tools import ForeignTools
 from tool_aware.dataset.imports.left_out import Call, Candidate, LeftOut, in_words
 from tool_aware.dataset.redaction import Redactor, SecretInParameter
+from tool_aware.history import shown_turns
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row, row_problems
 from tool_aware.text import shortened
@@ -51,8 +53,23 @@ class Imported:
     """Tools that items define in several ways, or otherwise than config.yaml."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Names of tools with characters that ours may not have -> the names in the rows."""
+    further_rows: int = 0
+    """Rows beyond the first one of their item."""
+    further_left_out: Counter[str] = field(default_factory=Counter)
+    """Answers left out, by reason, of items that have rows."""
+    turns_not_shown: int = 0
+    """Earlier turns beyond what `conversation` in config.yaml lets a row show."""
     redactor: Redactor = field(default_factory=Redactor)
     """Replaces secrets in the rows and counts them by kind."""
+
+    def add(self, place: str, rows: Sequence[Row], reasons: Sequence[LeftOut]) -> None:
+        """Add the rows of an item; one without any is left out for the first of the reasons."""
+        self.rows += rows
+        if rows:
+            self.further_rows += len(rows) - 1
+            self.further_left_out.update(why.reason for why in reasons)
+        else:
+            self.leave_out(place, reasons[0])
 
     def leave_out(self, place: str, why: LeftOut) -> None:
         """Count an item that is left out, and name it if it is one of the first of its reason."""
@@ -70,14 +87,16 @@ def import_file(
     encoding: str | None = None,
     split: str | None = None,
     token: str | None = None,
+    conversation: ConversationSection = ConversationSection(),  # noqa: B008 - it cannot be changed
 ) -> Imported:
     """Read all items of a source and convert them; BFCL questions together with their `answers`.
 
+    Rows show the earlier turns that `conversation` allows.
     Raises UserError for a source that cannot be read, that is empty, and for BFCL questions without any answers.
     """
     truths = _bfcl_answers(source, answers, encoding)
     items = _not_empty(read_items(source, encoding, split=split, token=token), source)
-    imported = _converted(items, tools, truths)
+    imported = _converted(items, tools, truths, conversation)
     if truths is None and not imported.rows and "a BFCL question without a file of answers" in imported.skipped:
         place = answers_beside(source)
         raise UserError("BFCL questions need their answers", where=str(place), fix="name the file with --answers FILE")
@@ -107,40 +126,57 @@ def _not_empty(items: Iterator[Item], source: Path) -> Iterator[Item]:
         raise UserError("has no rows", where=str(source))
 
 
-def _converted(items: Iterable[Item], tools: Toolbox, truths: Answers | None) -> Imported:
+def _converted(
+    items: Iterable[Item], tools: Toolbox, truths: Answers | None, conversation: ConversationSection
+) -> Imported:
     imported = Imported()
     known = {tool.name: tool for tool in tools}
     seen_ids: dict[str, str] = {}
     for item in items:
         try:
-            candidate, own = _candidate(item, tools, truths)
-            _refuse_repeated_id(candidate, item.place, seen_ids)
-            row = _row(_redacted(candidate, imported.redactor), known)
+            outcomes, own = _candidates(item, tools, truths)
         except LeftOut as why:
-            imported.leave_out(item.place, why)
+            outcomes, own = [why], None
         except RecursionError:
-            imported.leave_out(item.place, LeftOut("nested too deeply"))
-        else:
-            imported.rows.append(row)
+            outcomes, own = [LeftOut("nested too deeply")], None
+        rows, reasons = [], []
+        for outcome in outcomes:
+            try:
+                if isinstance(outcome, LeftOut):
+                    raise outcome
+                _refuse_repeated_id(outcome, item.place, seen_ids)
+                candidate = _shown(_redacted(outcome, imported.redactor), conversation)
+                rows.append(_row(candidate, known))
+            except LeftOut as why:
+                reasons.append(why)
+                continue
+            except RecursionError:
+                reasons.append(LeftOut("nested too deeply"))
+                continue
+            imported.turns_not_shown += len(outcome.history) - len(candidate.history)
             for tool in candidate.offered:
                 if known.setdefault(tool.name, tool) != tool:  # the first definition of a name stays
                     imported.redefined.add(tool.name)
             imported.renamed.update(own.renamed if own else {})
+        imported.add(item.place, rows, reasons)
     imported.foreign_tools = tuple(tool for name, tool in known.items() if name not in tools)
     return imported
 
 
-def _candidate(item: Item, tools: Toolbox, truths: Answers | None) -> tuple[Candidate, ForeignTools | None]:
-    """Return the candidate of an item, whichever form it has. Raises LeftOut."""
+def _candidates(
+    item: Item, tools: Toolbox, truths: Answers | None
+) -> tuple[Sequence[Candidate | LeftOut], ForeignTools | None]:
+    """Return the candidates of an item, whichever form it has. Raises LeftOut."""
     if item.problem:
         raise LeftOut(item.problem.partition(":")[0], found=item.problem.partition(":")[2].strip())
     value = item.value
     if not isinstance(value, Mapping):
         raise LeftOut("not an object", found=in_words(value))
     if is_question(value):
-        return bfcl_candidate(value, truths)
+        candidate, own = bfcl_candidate(value, truths)
+        return [candidate], own
     if is_conversation(value):
-        return conversation_candidate(value, tools)
+        return conversation_candidates(value, tools)
     for key in ("messages", "conversations"):
         if key in value:
             raise LeftOut(f"{key} is not a list of objects", key, in_words(value[key]))
@@ -160,12 +196,24 @@ def _refuse_repeated_id(candidate: Candidate, place: str, seen: dict[str, str]) 
 
 def _redacted(candidate: Candidate, redactor: Redactor) -> Candidate:
     """Return a candidate without secrets, the same ones replaced alike in query and call. Raises LeftOut."""
-    texts = (candidate.said, dict(candidate.details))
+    texts = (candidate.said, dict(candidate.details), [turn.query for turn in candidate.history])
     try:
-        query, arguments, said, details = redactor.redact_call(candidate.query, candidate.call.arguments, texts)
+        query, arguments, said, details, earlier = redactor.redact_call(
+            candidate.query, candidate.call.arguments, texts
+        )
     except SecretInParameter as why:
         raise LeftOut("a parameter that is a secret and cannot be replaced", candidate.call.name, str(why)) from None
-    return replace(candidate, query=query, call=Call(candidate.call.name, arguments), said=said, details=details)
+    history = tuple(replace(turn, query=text) for turn, text in zip(candidate.history, earlier, strict=True))
+    call = Call(candidate.call.name, arguments)
+    return replace(candidate, query=query, call=call, said=said, details=details, history=history)
+
+
+def _shown(candidate: Candidate, conversation: ConversationSection) -> Candidate:
+    """Return a candidate with the turns that a row may show. Raises LeftOut if it has some and may show none."""
+    history = shown_turns(candidate.history, conversation)
+    if candidate.history and not history:
+        raise LeftOut("earlier turns, of which conversation.max_turns or max_tokens lets none be shown")
+    return replace(candidate, history=history)
 
 
 def _row(candidate: Candidate, known: Mapping[str, Tool]) -> Row:
@@ -183,7 +231,9 @@ def _row(candidate: Candidate, known: Mapping[str, Tool]) -> Row:
     details = {"source": candidate.source, "tool": call.name, "slice": "imported", **candidate.details}
     try:
         made = ToolCall(call.name, arguments, said or f'"{shortened(query)}" is what {call.name} is there for.')
-        row = Row(render_instruction(query, offered), render_response(made), details)
+        row = Row(render_instruction(query, offered, candidate.history), render_response(made), details)
+        if candidate.history:
+            details["history"] = list(map(asdict, row.history))
     except ValueError as error:
         raise LeftOut("a call that cannot be written down", found=str(error)[:80]) from None
     if why := next(row_problems(vars(row), Toolbox([kept])), None):

@@ -1,17 +1,19 @@
 """Reads conversations: OpenAI's and Mistral's messages, ShareGPT, Anthropic's blocks, Gemini's parts, xLAM's pairs.
 
-All of them become turns, and of the turns one query with its answer: the first assistant turn that is trained on, with
-the user turn before it. Later turns are left aside.
+All of them become turns, and of the turns queries with their answers: one for every call that is the first answer to a
+query, with the user's earlier turns, or the first answer in words where there are no calls.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tool_aware import prompt
 from tool_aware.dataset.imports.calls_in_text import calls_in
 from tool_aware.dataset.imports.foreign_calls import calls_of
 from tool_aware.dataset.imports.foreign_tools import ForeignTools, tools_of
@@ -67,10 +69,12 @@ def is_query_with_answers(item: Mapping[str, Any]) -> bool:
     return "query" in item and "answers" in item
 
 
-def conversation_candidate(item: Mapping[str, Any], known: Toolbox) -> tuple[Candidate, ForeignTools | None]:
-    """Return the query, its answer and the tools on offer; `known` are config.yaml's, for an item without its own.
+def conversation_candidates(
+    item: Mapping[str, Any], known: Toolbox
+) -> tuple[list[Candidate | LeftOut], ForeignTools | None]:
+    """Return the queries, their answers and the tools on offer; `known` are config.yaml's, for an item without its own.
 
-    Raises LeftOut for what cannot be taken over exactly.
+    In place of one that cannot be taken over exactly there is the reason; LeftOut is raised for an item as a whole.
     """
     marked = next((key for key in _MARKS if item.get(key) is False), None)
     if marked:
@@ -82,10 +86,10 @@ def conversation_candidate(item: Mapping[str, Any], known: Toolbox) -> tuple[Can
     turns, system = _turns_of(item)
     own = _own_tools(item, [*system, *(turn.text for turn in turns if turn.role == "system")])
     offered = own.toolbox if own else known
-    return _first_answer(turns, offered, known), own
+    return _in_one_group(_answers(turns, offered, known), turns), own
 
 
-def _answered_query(item: Mapping[str, Any]) -> tuple[Candidate, ForeignTools | None]:
+def _answered_query(item: Mapping[str, Any]) -> tuple[list[Candidate | LeftOut], ForeignTools | None]:
     query, own = item["query"], tools_of(item.get("tools"))
     if not isinstance(query, str):
         raise LeftOut("a query that is not text", "query", in_words(query))
@@ -94,7 +98,7 @@ def _answered_query(item: Mapping[str, Any]) -> tuple[Candidate, ForeignTools | 
         raise LeftOut("no call and no answer in words", "answers", in_words(item["answers"]))
     if own is None:
         raise LeftOut("no tools", "tools", in_words(item.get("tools")))
-    return Candidate(query.strip(), _only(calls, "answers"), own.toolbox, "xlam"), own
+    return [Candidate(query.strip(), _only(calls, "answers"), own.toolbox, "xlam")], own
 
 
 def _only(calls: Sequence[Call], where: str) -> Call:
@@ -278,49 +282,120 @@ def _content(value: Any, where: str) -> tuple[str, list[Call], bool]:
     return "\n".join(text.strip() for text in texts).strip(), calls, is_result
 
 
-# ---- the answer -----------------------------------------------------------------------------------------
+# ---- the answers ----------------------------------------------------------------------------------------
 
 
-def _first_answer(turns: Sequence[Turn], offered: Toolbox, known: Toolbox) -> Candidate:
-    """Return the query and the answer of the first run of assistant turns of which one is trained on."""
-    turns = [turn for turn in turns if turn.role != "system"]
-    begin = next((at for at, turn in enumerate(turns) if turn.role == "assistant" and turn.counts), None)
-    if begin is None:
+@dataclass
+class _Asked:
+    """The user's words up to an answer, the answer, and the assistant's turns after a tool's result."""
+
+    texts: list[str]
+    answer: list[Turn] = field(default_factory=list)
+    after_result: list[Turn] = field(default_factory=list)
+    result_place: str = ""
+
+    @property
+    def query(self) -> str:
+        return "\n".join(filter(None, self.texts))
+
+    def spoken(self, offered: Toolbox) -> tuple[list[Call], str]:
+        """Return calls and words of the answer, as far as it is trained on."""
+        return _spoken([turn for turn in self.answer if turn.counts], offered)
+
+    def turn(self, offered: Toolbox) -> prompt.Turn:
+        """Return what a later query shows of this one: the words, and the tool that was called first."""
+        calls, _ = _spoken([*self.answer, *self.after_result], offered)
+        return prompt.Turn(self.query, next((call.name for call in calls if call.name in offered), None))
+
+
+def _answers(turns: Sequence[Turn], offered: Toolbox, known: Toolbox) -> list[Candidate | LeftOut]:
+    """Return a candidate for every call that is the first answer to a query; without calls the first answer in words.
+
+    In place of one that cannot be taken over there is the reason. Raises LeftOut for a conversation without any answer
+    that is trained on.
+    """
+    asked = _asked([turn for turn in turns if turn.role != "system"])
+    trained = [one for one in asked if any(turn.counts for turn in one.answer)]
+    if not trained:
+        after_result = next((turn for one in asked for turn in one.after_result if turn.counts), None)
+        if after_result:
+            raise LeftOut("an answer to a tool's result", after_result.place)
         has_any = any(turn.role == "assistant" for turn in turns)
         raise LeftOut("no assistant message that is trained on" if has_any else "no assistant message")
-    while begin and turns[begin - 1].role == "assistant":
-        begin -= 1
-    end = next((at for at in range(begin, len(turns)) if turns[at].role != "assistant"), len(turns))
-    run = [turn for turn in turns[begin:end] if turn.counts]
-    where = run[0].place
-    if not begin:
-        raise LeftOut("no user message before the first answer", where)
-    if turns[begin - 1].role == "result":
-        raise LeftOut("an answer to a tool's result", where)
-    calls, said = _spoken(run, offered)
-    query, details = _query(turns[:begin], offered)
-    if calls:
-        return Candidate(query, _only(calls, where), offered, "messages", said, details)
+    outcomes: list[Candidate | LeftOut] = []
+    history: list[prompt.Turn] = []
+    words: _Asked | None = None
+    has_calls = any(turn.calls for one in asked for turn in (*one.answer, *one.after_result))
+    for one in asked:
+        try:
+            calls, said = one.spoken(offered) if one in trained else ([], "")
+            if calls:
+                call = _only(calls, one.answer[0].place)
+                outcomes.append(Candidate(one.query, call, offered, "messages", said, history=tuple(history)))
+            elif one in trained and words is None:
+                words, words_history = one, tuple(history)
+            earlier = one.turn(offered)
+        except LeftOut as why:
+            outcomes.append(why)
+            if not _can_be_read(one, offered):
+                break  # nobody knows what the later queries follow
+            earlier = one.turn(offered)
+        has_calls = has_calls or earlier.tool is not None
+        history += [earlier] if earlier.query else []
+    if not outcomes and words:
+        outcomes.append(_in_words(words, words_history, offered, known, has_calls=has_calls))
+    return outcomes
+
+
+def _can_be_read(one: _Asked, offered: Toolbox) -> bool:
+    """Check that the calls of an answer, written in its text or not, are known."""
+    try:
+        one.turn(offered)
+    except LeftOut:
+        return False
+    return True
+
+
+def _asked(turns: Sequence[Turn]) -> list[_Asked]:
+    """Return the user's queries with what followed each. Raises LeftOut for an answer before the first of them."""
+    asked: list[_Asked] = []
+    for turn in turns:
+        if turn.role == "user":
+            if not asked or asked[-1].answer or asked[-1].after_result or asked[-1].result_place:
+                asked.append(_Asked([]))
+            asked[-1].texts.append(turn.text)
+        elif not asked:
+            if turn.counts:
+                raise LeftOut("no user message before the first answer", turn.place)
+        elif turn.role == "result":
+            asked[-1].result_place = asked[-1].result_place or turn.place
+        else:
+            (asked[-1].after_result if asked[-1].result_place else asked[-1].answer).append(turn)
+    return asked
+
+
+def _in_words(
+    one: _Asked, history: tuple[prompt.Turn, ...], offered: Toolbox, known: Toolbox, *, has_calls: bool
+) -> Candidate:
+    """Return a candidate for an answer without a call, which direct_chat stands for. Raises LeftOut."""
+    where = one.answer[0].place
+    _, said = one.spoken(offered)
     if is_nothing(said):
         raise LeftOut("an answer without text and call", where)
-    if end < len(turns) and turns[end].role == "result":
-        raise LeftOut("a tool's result without its call", turns[end].place)
-    later = [turn for turn in turns[end:] if turn.role == "assistant" and turn.counts]
-    if any(_spoken([turn], offered)[0] for turn in later):
-        raise LeftOut("words first, a call in a later turn", where)
+    if one.result_place:
+        raise LeftOut("a tool's result without its call", one.result_place)
+    if has_calls:
+        raise LeftOut("an answer in words among calls that are not trained on", where)
     if DIRECT_CHAT not in offered and DIRECT_CHAT not in known:
         raise LeftOut("no tool call and no direct_chat to stand for it", where)
     if DIRECT_CHAT not in offered:
-        offered = _with_direct_chat(offered, known)
-    return Candidate(query, Call(DIRECT_CHAT, {"message": query}), offered, "messages", said, details)
-
-
-def _with_direct_chat(offered: Toolbox, known: Toolbox) -> Toolbox:
-    return Toolbox([*offered, known[DIRECT_CHAT]])
+        offered = Toolbox([*offered, known[DIRECT_CHAT]])
+    call = Call(DIRECT_CHAT, {"message": one.query})
+    return Candidate(one.query, call, offered, "messages", said, history=history)
 
 
 def _spoken(run: Sequence[Turn], offered: Toolbox) -> tuple[list[Call], str]:
-    """Return the calls of a run of assistant turns, those written in their texts among them, and the other text."""
+    """Return the calls of assistant turns, those written in their texts among them, and the other text."""
     calls, texts = [], []
     for turn in run:
         in_text, said = calls_in(turn.text, offered.names, turn.place) if turn.text else ([], "")
@@ -329,13 +404,12 @@ def _spoken(run: Sequence[Turn], offered: Toolbox) -> tuple[list[Call], str]:
     return calls, "\n".join(filter(None, texts))
 
 
-def _query(before: Sequence[Turn], offered: Toolbox) -> tuple[str, dict[str, Any]]:
-    """Return the user's words before an answer. With earlier answers, which are not trained on, as a transcript."""
-    if not any(turn.role == "assistant" for turn in before):
-        return "\n".join(turn.text for turn in before if turn.role == "user" and turn.text), {}
-    if any(turn.role == "result" or turn.calls for turn in before):
-        raise LeftOut("earlier calls in the context", before[-1].place)
-    if _spoken([turn for turn in before if turn.role == "assistant"], offered)[0]:
-        raise LeftOut("earlier calls in the context", before[-1].place)
-    lines = [f"{turn.role}: {turn.text}" for turn in before if turn.text]
-    return "\n".join(lines), {"context_turns": len(lines) - 1}
+def _in_one_group(outcomes: list[Candidate | LeftOut], turns: Sequence[Turn]) -> list[Candidate | LeftOut]:
+    """Return several candidates of a conversation with a group in common, so that no split separates them."""
+    if sum(isinstance(one, Candidate) for one in outcomes) < 2:
+        return outcomes
+    said = "\n".join(turn.text for turn in turns if turn.role == "user")
+    group = f"conversation-{hashlib.sha256(said.encode(errors='surrogatepass')).hexdigest()[:12]}"
+    return [
+        replace(one, details={**one.details, "group": group}) if isinstance(one, Candidate) else one for one in outcomes
+    ]

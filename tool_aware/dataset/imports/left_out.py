@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tool_aware.prompt import Turn
 from tool_aware.text import shortened
 from tool_aware.text_files import parse_json
 from tool_aware.tools import Toolbox
@@ -48,6 +49,8 @@ class Candidate:
     said: str = ""
     """What the assistant said with the call, or its whole answer."""
     details: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Turn, ...] = ()
+    """The user's earlier turns, the newest last."""
 
 
 def usable_name(name: str) -> str:

@@ -27,7 +27,9 @@ from tests.fixtures.conversation_shapes import (
     user,
     words,
 )
+from tool_aware.config.data_sections import ConversationSection
 from tool_aware.dataset.importing import import_file
+from tool_aware.prompt import Turn
 from tool_aware.rows import load_rows, write_rows
 from tool_aware.tools import Toolbox
 
@@ -108,7 +110,7 @@ def test_no_damage_to_an_item_ends_the_import_or_makes_a_row_that_cannot_be_read
     whole = [*(shape("a table for two", given_arguments) for shape in SHAPES.values()), BFCL]
     items = [mutated(chance.choice(whole), chance) for _ in range(400)]
     imported = import_items([*items, whole[0]], folder)
-    assert len(imported.rows) + sum(imported.skipped.values()) == len(items) + 1
+    assert len(imported.rows) - imported.further_rows + sum(imported.skipped.values()) == len(items) + 1
     write_rows(folder / "train.json", imported.rows)
     load_rows(folder / "train.json", Toolbox([*CONFIG.toolbox, *imported.foreign_tools]))
 
@@ -191,15 +193,6 @@ def test_an_answer_that_is_marked_as_bad_is_not_learnt(mark: str, folder: Path) 
             "an answer to a tool's result",
         ),
         (
-            [
-                user("a table"),
-                {"role": "assistant", "content": "For how many?"},
-                user("two"),
-                {"role": "assistant", "tool_calls": [call({"people": 2})]},
-            ],
-            "words first, a call in a later turn",
-        ),
-        (
             [user([{"type": "image_url", "image_url": {}}]), {"role": "assistant", "content": "A cat."}],  # type: ignore[arg-type]
             "content that is not text",
         ),
@@ -224,17 +217,68 @@ def test_turns_that_are_no_single_query_with_its_answer_are_left_out(
     assert imported.rows == []
 
 
-def test_the_first_answer_that_counts_is_taken_with_the_context_before_it(folder: Path) -> None:
+TALK = [
+    user("a table"),
+    {"role": "assistant", "content": "For how many?"},
+    user("two"),
+    {"role": "assistant", "tool_calls": [call({"people": 2})]},
+    {"role": "tool", "content": "no table for two"},
+    {"role": "assistant", "content": "There is none."},
+    user("then four"),
+    {"role": "assistant", "tool_calls": [call({"people": 4})]},
+    user("thanks"),
+    {"role": "assistant", "content": "Enjoy your meal."},
+]
+ASKED, ANSWERED = Turn("a table", None), Turn("two", NAME)
+
+
+def test_every_call_is_a_row_with_the_users_turns_before_it(folder: Path) -> None:
+    imported = import_items([{"messages": [{"role": "system", "content": "Be kind."}, *TALK], "tools": TOOLS}], folder)
+    assert [(row.query, row.history, row.answer.parameters) for row in imported.rows] == [
+        ("two", (ASKED,), {"people": 2}),
+        ("then four", (ASKED, ANSWERED), {"people": 4}),
+    ]
+    assert imported.rows[1].metadata["history"] == [
+        {"query": "a table", "tool": None}, {"query": "two", "tool": NAME}
+    ]  # fmt: skip
+    assert len({row.metadata["group"] for row in imported.rows}) == 1
+    assert (imported.further_rows, imported.skipped) == (1, {})
+
+
+def test_turns_that_are_not_trained_on_are_earlier_turns_and_no_rows(folder: Path) -> None:
+    messages = [{**turn, "weight": 0} if number < 4 else turn for number, turn in enumerate(TALK)]
+    (row,) = import_items([{"messages": messages, "tools": TOOLS}], folder).rows
+    assert (row.query, row.history) == ("then four", (ASKED, ANSWERED))
+    assert "group" not in row.metadata
+
+
+def test_what_cannot_be_taken_over_later_leaves_the_rows_before_it(folder: Path) -> None:
+    several = {"role": "assistant", "tool_calls": [call({"people": 2}), call({"people": 3})]}
+    messages = [*TALK[2:4], user("and two more"), several]
+    imported = import_items([{"messages": messages, "tools": TOOLS}], folder)
+    assert [row.query for row in imported.rows] == ["two"]
+    assert (imported.skipped, imported.further_left_out) == ({}, {"several tool calls": 1})
+
+
+def test_a_call_whose_earlier_turns_may_not_be_shown_is_left_out(folder: Path) -> None:
+    path = folder / "talk.jsonl"
+    path.write_text(json.dumps({"messages": TALK, "tools": TOOLS}))
+    none, one = (ConversationSection(max_turns=count) for count in (0, 1))
+    assert import_file(path, CONFIG.toolbox, conversation=none).rows == []
+    imported = import_file(path, CONFIG.toolbox, conversation=one)
+    assert [row.history for row in imported.rows] == [(ASKED,), (ANSWERED,)]
+    assert imported.turns_not_shown == 1
+
+
+def test_secrets_in_earlier_turns_are_replaced_as_in_the_query(folder: Path) -> None:
     messages = [
-        user("a table"),
-        {"role": "assistant", "content": "For how many?", "weight": 0},
-        user("two"),
-        {"role": "assistant", "tool_calls": [call({"people": 2})], "weight": 1},
+        user("a table for anna@example.com"),
+        TALK[1],
+        user("two, tom@example.com and anna@example.com"),
+        TALK[3],
     ]
     (row,) = import_items([{"messages": messages, "tools": TOOLS}], folder).rows
-    assert row.query == "user: a table\nassistant: For how many?\nuser: two"
-    assert row.answer.parameters == {"people": 2}
-    assert row.metadata["context_turns"] == 2
+    assert (row.query, row.history[0].query) == ("two, <EMAIL_1> and <EMAIL_2>", "a table for <EMAIL_2>")
 
 
 def test_words_beside_a_call_are_its_reason(folder: Path) -> None:

@@ -145,12 +145,21 @@ def plan(config: Config, environment: Environment, options: Options) -> str:
 
         rows.append(("paraphrases", f"{dataset.paraphrases} through {endpoint_of(environment).server.shown}"))
         rows.append(("their programs", isolation_in_words(may_do_without=options.run_unisolated)))
+    rows.append(("earlier turns", turns_in_words(config)))
     shares = " / ".join(f"{name} {part:.0%}" for name, part in zip(SPLITS, dataset.splits, strict=True))
     rows += [("tools", shortlist(config.toolbox.names)), ("splits", shares)]
     if dataset.splits_from:
         rows.append(("splits kept", f"those of {dataset.splits_from}/"))
     rows.append(("output", f"{dataset.dir}/  (seed {dataset.seed})"))
     return table(("plan", ""), rows, "<<")
+
+
+def turns_in_words(config: Config) -> str:
+    """Return how many earlier turns of its conversation a row may show."""
+    limits = config.conversation
+    if not limits.max_turns:
+        return "none (conversation.max_turns: 0)"
+    return f"at most {limits.max_turns} a row, {limits.max_tokens} tokens (conversation)"
 
 
 def log_source(config: Config, environment: Environment, options: Options) -> str:

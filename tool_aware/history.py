@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 from tool_aware.chat_format import EncodedExample, encode_example
@@ -28,6 +29,14 @@ def shown_turns(history: Sequence[Turn], limits: ConversationSection) -> tuple[T
     tokens = itertools.accumulate(math.ceil(_TOKENS_PER_BYTE * len(turn.as_shown().encode())) for turn in newest_first)
     kept = [turn for turn, total in zip(newest_first, tokens, strict=True) if total <= limits.max_tokens]
     return tuple(reversed(kept))
+
+
+def history_in_words(rows: Iterable[Row]) -> str:
+    """Return how many rows show earlier turns, and how many of these; empty if none does."""
+    turns = [len(history) for row in rows if (history := row.history)]
+    if not turns:
+        return ""
+    return f"{len(turns)} rows show earlier turns of their conversation: median {median(turns):g}, most {max(turns)}"
 
 
 def fit_history(tokenizer: PreTrainedTokenizerBase, row: Row, limit: int) -> tuple[Row, EncodedExample, int]:

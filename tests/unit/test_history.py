@@ -10,7 +10,7 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware.chat_format import encode_example
 from tool_aware.config.data_sections import ConversationSection
 from tool_aware.config.settings import load_config
-from tool_aware.history import fit_history, shown_turns
+from tool_aware.history import fit_history, history_in_words, shown_turns
 from tool_aware.prompt import Turn, question_of, render_instruction, render_preamble, render_response, with_history
 from tool_aware.rows import Row
 from tool_aware.tool_lists import masked
@@ -103,3 +103,8 @@ def test_turns_that_the_longest_example_has_no_room_for_are_dropped_oldest_first
 def test_instructions_of_others_keep_their_form():
     assert with_history("Pick a tool for: hi", EARLIER) == "Pick a tool for: hi"
     assert with_history(row().instruction, EARLIER[1:]) == row(EARLIER[1:]).instruction
+
+
+def test_rows_with_earlier_turns_are_counted_in_words():
+    assert history_in_words([row(()), row()]) == ("1 rows show earlier turns of their conversation: median 2, most 2")
+    assert history_in_words([row(())]) == ""

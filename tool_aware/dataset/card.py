@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tool_aware.dataset.curation import counts_in_words
+from tool_aware.history import history_in_words
 from tool_aware.paths import split_name
 from tool_aware.rows import SPLITS, Row
 from tool_aware.tools import Toolbox
@@ -66,7 +67,7 @@ the evidence in the query. Made by `prepare_dataset.py` with seed {seed}.
 
 {_markdown(["language", "rows"], _counted(rows, "language"))}
 
-{_fields(ambiguous)}
+{_fields(ambiguous)}{_earlier_turns(rows)}
 
 ## How it was made
 
@@ -89,6 +90,11 @@ def _fields(ambiguous: int) -> str:
 - `metadata`: `source`, `tool`, `slice`, `language`, `template` and `group` (what splits keep together),
   `acceptable_tools` where more than one tool is right ({ambiguous} rows), `accepted_parameters` where other
   values are as good."""
+
+
+def _earlier_turns(rows: Sequence[Row]) -> str:
+    told = history_in_words(rows)
+    return f"\n\n{told}. They stand in the instruction before the query, and in `metadata.history`." if told else ""
 
 
 def _splits(highest_similarity: float) -> str:

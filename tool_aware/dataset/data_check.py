@@ -23,6 +23,7 @@ from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.previews import load_local_tokenizer
 from tool_aware.dataset.redaction import Redactor, kinds_in
 from tool_aware.dataset.similarity import compared, nearest
+from tool_aware.history import history_in_words
 from tool_aware.paths import split_file, split_name
 from tool_aware.rows import SPLITS, LoadedRows
 from tool_aware.text import shortened
@@ -73,6 +74,8 @@ def check(path: Path, config: Config, hf_token: str | None) -> None:
     for name, part in loaded.items():
         if part.stored_as:
             say(f"{files[name]} read as {part.stored_as}")
+    if told := history_in_words(row for part in loaded.values() for row in part.rows):
+        say(told)
     say(f"{sum(len(part.rows) for part in loaded.values())} rows, all well-formed")
     if lacks_test_file(path, files):
         say("no test.json: it can be trained on, but evaluate.py needs one")

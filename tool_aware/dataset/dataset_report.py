@@ -117,7 +117,12 @@ def _split_table(parts: Mapping[str, Sequence[Row]]) -> str:
 
 def _compositions(rows: Sequence[Row]) -> str:
     keys = (("tool", "tool"), ("source", "source"), ("slice", "slice"), ("language", "language"))
-    return f'<div class="columns">{"".join(_bars(title, rows, key) for title, key in keys)}</div>'
+    bars = [_bars(title, rows, key) for title, key in keys]
+    turns = Counter(len(row.history) for row in rows)
+    if max(turns, default=0):
+        counts = [(str(number), count) for number, count in sorted(turns.items())]
+        bars.append(f"<div><h3>By earlier turns shown</h3>{_bar_table(counts)}</div>")
+    return f'<div class="columns">{"".join(bars)}</div>'
 
 
 def _bars(title: str, rows: Sequence[Row], key: str) -> str:
@@ -194,10 +199,11 @@ def _samples(rows: Sequence[Row], seed: int, tokenizer: PreTrainedTokenizerBase 
 
 def _sample(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> str:
     about = f"{row.metadata.get('source')}, {row.metadata.get('slice', '')}, {row.metadata.get('language', '')}"
-    prompt = f"... {row.query}\n"
+    earlier = "".join(f"{turn.as_shown()}\n" for turn in row.history)
+    prompt = f"... {earlier}{row.query}\n"
     if tokenizer:  # the template's own text behind the query
         whole = str(tokenizer.decode(encode_prompt(tokenizer, row.instruction), skip_special_tokens=False))
-        prompt = f"... {row.query}{whole.rpartition(row.query)[2]}"
+        prompt = f"... {earlier}{row.query}{whole.rpartition(row.query)[2]}"
     return f'<p class="soft">{escape(about)}</p><pre>{escape(prompt)}{_completion(row, tokenizer)}</pre>'
 
 

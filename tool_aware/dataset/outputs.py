@@ -68,9 +68,11 @@ class Result:
             key: dict(Counter(str(row.metadata.get(key)) for row in rows).most_common())
             for key in ("tool", "source", "slice", "language")
         }
+        with_history = sum(bool(row.history) for row in rows)
         return {
             "rows": {name: len(self.split.rows[name]) for name in SPLITS},
             **by_key,
+            **({"with_history": with_history} if with_history else {}),
             "log_read": self.collected.log_read,
             "log_rejected": dict(self.collected.log_rejected),
             "redacted": dict(self.collected.redacted),

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS query_logs (
@@ -65,6 +66,12 @@ _FILLERS: Mapping[str, tuple[str, ...]] = {
     "city": ("Lisbon", "Oslo", "Graz", "Lyon", "Kyoto", "Denver", "Leeds", "Ghent"),
     "person": ("Anna", "Mehmet", "Priya", "Jonas", "Ms Okafor", "Tom"),
 }  # fmt: skip
+_SOON = timedelta(minutes=30)
+# tool of the query before -> what people ask next; the keyword router sends these to the same tool
+_FOLLOW_UPS: Mapping[str, tuple[str, ...]] = {
+    "rag_retrieval": ("what does it say about {topic}?", "who wrote that?", "and where is the old one?"),
+    "web_search": ("and today?", "any news since?", "and what was the latest before that?"),
+}
 _ENDINGS = ("", "", "", "", " please", " thanks", " - it is urgent", " if you have a minute")
 _PERSONAL = (
     " Reply to {first}.{last}@example.com.",
@@ -116,6 +123,20 @@ def sample_query_log(count: int = DEFAULT_ROWS, seed: int = 7) -> list[LoggedQue
         right = random_.choices(list(_SENTENCES), weights=(4, 9, 1, 6))[0]
         query = rows[random_.randrange(len(rows))].query_text if is_repeat else _sentence(right, random_)
         rows.append(_logged(number, query, right, clock, random_))
+    return _with_follow_ups(rows, random.Random(f"{seed}/follow-ups"))
+
+
+def _with_follow_ups(rows: list[LoggedQuery], random_: random.Random) -> list[LoggedQuery]:
+    """Return the rows, some that soon follow a good one of their session as questions that need it to be clear."""
+    rows = list(rows)
+    for at, (before, row) in enumerate(pairwise(list(rows)), start=1):
+        is_soon = row.session_id == before.session_id and row.timestamp - before.timestamp < _SOON
+        forms = _FOLLOW_UPS.get(before.tool_used, ())
+        if not (is_soon and forms and before.success and before.result_quality >= 0.7 and random_.random() < 0.5):
+            continue
+        query = random_.choice(forms).format(**{name: random_.choice(words) for name, words in _FILLERS.items()})
+        asked = replace(row, query_text=query, tool_used=route_by_keywords(query))
+        rows[at] = replace(asked, success=True, error_message=None, result_quality=0.9)
     return rows
 
 

@@ -19,7 +19,7 @@ from tool_aware.prompt import parse_response
 from tool_aware.rows import Row
 from tool_aware.text import normalised
 
-SHORTEST_WORD = 4  # letters; shorter ones are mostly articles and prepositions. Of a script without spaces, one
+SHORTEST_WORD = 4  # letters; shorter ones are mostly articles and prepositions; numbers may be shorter
 LEAST_OF_WORDS = 0.5
 COMMON = 0.1  # share of rows; words of more of them belong to the form of the sentence
 _TOOL_LINE = re.compile(r"^[ \t]*Tool:", re.MULTILINE)
@@ -31,7 +31,8 @@ class TwoRequests:
 
     `first` and `second` chose the tool of the request that stands first, and of the other one.
     `malformed`: no whole call; `several_calls` of these have more than one `Tool:` line. `names_rest`: the right tool,
-    and Reasoning names the request that remains. The last three are None where a system only chooses.
+    and Reasoning names the request that remains, of the rows whose own Reasoning has words for it. The last three are
+    None where a system only chooses.
     """
 
     first: Figure
@@ -64,14 +65,15 @@ def two_requests(
     texts = [prediction.text for prediction, _ in chosen]
     is_answered = all(text is not None for text in texts)
     is_malformed = [not judgement.is_parsed for _, judgement in chosen]
-    named = [j.is_tool_right and names_rest(p.text or "", rest[p.row]) for p, j in chosen]
+    nameable = [(p, j) for p, j in chosen if rest[p.row]]
+    named = [j.is_tool_right and names_rest(p.text or "", rest[p.row]) for p, j in nameable]
     several = [bad and has_several_calls(text or "") for bad, text in zip(is_malformed, texts, strict=True)]
     return TwoRequests(
         first=of([judgement.is_tool_right for _, judgement in chosen]),
         second=of([judgement.chosen == then_tool(asked[judgement.row]) for _, judgement in chosen]),
         malformed=of(is_malformed) if is_answered else None,
         several_calls=of(several) if is_answered else None,
-        names_rest=of(named) if is_answered and any(rest.values()) else None,
+        names_rest=share(named, [j.group for _, j in nameable], seed=seed) if is_answered and nameable else None,
     )
 
 
@@ -102,4 +104,6 @@ def names_rest(text: str, words: frozenset[str]) -> bool:
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(word for word in normalised(text).split() if len(word) >= SHORTEST_WORD or not word.isascii())
+    return frozenset(
+        word for word in normalised(text).split() if len(word) >= SHORTEST_WORD or any(map(str.isdigit, word))
+    )

@@ -88,4 +88,6 @@ def test_two_requests_tell_which_tool_was_chosen_and_whether_the_other_is_named(
 def test_words_that_every_reasoning_has_name_no_request():
     rows = {n: row("q", "docs", reasoning=f"Ours; the subject{n} remains.", then_tool="web") for n in range(20)}
     assert words_of_the_rest(rows)[7] == {"subject7"}
+    sums = {0: row("q", "docs", reasoning="Ours; what remains is 21 % of 719.", then_tool="web")}
+    assert {"21", "719"} <= words_of_the_rest(sums)[0]
     assert words_of_the_rest({0: row("q", "docs", reasoning="Nothing is said.", then_tool="web")}) == {0: frozenset()}

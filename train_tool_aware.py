@@ -240,7 +240,7 @@ def save(job: Job, model: PeftModel) -> dict[str, str]:
     from tool_aware.training.run.run_record import claimed, record_files
 
     adapters = claimed(job.output_dir, ADAPTER_FOLDER, job.fallbacks)
-    written = save_adapter(model, adapters, job.tokenizer, job.config.toolbox, job.own_lineage)
+    written = save_adapter(model, adapters, job.tokenizer, job.config, job.own_lineage)
     record_files(adapters)
     say(f"{adapters}: the adapter, its tokenizer and the prompt it was trained on")
     return written

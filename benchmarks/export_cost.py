@@ -118,7 +118,7 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     names = ToolNames.of(tokenizer, config.toolbox)
     model = with_update(new_adapter(load_base_model(config.model, config.quantization), config))
     adapter, final = folder / "lora_adapters", folder / "final_model"
-    save_adapter(model, adapter, tokenizer, config.toolbox)
+    save_adapter(model, adapter, tokenizer, config)
     merger = Merger(config, adapter)
     largest = max(path.stat().st_size for path in Path(config.model.name).glob("*.safetensors"))
     clock = Clock(largest)

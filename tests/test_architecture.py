@@ -53,6 +53,7 @@ FLOORS = {
             "tool_lists",
             "history",
             "keyword_rules",
+            "router_settings",
             "text",
             "rows",
             "lineage",
@@ -62,7 +63,7 @@ FLOORS = {
     **dict.fromkeys(("model", "gpu"), 1),
     **dict.fromkeys(("engine", "inference"), 2),
     "memory": 3,
-    **dict.fromkeys(("dataset", "training", "evaluation", "monitor"), STAGES),
+    **dict.fromkeys(("dataset", "training", "evaluation", "monitor", "routing"), STAGES),
     "demo": 5,
 }
 

@@ -36,6 +36,7 @@ FINAL_MODEL_FOLDER = "final_model"
 PROMPT_TEMPLATE_NAME = "prompt_template.txt"  # what an agent fills in and sends as the user turn
 CHAT_TEMPLATE_NAME = "chat_template.jinja"  # of a tokenizer, as transformers writes it
 ADAPTER_RECORD_NAME = "adapter_record.json"  # in the adapter's folder: what its training wrote, and on which data
+ROUTER_SETTINGS_NAME = "router.json"  # beside the weights: what an agent needs to route with them
 RUN_RECORD_NAME = ".run.json"  # what runs have written into the folder, from the first file on
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "runs"

@@ -61,7 +61,7 @@ class ToolList:
         answer = self.answer(asked.call, asked.query, (asked.call.tool,))
         assert answer is not None, "the caller takes queries of tools on the list"
         details = {"source": "library", "tool": answer.tool, "language": asked.language}
-        return Row(render_instruction(asked.query, self.tools, **self.wording), render_response(answer), details)
+        return Row(render_instruction(asked.query, self.tools, (), **self.wording), render_response(answer), details)
 
     def answer(self, call: ToolCall, query: str, acceptable: Sequence[str]) -> ToolCall | None:
         """Return `call` with the list's names and defaults, or the call that is right where its tool is missing."""

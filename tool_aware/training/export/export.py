@@ -36,11 +36,12 @@ from tool_aware.paths import (
     MODEL_CONFIG_NAME,
     MODEL_WEIGHTS_INDEX_NAME,
     PROMPT_TEMPLATE_NAME,
+    ROUTER_SETTINGS_NAME,
     TOKENIZER_CONFIG_NAME,
 )
 from tool_aware.prompt import render_template
+from tool_aware.router_settings import write_router_settings
 from tool_aware.tokenizer import load_tokenizer
-from tool_aware.tools import Toolbox
 from tool_aware.training.choice import ToolNames
 from tool_aware.training.export.agreement import Agreement, AsTrained, References, compare_with_trained
 from tool_aware.training.export.layerwise import empty_model, quantized_names
@@ -62,10 +63,10 @@ def save_adapter(
     model: PeftModel,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
-    tools: Toolbox,
+    config: Config,
     lineage: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, str]:
-    """Write the adapter, its record, tokenizer and prompt template into `folder`, all of it or nothing.
+    """Write the adapter, its record, tokenizer, prompt template and router settings into `folder`, or nothing.
 
     Return the sha256 of each file by name, the card left out. `lineage` is that of the record. Raises UserError if the
     disk is full.
@@ -75,7 +76,8 @@ def save_adapter(
     with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: size_bytes, fix=fix):
         model.save_pretrained(str(part), save_embedding_layers=False)
         tokenizer.save_pretrained(part)
-        write_text(part / PROMPT_TEMPLATE_NAME, render_template(tools))
+        write_text(part / PROMPT_TEMPLATE_NAME, render_template(config.toolbox))
+        write_router_settings(part, config)
         write_adapter_record(part, lineage, chat_format(tokenizer))
         # evaluate.py adds its results to the card, so that file is not pinned
         pinned = sorted(path for path in part.iterdir() if path.is_file() and path.name != CARD_NAME)
@@ -243,8 +245,9 @@ def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     write_json(folder / MODEL_CONFIG_NAME, {**config, "dtype": dtype, "torch_dtype": dtype})
     for path in _tokenizer_files(base):
         shutil.copyfile(path, folder / path.name)
-    for path in _tokenizer_files(adapter):
-        shutil.copyfile(path, folder / path.name)
+    for path in (*_tokenizer_files(adapter), adapter / ROUTER_SETTINGS_NAME):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
     tokenizer = load_tokenizer(str(folder))
     _state_prefix_space(folder / TOKENIZER_CONFIG_NAME, tokenizer)
     given = read_json(base / GENERATION_CONFIG_NAME) or language_settings(config)

@@ -141,7 +141,7 @@ def test_the_merged_model_differs_from_the_base_and_needs_nothing_else(make_merg
 
 def test_the_adapter_folder_holds_the_prompt_it_was_trained_on(config, base_dir, adapter_dir, tmp_path, tokenizer):
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir), adapter_dir)
-    save_adapter(model, tmp_path / "lora_adapters", tokenizer, config.toolbox)
+    save_adapter(model, tmp_path / "lora_adapters", tokenizer, config)
     text = (tmp_path / "lora_adapters" / "prompt_template.txt").read_text()
     assert text.endswith("Query: {query}")
     assert (tmp_path / "lora_adapters" / "adapter_model.safetensors").is_file()
@@ -224,7 +224,7 @@ def test_a_disk_that_fills_up_while_the_model_is_written_is_told(make_merger, sm
 def test_a_disk_too_small_for_the_adapter_is_told(config, base_dir, adapter_dir, small_disk, tokenizer):
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir), adapter_dir)
     with pytest.raises(UserError, match="the disk is full"):  # by tokenizers: its vocabulary alone takes more
-        save_adapter(model, small_disk / "lora_adapters", tokenizer, config.toolbox)
+        save_adapter(model, small_disk / "lora_adapters", tokenizer, config)
     assert list(small_disk.iterdir()) == []
 
 

@@ -1,0 +1,6 @@
+"""The tuned model in an agent: `Router.load(folder).route(query)`."""
+
+from tool_aware.routing.decision import Decision
+from tool_aware.routing.router import Router
+
+__all__ = ["Decision", "Router"]

@@ -1,0 +1,185 @@
+"""A model in this process that answers many askers: one thread runs it, and takes together what waits.
+
+Choices go before answers: they are short, and an agent can begin to act on them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tool_aware.chat_format import decode, encode_prompt, end_id, tool_label_tokens, tool_name_tokens
+from tool_aware.console import Fallbacks
+from tool_aware.inference.constrained import AnswerGrammar
+from tool_aware.inference.generation import BatchDecoder
+from tool_aware.inference.name_scores import score_names
+from tool_aware.inference.prefix_cache import Prefix
+from tool_aware.prompt import Turn, render_instruction
+from tool_aware.router_settings import RouterSettings
+from tool_aware.text import common_prefix_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+_LENGTH_STEP = 256  # tokens; a decoder is made anew for longer prompts, with so much to spare
+_SPARE_TOKENS = 2  # of the shared prefix: its last ones may be others before another query
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt that waits, and where its answer goes; `tool` is the one whose parameters are asked for."""
+
+    prompt: list[int]
+    future: Future[Any] = field(default_factory=Future)
+    tool: str = ""
+
+
+class LocalEngine:
+    """Base and adapter, or a merged model, on this machine. `close` ends its thread."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: RouterSettings,
+        *,
+        batch_size: int,
+    ) -> None:
+        tools = settings.toolbox
+        self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size
+        self._max_new_tokens = settings.max_new_tokens
+        self._label, self._names = tool_label_tokens(tokenizer), tool_name_tokens(tokenizer, tools.names)
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        self._grammar = AnswerGrammar(tokenizer, tools, vocabulary=vocabulary)
+        samples = [("a", ()), ("7", ()), ("日", (Turn("b", None),))]
+        prompts = [encode_prompt(tokenizer, render_instruction(query, tools, turns)) for query, turns in samples]
+        self._prefix = Prefix.of(model, prompts[0][: common_prefix_length(prompts) - _SPARE_TOKENS])
+        self._decoders: dict[int, BatchDecoder] = {}
+        self._choices, self._answers = deque[_Asked](), deque[_Asked]()
+        self._has_work = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._work, name="router", daemon=True)
+        self._thread.start()
+
+    # ---- asking ---------------------------------------------------------------------------------------------
+
+    def choose(self, prompt: list[int]) -> Future[dict[str, float]]:
+        """Return what becomes tool -> natural log-probability; `prompt` ends where the answer begins."""
+        return self._wait_for(self._choices, _Asked(prompt + self._label))
+
+    def complete(self, prompt: list[int], tool: str) -> Future[str]:
+        """Return what becomes the text of the answer that calls `tool`."""
+        return self._wait_for(self._answers, _Asked(prompt + self._label + self._names[tool], tool=tool))
+
+    def close(self) -> None:
+        """Answer nothing more; what waits is cancelled."""
+        with self._has_work:
+            self._is_closed = True
+            for asked in (*self._choices, *self._answers):
+                asked.future.cancel()
+            self._has_work.notify_all()
+        self._thread.join()
+
+    def _wait_for(self, queue: deque[_Asked], asked: _Asked) -> Future[Any]:
+        with self._has_work:
+            if self._is_closed:
+                asked.future.set_exception(RuntimeError("the router is closed"))
+            else:
+                queue.append(asked)
+                self._has_work.notify()
+        return asked.future
+
+    # ---- the thread -----------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._has_work:
+                self._has_work.wait_for(lambda: self._is_closed or self._choices or self._answers)
+                if self._is_closed:
+                    return
+                queue, run = (self._choices, self._score) if self._choices else (self._answers, self._decode)
+                taken = [queue.popleft() for _ in range(min(len(queue), self._batch_size))]
+            waiting = [asked for asked in taken if asked.future.set_running_or_notify_cancel()]
+            if waiting:
+                self._answer(waiting, run)
+
+    def _answer(self, asked: Sequence[_Asked], run: Callable[[Sequence[_Asked]], list[Any]]) -> None:
+        """Answer some askers; where memory does not suffice for all at once, and from then on, half of them."""
+        import torch
+
+        try:
+            for one, answer in zip(asked, run(asked), strict=True):
+                one.future.set_result(answer)
+        except torch.cuda.OutOfMemoryError as error:
+            self._decoders.clear()
+            torch.cuda.empty_cache()
+            if len(asked) == 1:
+                asked[0].future.set_exception(error)
+                return
+            self._batch_size = math.ceil(len(asked) / 2)
+            for start in range(0, len(asked), self._batch_size):
+                self._answer(asked[start : start + self._batch_size], run)
+        except Exception as error:  # goes to those who asked; the thread serves the next ones
+            for one in asked:
+                one.future.set_exception(error)
+
+    def _score(self, asked: Sequence[_Asked]) -> list[dict[str, float]]:
+        prompts = [one.prompt for one in asked]
+        prefix = self._prefix if self._prefix.begins(prompts) else None
+        found: dict[int, dict[str, float]] = {}
+        for batch in score_names(self._model, prompts, self._names, batch_size=len(prompts), prefix=prefix):
+            found.update(batch)
+        return [found[place] for place in range(len(asked))]
+
+    def _decode(self, asked: Sequence[_Asked]) -> list[str]:
+        prompts, members = [one.prompt for one in asked], list(range(len(asked)))
+        begun = {place: self._label + self._names[one.tool] for place, one in enumerate(asked)}
+        decoder = self._decoder(prompts)
+        answers = decoder.run(prompts, members, self._grammar.processor(members, begun))
+        return [
+            f"Tool: {one.tool}\n{decode(self._tokenizer, answer.ids)}"
+            for one, answer in zip(asked, answers, strict=True)
+        ]
+
+    def _decoder(self, prompts: Sequence[Sequence[int]]) -> BatchDecoder:
+        """Return a decoder for one prompt or for a whole batch, kept for the next ones if they are no longer."""
+        rows, longest = 1 if len(prompts) == 1 else self._batch_size, max(map(len, prompts))
+        kept = self._decoders.get(rows)
+        if kept is not None and kept.longest >= longest and self._prefix.begins(prompts):
+            return kept
+        is_shared = self._prefix.begins(prompts)
+        decoder = BatchDecoder(
+            self._model,
+            self._prefix if is_shared else Prefix.shared_by(self._model, prompts),
+            rows=rows,
+            longest=math.ceil(longest / _LENGTH_STEP) * _LENGTH_STEP,
+            eos_id=end_id(self._tokenizer),
+            max_new_tokens=self._max_new_tokens,
+            fallbacks=Fallbacks(),
+        )
+        if is_shared:
+            self._decoders[rows] = decoder
+        return decoder
+
+
+def load_engine(
+    folder: Path, settings: RouterSettings, tokenizer: PreTrainedTokenizerBase, *, hf_token: str | None, batch_size: int
+) -> LocalEngine:
+    """Load the adapter in `folder` on its base model, quantised as in training, or the merged model in it."""
+    from tool_aware.model.adapter import attach_adapter
+    from tool_aware.model.base import load_base_model
+    from tool_aware.paths import ADAPTER_CONFIG_NAME
+
+    is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
+    model: Any = load_base_model(settings.model, settings.quantization, hf_token=hf_token)
+    if is_adapter:
+        model = attach_adapter(model, folder, base_name=settings.model.name).eval()
+    return LocalEngine(model, tokenizer, settings, batch_size=batch_size)

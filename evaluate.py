@@ -11,6 +11,7 @@ Other engines: --model DIR (a merged model), --endpoint URL --served-model NAME 
 Reads   config.yaml; data/test.json; data/train.json and data/val.json (baselines, calibration); output/lora_adapters/
 Writes  evaluation_results/ {base_model,finetuned_model}_{metrics,results}.json and _confusion.png, comparison.json,
         report.html, report.md, answer.gbnf, answer.regex, predictions/*.jsonl, manifest.json
+        (with --endpoint and --predictions in evaluation_results_NAME/, unless --set evaluation.results_dir=DIR)
         output/lora_adapters/ routing_thresholds.json, probe.json, and the results in its model card
 Exit    0 done; 2 something to fix; 3 a gate failed; 129/130/143 stopped (run again to continue)
 """
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_plan(job)
     if job.options.dry_run:
         return 0
-    with locked(job.config.evaluation.results_dir):
+    with locked(job.results_dir):
         job.check_results_folder()  # again: another run may have ended there since
         if job.options.overwrite:
             delete_earlier_answers(job)
@@ -99,12 +100,14 @@ def print_plan(job: Job) -> None:
         say(f"prompts     wrapped by {chat_format(job.tokenizer).name}")
     endpoint = without_login(options.endpoint) if options.endpoint else None
     say(f"fine-tuned  {endpoint or options.predictions or options.model or job.adapter}")
+    say(f"results     {job.results_dir}/{'' if options.is_local else ', so that those of the local models stay'}")
     for limitation in job.limitations:
         job.fallbacks.add(limitation)
     for task in job.tasks:
         is_redone = options.overwrite and job.computes(task)
         known = 0 if is_redone else len(task.rows.keys() & job.log(task).done.keys())
-        say(f"  {task.name:<45} {len(task.rows):>6,} rows{f', {known:,} known' if known else ''}")
+        how = "known" if options.is_local or not job.computes(task) else "known if the server is still the same"
+        say(f"  {task.name:<45} {len(task.rows):>6,} rows{f', {known:,} {how}' if known else ''}")
 
 
 def delete_earlier_answers(job: Job) -> None:
@@ -125,13 +128,13 @@ def assemble_results(job: Job, answers: Answers) -> Results:
         job.tasks,
         baselines=baselines,
         same_code=partial(same_syntax_or_output, is_isolated=job.is_isolated) if runs_code else same_syntax,
-        notes=job.limitations,
+        notes=[*filter(None, [job.answered_by]), *job.limitations],
     )
 
 
 def finish(job: Job, results: Results, started_s: float) -> None:
     """Write the results and print them. Raises GateFailed if a demand of the command line is not met."""
-    folder = job.config.evaluation.results_dir
+    folder = job.results_dir
     outputs = write_results(
         folder,
         results,
@@ -140,6 +143,7 @@ def finish(job: Job, results: Results, started_s: float) -> None:
         partial=job.partial,
         fallbacks=job.fallbacks,
         inputs=job.inputs,
+        served=job.served,
         started_s=started_s,
     )
     if job.adapter and job.options.is_local and job.test.is_whole and job.is_as_trained:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.options import ConfigOptions
@@ -35,6 +36,9 @@ from tool_aware.secret_values import without_login
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_RESULTS_DIR = "evaluation.results_dir="  # as --set takes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +91,37 @@ class Job:
     tokenizer: PreTrainedTokenizerBase | None = None  # of the model that is loaded here, if one is
     fallbacks: Fallbacks = field(default_factory=Fallbacks)
     inputs: dict[str, str] = field(default_factory=dict)  # sha256 of what is read besides the data, by path
+    served: dict[str, Any] = field(default_factory=dict)  # what a server says of itself, by the name of a model there
 
     @cached_property
     def adapter_sha256(self) -> str | None:
         """Return the sha256 of the adapter's weights; None without an adapter."""
         return sha256_of(self.adapter / ADAPTER_WEIGHTS_NAME) if self.adapter else None
+
+    @cached_property
+    def results_dir(self) -> Path:
+        """Return the folder of the results: that of the settings, and beside it for answers that come from elsewhere.
+
+        So the evaluation of the models on this machine stays. A folder that the command line names is taken as it is.
+        """
+        folder, options = self.config.evaluation.results_dir, self.options
+        if options.is_local or any(item.replace(" ", "").startswith(_RESULTS_DIR) for item in options.overrides):
+            return folder
+        source = options.served_model if options.endpoint else options.predictions.stem if options.predictions else ""
+        name = re.sub(r"[^\w.-]+", "-", source or "").strip("-.") or "endpoint"
+        return folder.with_name(f"{folder.name}_{name}")
+
+    @property
+    def answered_by(self) -> str | None:
+        """Return, in words, who gave the fine-tuned model's answers; None for a model on this machine."""
+        if self.options.predictions:
+            return f"The fine-tuned model's answers are those of {self.options.predictions}."
+        if not self.options.endpoint:
+            return None
+        name = self.options.served_model or ""
+        details = "; ".join(f"{key} {value}" for key, value in self.served.get(name, {}).items() if key != "id")
+        server = f"{without_login(self.options.endpoint)}, which serves it as {name}"
+        return f"The fine-tuned model's answers are those of {server}{f' ({details})' if details else ''}."
 
     @property
     def is_as_trained(self) -> bool:
@@ -131,16 +161,20 @@ class Job:
 
     def check_results_folder(self) -> None:
         """Raise UserError if the results must not be written where the config says."""
-        folder, is_replaced = self.config.evaluation.results_dir, self.options.overwrite
-        check_results_folder(folder, self.test, self.partial, overwrite=is_replaced)
+        is_replaced = self.options.overwrite
+        check_results_folder(self.results_dir, self.test, self.partial, overwrite=is_replaced)
 
-    def log(self, task: Task) -> PredictionLog:
-        """Return the answers that earlier runs left for `task`, if they came from the same data, model and settings."""
+    def log(self, task: Task, says: dict[str, Any] | None = None) -> PredictionLog:
+        """Return the answers that earlier runs left for `task`, if they came from the same data, model and settings.
+
+        `says` is what a server says of itself now; it must have said the same then. None leaves that open.
+        """
         is_earlier_base = not task.uses_adapter and not self.computes(task)
         is_merged = self.options.model is not None and task.uses_adapter
         engine = {}
         if self.options.endpoint and not is_earlier_base:
             engine = {"endpoint": without_login(self.options.endpoint), "served": self.options.served_name(task)}
+            engine |= {"says": says} if says is not None else {}
         origin = origin_of(
             task,
             self.test,
@@ -149,9 +183,10 @@ class Job:
             adapter=self.adapter_sha256 if task.uses_adapter else None,
             **engine,
         )
-        path = self.config.evaluation.results_dir / PREDICTIONS_FOLDER / f"{task.name}.jsonl"
+        folder = self.config.evaluation.results_dir if is_earlier_base else self.results_dir
+        path = folder / PREDICTIONS_FOLDER / f"{task.name}.jsonl"
         # An earlier base may have been quantised where this engine's model is not: it is still the model to beat.
-        ignored = ("quantization",) if is_earlier_base else ()
+        ignored = ("quantization",) if is_earlier_base else ("says",) if says is None else ()
         return PredictionLog(path, origin, ignored=ignored, tools=tuple(task.real_names.values()))
 
 

@@ -6,10 +6,11 @@ import hashlib
 import time
 
 from tool_aware.console import UserError, duration, heading, say
-from tool_aware.evaluation.answering.endpoint import Endpoint
+from tool_aware.evaluation.answering.endpoint import Endpoint, is_unknown
 from tool_aware.evaluation.answering.local_model import LocalModel
-from tool_aware.evaluation.answering.predictions import read_answers
+from tool_aware.evaluation.answering.predictions import PredictionLog, read_answers
 from tool_aware.evaluation.answering.probe import ProbeItem, run_probe
+from tool_aware.evaluation.answering.tasks import Task
 from tool_aware.evaluation.evaluation_job import Job
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.files import read_as, sha256_of
@@ -97,8 +98,33 @@ def ask_server(job: Job, url: str) -> Answers:
         endpoint.check()
         if task.uses_adapter:
             check_applied_adapter(job, endpoint)
-        answers[task.name] = endpoint.answer_rows(task.rows, job.log(task), job.fallbacks)
+        log = earlier_answers(job, task, endpoint)
+        answers[task.name] = endpoint.answer_rows(task.rows, log, job.fallbacks)
     return answers
+
+
+def earlier_answers(job: Job, task: Task, endpoint: Endpoint) -> PredictionLog:
+    """Return the log of the answers that this server has given to a task; warn where earlier ones are left out.
+
+    Another model may answer at the same address and under the same name. So a server has to say the same of itself as
+    then, and to repeat some of the answers. If it says nothing by which it could be known, a finished set is asked
+    again; one that was cut off is continued.
+    """
+    says = job.served[endpoint.served_name] = endpoint.identity()
+    log, before = job.log(task, says), len(job.log(task).done)
+    if not before:
+        return log
+    if not log.done:
+        reason = "the server says something else of itself than it did then"
+    elif differing := endpoint.answered_otherwise(task.rows, log):
+        reason = f"the server gives another answer to row {differing[0]} now"
+    elif is_unknown(says) and task.rows.keys() <= log.done.keys():
+        reason = "the server says nothing by which it could be told from another"
+    else:
+        return log
+    log.done.clear()
+    job.fallbacks.add(f"{before} earlier answers of {endpoint.served_name} are not used again: {reason}")
+    return log
 
 
 def check_applied_adapter(job: Job, endpoint: Endpoint) -> None:

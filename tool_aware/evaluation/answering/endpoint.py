@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from typing import Any
 
 from tool_aware.chat_server import ChatReply, ChatServer, chat_reply, offered_models
 from tool_aware.console import Fallbacks, Progress, UserError
@@ -16,6 +17,12 @@ from tool_aware.rows import Row
 
 RETRY_WAITS_S = (0.5, 2.0, 8.0)
 TIMEOUT_S = 300.0
+IDENTITY_TIMEOUT_S = 10.0
+ROWS_ASKED_AGAIN = 8
+# Of an entry of /v1/models. `created` and `permission` of vLLM and llama.cpp are new with every request.
+_OF_MODEL = ("id", "root", "parent", "owned_by", "max_model_len", "meta")
+_OF_SERVER = ("model_path", "model_ftype", "build_info")  # of llama.cpp's /props
+_SAYS_NOTHING = {"id", "owned_by"}  # every server has these
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,35 @@ class Endpoint:
                 where=server.shown,
                 fix="--served-model NAME",
             )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the server says of the model and of itself: weights, adapters, versions, as far as it does."""
+        listed = self.server.request("models")
+        entries = listed.get("data") if isinstance(listed, dict) else None
+        named = [item for item in entries or () if isinstance(item, dict) and item.get("id") == self.served_name]
+        entry = named[0] if named else {}
+        says = {key: entry[key] for key in _OF_MODEL if entry.get(key) is not None}
+        props = self._optional("props")
+        says |= {key: props[key] for key in _OF_SERVER if key in props} if isinstance(props, dict) else {}
+        adapters = self._optional("lora-adapters")
+        says |= {"lora_adapters": adapters} if isinstance(adapters, list) and adapters else {}
+        version = self._optional("version")
+        return says | ({"version": version["version"]} if isinstance(version, dict) and "version" in version else {})
+
+    def _optional(self, path: str) -> Any:
+        """Return the reply of an interface that some servers have beside /v1; None from others."""
+        base, mark, query = self.server.address.partition("?")
+        address = f"{base.rstrip('/').removesuffix('/v1')}{mark}{query}"
+        try:
+            return ChatServer(address, self.api_key, IDENTITY_TIMEOUT_S, (), option="--endpoint").request(path)
+        except UserError:
+            return None
+
+    def answered_otherwise(self, rows: Mapping[int, Row], log: PredictionLog) -> list[int]:
+        """Ask some of the rows in `log` again, and return those that are answered otherwise now."""
+        known = sorted(rows.keys() & log.done.keys())
+        asked = known[:: -(-len(known) // ROWS_ASKED_AGAIN)] if known else []
+        return [index for index in asked if self.answer(index, rows[index].instruction).text != log.done[index].text]
 
     def answer(self, row: int, instruction: str) -> Prediction:
         """Ask for the greedy answer to one row."""
@@ -103,3 +139,8 @@ class Endpoint:
         answers = [log.done[index] for index in rows]
         note_wrappings(answers, Fallbacks() if fallbacks is None else fallbacks)
         return answers
+
+
+def is_unknown(says: Mapping[str, Any]) -> bool:
+    """Return whether a server says no more of itself than every other does."""
+    return says.keys() <= _SAYS_NOTHING

@@ -70,12 +70,13 @@ def write_results(
     partial: Sequence[str] = (),
     fallbacks: Collection[str] = (),
     inputs: Mapping[str, str] | None = None,
+    served: Mapping[str, Any] | None = None,
     started_s: float,
 ) -> list[Path]:
     """Replace metrics, per-row results, comparison, figures, reports, grammars and manifest, all of them together.
 
     `partial` names the options that made this a part of an evaluation; `inputs` has the sha256 of files besides the
-    data, by path. The folder must be locked.
+    data, by path; `served` is what a server says of itself. The folder must be locked.
     """
     files = FileSet(folder)
     try:
@@ -92,6 +93,7 @@ def write_results(
             fallbacks=fallbacks,
             dataset_sha256=test.sha256,
             partial=list(partial),
+            **({"served": dict(served)} if served else {}),
         )
         names = list(files.hashes())
         files.commit(_outdated(folder, names))

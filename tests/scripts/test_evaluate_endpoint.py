@@ -1,0 +1,113 @@
+"""Answers of a server: kept apart from those of the local models, and never taken for those of another server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+import evaluate as script
+from tests.fixtures.evaluate_script import REPOSITORY, command
+from tests.fixtures.in_process import outcome
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A chat server with llama.cpp's /props, which knows one answer per prompt and counts the requests."""
+
+    def do_GET(self):
+        server = self.server
+        if self.path == "/v1/models":
+            self.reply({"data": [{"id": "router", "created": server.requests, "owned_by": "llamacpp"}]})
+        elif self.path == "/props" and server.model_path:
+            self.reply({"model_path": server.model_path, "build_info": "b1"})
+        else:
+            self.send_error(404)
+
+    def do_POST(self):
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        self.server.requests += 1
+        self.reply({"choices": [{"message": {"content": self.server.answers[prompt]}, "finish_reason": "stop"}]})
+
+    def reply(self, value):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(value).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(evaluation_data_dir):
+    """A server with the right answers."""
+    rows = json.loads((evaluation_data_dir / "test.json").read_text())
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    running.answers = {row["instruction"]: row["response"] for row in rows}
+    running.model_path, running.requests = "f16.gguf", 0
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+@pytest.fixture
+def ask(server, tiny_model_dir, adapter, evaluation_data_dir, tmp_path, capsys):
+    """Evaluate the server with settings from a file that names the results folder `results`."""
+
+    def call(*options):
+        words = command(tiny_model_dir, adapter, evaluation_data_dir, tmp_path / "results")[2:]
+        words = [word for word in words if not word.startswith("evaluation.results_dir=")]
+        settings = tmp_path / "config.yaml"
+        base, folder = REPOSITORY / "config.yaml", tmp_path / "results"
+        settings.write_text(f"extends: {base}\nevaluation:\n  results_dir: {folder}\n")
+        sets = [part for word in words if word != "--set" for part in ("--set", word)]
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        asked = ["--config", str(settings), *sets, "--no-robustness", "--endpoint", url, "--served-model", "router"]
+        server.requests = 0
+        return outcome(script.main, [*asked, *map(str, options)], capsys)
+
+    return call
+
+
+def test_answers_of_a_server_leave_the_local_evaluation_and_name_the_server(ask, server, tmp_path):
+    local = tmp_path / "results" / "finetuned_model_metrics.json"
+    local.parent.mkdir()
+    local.write_text("{}")
+    result = ask()
+    assert result.code == 0, result.stderr
+    assert local.read_text() == "{}"
+    assert "results_router/, so that those of the local models stay" in result.stderr
+    report = (tmp_path / "results_router" / "report.md").read_text()
+    assert f"http://127.0.0.1:{server.server_port}/v1, which serves it as router" in report
+    assert "f16.gguf" in report
+    manifest = json.loads((tmp_path / "results_router" / "manifest.json").read_text())
+    assert manifest["served"]["router"]["model_path"] == "f16.gguf"
+
+
+def test_earlier_answers_are_used_again_only_if_the_same_server_gave_them(ask, server):
+    assert ask().code == 0
+    assert server.requests == 16
+    assert ask().code == 0
+    assert server.requests == 8  # rows of the log, to see whether it is still the same
+    server.model_path = "Q4_K_M.gguf"
+    result = ask()
+    assert server.requests == 16
+    assert "16 earlier answers of router are not used again: the server says something else" in result.stderr
+
+
+def test_earlier_answers_of_a_model_with_other_weights_under_the_same_name_are_not_used_again(ask, server):
+    assert ask().code == 0
+    server.answers = dict.fromkeys(server.answers, "Tool: direct_chat")
+    result = ask()
+    assert "not used again: the server gives another answer to row 0 now" in result.stderr
+    assert "fine-tuned: tool accuracy 0.00 %" in result.stdout
+
+
+def test_a_server_that_says_nothing_of_itself_is_asked_again(ask, server):
+    server.model_path = None
+    assert ask().code == 0
+    result = ask()
+    assert server.requests == 8 + 16
+    assert "says nothing by which it could be told from another" in result.stderr

@@ -1,7 +1,7 @@
 """Stage 1: turn the agent's query log and synthesis into train, val and test data.
 
     python prepare_dataset.py
-    python prepare_dataset.py --dry-run --set dataset.synthetic_per_tool=25 --set dataset.ambiguous=5
+    python prepare_dataset.py --dry-run --set dataset.synthetic_per_tool=25 --set dataset.follow_ups=20
     python prepare_dataset.py --check data          (files of any origin; or --import calls.jsonl to convert them)
 
 Reads   config.yaml; the query log named there (POSTGRES_* variables), or the export given with --logs FILE

@@ -199,7 +199,13 @@ def learning_curve(
     for size in sizes:
         scores: list[list[float]] = [[] for _ in classifiers]
         for seed in range(1, seeds + 1):
-            changes = {"synthetic_per_tool": size, "ambiguous": size * 2 // 5, "seed": seed}
+            changes = {
+                "synthetic_per_tool": size,
+                "ambiguous": size * 2 // 5,
+                "seed": seed,
+                "follow_ups": 0,
+                "two_requests": 0,
+            }
             section = config.dataset.model_copy(update=changes)
             rows = synthesised(config.model_copy(update={"dataset": section}))
             train = without_lookalikes(labelled(rows), probe)
@@ -222,10 +228,11 @@ def synthesised(config: Config) -> list[Row]:
 
 
 def labelled(rows: Sequence[Row]) -> list[Labelled]:
-    """Return query, tool and template of a row."""
+    """Return query, tool and template of the rows whose query stands alone."""
     return [
         Labelled(row.query, row.tool, str(row.metadata.get("slice", "")), str(row.metadata.get("group", row.query)))
         for row in rows
+        if not row.history
     ]
 
 

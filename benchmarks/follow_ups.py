@@ -133,7 +133,13 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
     model = arguments.model.resolve() if arguments.model else tiny_model(folder / "model")
     overrides = [f"model.name={model}", "quantization.load_in_4bit=false", "logging.tensorboard=false"]
     if arguments.tiny:
-        overrides += ["dataset.synthetic_per_tool=60", "dataset.ambiguous=8", "evaluation.max_new_tokens=8"]
+        overrides += [
+            "dataset.synthetic_per_tool=60",
+            "dataset.ambiguous=8",
+            "dataset.follow_ups=40",
+            "dataset.two_requests=24",
+            "evaluation.max_new_tokens=8",
+        ]
     config = load_config(REPOSITORY / "config.yaml", overrides)
     conversations, two = load_conversations(config), load_two_requests(config)
     probes = {path.stem: load_probe(path) for path in PROBES}

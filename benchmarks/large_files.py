@@ -44,7 +44,16 @@ ENDINGS = {"logs": ("jsonl", "csv", "parquet"), "import": ("jsonl",), "check": (
 _SAMPLE_ROWS = 20_000  # distinct queries; a larger log repeats them, as real ones do
 _ANSWER = "What the agent said about it, in as many words as such answers usually have. " * 10
 _PARQUET_ROWS = 50_000  # rows of a row group
-_NO_SYNTHESIS = ("--set", "dataset.synthetic_per_tool=25", "--set", "dataset.ambiguous=0")
+_NO_SYNTHESIS = (
+    "--set",
+    "dataset.synthetic_per_tool=25",
+    "--set",
+    "dataset.ambiguous=0",
+    "--set",
+    "dataset.follow_ups=0",
+    "--set",
+    "dataset.two_requests=0",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -170,7 +170,13 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
     model = arguments.model.resolve() if arguments.model else tiny_model(folder / "model")
     overrides = [f"model.name={model}", "quantization.load_in_4bit=false", "logging.tensorboard=false"]
     if arguments.tiny:
-        overrides += ["dataset.synthetic_per_tool=60", "dataset.ambiguous=8", "evaluation.max_new_tokens=8"]
+        overrides += [
+            "dataset.synthetic_per_tool=60",
+            "dataset.ambiguous=8",
+            "dataset.follow_ups=8",
+            "dataset.two_requests=8",
+            "evaluation.max_new_tokens=8",
+        ]
     config = load_config(REPOSITORY / "config.yaml", overrides)
     rows = assemble(config, load_content(), []).rows
     parts = split_rows(rows, config.dataset.splits, config.dataset.seed).rows

@@ -69,6 +69,8 @@ class World:
             "model.name": self.folder / "base",
             "dataset.dir": self.folder / "data",
             "dataset.synthetic_per_tool": 10,
+            "dataset.follow_ups": 0,
+            "dataset.two_requests": 0,
             "dataset.seed": seed,
             "training.output_dir": self.folder / "output",
             "training.max_steps": 4,

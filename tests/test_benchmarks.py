@@ -147,7 +147,6 @@ def contents():
 
     folders = [REPOSITORY / "tool_aware/dataset/synthesis/content", REPOSITORY / "tool_aware/tool_library_data"]
     files = [path for folder in folders for path in folder.rglob("*.yaml")]
-    files.append(REPOSITORY / "benchmarks/follow_ups/patterns.yaml")
     texts, waiting = set(), [yaml.load(path.read_text("utf-8"), yaml.CSafeLoader) for path in files]
     while waiting:
         item = waiting.pop()

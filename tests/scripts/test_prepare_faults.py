@@ -32,6 +32,10 @@ SMALL = (
     "--set",
     "dataset.ambiguous=4",
     "--set",
+    "dataset.follow_ups=8",
+    "--set",
+    "dataset.two_requests=8",
+    "--set",
     "dataset.use_query_log=false",
 )
 KILLS = int(os.environ.get("SOAK", "4"))

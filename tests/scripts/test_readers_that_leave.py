@@ -46,7 +46,13 @@ def test_a_failed_gate_stays_one(tiny_model_dir, adapter, evaluation_data_dir, g
 
 @pytest.mark.parametrize("pipe", PIPES[:2])
 def test_data_is_made_to_the_end(tmp_path, pipe):
-    small = ("dataset.synthetic_per_tool=10", "dataset.ambiguous=0", "dataset.use_query_log=false")
+    small = (
+        "dataset.synthetic_per_tool=10",
+        "dataset.ambiguous=0",
+        "dataset.follow_ups=0",
+        "dataset.two_requests=0",
+        "dataset.use_query_log=false",
+    )
     settings = (*small, f"dataset.dir={tmp_path / 'data'}")
     words = [sys.executable, "prepare_dataset.py", *(part for setting in settings for part in ("--set", setting))]
     code, messages = code_of(words, pipe)

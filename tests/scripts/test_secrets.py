@@ -17,7 +17,8 @@ USES = {
     "train": ("train_tool_aware.py", "--dry-run", "--set", "model.name=someone/else"),
     "evaluate": ("evaluate.py", "--endpoint", "http://127.0.0.1:{port}/v1", "--served-model", "router"),
     "prepare": ("prepare_dataset.py", "--generator", "openai", "--set", "dataset.use_query_log=false",
-                "--set", "dataset.synthetic_per_tool=25", "--set", "dataset.ambiguous=5"),
+                "--set", "dataset.synthetic_per_tool=25", "--set", "dataset.ambiguous=5",
+                "--set", "dataset.follow_ups=0", "--set", "dataset.two_requests=0"),
     "read the log": ("prepare_dataset.py",),
     "check": ("monitor_gpu.py", "check"),
 }  # fmt: skip

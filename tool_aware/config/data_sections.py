@@ -32,8 +32,8 @@ class DatasetSection(Section):
     """Kinds of synthetic queries: all, or a list such as [plain, terse]; tool_aware/dataset/synthesis/content/mix.yaml
     names them. Ambiguous rows, follow-ups and two requests are counted separately."""
     synthetic_per_tool: Count = 3000
-    """Synthetic rows per tool, >= 0; chosen by a learning curve (docs/benchmarks/dataset.md). 25 with `ambiguous: 5`
-    gives the ~100 rows of a first quick try."""
+    """Synthetic rows per tool, >= 0; chosen by a learning curve (docs/benchmarks/dataset.md). 25 with `ambiguous: 5`,
+    `follow_ups: 0` and `two_requests: 0` gives the ~100 rows of a first quick try."""
     ambiguous: Count = 800
     """Rows that need careful reasoning, >= 0: two tools look right, the wording decides."""
     follow_ups: Count = 1600

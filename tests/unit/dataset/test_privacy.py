@@ -152,7 +152,8 @@ def test_no_canary_is_in_any_file_or_message_of_the_stage(tmp_path: Path) -> Non
     log.write_text("\n".join(map(json.dumps, lines)))
     command = [sys.executable, "prepare_dataset.py", "--logs", str(log), "--set", f"dataset.dir={tmp_path / 'data'}"]
     run = subprocess.run(
-        [*command, "--set", "dataset.synthetic_per_tool=30", "--set", "dataset.ambiguous=4"],
+        [*command, "--set", "dataset.synthetic_per_tool=30", "--set", "dataset.ambiguous=4",
+         "--set", "dataset.follow_ups=0", "--set", "dataset.two_requests=0"],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     written = "".join(path.read_text() for path in (tmp_path / "data").iterdir()) + run.stdout + run.stderr

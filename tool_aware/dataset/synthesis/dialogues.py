@@ -157,7 +157,7 @@ def _continuations(block: Mapping[str, Any]) -> Iterator[Continuation]:
     for key, lines in block.get("then", {}).items():
         kind, tool = (key, block["tool"]) if key in SAME_TOOL else ("other_tool", key)
         for line in lines:
-            more = {"say": line} if isinstance(line, str) else line
+            more: Mapping[str, Any] = {"say": line} if isinstance(line, str) else line
             for say in [more["say"]] if isinstance(more["say"], str) else more["say"]:
                 yield Continuation(kind, tool, say, more.get("code"), more.get("slots"))
 

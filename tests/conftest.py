@@ -32,6 +32,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
 
+# What takes longest begins first, so that no worker ends alone; `make test` keeps this order.
+LONGEST_FIRST = ("test_demo", "test_train_tool_aware", "test_train_faults", "test_train_together", "test_fuzz")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, then the other scripts, then the rest as they are."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.path.stem in LONGEST_FIRST:
+            return LONGEST_FIRST.index(item.path.stem)
+        return len(LONGEST_FIRST) + (item.path.parent.name != "scripts")
+
+    items.sort(key=rank)
+
+
 TOY_CALLS = {
     "rag_retrieval": ("what does our {} policy say", "query", "The words 'our policy' ask for internal documents."),
     "web_search": ("latest news on {}", "query", "The word 'latest' asks for fresh public information."),

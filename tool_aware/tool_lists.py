@@ -58,10 +58,15 @@ class ToolList:
 
     def row_of(self, asked: Asked) -> Row:
         """Return a query of the library as a row; its tool has to be on the list."""
-        answer = self.answer(asked.call, asked.query, (asked.call.tool,))
-        assert answer is not None, "the caller takes queries of tools on the list"
+        answer = self.answer_of(asked)
         details = {"source": "library", "tool": answer.tool, "language": asked.language}
         return Row(render_instruction(asked.query, self.tools, (), **self.wording), render_response(answer), details)
+
+    def answer_of(self, asked: Asked) -> ToolCall:
+        """Return the right call for a query of the library; its tool has to be on the list."""
+        answer = self.answer(asked.call, asked.query, (asked.call.tool,))
+        assert answer is not None, "the caller takes queries of tools on the list"
+        return answer
 
     def answer(self, call: ToolCall, query: str, acceptable: Sequence[str]) -> ToolCall | None:
         """Return `call` with the list's names and defaults, or the call that is right where its tool is missing."""

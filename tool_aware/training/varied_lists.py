@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tool_aware.chat_format import EncodedExample, encode_example, encode_prompt, with_heavy_name
 from tool_aware.config.settings import Config
-from tool_aware.prompt import render_instruction, render_preamble
+from tool_aware.prompt import render_instruction, render_preamble, render_response
 from tool_aware.rows import Row
 from tool_aware.tool_library import queries_of, training_tools
 from tool_aware.tool_lists import DrawnList, as_listed, draw_list
@@ -108,9 +108,12 @@ class StepExamples:
         prompts = [encode_prompt(self._tokenizer, render_instruction("", tools)) for tools in longest]
         names = max((len(name) for tools in longest for name in tools.names), default=0)  # in the answer
         box = as_listed(Toolbox(entry.tool for entry in self._library))
-        bare = len(encode_prompt(self._tokenizer, render_instruction("", box.tools)))
-        rows = [box.row_of(asked) for _, asked in queries_of(self._library)]
-        library = [encode_example(self._tokenizer, row.instruction, row.response) for row in rows]
+        one = Toolbox(list(box.tools)[:1])  # what a query and its answer take is the same behind any list
+        bare = len(encode_prompt(self._tokenizer, render_instruction("", one)))
+        library = [
+            encode_example(self._tokenizer, render_instruction(asked.query, one), render_response(box.answer_of(asked)))
+            for _, asked in queries_of(self._library)
+        ]
         rest = max(map(len, self._examples)) - shared
         return MostTokens(
             prefix=max(map(len, prompts), default=0),

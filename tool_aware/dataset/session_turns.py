@@ -6,8 +6,8 @@ temporary file, so that a log of a million rows is not held as objects.
 
 from __future__ import annotations
 
+import marshal
 import os
-import pickle
 import re
 import tempfile
 from array import array
@@ -67,7 +67,7 @@ class SessionTurns:
         """Keep a turn and return its number; None for one without session or time, which belongs to no conversation."""
         if session is None or time is None or query is None:
             return None
-        stored = pickle.dumps((session, query, tool, row_id), pickle.HIGHEST_PROTOCOL)
+        stored = marshal.dumps((session, query, tool, row_id))
         self._file.write(stored)
         self._sessions.append(hash(session))
         self._times.append((time - _EPOCH) // _MICROSECOND)
@@ -89,11 +89,13 @@ class SessionTurns:
         max_gap_minutes ends the search.
         """
         self._sort()
+        session, time, place = self._sessions[number], self._times[number], int(self._place[number])
+        if not place or not self._follows(session, time, int(self._order[place - 1])):
+            return  # as most do; the texts are not read
         own = self._turn(number)
-        session, time, said = self._sessions[number], self._times[number], {own.query}
-        place = int(self._place[number])
+        said = {own.query}
         for other in self._order[max(0, place - _LOOKED_AT) : place][::-1].tolist():
-            if self._sessions[other] != session or time - self._times[other] > self._max_gap:
+            if not self._follows(session, time, other):
                 return
             turn = self._turn(other)
             if turn.session != own.session:  # of the same hash
@@ -104,6 +106,9 @@ class SessionTurns:
             if turn.query not in said:
                 said.add(turn.query)
                 yield turn
+
+    def _follows(self, session: int, time: int, other: int) -> bool:
+        return self._sessions[other] == session and time - self._times[other] <= self._max_gap
 
     def _sort(self) -> None:
         """Order the turns by session and time, and those of one time by id."""
@@ -124,7 +129,7 @@ class SessionTurns:
     def _read(self, number: int) -> LoggedTurn:
         start = self._starts[number]
         end = self._starts[number + 1] if number + 1 < len(self) else self._end
-        return LoggedTurn(number, *pickle.loads(os.pread(self._file.fileno(), end - start, start)))
+        return LoggedTurn(number, *marshal.loads(os.pread(self._file.fileno(), end - start, start)))
 
 
 def _by_id(identity: str | None) -> tuple[int, int, str]:
@@ -147,6 +152,8 @@ class Histories:
         """
         if number is None:
             return self._redactor.redact(query), ()
+        if len(self._states) < len(self._turns):
+            self._states.extend(bytes(len(self._turns) - len(self._states)))
         earlier = []
         for turn in self._turns.before(number):
             text = one_line_if_short(turn.query)
@@ -155,6 +162,10 @@ class Histories:
                 earlier.append((text, turn.tool if turn.tool in self._tools else None, state))
             if len(earlier) == self._turns.limits.max_turns:
                 break
+        if not earlier:
+            redacted = self._redactor.redact(query)
+            self._states[number] = _CLEAN if redacted == query else _HAS_SECRETS  # its own row is not hostile
+            return redacted, ()
         texts = [query, *(text for text, _, _ in earlier)]
         if _HAS_SECRETS in (self._state(number, query), *(state for _, _, state in earlier)):
             texts = self._redactor.redact_row(texts)
@@ -162,8 +173,6 @@ class Histories:
         return texts[0], shown_turns(newest_first[::-1], self._turns.limits)
 
     def _state(self, number: int, text: str) -> int:
-        if len(self._states) < len(self._turns):
-            self._states.extend(bytes(len(self._turns) - len(self._states)))
         if self._states[number] == _UNKNOWN:
             if reason_to_quarantine(text):
                 self._states[number] = _HOSTILE

@@ -227,6 +227,9 @@ class FollowUps:
             needed.append(Turn(said, dialogue.tool))
         phrases = self._content.languages[dialogue.language]
         patterns = phrases.corrections["value"] if kind == "correction" else dialogue.replies[slot]
+        if kind == "correction" and dialogue.is_code and len(dialogue.replies) > 1:
+            # Of several numbers it must be said which one is wrong.
+            patterns = [pattern for pattern in patterns if "{old}" in pattern] or patterns
         values, said, evidence = self._replaced(dialogue, slot, patterns, values, random_, asked=asked)
         what = self._content.reasons["changed"][slot]
         key = "value" if kind == "correction" else "ellipsis"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,11 @@ _MAX_NESTING = 64  # of a call's parameters; code that walks them recursively mu
 _WRAPPED = re.compile(r"\s*(?:<s>)?\s*\[INST\](?P<instruction>.*?)\[/INST\]\s*", re.DOTALL)
 # What ends an answer in the templates of Mistral, ChatML, Llama and others; EOS is added during tokenisation.
 _END_MARKS = re.compile(r"(?:\s*(?:</s>|<\|(?:im_end|eot_id|end_of_text|endoftext|end)\|>))+\s*\Z")
+COMMON_CONTROLS = (  # where the tokenizer is not known: Mistral's, ChatML's, Llama's, Gemma's
+    *("<s>", "</s>", "<unk>", "<pad>", "[INST]", "[/INST]", "<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    *("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
+)
 _INST_TEXT = re.compile(r"\[(/?INST)\]")
 _CONTROL = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")  # all that some reader takes for the end of a line
 _SHAPE = {*ONE_SCHEMA, *SCHEMA_LISTS, *SCHEMA_MAPS}  # keywords that say what is inside a value
@@ -82,6 +87,19 @@ def render_preamble(tools: Toolbox, *, task: str = _TASK) -> str:
 def render_template(tools: Toolbox) -> str:
     """Write the user turn with `{query}` where the query goes, for agents that do not import this package."""
     return render_preamble(tools) + _QUERY_LABEL + "{query}"
+
+
+def escape_controls(text: str, controls: Collection[str] = COMMON_CONTROLS) -> str:
+    """Return a text that holds none of `controls`, a tokenizer's control tokens: `</s>` becomes `< /s>`.
+
+    For those who send text to a server, which reads a control token that a user types as one. A space is put behind
+    its first character. Who sends token ids need not do this: encode_prompt keeps what users type as text.
+    """
+    longest_first = sorted((mark for mark in controls if len(mark) > 1), key=len, reverse=True)
+    mark = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    while mark.search(text):  # what is left may make another one
+        text = mark.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+    return text
 
 
 def query_of(instruction: str) -> str:

@@ -109,6 +109,16 @@ def _check_tokenizer_files(folder: Path, where: str) -> None:
             raise UserError("is not a JSON object", where=str(path), fix="copy or download it again")
 
 
+def control_tokens_in(folder: Path) -> tuple[str, ...] | None:
+    """Return the control tokens of the tokenizer in a folder, without loading it; None if it has no tokenizer.json."""
+    path = folder / "tokenizer.json"
+    content = read_json_text(path) if path.is_file() else None
+    added = content.get("added_tokens") if isinstance(content, dict) else None
+    if not isinstance(added, list):
+        return None
+    return tuple(token["content"] for token in added if isinstance(token, dict) and token.get("special"))
+
+
 def _model_settings(path: Path | None) -> Mapping[str, Any]:
     """Return the content of config.json, of the language part if the model has several; nothing if there is none."""
     settings = read_json_text(path) if path else None

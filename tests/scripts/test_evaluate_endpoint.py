@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import evaluate as script
-from tests.fixtures.evaluate_script import REPOSITORY, command
+from tests.fixtures.evaluate_script import REPOSITORY, command_line
 from tests.fixtures.in_process import outcome
 
 
@@ -57,12 +57,12 @@ def ask(server, tiny_model_dir, adapter, evaluation_data_dir, tmp_path, capsys):
     """Evaluate the server with settings from a file that names the results folder `results`."""
 
     def call(*options):
-        words = command(tiny_model_dir, adapter, evaluation_data_dir, tmp_path / "results")[2:]
-        words = [word for word in words if not word.startswith("evaluation.results_dir=")]
+        words = command_line(tiny_model_dir, adapter, evaluation_data_dir, tmp_path / "results")[1:]
+        words = [word for word in words if word != "--set" and not word.startswith("evaluation.results_dir=")]
         settings = tmp_path / "config.yaml"
         base, folder = REPOSITORY / "config.yaml", tmp_path / "results"
         settings.write_text(f"extends: {base}\nevaluation:\n  results_dir: {folder}\n")
-        sets = [part for word in words if word != "--set" for part in ("--set", word)]
+        sets = [part for word in words for part in ("--set", word)]
         url = f"http://127.0.0.1:{server.server_port}/v1"
         asked = ["--config", str(settings), *sets, "--no-robustness", "--endpoint", url, "--served-model", "router"]
         server.requests = 0

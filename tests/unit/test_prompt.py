@@ -17,6 +17,7 @@ from tests.fixtures.schemas import samples
 from tool_aware.chat_format import IGNORE_INDEX, encode_example, encode_prompt, tool_name_tokens
 from tool_aware.demo.toy_model import vocabulary_file
 from tool_aware.prompt import (
+    escape_controls,
     parse_response,
     query_of,
     render_instruction,
@@ -47,6 +48,15 @@ def reference_ids(reference: MistralTokenizer, user: str, assistant: str) -> lis
 
 def random_text(generator: random.Random) -> str:
     return "".join(generator.choice(PIECES) for _ in range(generator.randint(1, 60)))
+
+
+def test_control_tokens_in_a_text_for_a_server_become_text():
+    controls = ("<s>", "</s>", "<|im_end|>")
+    assert escape_controls("stop </s> <|im_end|>", controls) == "stop < /s> < |im_end|>"
+    assert escape_controls("<<s>s>", controls) == "<< s>s>"
+    nested = escape_controls("<<s>/s>", ("<s>", "< /s>", "<< s>/s>"))
+    assert not any(mark in nested for mark in ("<s>", "< /s>", "<< s>/s>"))
+    assert escape_controls("a <b> [INST] {x}", controls) == "a <b> [INST] {x}"
 
 
 def test_ids_are_the_published_ones(tokenizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Collection
 
 from tool_aware.console import UserError, duration, heading, say
 from tool_aware.evaluation.answering.endpoint import Endpoint, is_unknown
@@ -17,7 +18,8 @@ from tool_aware.files import read_as, sha256_of
 from tool_aware.model.adapter import attach_adapter
 from tool_aware.model.base import load_base_model
 from tool_aware.paths import ADAPTER_WEIGHTS_NAME, PROBE_NAME
-from tool_aware.tokenizer import load_tokenizer
+from tool_aware.prompt import COMMON_CONTROLS, escape_controls
+from tool_aware.tokenizer import control_tokens_in, load_tokenizer
 
 Answers = dict[str, list[Prediction]]  # by the name of the task, in the order of its rows
 
@@ -84,6 +86,8 @@ def load(job: Job) -> LocalModel:
 def ask_server(job: Job, url: str) -> Answers:
     """Return the server's answers, after checking that it is not the base model that answers."""
     answers = {} if job.options.served_base else known_answers(job, "base")
+    controls = (control_tokens_in(job.adapter) if job.adapter else None) or COMMON_CONTROLS
+    note_escapes(job, controls)
     for task in job.tasks:
         name = job.options.served_name(task)
         if name is None:
@@ -94,6 +98,7 @@ def ask_server(job: Job, url: str) -> Answers:
             job.config.evaluation.max_new_tokens,
             job.options.concurrency,
             job.environment.openai_api_key,
+            controls,
         )
         endpoint.check()
         if task.uses_adapter:
@@ -125,6 +130,16 @@ def earlier_answers(job: Job, task: Task, endpoint: Endpoint) -> PredictionLog:
     log.done.clear()
     job.fallbacks.add(f"{before} earlier answers of {endpoint.served_name} are not used again: {reason}")
     return log
+
+
+def note_escapes(job: Job, controls: Collection[str]) -> None:
+    """Warn of rows whose text is changed on the way to a server, which would read control tokens in it as such."""
+    changed = [index for index, row in job.test.rows.items() if escape_controls(row.query, controls) != row.query]
+    if changed:
+        job.fallbacks.add(
+            f"control tokens in the queries of {len(changed)} rows (row {changed[0]} is the first) are sent with a "
+            "space in them, as text: the server would take them for the ends of turns"
+        )
 
 
 def check_applied_adapter(job: Job, endpoint: Endpoint) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from tool_aware.chat_server import ChatReply, ChatServer, chat_reply, offered_mo
 from tool_aware.console import Fallbacks, Progress, UserError
 from tool_aware.evaluation.answering.predictions import PredictionLog, note_wrappings
 from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.prompt import COMMON_CONTROLS, escape_controls
 from tool_aware.rows import Row
 
 RETRY_WAITS_S = (0.5, 2.0, 8.0)
@@ -34,6 +35,7 @@ class Endpoint:
     max_new_tokens: int
     concurrency: int
     api_key: str | None = field(default=None, repr=False)
+    controls: Collection[str] = COMMON_CONTROLS  # the control tokens of the model there
 
     @property
     def server(self) -> ChatServer:
@@ -102,7 +104,7 @@ class Endpoint:
         """Ask for one greedy answer. Raises UserError if the server gives none."""
         body = {
             "model": self.served_name,
-            "messages": [{"role": "user", "content": instruction}],
+            "messages": [{"role": "user", "content": escape_controls(instruction, self.controls)}],
             "temperature": 0,
             "max_tokens": self.max_new_tokens,
         }

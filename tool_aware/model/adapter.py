@@ -204,12 +204,14 @@ def refuse_adapter_not_finite(adapter: Path) -> None:
         raise UserError(what, where=str(adapter), fix="take the adapter of an earlier checkpoint")
 
 
-def check_saved_adapter(adapter: Path, model: ModelSection) -> None:
+def check_saved_adapter(adapter: Path, model: ModelSection, *, is_moved: bool = False) -> None:
     """Check that a folder holds a whole adapter that fits the base model, without loading either.
 
-    Tensors are compared only if the base model is on this machine; else `attach_adapter` does it. Raises UserError.
+    `is_moved`: the base model has another name now than in the training. Tensors are compared only if the base model is
+    on this machine; else `attach_adapter` does it. Raises UserError.
     """
-    _refuse_another_base(adapter, model.name)
+    if not is_moved:
+        _refuse_another_base(adapter, model.name)
     shapes_in(adapter)
     check_adapter_record(adapter)
     refuse_adapter_not_finite(adapter)

@@ -174,12 +174,12 @@ def load_engine(
     folder: Path, settings: RouterSettings, tokenizer: PreTrainedTokenizerBase, *, hf_token: str | None, batch_size: int
 ) -> LocalEngine:
     """Load the adapter in `folder` on its base model, quantised as in training, or the merged model in it."""
-    from tool_aware.model.adapter import attach_adapter
+    from tool_aware.model.adapter import attach_adapter, base_name_of
     from tool_aware.model.base import load_base_model
     from tool_aware.paths import ADAPTER_CONFIG_NAME
 
     is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
     model: Any = load_base_model(settings.model, settings.quantization, hf_token=hf_token)
     if is_adapter:
-        model = attach_adapter(model, folder, base_name=settings.model.name).eval()
+        model = attach_adapter(model, folder, base_name=base_name_of(folder)).eval()
     return LocalEngine(model, tokenizer, settings, batch_size=batch_size)

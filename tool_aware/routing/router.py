@@ -148,7 +148,7 @@ class Router:
         tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
         if (folder / ADAPTER_CONFIG_NAME).is_file():
             refuse_another_chat_format(folder, chat_format(tokenizer), model.name)
-            check_saved_adapter(folder, model)
+            check_saved_adapter(folder, model, is_moved=base is not None)
         engine = load_engine(folder, settings, tokenizer, hf_token=token, batch_size=batch_size)
         return cls(engine, tokenizer, settings, Policy.read(folder, acting), instead=instead)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tool_aware.chat_format import end_id, tool_label_tokens, tool_name_tokens
 from tool_aware.chat_server import ChatServer, offered_models
 from tool_aware.console import UserError
-from tool_aware.inference.name_scores import NameTrie
+from tool_aware.inference.name_scores import probabilities
 from tool_aware.router_settings import RouterSettings
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Kind = Literal["llama.cpp", "OpenAI"]
 
 _ALTERNATIVES = 20  # most probable tokens that are asked for at each place; vLLM gives no more by default
+_NEGLIGIBLE = 0.005  # a tool whose probability has this upper bound is not looked at more closely
 _PAUSES_S = (0.2, 1.0)
 _FIX = "vLLM and llama.cpp (llama-server) give what is needed; for others use evaluate.py --endpoint"
 
@@ -67,12 +68,20 @@ class RemoteEngine:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _choose(self, prompt: list[int]) -> dict[str, float]:
-        longest = max(map(len, self._names.values()))
-        reply = self._ask(prompt + self._label, longest, alternatives=_ALTERNATIVES)
-        tokens = _tokens(reply, self._kind)
-        if not tokens:
-            raise UserError("its reply has no probabilities of tokens", where=self._server.shown, fix=_FIX)
-        return scores_of(tokens, self._names)
+        """Ask for the likeliest name, then for those that their first tokens leave likely."""
+        scores = {name: _Score(0.0, 0) for name in self._names}
+        first: Sequence[int] | None = ()
+        while first is not None:
+            begun = {name: ids for name, ids in self._names.items() if list(ids[: len(first)]) == list(first)}
+            longest = max(map(len, begun.values())) - len(first)
+            reply = self._ask([*prompt, *self._label, *first], longest, alternatives=_ALTERNATIVES)
+            tokens = _tokens(reply, self._kind)
+            if not tokens:
+                raise UserError("its reply has no probabilities of tokens", where=self._server.shown, fix=_FIX)
+            scores |= {name: scores[name].read_on(ids, tokens, len(first)) for name, ids in begun.items()}
+            name = most_open(scores, self._names)
+            first = self._names[name][: scores[name].known] if name else None
+        return {name: score.log_p for name, score in scores.items()}
 
     def _complete(self, prompt: list[int], tool: str) -> str:
         reply = self._ask(prompt + self._label + self._names[tool], self._max_new_tokens)
@@ -90,22 +99,33 @@ class RemoteEngine:
         return self._server.request("completions", body)
 
 
-def scores_of(tokens: Sequence[_Token], names: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Return tool -> natural log-probability, from the tokens of one answer with their alternatives.
+@dataclass(frozen=True)
+class _Score:
+    """The natural log-probability of the first `known` tokens of a name: an upper bound of the whole name's."""
 
-    A name that leaves the path of the answer has the probability of the path so far times that of the token with which
-    it leaves: what follows is taken as certain. A token that is not among the alternatives has at most the least of
-    theirs. The error is small where the model was trained on these names: little of a name is open after its beginning.
-    """
-    trie, scores = NameTrie.of(names), {}
-    for name, path in trie.paths.items():
-        score = 0.0
-        for (_, wanted), token in zip(path, tokens, strict=False):
-            score += token.alternatives.get(wanted, min(token.alternatives.values()))
-            if token.id != wanted:
+    log_p: float
+    known: int
+
+    def read_on(self, ids: Sequence[int], tokens: Sequence[_Token], start: int) -> _Score:
+        """Add what an answer's tokens, the first of them at place `start` of the name, say of the next ones.
+
+        A token that is not among the alternatives has at most the least of their probabilities.
+        """
+        log_p, known = self.log_p, self.known
+        for place, token in enumerate(tokens, start):
+            if place == known < len(ids):
+                log_p += token.alternatives.get(ids[place], min(token.alternatives.values()))
+                known += 1
+            if place >= len(ids) or token.id != ids[place]:
                 break
-        scores[name] = score
-    return scores
+        return _Score(log_p, known)
+
+
+def most_open(scores: Mapping[str, _Score], names: Mapping[str, Sequence[int]]) -> str | None:
+    """Return the likeliest name whose last tokens are not known yet; None if none of these could matter."""
+    p = probabilities({name: score.log_p for name, score in scores.items()})
+    is_open = [name for name, ids in names.items() if scores[name].known < len(ids) and p[name] > _NEGLIGIBLE]
+    return max(is_open, key=p.__getitem__, default=None)
 
 
 def _tokens(reply: Any, kind: Kind) -> list[_Token]:

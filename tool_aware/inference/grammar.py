@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tool_aware.tools import Toolbox
+from tool_aware.tools import Tool, Toolbox
 
 REASONING_CHARS = 300
 FREE_DEPTH = 2
@@ -119,6 +119,18 @@ def gbnf(tools: Toolbox) -> str:
     reasoning = rf"[^ \n] [^\n]{{0,{REASONING_CHARS - 1}}}"
     rules = [f'{names[tool.name]} ::= "\\nParameters: " {notation.object_of(tool.parameters)}' for tool in tools]
     return "\n".join([f'root ::= " "? ({calls}) "\\nReasoning: " {reasoning}', *rules, _GBNF_BASE, ""])
+
+
+def regex_behind_name(tool: Tool) -> str:
+    """Write the part of a tool's answers that follows its name and the line end as a regular expression."""
+    return rf"Parameters: {_Regex().object_of(tool.parameters)}\nReasoning: [^ \n][^\n]{{0,{REASONING_CHARS - 1}}}"
+
+
+def gbnf_behind_name(tool: Tool) -> str:
+    """Write the part of a tool's answers that follows its name and the line end for llama.cpp."""
+    parameters = _Gbnf().object_of(tool.parameters)
+    reasoning = rf"[^ \n] [^\n]{{0,{REASONING_CHARS - 1}}}"
+    return "\n".join([f'root ::= "Parameters: " {parameters} "\\nReasoning: " {reasoning}', _GBNF_BASE, ""])
 
 
 def _rule_names(tools: Toolbox) -> dict[str, str]:

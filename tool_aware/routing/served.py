@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from tool_aware.chat_format import end_id, tool_label_tokens, tool_name_tokens
+from tool_aware.chat_format import tool_label_tokens, tool_name_tokens
 from tool_aware.chat_server import ChatServer, offered_models
 from tool_aware.console import UserError
+from tool_aware.inference.grammar import gbnf_behind_name, regex_behind_name
 from tool_aware.inference.name_scores import probabilities
 from tool_aware.router_settings import RouterSettings
 
@@ -52,7 +53,9 @@ class RemoteEngine:
         self._server, self._model, self._kind = server, model, kind
         self._label = tool_label_tokens(tokenizer)
         self._names = tool_name_tokens(tokenizer, settings.toolbox.names)
-        self._end_id, self._max_new_tokens = end_id(tokenizer), settings.max_new_tokens
+        write = gbnf_behind_name if kind == "llama.cpp" else regex_behind_name
+        self._grammars = {tool.name: write(tool) for tool in settings.toolbox}
+        self._max_new_tokens = settings.max_new_tokens
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="router")
 
     def choose(self, prompt: list[int]) -> Future[dict[str, float]]:
@@ -84,18 +87,20 @@ class RemoteEngine:
         return {name: score.log_p for name, score in scores.items()}
 
     def _complete(self, prompt: list[int], tool: str) -> str:
-        reply = self._ask(prompt + self._label + self._names[tool], self._max_new_tokens)
+        ids = prompt + self._label + self._names[tool]
+        reply = self._ask(ids, self._max_new_tokens, grammar=self._grammars[tool])
         return f"Tool: {tool}\n{_text(reply, self._kind, self._server.shown)}"
 
-    def _ask(self, ids: list[int], tokens: int, *, alternatives: int = 0) -> Any:
+    def _ask(self, ids: list[int], tokens: int, *, alternatives: int = 0, grammar: str | None = None) -> Any:
+        body: dict[str, Any] = {"prompt": ids, "temperature": 0}
         if self._kind == "llama.cpp":
-            body = {"prompt": ids, "n_predict": tokens, "temperature": 0, "cache_prompt": True}
-            if alternatives:
-                body["n_probs"] = alternatives
+            body |= {"n_predict": tokens, "cache_prompt": True}
+            body |= {"n_probs": alternatives} if alternatives else {}
+            body |= {"grammar": grammar} if grammar else {}
             return self._server.request("completion", body)
-        body = {"model": self._model, "prompt": ids, "max_tokens": tokens, "temperature": 0}
-        if alternatives:
-            body |= {"logprobs": alternatives, "return_tokens_as_token_ids": True}
+        body |= {"model": self._model, "max_tokens": tokens}
+        body |= {"logprobs": alternatives, "return_tokens_as_token_ids": True} if alternatives else {}
+        body |= {"structured_outputs": {"regex": grammar}} if grammar else {}
         return self._server.request("completions", body)
 
 

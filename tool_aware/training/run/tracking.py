@@ -184,11 +184,12 @@ class _TensorBoard:
         self._folder = folder
 
     def log(self, numbers: Mapping[str, Any], step: int) -> None:
-        """Write each number; a thread of the library takes them to the disk."""
+        """Write each number and wait until the library's thread has them on the disk: curves are of now."""
         if not self._folder.is_dir():  # its file could still be written, and nobody would find it
             raise FileNotFoundError(f"{self._folder} is gone")
         for name, value in numbers.items():
             self._writer.add_scalar(f"train/{name}", value, step)
+        self._writer.flush()  # later, in a folder that is gone, that thread would end with a traceback
 
     def close(self) -> None:
         """Write the rest."""

@@ -44,6 +44,7 @@ from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_FOLDER, FINAL_MODEL_FO
 from tool_aware.prompt import parse_response
 from tool_aware.rows import Row, load_rows
 from tool_aware.tokenizer import load_tokenizer
+from tool_aware.training.run.run_card import vllm_max_lora_rank
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "serving_cpu.json"
 NAME = "router"
@@ -212,7 +213,13 @@ def with_vllm(own: Run, options: argparse.Namespace) -> list[Figure]:
     fields = {"off": {}, "on": {"structured_outputs": {"regex": regex}}}
     general = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", str(AT_ONCE), "--enforce-eager"]
     zero = ["--override-generation-config", '{"temperature": 0}']
-    adapter = ["--enable-lora", "--lora-modules", f"{NAME}={own.adapter}", "--max-lora-rank", str(rank_of(own))]
+    adapter = [
+        "--enable-lora",
+        "--lora-modules",
+        f"{NAME}={own.adapter}",
+        "--max-lora-rank",
+        str(vllm_max_lora_rank(own.rank)),
+    ]
     ways = {
         "merged": [str(own.merged), "--served-model-name", NAME],
         "base + LoRA": [own.base, "--chat-template", str(own.adapter / "chat_template.jinja"), *adapter, *zero],
@@ -224,11 +231,6 @@ def with_vllm(own: Run, options: argparse.Namespace) -> list[Figure]:
         with started([*command, "--port", str(options.port)], options.port) as address:
             figures += asked(own, address, ("vLLM", model, shown), fields)
     return figures
-
-
-def rank_of(own: Run) -> int:
-    """Return the smallest --max-lora-rank of vLLM that takes the adapter."""
-    return next(rank for rank in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank >= own.rank)
 
 
 def do(command: Sequence[object]) -> None:

@@ -122,11 +122,12 @@ class Config(Section):
         return self.model_dump(mode="json")
 
 
-def load_config(path: Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | str = DEFAULT_CONFIG, overrides: Sequence[str] = ()) -> Config:
     """Read a config file and apply `section.key=value` overrides.
 
     Raises UserError naming every unknown key, duplicate key, missing key and wrong value, each with its dotted path.
     """
+    path = Path(path)
     values = read_yaml_file(path)
     for override in overrides:
         apply_override(values, override)

@@ -1,7 +1,7 @@
 """Grammars of the allowed answers, made from the tools' schemas, in the dialects that engines read.
 
 - `lark`: for llguidance (used here; vLLM and SGLang take it too); enforces every bound of the schemas
-- `gbnf`: for llama.cpp (`--grammar-file`) and Ollama
+- `gbnf`: for llama.cpp (`--grammar-file`)
 - `regex`: for vLLM's `structured_outputs: {"regex": ...}` and for checks with any regular-expression library
 
 GBNF and regex do not enforce bounds, lengths, patterns, `not`, `if` and all but one part of `allOf`; inside objects

@@ -76,6 +76,12 @@ def test_every_shipped_config_loads_with_the_shipped_tools(path, config):
     assert load_config(path).tools == config.tools
 
 
+def test_a_config_is_found_by_a_path_or_a_text(tmp_path, config):
+    assert load_config(str(REPOSITORY / "config.yaml")) == config
+    with pytest.raises(UserError, match=r"none\.yaml"):
+        load_config(str(tmp_path / "none.yaml"))
+
+
 def test_overrides_are_typed_like_the_file():
     config = load_config(SHIPPED, ["training.learning_rate=2e-5", "lora.r=16", "tools.0.description=Look it up"])
     assert (config.training.learning_rate, config.lora.r) == (2e-5, 16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +17,21 @@ from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, duration, say
 from tool_aware.files import write_text
-from tool_aware.paths import CARD_NAME, CURVES_NAME, FINAL_MODEL_FOLDER, METRICS_NAME, PROMPT_TEMPLATE_NAME, split_name
+from tool_aware.paths import (
+    CARD_NAME,
+    CHAT_TEMPLATE_NAME,
+    CURVES_NAME,
+    FINAL_MODEL_FOLDER,
+    METRICS_NAME,
+    PROMPT_TEMPLATE_NAME,
+    split_name,
+)
 from tool_aware.training.run.curves import draw_curves, read_metrics
 from tool_aware.training.run.run_record import claimed
 from tool_aware.versions import TRAINING_LIBRARIES, package_versions
 
 _MARKS = re.compile(r"([\\`*_\[\]!#])")
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that its --max-lora-rank takes; 16 if it is not given
 _LONGEST_REASON = 300  # characters
 _SECTIONS = ("model", "quantization", "lora", "training", "optimization", "export")  # no names of the user's database
 
@@ -73,6 +83,8 @@ def render_card(facts: RunFacts, logged: Sequence[Mapping[str, Any]], *, picture
         _settings(facts.config),
         "## How to use it",
         _usage(facts),
+        "## How to serve it",
+        _serving(facts),
         "## Limits",
         "The figures on val.json chose the adapter, so they flatter it; `python evaluate.py` measures it on test.json, "
         "against the base.\nIt knows the tools of its prompt only. "
@@ -134,6 +146,9 @@ model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype="auto", device_m
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 
 query = "What does our travel policy say about trains?"
+for token in tokenizer.added_tokens_decoder.values():  # what a user types must not end the turn
+    if token.special and len(token.content) > 1:
+        query = query.replace(token.content, f"{{token.content[0]}} {{token.content[1:]}}")
 turn = Path(adapter, "{PROMPT_TEMPLATE_NAME}").read_text().replace("{{query}}", query)
 messages = [{{"role": "user", "content": turn}}]
 settings = {{"add_generation_prompt": True, "enable_thinking": False, "return_tensors": "pt", "return_dict": True}}
@@ -141,6 +156,40 @@ prompt = tokenizer.apply_chat_template(messages, **settings)
 output = model.generate(**prompt.to(model.device), max_new_tokens=256, do_sample=False)
 print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 {fence}{merged}"""
+
+
+def vllm_max_lora_rank(rank: int) -> int:
+    """Return the value of vLLM's --max-lora-rank for adapters of a rank, which config.yaml bounds by 512."""
+    return next(most for most in _VLLM_RANKS if most >= rank)
+
+
+def _serving(facts: RunFacts) -> str:
+    """Return the commands of vLLM and llama.cpp with this run's names, rank and precision, as far as they apply."""
+    base, adapter = facts.config.model.name, facts.adapter
+    final, rank = adapter.parent / FINAL_MODEL_FOLDER, vllm_max_lora_rank(facts.config.lora.r)
+    dtype = facts.merged["dtype"] if facts.merged else "auto"
+    served = ["--enable-lora", "--lora-modules", f"router={adapter}", "--max-lora-rank", rank, "--dtype", dtype]
+    greedy = ["--override-generation-config", '{"temperature": 0}']
+    template = ["--chat-template", adapter / CHAT_TEMPLATE_NAME]
+    lines = [["vllm", "serve", base, *served, *template, *greedy]]
+    if facts.merged:
+        lines += [
+            ["vllm", "serve", final, "--served-model-name", "router", "--dtype", dtype, *greedy],
+            ["python", "llama.cpp/convert_hf_to_gguf.py", final, "--outtype", "f16", "--outfile", "router.gguf"],
+            ["llama-server", "-m", "router.gguf", "--alias", "router", "--temp", "0"],
+        ]
+    lines += [
+        ["python", "llama.cpp/convert_lora_to_gguf.py", adapter, "--base", base, "--outfile", "router-lora.gguf"],
+        ["llama-server", "-m", "base.gguf", "--lora", "router-lora.gguf", "--alias", "router", "--temp", "0"],
+    ]
+    text = "\n".join(shlex.join(" ".join(str(word).splitlines()) for word in words) for words in lines)
+    fence = _fence(text, 3)
+    return (
+        f"{fence}bash\n{text}\n{fence}\n\n"
+        "Temperature 0: with sampling, answers are worse. `base.gguf` is the base, converted as the merged model is; "
+        "`--base` names its folder. Each server takes token ids too, which are exact whatever a user types. Check it: "
+        "`python evaluate.py --endpoint URL --served-model router`."
+    )
 
 
 def _merged_model(merged: Mapping[str, Any], adapter: Path) -> str:

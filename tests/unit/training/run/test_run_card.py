@@ -14,7 +14,7 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import Fallbacks
 from tool_aware.training.run.curves import draw_curves, read_metrics
-from tool_aware.training.run.run_card import RunFacts, code, license_of, render_card, write_run_card
+from tool_aware.training.run.run_card import RunFacts, code, license_of, render_card, vllm_max_lora_rank, write_run_card
 
 
 def step(number: int, loss: float, peak_gib: float | None = None) -> dict[str, object]:
@@ -65,6 +65,18 @@ def facts(tmp_path: Path) -> RunFacts:
         device="a card",
         license="apache-2.0",
     )
+
+
+def test_the_card_has_the_commands_of_servers_with_the_rank_and_precision_of_the_run(facts):
+    config = load_config(REPOSITORY / "config.yaml", ["lora.r=24"])
+    merged = {"into": "original", "dtype": "float32", "check": None}
+    card = render_card(replace(facts, config=config, adapter=Path("out put/lora_adapters"), merged=merged), [])
+    lora, final, *_ = [line for line in card.splitlines() if line.startswith("vllm serve")]
+    assert "--lora-modules 'router=out put/lora_adapters' --max-lora-rank 32 --dtype float32" in lora
+    assert final.startswith("vllm serve 'out put/final_model' --served-model-name router --dtype float32")
+    assert all("""'{"temperature": 0}'""" in line for line in (lora, final))
+    assert "llama-server -m base.gguf --lora router-lora.gguf --alias router --temp 0" in card
+    assert vllm_max_lora_rank(512) == 512
 
 
 def test_the_card_is_a_model_card_with_the_figures_of_the_run(facts):

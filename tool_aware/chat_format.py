@@ -53,13 +53,14 @@ _FIX = "name an instruct model whose tokenizer has a chat template, or copy its 
 class EncodedExample:
     """Token ids of one example: `prompt` with all that precedes the answer, `completion` with its end-of-turn token.
 
-    The labels from `heavy[0]` up to `heavy[1]` of the completion count `weight` times in the loss, the others once.
+    The labels from `heavy[0]` up to `heavy[1]` of the completion count `weight` times in the loss, the others `rest`.
     """
 
     prompt: list[int]
     completion: list[int]
     heavy: tuple[int, int] = (0, 0)
     weight: float = 1.0
+    rest: float = 1.0
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -73,7 +74,7 @@ class EncodedExample:
     def label_weights(self) -> list[float]:
         """Return how much each label of the completion counts in the loss."""
         first, end = self.heavy
-        return [self.weight if first <= place < end else 1.0 for place in range(len(self.completion))]
+        return [self.weight if first <= place < end else self.rest for place in range(len(self.completion))]
 
     @property
     def labels(self) -> list[int]:
@@ -89,14 +90,17 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, instruction: str, respons
 
 
 def with_heavy_name(
-    tokenizer: PreTrainedTokenizerBase, example: EncodedExample, tool: str, weight: float
+    tokenizer: PreTrainedTokenizerBase, example: EncodedExample, tool: str, weight: float, *, rest: float = 1.0
 ) -> EncodedExample:
-    """Return an example whose loss counts the name of its answer's tool, up to the line end, `weight` times."""
-    if weight == 1:
+    """Return an example whose loss counts the name of its answer's tool, up to the line end, `weight` times.
+
+    All other labels count `rest` times.
+    """
+    if weight == rest == 1:
         return example
     first = len(tool_label_tokens(tokenizer))
     end = first + len(tool_name_tokens(tokenizer, [tool])[tool])
-    return replace(example, heavy=(first, end), weight=weight)
+    return replace(example, heavy=(first, end), weight=weight, rest=rest)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:

@@ -63,6 +63,11 @@ class Row:
         """Return what equal rows have in common: see `identity_of`."""
         return identity_of(self.instruction)
 
+    @property
+    def is_choice_only(self) -> bool:
+        """Return whether only the tool is known to be right: then nothing else is learnt, or judged by its values."""
+        return bool(self.metadata.get("choice_only"))
+
     def shows(self, tools: Toolbox) -> bool:
         """Return whether the instruction is the one that this toolkit renders for these tools."""
         query, history = question_of(self.instruction)
@@ -267,6 +272,7 @@ METADATA: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "domain": _LABEL,
     "follow_up": _LABEL,
     "then_tool": (lambda value: isinstance(value, str), "must be the name of a tool"),
+    "choice_only": (lambda value: isinstance(value, bool), "must be true or false"),
     "acceptable_tools": (_is_names, "must be a list of tools' names"),
     "accepted_parameters": (_is_value_lists, "must be an object of lists, {parameter: [value, ...]}"),
 }

@@ -48,6 +48,8 @@ class ToolList:
         details = {**row.metadata, "tool": answer.tool}
         if "acceptable_tools" in details:
             details["acceptable_tools"] = acceptable or [answer.tool]
+        if "then_tool" in details:
+            details["then_tool"] = self.shown.get(details["then_tool"], details["then_tool"])
         return Row(self.instruction(row), render_response(answer), details)
 
     def instruction(self, row: Row) -> str:

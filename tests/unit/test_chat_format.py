@@ -147,6 +147,8 @@ def test_the_heavy_labels_are_those_of_the_tools_name(shape):
     heavy = [i for i, weight in zip(example.completion, example.label_weights, strict=True) if weight == 4.0]
     assert tokenizer.decode(heavy) == " web_search\n"
     assert sum(example.label_weights) == len(example.completion) + 3 * len(heavy)
+    alone = with_heavy_name(tokenizer, encode_example(tokenizer, "hi", ANSWER), "web_search", 1.0, rest=0.0)
+    assert sum(alone.label_weights) == len(heavy)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -183,7 +183,8 @@ def _row(candidate: _Candidate, tools: Toolbox) -> Row | None:
             f"session-{hashlib.sha256(candidate.session.encode(errors='surrogatepass')).hexdigest()[:12]}"
         )
     row = Row(render_instruction(candidate.query, tools, candidate.history), render_response(call), details)
-    if candidate.history:
+    if candidate.history:  # what "and in Germany?" was completed to, the log does not say
+        details["choice_only"] = True
         details["history"] = list(map(asdict, row.history))
     return row
 

@@ -66,7 +66,11 @@ def encode_data(
         too_long += [(len(e), f"{file}: row {n}") for n, (_, e, _) in enumerate(fitted, start=1) if len(e) > limit]
         weight = config.training.tool_weight if split == "train" else 1.0
         encoded[split] = [
-            with_heavy_name(tokenizer, example, row.tool, weight) for row, example, _ in fitted if len(example) <= limit
+            with_heavy_name(
+                tokenizer, example, row.tool, weight, rest=float(split != "train" or not row.is_choice_only)
+            )
+            for row, example, _ in fitted
+            if len(example) <= limit
         ]
         kept[split] = [row for row, example, _ in fitted if len(example) <= limit]
     if shortened:

@@ -153,7 +153,8 @@ class StepExamples:
         example = encode_example(self._tokenizer, row.instruction, row.response)
         if len(example) > self._limit:
             return self._examples[number]
-        return with_heavy_name(self._tokenizer, example, row.tool, self._tool_weight)
+        rest = float(not row.is_choice_only)
+        return with_heavy_name(self._tokenizer, example, row.tool, self._tool_weight, rest=rest)
 
     def _rewritten(self, drawn: DrawnList, row: Row) -> Row | None:
         call: ToolCall | None = row.answer.call

@@ -60,6 +60,11 @@ def test_earlier_turns_of_the_session_are_shown_in_the_order_of_time_also_those_
     }
 
 
+def test_of_a_logged_follow_up_the_tool_alone_counts_as_known(curated):
+    rows = {row.query: row for row in curated(logged(LEAVE), logged(GERMANY, 1)).rows}
+    assert (rows[LEAVE].is_choice_only, rows[GERMANY].is_choice_only) == (False, True)
+
+
 def test_a_pause_that_is_longer_than_the_limit_begins_a_new_conversation(shown):
     rows = [logged(LEAVE), logged(GERMANY, 30), logged(WEB, 60.1)]
     assert shown(*rows, max_gap_minutes=30) == {

@@ -154,7 +154,7 @@ def _judge_call(
     if call.tool not in row.acceptable_tools:
         return _no_match("wrong tool", f"{row.tool} -> {call.tool}", row, tools)
     problems = tools.problems(call)
-    if call.tool != row.tool:  # another acceptable tool: its parameters have no reference, only their schema
+    if call.tool != row.tool or row.is_choice_only:  # the parameters have no reference, only their schema
         error = "wrong-type parameter" if problems else None
         return CallVerdict(error, problems[0] if problems else "", (), not problems, is_bfcl_valid=None)
     tool = tools[call.tool]
@@ -170,6 +170,8 @@ def _judge_call(
 def _no_match(error: str, detail: str, row: Row, tools: Toolbox) -> CallVerdict:
     """Return the verdict on an answer without an acceptable tool: all parameters that the row asks for are missing."""
     tool = tools[row.tool]
+    if row.is_choice_only:
+        return CallVerdict(error, detail, (), is_bfcl_valid=None)
     return CallVerdict(error, detail, match_parameters({}, tool, accepted_values(row, tool)))
 
 

@@ -54,6 +54,15 @@ def test_each_wrong_row_has_one_error(text, error):
     assert result.is_call_correct == (error is None)
 
 
+def test_where_only_the_tool_is_known_parameters_have_to_fit_the_schema_alone():
+    row = make_row(choice_only=True)
+    other = judged(answer("search", {"query": "the cats of Rome"}), row)
+    assert (other.error, other.is_call_correct, other.parameters, other.is_bfcl_valid) == (None, True, (), None)
+    assert judged(answer("search", {"limit": 5}), row).error == "wrong-type parameter"
+    wrong = judged(answer("chat", {"message": "cats"}), row)
+    assert (wrong.error, wrong.parameters, wrong.is_bfcl_valid) == ("wrong tool", (), None)
+
+
 def test_an_answer_cut_off_by_the_limit_is_truncated_and_not_merely_malformed():
     assert judged("Tool: search\nParameters: {", is_truncated=True).error == "truncated"
     whole = judged(answer("search", {"query": "cats", "limit": 5}), is_truncated=True)

@@ -1,6 +1,7 @@
 """The tuned model in an agent: `Router.load(folder).route(query)`."""
 
+from tool_aware.prompt import Turn
 from tool_aware.routing.decision import Decision
 from tool_aware.routing.router import Router
 
-__all__ = ["Decision", "Router"]
+__all__ = ["Decision", "Router", "Turn"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.repository import REPOSITORY
 from tool_aware.chat_format import encode_prompt, end_id, tool_label_tokens, tool_name_tokens
 from tool_aware.config.data_sections import KeywordRouterSection, KeywordRule, ToolSection
 from tool_aware.config.sections import ModelSection
@@ -248,3 +249,13 @@ def test_a_thread_that_waits_is_released_when_the_router_closes(folder):
     asking.join(60)
     assert len(found) == 100
     assert all(decision.tool for decision in found)
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"), [("README.md", "### 5. Use it"), ("docs/HOWTO.md", "### Route in your agent")]
+)
+def test_the_code_of_the_docs_runs(folder, page, heading, capsys):
+    text = (REPOSITORY / page).read_text()
+    code = text.partition(heading)[2].partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("output/lora_adapters", str(folder)), {})
+    assert capsys.readouterr().out.startswith(("chat ", "ping ", "stop ", "run "))

@@ -5,7 +5,7 @@
     python benchmarks/serving.py --markdown      # the table of docs/benchmarks/serving.md, from the results
 
 The run is one of `make demo`, with output/ and evaluation_results/ in the folder. llama.cpp serves the merged model in
-16 bits, 8 bits and some 4, and the base with the adapter; vLLM serves the merged model and the base with the adapter.
+32 and 16 bits, 8 and some 4, and the base with the adapter; vLLM serves the merged model and the base with the adapter.
 Each is asked with the trained token ids, with the prompt as the text of a chat, and under the exported grammar. Of the
 requests none names a temperature: what the merged model's files say has to hold.
 
@@ -51,6 +51,7 @@ NAME = "router"
 START_S = 600
 MOST_TOKENS = 128
 AT_ONCE = 4
+WHOLE = ("f32", "f16")
 QUANTISED = ("Q8_0", "Q4_K_M")
 HEADERS = ("server", "model", "sent", "grammar", "tool accuracy", "texts equal to the local answers")
 
@@ -185,9 +186,10 @@ def version_of(command: Sequence[str]) -> str:
 def with_llama_cpp(own: Run, options: argparse.Namespace, scratch: Path) -> list[Figure]:
     """Convert and quantise the merged model, base and adapter, and ask llama-server with each."""
     convert, quantize = options.llama_source, Path(options.llama_server).with_name("llama-quantize")
-    files = {kind: scratch / f"{kind}.gguf" for kind in ("f16", *QUANTISED, "base", "adapter")}
+    files = {kind: scratch / f"{kind}.gguf" for kind in (*WHOLE, *QUANTISED, "base", "adapter")}
     python = [sys.executable, str(convert / "convert_hf_to_gguf.py")]
-    do([*python, own.merged, "--outtype", "f16", "--outfile", files["f16"]])
+    for kind in WHOLE:
+        do([*python, own.merged, "--outtype", kind, "--outfile", files[kind]])
     do([*python, own.base, "--outtype", "f16", "--outfile", files["base"]])
     lora = [sys.executable, convert / "convert_lora_to_gguf.py", own.adapter, "--base", own.base]
     do([*lora, "--outtype", "f32", "--outfile", files["adapter"]])
@@ -196,7 +198,7 @@ def with_llama_cpp(own: Run, options: argparse.Namespace, scratch: Path) -> list
     grammar = (own.folder / "evaluation_results" / "answer.gbnf").read_text()
     fields = {"off": {}, "on": {"grammar": grammar}}
     figures = []
-    for kind in ("f16", *QUANTISED, "base + LoRA"):
+    for kind in (*WHOLE, *QUANTISED, "base + LoRA"):
         is_base = kind == "base + LoRA"
         model = ["-m", files["base"], "--lora", files["adapter"], "--temp", "0"] if is_base else ["-m", files[kind]]
         command = [options.llama_server, *model, "--alias", NAME, "-c", str(AT_ONCE * 1024), "-np", str(AT_ONCE)]

@@ -171,7 +171,7 @@ class Job:
         """
         is_earlier_base = not task.uses_adapter and not self.computes(task)
         is_merged = self.options.model is not None and task.uses_adapter
-        engine = {}
+        engine: dict[str, Any] = {}
         if self.options.endpoint and not is_earlier_base:
             engine = {"endpoint": without_login(self.options.endpoint), "served": self.options.served_name(task)}
             engine |= {"says": says} if says is not None else {}

@@ -12,18 +12,23 @@ from tool_aware.console import UserError
 from tool_aware.secret_values import STARS
 
 APPLICATION_NAME = "tool-aware prepare_dataset"
+ROUTER_APPLICATION_NAME = "tool-aware router"
 WITHOUT_LOG = "leave the query log out: --set dataset.use_query_log=false"
+WITHOUT_ROUTER_LOG = "route without a log"
 _LONGEST_PROBE_S = 3.0
+# A network that swallows packets ends a statement after 15 s; https://www.postgresql.org/docs/current/libpq-connect.html
+_GIVE_UP = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
 
 
 class DatabaseUnreachable(UserError):
     """No server answers at the configured address: no such host, nothing that listens, no reply in time."""
 
 
-def connect_to_database(settings: DatabaseSection, environment: Environment) -> Any:
-    """Return a read-only psycopg2 connection, in a transaction with a time limit for each statement (`begin`).
+def connect_to_database(settings: DatabaseSection, environment: Environment, *, writes: bool = False) -> Any:
+    """Return a psycopg2 connection, in a transaction with a time limit for each statement (`begin`).
 
-    Raises DatabaseUnreachable if no server answers, and UserError if it refuses. Neither message holds the password.
+    It is read-only unless it `writes`, which the router's log does. Raises DatabaseUnreachable if no server answers,
+    and UserError if it refuses. Neither message holds the password.
     """
     import psycopg2
 
@@ -38,15 +43,17 @@ def connect_to_database(settings: DatabaseSection, environment: Environment) -> 
             user=environment.postgres_user,
             password=environment.postgres_password,
             connect_timeout=settings.connect_timeout_s,
-            application_name=APPLICATION_NAME,
+            application_name=ROUTER_APPLICATION_NAME if writes else APPLICATION_NAME,
             sslmode=ssl_mode(settings.sslmode, host),
+            **(_GIVE_UP if writes else {}),
         )
-        connection.set_session(readonly=True)
+        connection.set_session(readonly=not writes)
         begin(connection, settings)  # behind a pooler, only this reaches the server itself
     except (psycopg2.Error, UnicodeError) as error:
         if connection is not None:
             connection.close()
-        raise _refused(error, settings, environment) from None
+        instead = WITHOUT_ROUTER_LOG if writes else WITHOUT_LOG
+        raise _refused(error, settings, environment, instead) from None
     return connection
 
 
@@ -83,8 +90,8 @@ def is_this_machine(host: str) -> bool:
 # ---- errors ---------------------------------------------------------------------------------------------
 
 
-def _refused(error: Exception, settings: DatabaseSection, environment: Environment) -> UserError:
-    """Return why there is no connection.
+def _refused(error: Exception, settings: DatabaseSection, environment: Environment, instead: str) -> UserError:
+    """Return why there is no connection; `instead` is what can be done without one.
 
     psycopg2 gives neither an SQLSTATE nor, with servers in another language, words that could be compared. Whether a
     server answers is therefore found out by connecting to its port; the words only choose the advice.
@@ -95,19 +102,19 @@ def _refused(error: Exception, settings: DatabaseSection, environment: Environme
     if environment.postgres_password:
         reason = reason.replace(environment.postgres_password, STARS)
     if not is_listening(host, port, min(settings.connect_timeout_s, _LONGEST_PROBE_S)):
-        fix = f"start it, correct the POSTGRES_* variables, or {WITHOUT_LOG}"
+        fix = f"start it, correct the POSTGRES_* variables, or {instead}"
         return DatabaseUnreachable(reason, where=where, fix=fix)
     lowered = reason.lower()
     if "certificate" in lowered or "ssl" in lowered:
         fix = "put its root certificate in ~/.postgresql/root.crt, or set database.sslmode"
         return UserError(f"no verified connection: {reason}", where=where, fix=fix)
     if "database" in lowered and ("does not exist" in lowered or "no such" in lowered):
-        return UserError(reason, where=where, fix=f"check POSTGRES_DB, or {WITHOUT_LOG}")
+        return UserError(reason, where=where, fix=f"check POSTGRES_DB, or {instead}")
     if any(word in lowered for word in ("password", "authentication", "no pg_hba.conf entry", "role", "user")):
         blanks = _odd_ends(environment.postgres_password)
-        fix = f"check POSTGRES_USER and POSTGRES_PASSWORD in the environment or .env{blanks}, or {WITHOUT_LOG}"
+        fix = f"check POSTGRES_USER and POSTGRES_PASSWORD in the environment or .env{blanks}, or {instead}"
         return UserError(f"the database refused the login: {reason}", where=where, fix=fix)
-    fix = f"check POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB, look at the server's log, or {WITHOUT_LOG}"
+    fix = f"check POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB, look at the server's log, or {instead}"
     return UserError(f"the database refused the connection: {reason}", where=where, fix=fix)
 
 

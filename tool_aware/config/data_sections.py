@@ -82,6 +82,16 @@ class ColumnsSection(Section):
     """Rows with an error are left out."""
 
 
+class RouterColumnsSection(Section):
+    """Columns that the router in the agent writes beside those above; the data set does not need them."""
+
+    decision_id: str = "query_id"
+    """Text, best unique and indexed: a decision's id, by which its outcome is reported."""
+    confidence: str | None = None
+    """A number: the probability of the chosen tool, which `python -m tool_aware.routing.watch` compares with the
+    evaluation's; null = there is no such column."""
+
+
 class FiltersSection(Section):
     """Which rows of the query log are kept."""
 
@@ -115,6 +125,7 @@ class DatabaseSection(Section):
     table: str = "query_logs"
     """Table or view with one row a query."""
     columns: ColumnsSection = ColumnsSection()
+    router_columns: RouterColumnsSection = RouterColumnsSection()
     tool_names: dict[str, str] | None = None
     """What logged tools are called now, as in {search: web_search}; null = what the log calls them."""
     filters: FiltersSection = FiltersSection()

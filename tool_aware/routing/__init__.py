@@ -2,6 +2,7 @@
 
 from tool_aware.prompt import Turn
 from tool_aware.routing.decision import Decision
+from tool_aware.routing.feedback import DecisionLog
 from tool_aware.routing.router import Router
 
-__all__ = ["Decision", "Router", "Turn"]
+__all__ = ["Decision", "DecisionLog", "Router", "Turn"]

@@ -21,7 +21,7 @@ class Decision:
     `tool` is None only if no tool could be chosen at all. `confidence` is the calibrated probability of `tool`, and
     `probabilities` those of all tools; None and empty where no model has chosen. `abstained`: the model is not sure
     enough to act on it. `fallback` says why the decision is not the model's own, None if it is. `seconds` is the time
-    from question to decision.
+    from question to decision. `query_id` is its id in the query log; None if the router has none.
     """
 
     tool: str | None
@@ -32,6 +32,7 @@ class Decision:
     fallback: str | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    query_id: str | None = None
 
 
 @dataclass(frozen=True)

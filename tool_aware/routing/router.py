@@ -26,6 +26,7 @@ from tool_aware.paths import ADAPTER_CONFIG_NAME, MODEL_CONFIG_NAME
 from tool_aware.prompt import Turn, parse_response, render_instruction
 from tool_aware.router_settings import RouterSettings, read_router_settings
 from tool_aware.routing.decision import Acting, Choice, Decision, Policy
+from tool_aware.routing.feedback import DecisionLog
 from tool_aware.routing.loaded import load_engine
 from tool_aware.routing.served import connect_engine
 from tool_aware.secret_values import redacted
@@ -103,7 +104,8 @@ class Router:
 
     May be used from any number of threads and coroutines at once. `instead` says who decides where the model cannot:
     the tool that stands for calling none, or the agent's present rules by words. `acting` says when the model is sure
-    enough (see `Policy`); it matters once evaluate.py has calibrated the adapter.
+    enough (see `Policy`); it matters once evaluate.py has calibrated the adapter. Decisions are written to `log`, which
+    stays open when the router closes.
     """
 
     def __init__(
@@ -114,10 +116,11 @@ class Router:
         policy: Policy,
         *,
         instead: Instead = "no_tool",
+        log: DecisionLog | None = None,
     ) -> None:
         self._engine, self._tokenizer, self.settings, self.policy = engine, tokenizer, settings, policy
         self.tools = settings.toolbox
-        self._instead = instead
+        self._instead, self._log = instead, log
 
     # ---- making one -----------------------------------------------------------------------------------------
 
@@ -130,6 +133,7 @@ class Router:
         base: str | None = None,
         acting: Acting = "threshold",
         instead: Instead = "no_tool",
+        log: DecisionLog | None = None,
         batch_size: int = 16,
     ) -> Router:
         """Load an adapter on its base model, quantised as in training, or a merged model, on this machine.
@@ -150,7 +154,7 @@ class Router:
             refuse_another_chat_format(folder, chat_format(tokenizer), model.name)
             check_saved_adapter(folder, model, is_moved=base is not None)
         engine = load_engine(folder, settings, tokenizer, hf_token=token, batch_size=batch_size)
-        return cls(engine, tokenizer, settings, Policy.read(folder, acting), instead=instead)
+        return cls(engine, tokenizer, settings, Policy.read(folder, acting), instead=instead, log=log)
 
     @classmethod
     def connect(
@@ -162,6 +166,7 @@ class Router:
         config: str | Path | None = None,
         acting: Acting = "threshold",
         instead: Instead = "no_tool",
+        log: DecisionLog | None = None,
         timeout_s: float = 60.0,
         at_once: int = 64,
     ) -> Router:
@@ -175,7 +180,7 @@ class Router:
         tokenizer = load_tokenizer(str(folder))
         key = read_environment().openai_api_key
         engine = connect_engine(url, model, tokenizer, settings, api_key=key, timeout_s=timeout_s, at_once=at_once)
-        return cls(engine, tokenizer, settings, Policy.read(folder, acting), instead=instead)
+        return cls(engine, tokenizer, settings, Policy.read(folder, acting), instead=instead, log=log)
 
     def close(self) -> None:
         """Stop; what waits is decided without the model."""
@@ -196,13 +201,15 @@ class Router:
         *,
         deadline_s: float | None = None,
         parameters: bool = True,
+        session: str | None = None,
     ) -> Decision:
         """Decide on one query; `history` has the earlier turns of its conversation, the newest last.
 
         After `deadline_s` it is decided without the model. `parameters=False` chooses the tool alone, which takes one
-        forward pass.
+        forward pass. `session` is the conversation's name in the query log.
         """
-        return self.route_many([query], [history], deadline_s=deadline_s, parameters=parameters)[0]
+        sessions = [session]
+        return self.route_many([query], [history], deadline_s=deadline_s, parameters=parameters, sessions=sessions)[0]
 
     def route_many(
         self,
@@ -211,15 +218,17 @@ class Router:
         *,
         deadline_s: float | None = None,
         parameters: bool = True,
+        sessions: Iterable[str | None] | None = None,
     ) -> list[Decision]:
-        """Decide on many queries together. Raises ValueError if there are fewer or more histories than queries."""
+        """Decide on many queries together. Raises ValueError if there are not as many histories, or sessions."""
         texts = list(queries)
         turns = [()] * len(texts) if histories is None else list(histories)
-        if len(turns) != len(texts):
-            raise ValueError(f"{len(turns)} histories for {len(texts)} queries")
+        names = [None] * len(texts) if sessions is None else list(sessions)
+        if len(turns) != len(texts) or len(names) != len(texts):
+            raise ValueError(f"{len(turns)} histories and {len(names)} sessions for {len(texts)} queries")
         underway = [
-            _Underway(self._deciding(text, earlier, deadline_s, parameters))
-            for text, earlier in zip(texts, turns, strict=True)
+            _Underway(self._deciding(text, earlier, deadline_s, parameters, name))
+            for text, earlier, name in zip(texts, turns, names, strict=True)
         ]
         waiting = deque(underway)  # in turns, so that the model always has all of them before it
         while waiting:
@@ -240,9 +249,10 @@ class Router:
         *,
         deadline_s: float | None = None,
         parameters: bool = True,
+        session: str | None = None,
     ) -> Decision:
         """Decide as `route` does, while other coroutines run."""
-        one = _Underway(self._deciding(query, history, deadline_s, parameters))
+        one = _Underway(self._deciding(query, history, deadline_s, parameters, session))
         while one.wanted:
             try:
                 async with asyncio.timeout(one.wanted.query.left_s):
@@ -253,6 +263,13 @@ class Router:
         return one.decision
 
     def _deciding(
+        self, text: str, history: Sequence[Turn], deadline_s: float | None, parameters: bool, session: str | None
+    ) -> Generator[_Wanted, Any, Decision]:
+        """Yield what is waited for, get it or its error sent, and return the decision, logged, in the end."""
+        decision = yield from self._answering(text, history, deadline_s, parameters)
+        return self._log.record(decision, text, session) if self._log else decision
+
+    def _answering(
         self, text: str, history: Sequence[Turn], deadline_s: float | None, parameters: bool
     ) -> Generator[_Wanted, Any, Decision]:
         """Yield what is waited for, get it or its error sent, and return the decision in the end."""

@@ -1,0 +1,236 @@
+"""Decisions reach a real PostgreSQL, with their outcomes, and the next data set; no agent ever waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg2
+import pytest
+
+from tool_aware.config.data_sections import ColumnsSection, DatabaseSection, RouterColumnsSection
+from tool_aware.config.environment import Environment, read_environment
+from tool_aware.console import Fallbacks, UserError
+from tool_aware.database import ROUTER_APPLICATION_NAME
+from tool_aware.dataset.logged import read_log
+from tool_aware.demo.postgres_server import embedded_postgres
+from tool_aware.demo.sample_log import SCHEMA
+from tool_aware.paths import ROUTER_SETTINGS_NAME
+from tool_aware.router_settings import RouterSettings
+from tool_aware.routing import Decision, DecisionLog, Router, feedback
+from tool_aware.routing.decision_writer import DecisionWriter
+from tool_aware.tool_lists import text_parameter
+
+DECISION = Decision("web_search", {"query": "x"}, "", 0.9, abstained=False)
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[Environment]:
+    with embedded_postgres("cipher_analytics", "cipher") as variables:
+        yield read_environment(variables)
+
+
+@pytest.fixture(autouse=True)
+def table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin with an empty table, and try again soon."""
+    monkeypatch.setattr(feedback, "FIRST_PAUSE_S", 0.05)
+    if "environment" in request.fixturenames:
+        do(request.getfixturevalue("environment"), f"DROP TABLE IF EXISTS query_logs; {SCHEMA}")
+
+
+@contextlib.contextmanager
+def connected(environment: Environment) -> Iterator[psycopg2.extensions.cursor]:
+    connection = psycopg2.connect(
+        host=environment.postgres_host, dbname=environment.postgres_db, user=environment.postgres_user
+    )
+    connection.autocommit = True
+    with contextlib.closing(connection), connection.cursor() as cursor:
+        yield cursor
+
+
+def do(environment: Environment, statement: str) -> None:
+    with connected(environment) as cursor:
+        cursor.execute(statement)
+
+
+def logged(environment: Environment, columns: str = "query_text") -> list:
+    with connected(environment) as cursor:
+        cursor.execute(f"SELECT {columns} FROM query_logs ORDER BY id")
+        return [row[0] if len(row) == 1 else row for row in cursor.fetchall()]
+
+
+def test_what_a_router_decided_and_an_agent_reported_is_in_the_next_data_set(
+    environment, config, model_dir, adapter_dir, tmp_path
+):
+    folder = tmp_path / "lora_adapters"
+    shutil.copytree(adapter_dir, folder)
+    here = config.model.model_copy(update={"name": str(model_dir)})
+    settings = RouterSettings.of(config).model_copy(update={"model": here})
+    (folder / ROUTER_SETTINGS_NAME).write_text(settings.model_dump_json())
+    queries = [f"what is known about {name}?" for name in ("copper", "Ghent", "irony", "chess", "tea", "Leeds")]
+    queries[5] += " Reply to li.ito@example.com."
+    with DecisionLog(config.database, environment) as log, Router.load(folder, log=log) as router:
+        decisions = [router.route(query, parameters=False, session="s-1") for query in queries[:2]]
+        names = ["s-2", "s-3", None, "s-4"]
+        decisions += router.route_many(queries[2:], sessions=names, parameters=False)
+        log.report(decisions[0].query_id, success=True, quality=0.3)
+        log.report(decisions[1].query_id, success=True, quality=0.9)
+        log.report(decisions[2].query_id, success=False, quality=0.9)
+        log.report(decisions[3].query_id, success=True, quality=1, error="timeout after 30 s")
+        log.report(decisions[5].query_id, success=True, quality=1)  # nothing is said of the fifth
+        assert log.flush()
+        with DecisionLog(config.database, environment) as other:  # another process, another day
+            other.report(decisions[5].query_id, tool="rag_retrieval")
+    assert logged(environment, "query_id, query_text, session_id, success, result_quality") == [
+        (decision.query_id, query, session, success, quality)
+        for decision, query, session, success, quality in zip(
+            decisions,
+            queries,
+            ["s-1", "s-1", *names],
+            [True, True, False, True, None, True],
+            [0.3, 0.9, 0.9, 1.0, None, 1.0],
+            strict=True,
+        )
+    ]
+    columns = config.database.columns
+    assert logged(environment, columns.tool)[:5] == [decision.tool for decision in decisions[:5]]
+    times = logged(environment, "extract(epoch FROM timestamp)")
+    assert all(abs(float(moment) - time.time()) < 120 for moment in times)  # in UTC
+
+    curated = read_log(config, environment, Fallbacks(), is_required=True)
+    assert queries[4] not in {row.query for row in curated.rows}
+    kept = {row.query: row for row in curated.rows}
+    usable = {query for query in queries[1:2] if text_parameter(config.toolbox[decisions[1].tool])}
+    assert set(kept) - {"what is known about Leeds? Reply to <EMAIL_1>."} <= usable
+    assert kept["what is known about Leeds? Reply to <EMAIL_1>."].tool == "rag_retrieval"
+    assert {"low_quality": 1, "not_successful": 1, "error": 1}.items() <= curated.rejected.items()
+
+
+def test_no_call_waits_for_a_database_that_is_down(capsys, tmp_path):
+    nowhere = Environment(postgres_host=str(tmp_path))
+    log = DecisionLog(DatabaseSection(), nowhere, most_waiting=20)
+    begun_s = time.monotonic()
+    ids = {log.record(DECISION, f"query {number}").query_id for number in range(2000)}
+    log.report(ids.pop(), success=True)
+    assert time.monotonic() - begun_s < 1  # a try to connect takes longer than all of them
+    time.sleep(0.4)
+    assert not log.flush(0.01)
+    assert (log.counts.dropped, log.counts.waiting) == (1981, 20)
+    log.close(2)
+    assert (log.counts.dropped, log.counts.waiting) == (2001, 0)
+    log.record(DECISION, "after the end")
+    assert log.counts.dropped == 2002
+    told = capsys.readouterr().err
+    assert told.count("the query log cannot be written") == 1
+    assert told.count("20 entries wait for the query log; further ones are dropped until it catches up") == 1
+    assert "20 decisions and outcomes were not written" in told
+    assert len(told.splitlines()) == 3
+
+
+def test_what_waits_in_an_outage_is_written_after_it(environment, capsys):
+    with DecisionLog(DatabaseSection(), environment) as log:
+        log.record(DECISION, "before")
+        assert log.flush()
+        do(environment, "ALTER TABLE query_logs RENAME TO moved")
+        decision = log.record(DECISION, "meanwhile")
+        log.report(decision.query_id, success=True, quality=0.8)
+        assert not log.flush(0.6)
+        do(environment, "ALTER TABLE moved RENAME TO query_logs")
+        assert log.flush()
+    assert logged(environment, "query_text, success, result_quality") == [
+        ("before", None, None),
+        ("meanwhile", True, 0.8),
+    ]
+    told = capsys.readouterr().err
+    assert told.count("cannot be written: relation") == told.count("is written again; 0 entries were dropped") == 1
+
+
+def test_a_connection_that_was_closed_since_the_last_batch_is_no_outage(environment, capsys):
+    with DecisionLog(DatabaseSection(), environment) as log:
+        log.record(DECISION, "before")
+        assert log.flush()
+        of_router = f"application_name = '{ROUTER_APPLICATION_NAME}'"
+        do(environment, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {of_router}")
+        log.record(DECISION, "after")
+        assert log.flush()
+    assert logged(environment) == ["before", "after"]
+    assert not capsys.readouterr().err
+
+
+def test_a_locked_table_holds_up_neither_the_agent_nor_its_end(environment, capsys):
+    log = DecisionLog(DatabaseSection(), environment)
+    with connected(environment) as cursor:
+        cursor.execute("BEGIN; LOCK TABLE query_logs")
+        begun_s = time.monotonic()
+        log.record(DECISION, "meanwhile")
+        log.close(0.5)
+        assert time.monotonic() - begun_s < 3
+    assert log.counts.dropped == 1
+    assert "1 decisions and outcomes were not written" in capsys.readouterr().err
+
+
+def test_a_value_that_the_table_cannot_hold_costs_its_own_row_alone(environment, capsys):
+    odd = "a \0 and half a pair \ud83d"
+    with DecisionLog(DatabaseSection(), environment) as log:
+        for number in range(40):
+            log.record(DECISION, f"query {number}", session="s" * 65 if number == 17 else number)
+        log.record(DECISION, odd)
+        log.report("no-such-id", success=True)
+        assert log.flush()
+    counts = log.counts
+    assert (counts.rows, counts.refused, counts.unknown) == (40, 1, 1)
+    assert logged(environment) == [*(f"query {n}" for n in range(40) if n != 17), "a \ufffd and half a pair \ufffd"]
+    told = capsys.readouterr().err
+    assert told.count("refuses a value") == told.count("is not in the query log") == 1
+
+
+def test_confidence_is_written_where_there_is_a_column(environment):
+    do(environment, "ALTER TABLE query_logs ADD COLUMN confidence real")
+    settings = DatabaseSection(router_columns=RouterColumnsSection(confidence="confidence"))
+    with DecisionLog(settings, environment) as log:
+        log.record(DECISION, "sure")
+        log.record(replace(DECISION, confidence=None), "by rules")
+    assert logged(environment, "query_text, confidence") == [("sure", pytest.approx(0.9)), ("by rules", None)]
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"table": "elsewhere"}, "name your query log's schema_name and table"),
+        ({"columns": ColumnsSection(session="talk")}, 'column "talk" of relation "query_logs" does not exist'),
+        ({"router_columns": RouterColumnsSection(decision_id="key")}, 'column "key" of relation'),
+        ({"columns": ColumnsSection(success="timestamp", timestamp=None)}, "invalid input syntax for type timestamp"),
+        ({"columns": ColumnsSection(tool='x"; DROP TABLE query_logs; --')}, "does not exist"),
+    ],
+)
+def test_a_table_that_cannot_take_decisions_is_told_of_before_the_first(environment, update, message):
+    with pytest.raises(UserError, match=message):
+        DecisionWriter(DatabaseSection().model_copy(update=update), environment).check()
+    DecisionWriter(DatabaseSection(), environment).check()
+    assert logged(environment) == []
+
+
+def test_missing_rights_are_named(environment):
+    do(environment, "REVOKE UPDATE ON query_logs FROM cipher")
+    with pytest.raises(UserError, match=r"GRANT SELECT, INSERT, UPDATE ON public\.query_logs"):
+        DecisionWriter(DatabaseSection(), environment).check()
+
+
+@pytest.mark.parametrize(
+    ("query_id", "values", "message"),
+    [
+        (None, {"success": True}, "no such decision"),
+        ("a", {}, "says nothing"),
+        ("a", {"success": "yes"}, "success is 'yes'"),
+        ("a", {"quality": float("nan")}, "quality is nan"),
+        ("a", {"error": "x"}, "name it in database.columns.error"),
+    ],
+)
+def test_an_outcome_that_cannot_be_written_is_refused(query_id, values, message):
+    log = DecisionLog(DatabaseSection(columns=ColumnsSection(error=None)), Environment())
+    with pytest.raises(UserError, match=message):
+        log.report(query_id, **values)
+    assert log.counts.waiting == 0

@@ -37,7 +37,7 @@ MOST_CHARACTERS = 32_000_000  # of all texts that wait: queries may be long
 
 @dataclass(frozen=True)
 class LogCounts:
-    """What has become of the decisions and outcomes so far."""
+    """Counts of decisions and outcomes so far, by what has become of them."""
 
     rows: int
     """Decisions written."""
@@ -141,7 +141,7 @@ class DecisionLog:
 
     @property
     def counts(self) -> LogCounts:
-        """Return what has become of decisions and outcomes so far."""
+        """Return the counts of decisions and outcomes so far."""
         with self._changed:
             done = self._done
             return LogCounts(done.rows, done.outcomes, self._dropped, done.refused, done.unknown, len(self._waiting))
@@ -240,7 +240,7 @@ class DecisionLog:
             warn("an outcome was reported for a decision that is not in the query log; it is left out")
 
     def _has_waited_out(self, error: Exception, pause_s: float) -> bool:
-        """Tell of an outage that begins and wait before the next try; return False if the log closes in it."""
+        """Warn of an outage that begins, and wait before the next try; return False if the log closes in it."""
         with self._changed:
             is_first, self._is_down = not self._is_down, True
             had_last_chance = self._is_closing

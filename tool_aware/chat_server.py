@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import functools
 import json
 import math
 import ssl
+import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -78,6 +80,7 @@ class ChatServer:
     timeout_s: float = 300.0
     pauses_s: Sequence[float] = (0.5, 2.0, 8.0)
     option: str = "the address"  # that the user gave the address with
+    connections: Connections | None = field(default=None, repr=False, compare=False)  # None = one a request
 
     def __post_init__(self) -> None:
         keep_secret(self.api_key)
@@ -130,7 +133,10 @@ class ChatServer:
         elif login:
             headers["Authorization"] = f"Basic {base64.b64encode(unquote(login).encode()).decode()}"
         data = None if body is None else json.dumps(body).encode()
-        reply = asyncio.run(_exchanged(url, headers, data, self.timeout_s))
+        if self.connections:
+            reply = self.connections.exchanged(url, headers, data, self.timeout_s)
+        else:
+            reply = asyncio.run(_exchanged(url, headers, data, self.timeout_s))
         if not 200 <= reply.status < 300:
             raise _Refused(reply)
         return _checked(_json_of(reply))
@@ -145,8 +151,53 @@ def _certificates() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-async def _exchanged(url: str, headers: Mapping[str, str], data: bytes | None, timeout_s: float) -> _Reply:
-    """Send a request and return the reply.
+class Connections:
+    """Connections that stay open between requests, in a thread of their own; for any number of threads that ask.
+
+    One request costs some 0.5 ms with them, and 8 ms with a new client each time.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._client: httpx2.AsyncClient | None = None
+        self._thread = threading.Thread(target=self._loop.run_forever, name="connections", daemon=True)
+        self._thread.start()
+
+    def exchanged(self, url: str, headers: Mapping[str, str], data: bytes | None, timeout_s: float) -> _Reply:
+        """Send a request and return the reply."""
+        return asyncio.run_coroutine_threadsafe(self._send(url, headers, data, timeout_s), self._loop).result()
+
+    def close(self) -> None:
+        """Close all connections and end the thread; requests under way fail."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _send(self, url: str, headers: Mapping[str, str], data: bytes | None, timeout_s: float) -> _Reply:
+        import httpx2
+
+        if self._client is None:
+            self._client = httpx2.AsyncClient(timeout=timeout_s, verify=_certificates())
+        return await _exchanged(url, headers, data, timeout_s, self._client)
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if self._client:
+            await self._client.aclose()
+
+
+async def _exchanged(
+    url: str,
+    headers: Mapping[str, str],
+    data: bytes | None,
+    timeout_s: float,
+    kept: httpx2.AsyncClient | None = None,
+) -> _Reply:
+    """Send a request and return the reply, over connections that are kept or over one of its own.
 
     asyncio's timeout holds for all of it; those of sockets begin anew with each byte.
     """
@@ -154,7 +205,8 @@ async def _exchanged(url: str, headers: Mapping[str, str], data: bytes | None, t
 
     begun: list[_Reply] = []
     try:
-        async with asyncio.timeout(timeout_s), httpx2.AsyncClient(timeout=timeout_s, verify=_certificates()) as client:
+        own = contextlib.nullcontext(kept) if kept else httpx2.AsyncClient(timeout=timeout_s, verify=_certificates())
+        async with asyncio.timeout(timeout_s), own as client:
             method = "GET" if data is None else "POST"
             async with client.stream(method, url, content=data, headers=dict(headers)) as reply:
                 begun.append(_Reply(reply.status_code, reply.reason_phrase, reply.headers, b""))

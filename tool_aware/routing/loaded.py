@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ROWS_STEP = 4  # decoders have 1, 4, 16, ... rows: rows that are filled up cost time, every decoder costs memory
 _LENGTH_STEP = 256  # tokens; a decoder is made anew for longer prompts, with so much to spare
 _SPARE_TOKENS = 2  # of the shared prefix: its last ones may be others before another query
 
@@ -150,8 +151,11 @@ class LocalEngine:
         ]
 
     def _decoder(self, prompts: Sequence[Sequence[int]]) -> BatchDecoder:
-        """Return a decoder for one prompt or for a whole batch, kept for the next ones if they are no longer."""
-        rows, longest = 1 if len(prompts) == 1 else self._batch_size, max(map(len, prompts))
+        """Return a decoder with room for some prompts, kept for the next ones if they are no more and no longer."""
+        rows, longest = 1, max(map(len, prompts))
+        while rows < len(prompts):
+            rows *= _ROWS_STEP
+        rows = min(rows, self._batch_size)
         kept = self._decoders.get(rows)
         if kept is not None and kept.longest >= longest and self._prefix.begins(prompts):
             return kept

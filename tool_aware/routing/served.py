@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tool_aware.chat_format import tool_label_tokens, tool_name_tokens
-from tool_aware.chat_server import ChatServer, offered_models
+from tool_aware.chat_server import ChatServer, Connections, offered_models
 from tool_aware.console import UserError
 from tool_aware.inference.grammar import gbnf_behind_name, regex_behind_name
 from tool_aware.inference.name_scores import probabilities
@@ -69,6 +69,8 @@ class RemoteEngine:
     def close(self) -> None:
         """Answer nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._server.connections:
+            self._server.connections.close()
 
     def _choose(self, prompt: list[int]) -> dict[str, float]:
         """Ask for the likeliest name, then for those that their first tokens leave likely."""
@@ -188,5 +190,5 @@ def connect_engine(
     listed = reply.get("data") if isinstance(reply, dict) else None
     owners = {entry.get("owned_by") for entry in listed or () if isinstance(entry, dict)}
     kind: Kind = "llama.cpp" if "llamacpp" in owners else "OpenAI"
-    server = ChatServer(root, api_key, timeout_s, _PAUSES_S, option="the address") if kind == "llama.cpp" else openai
+    server = replace(openai, address=root if kind == "llama.cpp" else openai.address, connections=Connections())
     return RemoteEngine(server, model, kind, tokenizer, settings, at_once=at_once)

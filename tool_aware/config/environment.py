@@ -47,6 +47,7 @@ class Environment:
     postgres_password: str | None = field(default=None, repr=False)
     hf_token: str | None = field(default=None, repr=False)
     openai_api_key: str | None = field(default=None, repr=False)
+    tool_aware_api_key: str | None = field(default=None, repr=False)
     use_wandb: bool = False
     wandb_project: str = "mistral-tool-aware"
     openai_base_url: str | None = field(default=None, repr=False)
@@ -236,6 +237,7 @@ _CHECKS: Mapping[str, Callable[[str], str | None]] = {
     "HUGGING_FACE_HUB_TOKEN": _problem_of_secret,  # read by huggingface_hub itself, as HF_ENDPOINT is
     "HF_ENDPOINT": problem_of_url,
     "OPENAI_API_KEY": _problem_of_secret,
+    "TOOL_AWARE_API_KEY": _problem_of_secret,  # that clients of our own server send
     "OPENAI_BASE_URL": problem_of_url,
     "OPENAI_MODEL": _anything,
     "USE_WANDB": _problem_of_switch,

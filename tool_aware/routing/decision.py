@@ -12,6 +12,7 @@ from tool_aware.inference.name_scores import cheapest, probabilities
 from tool_aware.paths import THRESHOLDS_NAME
 
 Acting = Literal["threshold", "costs", "always"]
+FallbackKind = Literal["query", "deadline", "answer", "error"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Decision:
 
     `tool` is None only if no tool could be chosen at all. `confidence` is the calibrated probability of `tool`, and
     `probabilities` those of all tools; None and empty where no model has chosen. `abstained`: the model is not sure
-    enough to act on it. `fallback` says why the decision is not the model's own, None if it is. `seconds` is the time
-    from question to decision. `query_id` is its id in the query log; None if the router has none.
+    enough to act on it. `fallback` says why the decision is not the model's own, None if it is, and `fallback_kind` what
+    it comes from: the query (it cannot be asked), the deadline, the model's answer (it is no call), an error.
+    `seconds` is the time from question to decision. `query_id` is its id in the query log; None if the router has none.
     """
 
     tool: str | None
@@ -33,14 +35,15 @@ class Decision:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     query_id: str | None = None
+    fallback_kind: FallbackKind | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A tool chosen from probabilities, before its parameters are known."""
+    """A tool chosen from probabilities, before its parameters are known; without them where there was one tool only."""
 
     tool: str
-    confidence: float
+    confidence: float | None
     abstained: bool
     probabilities: Mapping[str, float]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -25,7 +25,7 @@ from tool_aware.keyword_rules import keyword_rules
 from tool_aware.paths import ADAPTER_CONFIG_NAME, MODEL_CONFIG_NAME
 from tool_aware.prompt import Turn, parse_response, render_instruction
 from tool_aware.router_settings import RouterSettings, read_router_settings
-from tool_aware.routing.decision import Acting, Choice, Decision, Policy
+from tool_aware.routing.decision import Acting, Choice, Decision, FallbackKind, Policy
 from tool_aware.routing.feedback import DecisionLog
 from tool_aware.routing.loaded import load_engine
 from tool_aware.routing.served import connect_engine
@@ -202,14 +202,18 @@ class Router:
         deadline_s: float | None = None,
         parameters: bool = True,
         session: str | None = None,
+        among: Collection[str] | None = None,
     ) -> Decision:
         """Decide on one query; `history` has the earlier turns of its conversation, the newest last.
 
         After `deadline_s` it is decided without the model. `parameters=False` chooses the tool alone, which takes one
-        forward pass. `session` is the conversation's name in the query log.
+        forward pass. With `among`, only these tools are chosen; probabilities are then those among them, and of a
+        single one only the parameters are asked for. `session` is the conversation's name in the query log. Raises
+        ValueError for a name that is no tool.
         """
-        sessions = [session]
-        return self.route_many([query], [history], deadline_s=deadline_s, parameters=parameters, sessions=sessions)[0]
+        return self.route_many(
+            [query], [history], deadline_s=deadline_s, parameters=parameters, sessions=[session], among=among
+        )[0]
 
     def route_many(
         self,
@@ -219,6 +223,7 @@ class Router:
         deadline_s: float | None = None,
         parameters: bool = True,
         sessions: Iterable[str | None] | None = None,
+        among: Collection[str] | None = None,
     ) -> list[Decision]:
         """Decide on many queries together. Raises ValueError if there are not as many histories, or sessions."""
         texts = list(queries)
@@ -227,7 +232,7 @@ class Router:
         if len(turns) != len(texts) or len(names) != len(texts):
             raise ValueError(f"{len(turns)} histories and {len(names)} sessions for {len(texts)} queries")
         underway = [
-            _Underway(self._deciding(text, earlier, deadline_s, parameters, name))
+            _Underway(self._deciding(text, earlier, deadline_s, parameters, name, among))
             for text, earlier, name in zip(texts, turns, names, strict=True)
         ]
         waiting = deque(underway)  # in turns, so that the model always has all of them before it
@@ -250,9 +255,10 @@ class Router:
         deadline_s: float | None = None,
         parameters: bool = True,
         session: str | None = None,
+        among: Collection[str] | None = None,
     ) -> Decision:
         """Decide as `route` does, while other coroutines run."""
-        one = _Underway(self._deciding(query, history, deadline_s, parameters, session))
+        one = _Underway(self._deciding(query, history, deadline_s, parameters, session, among))
         while one.wanted:
             try:
                 async with asyncio.timeout(one.wanted.query.left_s):
@@ -263,21 +269,38 @@ class Router:
         return one.decision
 
     def _deciding(
-        self, text: str, history: Sequence[Turn], deadline_s: float | None, parameters: bool, session: str | None
+        self,
+        text: str,
+        history: Sequence[Turn],
+        deadline_s: float | None,
+        parameters: bool,
+        session: str | None,
+        among: Collection[str] | None,
     ) -> Generator[_Wanted, Any, Decision]:
         """Yield what is waited for, get it or its error sent, and return the decision, logged, in the end."""
-        decision = yield from self._answering(text, history, deadline_s, parameters)
+        decision = yield from self._answering(text, history, deadline_s, parameters, among)
         return self._log.record(decision, text, session) if self._log else decision
 
     def _answering(
-        self, text: str, history: Sequence[Turn], deadline_s: float | None, parameters: bool
+        self,
+        text: str,
+        history: Sequence[Turn],
+        deadline_s: float | None,
+        parameters: bool,
+        among: Collection[str] | None,
     ) -> Generator[_Wanted, Any, Decision]:
         """Yield what is waited for, get it or its error sent, and return the decision in the end."""
         begun_s = time.monotonic()
+        names = self._offered(among)
         choice, reason = None, ""
+        kind: FallbackKind = "answer"
         try:
             query = self._query(text, history, begun_s, deadline_s)
-            choice = self.policy.choose((yield _Wanted(self._engine.choose(query.prompt), query)))
+            if among is not None and len(names) == 1:
+                choice = Choice(names[0], None, False, {})
+            else:
+                scores = yield _Wanted(self._engine.choose(query.prompt), query)
+                choice = self.policy.choose({name: scores[name] for name in names})
             if not parameters or not self.tools[choice.tool].properties:
                 return self._decision(ToolCall(choice.tool, {}, "-"), choice, begun_s)
             answer = parse_response((yield _Wanted(self._engine.complete(query.prompt, choice.tool), query)))
@@ -287,9 +310,20 @@ class Router:
             reason = f"the model's answer is no call: {'; '.join(problems)[:200]}"
         except (TimeoutError, CancelledError):
             reason = f"no answer within {deadline_s:g} s" if deadline_s is not None else "the router was closed"
+            kind = "deadline" if deadline_s is not None else "error"
+        except _Unanswered as error:
+            reason, kind = str(error), "query"
         except Exception as error:  # of the model, its server, its memory: an agent needs a decision all the same
             reason = redacted(str(error)).splitlines()[0] if str(error) else type(error).__name__
-        return self._without_answer(text, choice, reason, begun_s)
+            kind = "error"
+        return replace(self._without_answer(text, choice, reason, begun_s, names), fallback_kind=kind)
+
+    def _offered(self, among: Collection[str] | None) -> tuple[str, ...]:
+        """Return the names among which to choose, in the order of the tools."""
+        unknown = [name for name in among or () if name not in self.tools]
+        if unknown or (among is not None and not among):
+            raise ValueError(f"among={unknown or among!r} are no tools; the tools are {', '.join(self.tools.names)}")
+        return tuple(name for name in self.tools.names if among is None or name in among)
 
     def _query(self, text: str, history: Sequence[Turn], begun_s: float, deadline_s: float | None) -> _Query:
         """Return the query with its prompt. Raises _Unanswered for one that the model cannot be asked."""
@@ -319,15 +353,17 @@ class Router:
             time.monotonic() - begun_s,
         )
 
-    def _without_answer(self, text: str, choice: Choice | None, reason: str, begun_s: float) -> Decision:
+    def _without_answer(
+        self, text: str, choice: Choice | None, reason: str, begun_s: float, offered: Sequence[str]
+    ) -> Decision:
         """Decide by the model's choice if it has made one, else by `instead`; the query is the parameter.
 
         Where that is no whole call, it is the tool that stands for calling none.
         """
-        rules = keyword_rules(self.settings.keyword_router, self.tools.names)
+        rules = keyword_rules(self.settings.keyword_router, offered)
         names = [choice.tool if choice else None, rules(text) if self._instead == "keywords" else None]
         for name in [*names, self.settings.no_tool]:
-            parameter = query_parameter(self.tools[name]) if name and name in self.tools else None
+            parameter = query_parameter(self.tools[name]) if name and name in offered else None
             if name and parameter:
                 chosen = choice if choice and choice.tool == name else None
                 return Decision(

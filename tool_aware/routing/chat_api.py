@@ -1,0 +1,162 @@
+"""The HTTP interface of a router: OpenAI's /v1/chat/completions and /v1/models, /health and /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from tool_aware.console import warn
+from tool_aware.routing.chat_replies import events_of, reply_to
+from tool_aware.routing.chat_requests import BadRequest, read_question
+from tool_aware.routing.decision import Decision
+from tool_aware.routing.router import Router
+from tool_aware.routing.served_counts import CONTENT_TYPE, Counts
+from tool_aware.secret_values import redacted
+
+LARGEST_BODY_BYTES = 2**20
+_MOST_DISCARDED_BYTES = 2**24  # of a larger body: a client reads the refusal once it has sent everything
+BODY_TIME_S = 30.0  # for the whole body to arrive
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a router is offered: the model's name in requests, a time for each decision, how many at once, the key."""
+
+    model: str = "tool-router"
+    deadline_s: float = 30.0
+    at_once: int = 64
+    api_key: str | None = field(default=None, repr=False)
+
+
+def make_app(router: Router, serving: Serving) -> FastAPI:
+    """Return the application; every error is one message in OpenAI's form."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    counts = Counts()
+
+    async def completions(request: Request) -> Response:
+        status = 500
+        try:
+            _check_key(request, serving.api_key)
+            reply = await _completion(request, router, serving, counts)
+            status = reply.status_code
+            return reply
+        except BadRequest as error:
+            status = error.status
+            raise
+        finally:
+            counts.add_request(status)
+
+    async def models(request: Request) -> dict[str, Any]:
+        _check_key(request, serving.api_key)
+        return {"object": "list", "data": [{"id": serving.model, "object": "model", "owned_by": "tool-aware"}]}
+
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    async def metrics(request: Request) -> PlainTextResponse:
+        _check_key(request, serving.api_key)
+        return PlainTextResponse(counts.exposition(), media_type=CONTENT_TYPE)
+
+    async def refused(_: Request, error: BadRequest) -> JSONResponse:
+        return _error(error)
+
+    async def not_found(request: Request, error: HTTPException) -> JSONResponse:
+        what = (
+            f"{request.method} {request.url.path[:200]}: {error.detail}; there are /v1/chat/completions and /v1/models"
+        )
+        return _error(BadRequest(what, status=error.status_code))
+
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return _error(BadRequest(f"this is a bug: {type(error).__name__}; see the server's log", status=500))
+
+    app.post("/v1/chat/completions", response_model=None)(completions)
+    app.get("/v1/models")(models)
+    app.get("/health")(health)
+    app.get("/metrics", response_model=None)(metrics)
+    app.exception_handler(BadRequest)(refused)
+    app.exception_handler(HTTPException)(not_found)
+    app.exception_handler(Exception)(failed)
+    return app
+
+
+async def _completion(request: Request, router: Router, serving: Serving, counts: Counts) -> Response:
+    """Answer one request for a completion. Raises BadRequest."""
+    if counts.under_way >= serving.at_once:
+        raise BadRequest(f"{serving.at_once} requests are under way; try again", code="rate_limit_exceeded", status=429)
+    counts.under_way += 1
+    try:
+        body = await _body(request)
+        question = read_question(body, serving.model, router.tools, router.settings.no_tool)
+        decision = None
+        if question.reply is None:
+            decision = await router.route_async(
+                question.query, question.history, deadline_s=serving.deadline_s, among=question.among
+            )
+            counts.add(decision)
+            _refuse_without_answer(decision)
+    finally:
+        counts.under_way -= 1
+    reply = reply_to(question, decision, model=serving.model, tools=router.tools)
+    if question.stream:
+        return StreamingResponse(
+            events_of(reply), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
+    return JSONResponse(reply)
+
+
+def _refuse_without_answer(decision: Decision) -> None:
+    """Raise BadRequest for a query that cannot be asked, and for one with neither an answer nor a tool instead."""
+    if decision.fallback_kind == "query":
+        raise BadRequest(f"messages: {decision.fallback}", "messages", "context_length_exceeded")
+    if decision.fallback_kind:
+        warn(f"decided without the model: {decision.fallback}")
+    if decision.tool is None:
+        status = 422 if decision.fallback_kind == "answer" else 503  # clients repeat a request after 503
+        raise BadRequest(f"no tool could be chosen: {decision.fallback}", code="no_decision", status=status)
+
+
+async def _body(request: Request) -> bytes:
+    """Return the body. Raises BadRequest for one that is too large or does not end in time."""
+    size, chunks = 0, []
+    try:
+        async with asyncio.timeout(BODY_TIME_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= LARGEST_BODY_BYTES:
+                    chunks.append(chunk)
+                elif size > _MOST_DISCARDED_BYTES:
+                    break
+    except ClientDisconnect:
+        raise BadRequest("the client has gone") from None
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive within {BODY_TIME_S:g} s", status=408) from None
+    if size > LARGEST_BODY_BYTES:
+        raise BadRequest(f"the body has more than {LARGEST_BODY_BYTES:,} bytes", status=413)
+    return b"".join(chunks)
+
+
+def _check_key(request: Request, key: str | None) -> None:
+    """Raise BadRequest unless the request has the key, or none is needed."""
+    if key is None:
+        return
+    kind, _, given = request.headers.get("Authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+        raise BadRequest("the API key is missing or another one: send that of TOOL_AWARE_API_KEY", status=401)
+
+
+def _error(error: BadRequest) -> JSONResponse:
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    headers: Mapping[str, str] = {"Retry-After": "1"} if error.status in (429, 503) else {}
+    if error.status == 401:
+        headers = {"WWW-Authenticate": "Bearer"}
+    content = {"message": redacted(error.message), "type": kind, "param": error.param, "code": error.code}
+    return JSONResponse({"error": content}, error.status, headers=dict(headers))

@@ -1,0 +1,247 @@
+"""A request in OpenAI's form as a question to the router: the query, the earlier turns, the tools it may choose.
+
+Rules: system and developer messages are ignored, the model was trained without. The query is the last user message.
+Earlier ones are turns, with the first tool that the assistant called after them, or the tool that stands for calling
+none. A request that ends with results of tools is answered with these results as text, so that an agent's loop ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tool_aware.prompt import Turn
+from tool_aware.text import shortlist
+from tool_aware.text_files import parse_json
+from tool_aware.tools import TOOL_NAME, Tool, Toolbox
+
+_SAME_KIND = ("type", "enum", "const")  # of a parameter, for two tools to be one
+
+
+class BadRequest(Exception):
+    """A request that cannot be answered as it is: what is wrong with it, in one message, and in which field."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code, self.status = message, param, code, status
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be decided. `offered` are the request's tools by name, `is_listed` whether it had a list at all."""
+
+    query: str
+    history: tuple[Turn, ...]
+    among: tuple[str, ...]
+    offered: Mapping[str, Tool]
+    is_listed: bool
+    reply: str | None = None  # the answer, if there is nothing to decide
+    stream: bool = False
+
+
+# ---- the form --------------------------------------------------------------------------------------------
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Called(_Part):
+    name: str
+
+
+class _Call(_Part):
+    function: _Called
+
+
+class _Message(_Part):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | None = None
+    tool_calls: list[_Call] | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_text(cls, value: object) -> object:
+        if value is None or isinstance(value, str):
+            return value
+        if not isinstance(value, list):
+            raise ValueError("must be a text, or a list of parts such as {'type': 'text', 'text': '...'}")
+        texts = []
+        for place, part in enumerate(value):
+            text = part.get("text") if isinstance(part, dict) and part.get("type") in ("text", "input_text") else part
+            if not isinstance(text, str):
+                raise ValueError(f"part {place} is no text; pictures, sound and files cannot be routed")
+            texts.append(text)
+        return "\n".join(texts)
+
+
+class _Function(_Part):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _OfferedTool(_Part):
+    type: Literal["function"]
+    function: _Function
+
+
+class _Request(_Part):
+    model: str
+    messages: list[_Message] = Field(min_length=1)
+    tools: list[_OfferedTool] | None = Field(default=None, min_length=1)
+    tool_choice: Any = "auto"
+    stream: bool | None = False
+    n: int | None = 1
+    response_format: Any = None
+    functions: Any = None
+    function_call: Any = None
+
+
+def _checked(body: bytes) -> _Request:
+    try:
+        content = parse_json(body)
+        json.dumps(content, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise BadRequest(f"the body is a JSON {type(content).__name__}, not an object", code="invalid_json")
+    try:
+        request = _Request.model_validate(content)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        place = ".".join(map(str, first["loc"]))
+        more = f" (and {len(others)} more problems)" if others else ""
+        raise BadRequest(f"{place}: {first['msg'].removeprefix('Value error, ')}{more}", place) from None
+    if request.n not in (None, 1):
+        raise BadRequest(f"n: {request.n}; a decision is one answer: leave n out", "n")
+    if request.functions is not None or request.function_call is not None:
+        raise BadRequest("functions and function_call are not read: use tools and tool_choice", "functions")
+    form = request.response_format
+    if form is not None and not (isinstance(form, dict) and form.get("type") == "text"):
+        raise BadRequest("response_format: only text; what this server answers with is a tool call", "response_format")
+    return request
+
+
+# ---- the question ----------------------------------------------------------------------------------------
+
+
+def read_question(body: bytes, model: str, tools: Toolbox, no_tool: str | None) -> Question:
+    """Return what a request asks. Raises BadRequest for one that cannot be answered."""
+    request = _checked(body)
+    if request.model != model:
+        raise BadRequest(f"model: {request.model!r} is not served; {model!r} is", "model", "model_not_found")
+    offered = _offered(request.tools, tools)
+    choice = _choice(request.tool_choice, offered)
+    among = _among(choice, offered, tools, no_tool)
+    is_listed = request.tools is not None
+    said = [message for message in request.messages if message.role not in ("system", "developer")]
+    users = [place for place, message in enumerate(said) if message.role == "user"]
+    if not users:
+        raise BadRequest("messages: none of them is a user's; the last one is what is routed", "messages")
+    last = said[-1]
+    if last.role == "assistant":
+        raise BadRequest("messages: the last one is the assistant's; it must be a user's or a tool's", "messages")
+    query = said[users[-1]].content or ""
+    reply = None
+    if last.role == "tool":
+        results = [message.content or "" for message in said[users[-1] :] if message.role == "tool"]
+        reply = "\n".join(results)
+    elif not query.strip():
+        raise BadRequest("messages: the last user message is empty", "messages")
+    elif choice == "none":
+        reply = NOTHING_TO_CALL
+    return Question(
+        query, _history(said, users, no_tool), among, offered, is_listed, reply=reply, stream=bool(request.stream)
+    )
+
+
+NOTHING_TO_CALL = "No tool is called. This server chooses tools and writes no answers: let your chat model answer."
+
+
+def _history(said: Sequence[_Message], users: Sequence[int], no_tool: str | None) -> tuple[Turn, ...]:
+    turns = []
+    for start, end in itertools.pairwise(users):
+        answers = [message for message in said[start + 1 : end] if message.role == "assistant"]
+        names = [call.function.name for message in answers for call in message.tool_calls or ()]
+        named = [name for name in names if TOOL_NAME.fullmatch(name)]
+        text = said[start].content or ""
+        if text.strip():
+            turns.append(Turn(text, named[0] if named else no_tool if answers else None))
+    return tuple(turns)
+
+
+def _offered(listed: Sequence[_OfferedTool] | None, tools: Toolbox) -> dict[str, Tool]:
+    """Return the request's tools by name. Raises BadRequest for those that the model was not trained with."""
+    if listed is None:
+        return {tool.name: tool for tool in tools}
+    names = [entry.function.name for entry in listed]
+    if len(set(names)) < len(names):
+        raise BadRequest("tools: two of them have the same name", "tools")
+    if unknown := [name for name in names if name not in tools]:
+        what = f"tools: the model was not trained with {shortlist(unknown)}; its tools are {shortlist(tools.names)}"
+        fix = "offer some of these, or none for all of them, or add the tool to config.yaml and train again"
+        raise BadRequest(f"{what}; {fix}", "tools", "unknown_tool")
+    offered = {}
+    for place, entry in enumerate(listed):
+        own, function = tools[entry.function.name], entry.function
+        if function.parameters is None:
+            offered[own.name] = own
+            continue
+        field = f"tools.{place}.function.parameters"
+        try:
+            theirs = Tool(own.name, function.description or "", function.parameters)
+        except ValueError as error:
+            raise BadRequest(f"{field}: {error}", field) from None
+        if difference := _difference(own, theirs):
+            what = f"{field}: {own.name} {difference}"
+            raise BadRequest(
+                f"{what}; the model calls it as config.yaml defined it: {_shown(own)}", field, "other_tool"
+            )
+        offered[own.name] = theirs
+    return offered
+
+
+def _difference(own: Tool, theirs: Tool) -> str | None:
+    """Return how a tool's parameters differ from those of the training; None if calls of the one fit the other.
+
+    Texts, bounds and which parameters are required may differ: the finished call is checked against both.
+    """
+    if own.properties.keys() != theirs.properties.keys():
+        return f"has the parameters {', '.join(theirs.properties) or 'none'}"
+    for name, schema in own.properties.items():
+        if any(schema.get(key) != theirs.properties[name].get(key) for key in _SAME_KIND):
+            return f"has another type or other values for {name}"
+    return None
+
+
+def _shown(tool: Tool) -> str:
+    return json.dumps(tool.parameters, ensure_ascii=False)[:500]
+
+
+def _choice(choice: Any, offered: Mapping[str, Tool]) -> str:
+    """Return `auto`, `none`, `required`, or behind a colon the one tool that is to be called."""
+    if choice is None or (isinstance(choice, str) and choice in ("auto", "none", "required")):
+        return choice or "auto"
+    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        what = "auto, none, required, or {'type': 'function', 'function': {'name': '...'}}"
+        raise BadRequest(f"tool_choice: must be {what}", "tool_choice")
+    if name not in offered:
+        raise BadRequest(f"tool_choice: {name!r} is not offered; {shortlist(list(offered))} are", "tool_choice")
+    return f":{name}"
+
+
+def _among(choice: str, offered: Mapping[str, Tool], tools: Toolbox, no_tool: str | None) -> tuple[str, ...]:
+    """Return the tools to choose from. The one for calling none is always among them unless a call is required."""
+    if choice.startswith(":"):
+        return (choice[1:],)
+    if choice == "required":
+        return tuple(name for name in offered if name != no_tool) or tuple(offered)
+    return tuple(name for name in tools.names if name in offered or name == no_tool)

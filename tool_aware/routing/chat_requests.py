@@ -3,6 +3,7 @@
 Rules: system and developer messages are ignored, the model was trained without. The query is the last user message.
 Earlier ones are turns, with the first tool that the assistant called after them, or the tool that stands for calling
 none. A request that ends with results of tools is answered with these results as text, so that an agent's loop ends.
+`metadata.session` names the conversation in the query log.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from tool_aware.text import shortlist
 from tool_aware.text_files import parse_json
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox
 
-_SAME_KIND = ("type", "enum", "const")  # of a parameter, for two tools to be one
-
 
 class BadRequest(Exception):
     """A request that cannot be answered as it is: what is wrong with it, in one message, and in which field."""
@@ -33,13 +32,13 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be decided. `offered` are the request's tools by name, `is_listed` whether it had a list at all."""
+    """A query to decide on. `offered` are the request's tools by name, `among` those that may be chosen."""
 
     query: str
     history: tuple[Turn, ...]
     among: tuple[str, ...]
     offered: Mapping[str, Tool]
-    is_listed: bool
+    session: str | None = None  # the conversation's name in the query log
     reply: str | None = None  # the answer, if there is nothing to decide
     stream: bool = False
 
@@ -99,8 +98,15 @@ class _Request(_Part):
     stream: bool | None = False
     n: int | None = 1
     response_format: Any = None
+    metadata: Any = None
     functions: Any = None
     function_call: Any = None
+
+    @property
+    def session(self) -> str | None:
+        """Return `metadata.session`, which names the conversation."""
+        session = self.metadata.get("session") if isinstance(self.metadata, dict) else None
+        return session if isinstance(session, str) else None
 
 
 def _checked(body: bytes) -> _Request:
@@ -139,7 +145,6 @@ def read_question(body: bytes, model: str, tools: Toolbox, no_tool: str | None) 
     offered = _offered(request.tools, tools)
     choice = _choice(request.tool_choice, offered)
     among = _among(choice, offered, tools, no_tool)
-    is_listed = request.tools is not None
     said = [message for message in request.messages if message.role not in ("system", "developer")]
     users = [place for place, message in enumerate(said) if message.role == "user"]
     if not users:
@@ -156,9 +161,7 @@ def read_question(body: bytes, model: str, tools: Toolbox, no_tool: str | None) 
         raise BadRequest("messages: the last user message is empty", "messages")
     elif choice == "none":
         reply = NOTHING_TO_CALL
-    return Question(
-        query, _history(said, users, no_tool), among, offered, is_listed, reply=reply, stream=bool(request.stream)
-    )
+    return Question(query, _history(said, users, no_tool), among, offered, request.session, reply, bool(request.stream))
 
 
 NOTHING_TO_CALL = "No tool is called. This server chooses tools and writes no answers: let your chat model answer."
@@ -200,24 +203,34 @@ def _offered(listed: Sequence[_OfferedTool] | None, tools: Toolbox) -> dict[str,
             raise BadRequest(f"{field}: {error}", field) from None
         if difference := _difference(own, theirs):
             what = f"{field}: {own.name} {difference}"
-            raise BadRequest(
-                f"{what}; the model calls it as config.yaml defined it: {_shown(own)}", field, "other_tool"
-            )
+            fix = f"leave parameters out, or offer it as the model knows it: {_shown(own)}"
+            raise BadRequest(f"{what}; {fix}", field, "other_tool")
         offered[own.name] = theirs
     return offered
 
 
 def _difference(own: Tool, theirs: Tool) -> str | None:
-    """Return how a tool's parameters differ from those of the training; None if calls of the one fit the other.
+    """Return how a tool's parameters differ from those of the training; None if calls of the one can fit the other.
 
-    Texts, bounds and which parameters are required may differ: the finished call is checked against both.
+    Texts, bounds, and which parameters are required may differ, and optional ones may be missing: the finished call is
+    checked against both.
     """
-    if own.properties.keys() != theirs.properties.keys():
-        return f"has the parameters {', '.join(theirs.properties) or 'none'}"
-    for name, schema in own.properties.items():
-        if any(schema.get(key) != theirs.properties[name].get(key) for key in _SAME_KIND):
+    names, known = theirs.properties.keys(), own.properties.keys()
+    if names - known or own.required - names:
+        return f"has the parameters {', '.join(names) or 'none'}"
+    for name in names:
+        if _kinds(own.properties[name]) != _kinds(theirs.properties[name]):
             return f"has another type or other values for {name}"
     return None
+
+
+def _kinds(schema: Mapping[str, Any]) -> set[str]:
+    """Return the types and fixed values of a parameter, however a union of types is written."""
+    if "enum" in schema or "const" in schema:
+        return {json.dumps(value) for value in schema.get("enum", [schema.get("const")])}
+    parts = schema.get("anyOf", schema.get("oneOf", ()))
+    kinds = schema.get("type", [])
+    return {*([kinds] if isinstance(kinds, str) else kinds)}.union(*map(_kinds, parts))
 
 
 def _shown(tool: Tool) -> str:

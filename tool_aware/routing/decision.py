@@ -21,8 +21,8 @@ class Decision:
 
     `tool` is None only if no tool could be chosen at all. `confidence` is the calibrated probability of `tool`, and
     `probabilities` those of all tools; None and empty where no model has chosen. `abstained`: the model is not sure
-    enough to act on it. `fallback` says why the decision is not the model's own, None if it is, and `fallback_kind` what
-    it comes from: the query (it cannot be asked), the deadline, the model's answer (it is no call), an error.
+    enough to act on it. `fallback` says why the decision is not the model's own, None if it is, and `fallback_kind`
+    where that lies: the query (it cannot be asked), the deadline, the model's answer (it is no call), an error.
     `seconds` is the time from question to decision. `query_id` is its id in the query log; None if the router has none.
     """
 

@@ -232,7 +232,7 @@ class Router:
         if len(turns) != len(texts) or len(names) != len(texts):
             raise ValueError(f"{len(turns)} histories and {len(names)} sessions for {len(texts)} queries")
         underway = [
-            _Underway(self._deciding(text, earlier, deadline_s, parameters, name, among))
+            _Underway(self._deciding(text, earlier, deadline_s, parameters, session=name, among=among))
             for text, earlier, name in zip(texts, turns, names, strict=True)
         ]
         waiting = deque(underway)  # in turns, so that the model always has all of them before it
@@ -258,7 +258,7 @@ class Router:
         among: Collection[str] | None = None,
     ) -> Decision:
         """Decide as `route` does, while other coroutines run."""
-        one = _Underway(self._deciding(query, history, deadline_s, parameters, session, among))
+        one = _Underway(self._deciding(query, history, deadline_s, parameters, session=session, among=among))
         while one.wanted:
             try:
                 async with asyncio.timeout(one.wanted.query.left_s):
@@ -274,6 +274,7 @@ class Router:
         history: Sequence[Turn],
         deadline_s: float | None,
         parameters: bool,
+        *,
         session: str | None,
         among: Collection[str] | None,
     ) -> Generator[_Wanted, Any, Decision]:

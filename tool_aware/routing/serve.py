@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +29,7 @@ from tool_aware.command_line import (
 from tool_aware.config.environment import read_environment
 from tool_aware.console import EXIT_DONE, Interrupted, UserError, require_packages, run, say
 from tool_aware.routing.decision import Acting
+from tool_aware.routing.feedback import DecisionLog
 from tool_aware.routing.router import Instead, Router
 
 LOOPBACK = "127.0.0.1"
@@ -51,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--deadline-s", type=positive_float, default=30.0, help="for each decision (%(default)g)")
     parser.add_argument("--at-once", type=positive_int, default=64, help="requests; others get 429 (%(default)s)")
     parser.add_argument("--acting", choices=_ACTING, default="threshold", help="when the model is sure (%(default)s)")
+    parser.add_argument("--log", metavar="CONFIG", help="config.yaml of the query log that decisions are written to")
     parser.add_argument("--instead", choices=_INSTEAD, default="no_tool", help="what decides where the model cannot")
     return parser.parse_args(arguments)
 
@@ -65,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     if key is None and not _is_loopback(options.host):
         what = "whoever reaches this address could use the model: there is no key"
         raise UserError(what, where=f"--host {options.host}", fix="set TOOL_AWARE_API_KEY, which clients then send")
-    with _listening(options.host, options.port) as listener, _router(options) as router:
+    with _listening(options.host, options.port) as listener, _log(options.log) as log, _router(options, log) as router:
         _serve(router, listener, options, key)
     return EXIT_DONE
 
@@ -90,8 +93,12 @@ def _listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _router(options: argparse.Namespace) -> Router:
-    shared = {"config": options.config, "acting": options.acting, "instead": options.instead}
+def _log(config: str | None) -> AbstractContextManager[DecisionLog | None]:
+    return DecisionLog.open(config) if config else nullcontext()
+
+
+def _router(options: argparse.Namespace, log: DecisionLog | None) -> Router:
+    shared = {"config": options.config, "acting": options.acting, "instead": options.instead, "log": log}
     if options.connect:
         return Router.connect(options.connect, options.served_model, options.folder, at_once=options.at_once, **shared)
     return Router.load(options.folder, base=options.base, **shared)

@@ -1,4 +1,4 @@
-"""What a server has answered, counted for Prometheus (text format 0.0.4)."""
+"""Counters of what a server has answered, for Prometheus (text format 0.0.4)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tool_aware.routing.chat_api import Serving, make_app
 from tool_aware.routing.chat_replies import NO_TOOL_NEEDED
 from tool_aware.routing.chat_requests import NOTHING_TO_CALL, BadRequest, read_question
 from tool_aware.routing.serve import main
-from tool_aware.tools import Toolbox
+from tool_aware.tools import Tool, Toolbox
 
 MODEL = "tool-router"
 TOOLBOX = Toolbox(tool.as_tool() for tool in TOOLS)
@@ -87,6 +87,13 @@ def test_a_client_gets_the_routers_decision_as_a_tool_call(client, router):  # n
         assert reply.decision["abstained"] == expected.abstained
         assert reply.decision["fallback"] == expected.fallback
         assert reply.decision["probabilities"] == pytest.approx(expected.probabilities, abs=1e-4)
+
+
+def test_the_code_of_the_howto_runs(client, capsys):
+    section = (REPOSITORY / "docs" / "HOWTO.md").read_text().partition("### Serve the router to OpenAI clients")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("http://localhost:8080/v1", str(client.base_url)), {})
+    assert capsys.readouterr().out.startswith(("chat {", "ping {", "stop {", "run {"))
 
 
 def test_a_stream_says_the_same(client):
@@ -160,11 +167,27 @@ def test_defaults_are_written_out_for_a_schema_that_requires_them(client, router
     reply = ask(client, user("hi"), tools=offered("ping", ping=strict), tool_choice="required")
     assert reply.decision["problems"] == ["'n' is a required property"]
     properties = {"n": {"enum": [1, 2], "default": 2}}
-    other = TOOLBOX["ping"].__class__("ping", "pings", {"type": "object", "properties": properties})
+    other = Tool("ping", "pings", {"type": "object", "properties": properties})
     monkeypatch.setattr(router, "tools", Toolbox([*(tool for tool in TOOLBOX if tool.name != "ping"), other]))
     reply = ask(client, user("hi"), tools=offered("ping", ping=strict), tool_choice="required")
     assert json.loads(reply.choices[0].message.tool_calls[0].function.arguments) == {"n": 2}
     assert reply.decision["problems"] == []
+
+
+def test_a_tool_is_the_same_with_other_texts_unions_and_without_optional_parameters():
+    union = {"x": {"type": "integer"}, "y": {"type": ["string", "null"], "default": None}}
+    own = Tool("call", "calls", {"type": "object", "properties": union, "required": ["x"]})
+    asked = {"x": {"type": "integer", "minimum": 1}, "y": {"anyOf": [{"type": "string"}, {"type": "null"}]}}
+
+    def read(properties):
+        function = {"name": "call", "description": "?", "parameters": {"type": "object", "properties": properties}}
+        body = {"model": MODEL, "messages": [user("hi")], "tools": [{"type": "function", "function": function}]}
+        return read_question(json.dumps(body).encode(), MODEL, Toolbox([own]), None).among
+
+    assert read(asked) == read({"x": {"type": "integer"}}) == ("call",)
+    for other in ({"y": {"type": ["string", "null"]}}, {**asked, "z": {}}, {"x": {"type": "string"}}):
+        with pytest.raises(BadRequest, match="offer it as the model knows it"):
+            read(other)
 
 
 FUNCTION = {"type": "function", "function": {"name": "weather"}}

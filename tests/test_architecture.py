@@ -63,8 +63,8 @@ FLOORS = {
     **dict.fromkeys(("model", "gpu"), 1),
     **dict.fromkeys(("engine", "inference"), 2),
     "memory": 3,
-    **dict.fromkeys(("dataset", "training", "evaluation", "monitor", "routing"), STAGES),
-    "demo": 5,
+    **dict.fromkeys(("dataset", "training", "evaluation", "monitor"), STAGES),
+    **dict.fromkeys(("routing", "demo"), 5),
 }
 
 

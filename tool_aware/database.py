@@ -17,7 +17,12 @@ WITHOUT_LOG = "leave the query log out: --set dataset.use_query_log=false"
 WITHOUT_ROUTER_LOG = "route without a log"
 _LONGEST_PROBE_S = 3.0
 # A network that swallows packets ends a statement after 15 s; https://www.postgresql.org/docs/current/libpq-connect.html
-_GIVE_UP = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 15_000}
+_GIVE_UP: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 15_000,
+}
 
 
 class DatabaseUnreachable(UserError):
@@ -33,6 +38,7 @@ def connect_to_database(settings: DatabaseSection, environment: Environment, *, 
     import psycopg2
 
     host = environment.postgres_host
+    give_up = _GIVE_UP if writes else {}
     connection = None
     try:
         connection = psycopg2.connect(
@@ -45,7 +51,7 @@ def connect_to_database(settings: DatabaseSection, environment: Environment, *, 
             connect_timeout=settings.connect_timeout_s,
             application_name=ROUTER_APPLICATION_NAME if writes else APPLICATION_NAME,
             sslmode=ssl_mode(settings.sslmode, host),
-            **(_GIVE_UP if writes else {}),
+            **give_up,
         )
         connection.set_session(readonly=not writes)
         begin(connection, settings)  # behind a pooler, only this reaches the server itself
@@ -65,6 +71,13 @@ def begin(connection: Any, settings: DatabaseSection) -> None:
     """
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = %s", [settings.statement_timeout_s * 1000])
+
+
+def identifier(name: str) -> Any:
+    """Quote a name for a query that also has values, where psycopg2 reads a percent sign as one of theirs."""
+    from psycopg2 import sql
+
+    return sql.Identifier(name.replace("%", "%%"))
 
 
 def ssl_mode(configured: str, host: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment
 from tool_aware.console import UserError, warn
-from tool_aware.database import DatabaseUnreachable, begin, connect_to_database
+from tool_aware.database import DatabaseUnreachable, begin, connect_to_database, identifier
 from tool_aware.dataset.log_findings import LogFindings, absent_fields, refuse_missing_columns
 from tool_aware.dataset.log_records import (
     BLANKS,
@@ -326,7 +326,7 @@ def _page_query(
     """Return the SELECT and its values. Names are quoted as identifiers and values bound, so neither can inject SQL."""
     from psycopg2 import sql
 
-    columns = {field: _identifier(column) for field, column in settings.columns.model_dump().items() if column}
+    columns = {field: identifier(column) for field, column in settings.columns.model_dump().items() if column}
     row = sql.SQL(", ").join(_sent(field, table, columns) for field in _SELECTED)
     sent = "textsend(json_build_array({})::text)" if table.is_sql_ascii else "json_build_array({})::text"
     selected: list[Any] = [sql.SQL(sent).format(row)]
@@ -346,7 +346,7 @@ def _page_query(
             order.append(sql.SQL("{} DESC NULLS LAST").format(columns["timestamp"]))
         if "id" in columns and not without_id:
             order.append(sql.SQL('{}::text COLLATE "C" DESC NULLS LAST').format(columns["id"]))
-    source = sql.SQL(".").join([_identifier(settings.schema_name), _identifier(settings.table)])
+    source = sql.SQL(".").join([identifier(settings.schema_name), identifier(settings.table)])
     query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
         sql.SQL(", ").join(selected), source, sql.SQL(" AND ").join(conditions)
     )
@@ -401,13 +401,6 @@ def _reduced_transfer(
         conditions.append(sql.SQL("{} >= %s::" + types["timestamp"]).format(columns["timestamp"]))
         values.append(f"{since.isoformat()}{zone}")
     return conditions, values
-
-
-def _identifier(name: str) -> Any:
-    """Quote a name for a query that also has values, where psycopg2 reads a percent sign as one of theirs."""
-    from psycopg2 import sql
-
-    return sql.Identifier(name.replace("%", "%%"))
 
 
 def _is_lost(error: Exception) -> bool:

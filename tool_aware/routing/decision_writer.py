@@ -11,7 +11,7 @@ from uuid import uuid4
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment
 from tool_aware.console import UserError
-from tool_aware.database import begin, connect_to_database
+from tool_aware.database import begin, connect_to_database, identifier
 
 Value = str | float | bool | None
 
@@ -79,7 +79,7 @@ class DecisionWriter:
         import psycopg2
 
         columns = self._settings.columns.model_dump()
-        outcome = {columns["success"]: True, columns["quality"]: 1.0, columns["error"]: ""}
+        outcome: dict[str, Value] = {columns["success"]: True, columns["quality"]: 1.0, columns["error"]: ""}
         values = {columns["query"]: "check", columns["tool"]: "check", **self.details(None, 0.5)}
         outcome = {name: value for name, value in outcome.items() if name}
         one = str(uuid4())
@@ -143,31 +143,24 @@ class DecisionWriter:
             self._connection = connect_to_database(self._settings, self._environment, writes=True)
             self._connection.set_client_encoding("UTF8")
         begin(self._connection, self._settings)
-        table = sql.SQL(".").join([_name(self._settings.schema_name), _name(self._settings.table)])
+        table = sql.SQL(".").join([identifier(self._settings.schema_name), identifier(self._settings.table)])
         key = self._settings.router_columns.decision_id
         rows, outcomes, unknown = [entry for entry in entries if entry.is_new], 0, 0
         with self._connection.cursor() as cursor:
             if rows:
                 names = [key, *rows[0].values]  # the same in every row of one log
                 insert = sql.SQL("INSERT INTO {} ({}) VALUES %s ON CONFLICT DO NOTHING")
-                query = insert.format(table, sql.SQL(", ").join(map(_name, names)))
+                query = insert.format(table, sql.SQL(", ").join(map(identifier, names)))
                 sent = [[entry.decision_id, *map(_as_text, entry.values.values())] for entry in rows]
                 execute_values(cursor, query, sent, page_size=len(sent))
             for entry in entries:
                 if entry.is_new:
                     continue
-                changes = sql.SQL(", ").join(sql.SQL("{} = %s").format(_name(name)) for name in entry.values)
-                query = sql.SQL("UPDATE {} SET {} WHERE {} = %s").format(table, changes, _name(key))
+                changes = sql.SQL(", ").join(sql.SQL("{} = %s").format(identifier(name)) for name in entry.values)
+                query = sql.SQL("UPDATE {} SET {} WHERE {} = %s").format(table, changes, identifier(key))
                 cursor.execute(query, [*map(_as_text, entry.values.values()), entry.decision_id])
                 outcomes, unknown = outcomes + min(cursor.rowcount, 1), unknown + (cursor.rowcount == 0)
         return Written(len(rows), outcomes, unknown=unknown)
-
-
-def _name(name: str) -> Any:
-    """Quote a name for a query that also has values, where psycopg2 reads a percent sign as one of theirs."""
-    from psycopg2 import sql
-
-    return sql.Identifier(name.replace("%", "%%"))
 
 
 def _as_text(value: Value) -> str | None:

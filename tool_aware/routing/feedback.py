@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import threading
+import weakref
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +61,7 @@ class DecisionLog:
     While the database is down or slow, up to `most_waiting` entries wait for it; later ones are dropped and counted. An
     outage is told of once on stderr, and its end too. Queries are written as they were typed: stage 1 redacts them.
     The id of a decision is a random UUID in `database.router_columns.decision_id`, so an outcome can be reported before
-    its row is written, by another process, or days later. Make it after a fork, not before.
+    its row is written, by another process, or days later. A forked process has its own queue, thread and connection.
     """
 
     def __init__(
@@ -71,8 +74,15 @@ class DecisionLog:
         """Start nothing and connect to nothing yet; `open` also checks the table."""
         settings = settings or DatabaseSection()
         self._columns = settings.columns
-        self._writer = DecisionWriter(settings, environment or read_environment())
+        self._make_writer = partial(DecisionWriter, settings, environment or read_environment())
         self._most_waiting = most_waiting
+        self._begin()
+        begin_again = weakref.WeakMethod(self._begin)
+        os.register_at_fork(after_in_child=lambda: (begin := begin_again()) and begin())
+
+    def _begin(self) -> None:
+        """Begin with an empty queue; a forked process leaves its parent's queue and connection to the parent."""
+        self._writer = self._make_writer()
         self._waiting: deque[Entry] = deque()
         self._characters = 0  # of what waits
         self._changed = threading.Condition()
@@ -192,10 +202,9 @@ class DecisionLog:
             warn(f"{self._most_waiting} entries wait for the query log; further ones are dropped until it catches up")
 
     def _start(self) -> None:
-        """Start the thread with the first entry, or again in a process that was forked."""
-        if self._thread is None or not self._thread.is_alive():
-            if self._thread is None:
-                atexit.register(self.close)
+        """Start the thread with the first entry."""
+        if self._thread is None:
+            atexit.register(self.close)
             self._thread = threading.Thread(target=self._write, name="decision log", daemon=True)
             self._thread.start()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from dataclasses import replace
 import psycopg2
 import pytest
 
+from tests.fixtures.repository import REPOSITORY
 from tool_aware.config.data_sections import ColumnsSection, DatabaseSection, RouterColumnsSection
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.console import Fallbacks, UserError
@@ -20,7 +23,7 @@ from tool_aware.demo.postgres_server import embedded_postgres
 from tool_aware.demo.sample_log import SCHEMA
 from tool_aware.paths import ROUTER_SETTINGS_NAME
 from tool_aware.router_settings import RouterSettings
-from tool_aware.routing import Decision, DecisionLog, Router, feedback
+from tool_aware.routing import Decision, DecisionLog, Router, feedback, watch
 from tool_aware.routing.decision_writer import DecisionWriter
 from tool_aware.tool_lists import text_parameter
 
@@ -172,6 +175,19 @@ def test_a_locked_table_holds_up_neither_the_agent_nor_its_end(environment, caps
     assert "1 decisions and outcomes were not written" in capsys.readouterr().err
 
 
+def test_a_forked_process_logs_beside_its_parent(environment):
+    log = DecisionLog(DatabaseSection(), environment)
+    log.record(DECISION, "parent")
+    child = os.fork()
+    if not child:
+        log.record(DECISION, "child")
+        os._exit(0 if log.flush() and log.counts.rows == 1 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    log.record(DECISION, "parent again")
+    log.close()
+    assert sorted(logged(environment)) == ["child", "parent", "parent again"]
+
+
 def test_a_value_that_the_table_cannot_hold_costs_its_own_row_alone(environment, capsys):
     odd = "a \0 and half a pair \ud83d"
     with DecisionLog(DatabaseSection(), environment) as log:
@@ -234,3 +250,70 @@ def test_an_outcome_that_cannot_be_written_is_refused(query_id, values, message)
     with pytest.raises(UserError, match=message):
         log.report(query_id, **values)
     assert log.counts.waiting == 0
+
+
+# ---- python -m tool_aware.routing.watch ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(tmp_path, environment, monkeypatch) -> list[str]:
+    """Return arguments for a table with confidences, a database in the environment, and an evaluation."""
+    do(environment, "ALTER TABLE query_logs ADD COLUMN confidence real")
+    monkeypatch.setattr(watch, "read_environment", lambda: environment)
+    tools = {"rag_retrieval": 30, "web_search": 60, "code_execution": 5, "direct_chat": 5}
+    per_tool = {tool: {"predicted": rows} for tool, rows in tools.items()}
+    (tmp_path / "finetuned_model_metrics.json").write_text(json.dumps({"per_tool": per_tool}))
+    bins = [{"low": 0.6, "rows": 10, "confidence": 0.65}, {"low": 0.9, "rows": 90, "confidence": 0.95}]
+    trust = {"test_rows": 100, "reliability": bins, "threshold": {"confidence": 0.7, "test_coverage": 0.9}}
+    (tmp_path / "comparison.json").write_text(json.dumps({"trust": trust}))
+    config = ["--config", str(REPOSITORY / "config.yaml"), "--set", f"evaluation.results_dir={tmp_path}"]
+    return [*config, "--set", "database.router_columns.confidence=confidence"]
+
+
+def test_drift_disagreement_and_what_to_label_are_shown_beside_the_evaluation(evaluated, environment, capsys):
+    settings = DatabaseSection(router_columns=RouterColumnsSection(confidence="confidence"))
+    with DecisionLog(settings, environment) as log:
+        for number in range(40):
+            sure = log.record(DECISION, f"latest news on copper {number}")
+            log.report(sure.query_id, success=True, quality=0.9)
+        for number in range(20):
+            log.record(replace(DECISION, tool="direct_chat", confidence=0.6), f"today is day {number}")
+        unsure = replace(DECISION, tool="direct_chat", confidence=0.31)
+        log.record(unsure, "who is li.ito@example.com")
+        log.record(unsure, "Who is li.ito@example.com?")
+        failed = log.record(DECISION, "latest news on gold")
+        log.report(failed.query_id, success=False)
+        log.record(replace(DECISION, tool="rag_retrieval", confidence=None), "where is our org chart")
+    assert watch.main([*evaluated, "--json", "--label", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    share_of = {one["name"]: one for one in [*found["tools"], *found["confidence"], found["below_threshold"]]}
+    assert (share_of["direct_chat"]["count"], share_of["direct_chat"]["before"]) == (22, 0.05)
+    assert share_of["direct_chat"]["is_beyond_chance"]
+    assert not share_of["web_search"]["is_beyond_chance"]
+    assert (share_of["below the threshold"]["count"], share_of["below the threshold"]["before"]) == (22, 0.1)
+    assert found["mean_confidence_before"] == pytest.approx(0.92)
+    assert (found["decisions"], found["without_confidence"]) == (64, 1)
+    assert found["outcomes"] == {"learnt from": 40, "success_unknown": 23, "not_successful": 1}
+    assert found["rules_instead"]["web_search instead of direct_chat"] == 20
+    label = [(one["query"], one["why"]) for one in found["label_next"]]
+    assert label == [
+        ("latest news on gold", "not successful"),
+        ("Who is <EMAIL_1>?", "below the threshold, rules: rag_retrieval"),
+        ("today is day 19", "below the threshold, rules: web_search"),
+    ]
+    assert found["label_next"][0]["id"] == failed.query_id
+    assert watch.main([*evaluated, "--last", "4"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "direct_chat 2 50.0% 5.0% +45.0%*" in shown
+    assert "0.31 direct_chat below the threshold, rules: rag_retrieval Who is <EMAIL_1>" in shown
+
+
+def test_an_agent_without_decisions_or_another_table_is_told_what_to_do(evaluated, environment, capsys):
+    with pytest.raises(UserError, match="holds no decisions of the last 2 hours"):
+        watch.main([*evaluated, "--hours", "2"])
+    with pytest.raises(UserError, match="does not exist"):
+        watch.main([*evaluated, "--set", "database.table=elsewhere"])
+    with DecisionLog(DatabaseSection(), environment) as log:
+        log.record(DECISION, "latest news")
+    assert watch.main([*evaluated, "--hours", "2", "--set", "database.router_columns.confidence=null"]) == 0
+    assert "ALTER TABLE public.query_logs ADD COLUMN confidence real" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ def make_app(router: Router, serving: Serving) -> FastAPI:
     """Return the application; every error is one message in OpenAI's form."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     counts = Counts()
+    entry = {"id": serving.model, "object": "model", "created": int(time.time()), "owned_by": "tool-aware"}
 
     async def completions(request: Request) -> Response:
         status = 500
@@ -56,7 +58,13 @@ def make_app(router: Router, serving: Serving) -> FastAPI:
 
     async def models(request: Request) -> dict[str, Any]:
         _check_key(request, serving.api_key)
-        return {"object": "list", "data": [{"id": serving.model, "object": "model", "owned_by": "tool-aware"}]}
+        return {"object": "list", "data": [entry]}
+
+    async def model(request: Request, name: str) -> dict[str, Any]:
+        _check_key(request, serving.api_key)
+        if name != serving.model:
+            raise BadRequest(f"{name[:200]!r} is not served; {serving.model!r} is", "model", "model_not_found", 404)
+        return entry
 
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -79,6 +87,7 @@ def make_app(router: Router, serving: Serving) -> FastAPI:
 
     app.post("/v1/chat/completions", response_model=None)(completions)
     app.get("/v1/models")(models)
+    app.get("/v1/models/{name:path}")(model)
     app.get("/health")(health)
     app.get("/metrics", response_model=None)(metrics)
     app.exception_handler(BadRequest)(refused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from tool_aware.prompt import Turn
 from tool_aware.routing.chat_api import Serving, make_app
 from tool_aware.routing.chat_replies import NO_TOOL_NEEDED
 from tool_aware.routing.chat_requests import NOTHING_TO_CALL, BadRequest, read_question
-from tool_aware.routing.serve import main
+from tool_aware.routing.serve import _listening, main
 from tool_aware.tools import Tool, Toolbox
 
 MODEL = "tool-router"
@@ -278,7 +279,7 @@ def test_a_key_is_demanded_of_all_but_the_health_check(router):  # noqa: F811
             with pytest.raises(openai.AuthenticationError, match="TOOL_AWARE_API_KEY"):
                 ask(openai.OpenAI(base_url=url, api_key=key, max_retries=0), user("hi"))
         client = openai.OpenAI(base_url=url, api_key="right-key-1234")
-        assert [model.id for model in client.models.list()] == [MODEL]
+        assert [model.id for model in client.models.list()] == [client.models.retrieve(MODEL).id] == [MODEL]
         root = url.removesuffix("/v1")
         assert httpx2.get(f"{root}/health").json() == {"status": "ok"}
         assert httpx2.get(f"{root}/metrics").status_code == 401
@@ -320,6 +321,9 @@ def test_an_open_address_without_a_key_and_half_an_address_are_refused(arguments
 
 def test_a_signal_ends_the_server_after_the_requests_under_way(folder):  # noqa: F811
     command = [sys.executable, "-m", "tool_aware.routing.serve", str(folder), "--port", "0"]
+    # Replies that the kernel holds back for an acknowledgement would take 40 ms more.
+    with _listening("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
         try:
             url = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))

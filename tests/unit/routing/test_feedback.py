@@ -8,7 +8,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -65,14 +66,18 @@ def logged(environment: Environment, columns: str = "query_text") -> list:
         return [row[0] if len(row) == 1 else row for row in cursor.fetchall()]
 
 
-def test_what_a_router_decided_and_an_agent_reported_is_in_the_next_data_set(
-    environment, config, model_dir, adapter_dir, tmp_path
-):
-    folder = tmp_path / "lora_adapters"
+@pytest.fixture(scope="module")
+def folder(config, model_dir, adapter_dir, tmp_path_factory) -> Path:
+    """An adapter's folder with router.json."""
+    folder = tmp_path_factory.mktemp("run") / "lora_adapters"
     shutil.copytree(adapter_dir, folder)
     here = config.model.model_copy(update={"name": str(model_dir)})
     settings = RouterSettings.of(config).model_copy(update={"model": here})
     (folder / ROUTER_SETTINGS_NAME).write_text(settings.model_dump_json())
+    return folder
+
+
+def test_what_a_router_decided_and_an_agent_reported_is_in_the_next_data_set(environment, config, folder):
     queries = [f"what is known about {name}?" for name in ("copper", "Ghent", "irony", "chess", "tea", "Leeds")]
     queries[5] += " Reply to li.ito@example.com."
     with DecisionLog(config.database, environment) as log, Router.load(folder, log=log) as router:
@@ -110,6 +115,18 @@ def test_what_a_router_decided_and_an_agent_reported_is_in_the_next_data_set(
     assert set(kept) - {"what is known about Leeds? Reply to <EMAIL_1>."} <= usable
     assert kept["what is known about Leeds? Reply to <EMAIL_1>."].tool == "rag_retrieval"
     assert {"low_quality": 1, "not_successful": 1, "error": 1}.items() <= curated.rejected.items()
+
+
+def test_the_code_of_the_docs_runs(environment, folder, monkeypatch, tmp_path):
+    for field, value in asdict(environment).items():
+        if field.startswith("postgres_"):
+            monkeypatch.setenv(field.upper(), str(value or ""))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(REPOSITORY / "config.yaml", tmp_path)
+    text = (REPOSITORY / "docs" / "HOWTO.md").read_text().partition("### Learn from the agent's decisions")[2]
+    code = text.partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("output/lora_adapters", str(folder)), {})
+    assert logged(environment, "session_id, success, result_quality") == [("conversation 17", True, 0.9)]
 
 
 def test_no_call_waits_for_a_database_that_is_down(capsys, tmp_path):

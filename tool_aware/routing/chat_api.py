@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from tool_aware.console import warn
 from tool_aware.routing.chat_replies import events_of, reply_to
-from tool_aware.routing.chat_requests import BadRequest, read_question
+from tool_aware.routing.chat_requests import BadRequest, Question, read_question
 from tool_aware.routing.decision import Decision
 from tool_aware.routing.router import Router
 from tool_aware.routing.served_counts import CONTENT_TYPE, Counts
@@ -114,7 +114,7 @@ async def _completion(request: Request, router: Router, serving: Serving, counts
                 among=question.among,
             )
             counts.add(decision)
-            _refuse_without_answer(decision)
+            _refuse_without_answer(decision, question)
     finally:
         counts.under_way -= 1
     reply = reply_to(question, decision, model=serving.model, tools=router.tools)
@@ -125,13 +125,17 @@ async def _completion(request: Request, router: Router, serving: Serving, counts
     return JSONResponse(reply)
 
 
-def _refuse_without_answer(decision: Decision) -> None:
-    """Raise BadRequest for a query that cannot be asked, and for one with neither an answer nor a tool instead."""
+def _refuse_without_answer(decision: Decision, question: Question) -> None:
+    """Raise BadRequest for a query that cannot be asked, and for one with neither an answer nor a tool to fall back on.
+
+    That the request does not offer the tool for calling none is no reason to say that none is needed.
+    """
     if decision.fallback_kind == "query":
         raise BadRequest(f"messages: {decision.fallback}", "messages", "context_length_exceeded")
     if decision.fallback_kind:
         warn(f"decided without the model: {decision.fallback}")
-    if decision.tool is None:
+    is_own = decision.fallback is None or decision.confidence is not None
+    if decision.tool is None or (decision.tool not in question.offered and not is_own):
         status = 422 if decision.fallback_kind == "answer" else 503  # clients repeat a request after 503
         raise BadRequest(f"no tool could be chosen: {decision.fallback}", code="no_decision", status=status)
 

@@ -19,6 +19,7 @@ import uvicorn
 
 from tests.fixtures.repository import REPOSITORY
 from tests.unit.routing.test_router import QUERIES, TOOLS, folder, router  # noqa: F401  the same adapter, loaded
+from tests.unit.routing.test_served import served, server  # noqa: F401  the same behind a server
 from tool_aware.console import UserError
 from tool_aware.prompt import Turn
 from tool_aware.routing.chat_api import Serving, make_app
@@ -53,15 +54,15 @@ def called(name: str) -> dict:
 
 @contextmanager
 def serving(router, **options):  # noqa: F811
-    server = uvicorn.Server(uvicorn.Config(make_app(router, Serving(**options)), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
+    running = uvicorn.Server(uvicorn.Config(make_app(router, Serving(**options)), port=0, log_level="error"))
+    thread = threading.Thread(target=running.run)
     thread.start()
-    while not server.started:
+    while not running.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+        yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}/v1"
     finally:
-        server.should_exit = True
+        running.should_exit = True
         thread.join()
 
 
@@ -114,6 +115,20 @@ def test_a_stream_says_the_same(client):
     assert text == NOTHING_TO_CALL
 
 
+@pytest.mark.parametrize("server", ["vLLM"], indirect=True)
+def test_a_connected_router_is_served_too_and_a_server_that_fails_is_a_fallback(server, served):  # noqa: F811
+    with serving(served) as url, openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client:
+        reply = ask(client, user("hi"), tool_choice={"type": "function", "function": {"name": "ping"}})
+        assert json.loads(reply.choices[0].message.tool_calls[0].function.arguments) == {"n": 2}
+        server.faults += [(503, b"{}")] * 2
+        reply = ask(client, user("hi"))
+        assert (reply.decision["tool"], reply.decision["fallback_kind"]) == ("chat", "error")
+        assert "answered 503" in reply.decision["fallback"]
+        assert (
+            ask(client, user("hi"), tools=offered("stop", "ping"), tool_choice="required").decision["fallback"] is None
+        )
+
+
 def test_only_what_is_offered_is_chosen(client):
     for query in QUERIES:
         reply = ask(client, user(query), tools=offered("stop", "chat"))
@@ -135,6 +150,14 @@ def test_the_tool_for_calling_none_is_a_text_where_it_is_not_offered(client, rou
     assert (reply.choices[0].finish_reason, reply.choices[0].message.content) == ("stop", NO_TOOL_NEEDED)
     assert reply.choices[0].message.tool_calls is None
     assert reply.decision["tool"] == "chat"
+
+
+def test_a_model_that_fails_is_no_reason_to_say_that_no_tool_is_needed(client, router, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(router._engine._model, "forward", None)
+    with pytest.raises(openai.InternalServerError, match="no tool could be chosen: ") as caught:
+        ask(client, user("hi"), tools=offered("ping", "run"))
+    assert (caught.value.status_code, caught.value.response.headers["Retry-After"]) == (503, "1")
+    assert ask(client, user("hi")).decision["fallback_kind"] == "error"
 
 
 def test_the_results_of_tools_come_back_as_text_so_that_a_loop_ends(client):

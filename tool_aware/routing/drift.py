@@ -112,7 +112,7 @@ def compare(
         outcomes=dict(Counter(one.left_out or "learnt from" for one in decisions).most_common()),
         rules_disagree=instead.total() if rules else None,
         rules_instead=dict(instead.most_common(5)),
-        label_next=label_next(decisions, rules, reference.threshold)[:label],
+        label_next=label_next(decisions, rules, reference.threshold, most=label),
     )
 
 
@@ -149,14 +149,14 @@ def _confidence_shares(known: Sequence[float], before: Mapping[int, int] | None)
 
 
 def label_next(
-    decisions: Iterable[LoggedDecision], rules: Callable[[str], str] | None, threshold: float | None
+    decisions: Iterable[LoggedDecision], rules: Callable[[str], str] | None, threshold: float | None, *, most: int
 ) -> list[ToLabel]:
     """Return the queries to label, each once: failures, then the least confident, then those the rules disagree on.
 
     What the next data set learns from already is left out.
     """
-    redactor, seen = Redactor(), set()
-    found: list[tuple[tuple[bool, float], ToLabel]] = []
+    seen: set[str] = set()
+    found: list[tuple[LoggedDecision, str]] = []
     for one in decisions:
         key = normalised(one.query)
         if one.left_out is None or key in seen:
@@ -170,8 +170,7 @@ def label_next(
         ]
         why = ", ".join(reason for reason in reasons if reason)
         if why or one.confidence is not None:
-            rank = not one.went_badly, 1.0 if one.confidence is None else one.confidence
-            found.append(
-                (rank, ToLabel(one.id, redactor.redact(one_line(one.query)), one.tool, one.confidence, why or "unsure"))
-            )
-    return [item for _, item in sorted(found, key=lambda pair: pair[0])]
+            found.append((one, why or "unsure"))
+    found.sort(key=lambda pair: (not pair[0].went_badly, 1.0 if pair[0].confidence is None else pair[0].confidence))
+    redact = Redactor().redact
+    return [ToLabel(one.id, redact(one_line(one.query)), one.tool, one.confidence, why) for one, why in found[:most]]

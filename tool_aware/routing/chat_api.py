@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,15 +16,17 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from tool_aware.console import warn
+from tool_aware.console import UserError, warn
 from tool_aware.routing.chat_replies import events_of, reply_to
 from tool_aware.routing.chat_requests import BadRequest, Question, read_question
 from tool_aware.routing.decision import Decision
 from tool_aware.routing.router import Router
 from tool_aware.routing.served_counts import CONTENT_TYPE, Counts
 from tool_aware.secret_values import redacted
+from tool_aware.tools import Toolbox
 
 LARGEST_BODY_BYTES = 2**20
+_MOST_LISTS = 8  # of other tools than the training's, whose grammars are kept
 _MOST_DISCARDED_BYTES = 2**24  # of a larger body: a client reads the refusal once it has sent everything
 BODY_TIME_S = 30.0  # for the whole body to arrive
 
@@ -35,19 +39,43 @@ class Serving:
     deadline_s: float = 30.0
     at_once: int = 64
     api_key: str | None = field(default=None, repr=False)
+    takes_any_tools: bool = False
+
+
+class _Routers:
+    """Routers on one model: that of its own tools, and those of the lists that were asked for last."""
+
+    def __init__(self, own: Router) -> None:
+        self.own = own
+        self._others: OrderedDict[str, Router] = OrderedDict()
+
+    async def of(self, tools: Toolbox | None) -> Router:
+        """Return the router for a list, None for its own. Raises BadRequest for schemas without a grammar."""
+        if tools is None:
+            return self.own
+        key = json.dumps([[tool.name, tool.description, tool.parameters] for tool in tools])
+        if key not in self._others:
+            try:
+                self._others[key] = await asyncio.to_thread(self.own.for_tools, tools)
+            except (UserError, ValueError) as error:
+                raise BadRequest(f"tools: {str(error).splitlines()[0]}", "tools") from None
+        self._others.move_to_end(key)
+        while len(self._others) > _MOST_LISTS:
+            self._others.popitem(last=False)
+        return self._others[key]
 
 
 def make_app(router: Router, serving: Serving) -> FastAPI:
     """Return the application; every error is one message in OpenAI's form."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    counts = Counts()
+    counts, routers = Counts(), _Routers(router)
     entry = {"id": serving.model, "object": "model", "created": int(time.time()), "owned_by": "tool-aware"}
 
     async def completions(request: Request) -> Response:
         status = 500
         try:
             _check_key(request, serving.api_key)
-            reply = await _completion(request, router, serving, counts)
+            reply = await _completion(request, routers, serving, counts)
             status = reply.status_code
             return reply
         except BadRequest as error:
@@ -96,15 +124,18 @@ def make_app(router: Router, serving: Serving) -> FastAPI:
     return app
 
 
-async def _completion(request: Request, router: Router, serving: Serving, counts: Counts) -> Response:
+async def _completion(request: Request, routers: _Routers, serving: Serving, counts: Counts) -> Response:
     """Answer one request for a completion. Raises BadRequest."""
     if counts.under_way >= serving.at_once:
         raise BadRequest(f"{serving.at_once} requests are under way; try again", code="rate_limit_exceeded", status=429)
     counts.under_way += 1
     try:
         body = await _body(request)
-        question = read_question(body, serving.model, router.tools, router.settings.no_tool)
-        decision = None
+        own, decision = routers.own, None
+        question = read_question(
+            body, serving.model, own.tools, own.settings.no_tool, takes_any_tools=serving.takes_any_tools
+        )
+        router = own if question.reply is not None else await routers.of(question.other_tools)
         if question.reply is None:
             decision = await router.route_async(
                 question.query,

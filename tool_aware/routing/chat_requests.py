@@ -21,6 +21,8 @@ from tool_aware.text import shortlist
 from tool_aware.text_files import parse_json
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox
 
+_ANY = "or start the server with --any-tools, if the model was trained with training.tool_variation"
+
 
 class BadRequest(Exception):
     """A request that cannot be answered as it is: what is wrong with it, in one message, and in which field."""
@@ -41,6 +43,7 @@ class Question:
     session: str | None = None  # the conversation's name in the query log
     reply: str | None = None  # the answer, if there is nothing to decide
     stream: bool = False
+    other_tools: Toolbox | None = None  # to choose from, where they are not those of the training
 
 
 # ---- the form --------------------------------------------------------------------------------------------
@@ -137,12 +140,23 @@ def _checked(body: bytes) -> _Request:
 # ---- the question ----------------------------------------------------------------------------------------
 
 
-def read_question(body: bytes, model: str, tools: Toolbox, no_tool: str | None) -> Question:
-    """Return what a request asks. Raises BadRequest for one that cannot be answered."""
+def read_question(
+    body: bytes, model: str, tools: Toolbox, no_tool: str | None, *, takes_any_tools: bool = False
+) -> Question:
+    """Return what a request asks. Raises BadRequest for one that cannot be answered.
+
+    With `takes_any_tools`, tools that are not those of the training are a list of their own, with `no_tool` added.
+    """
     request = _checked(body)
     if request.model != model:
         raise BadRequest(f"model: {request.model!r} is not served; {model!r} is", "model", "model_not_found")
-    offered = _offered(request.tools, tools)
+    offered, refusal = _offered(request.tools, tools)
+    other = None
+    if refusal and not takes_any_tools:
+        raise refusal
+    if refusal:
+        own = [tools[no_tool]] if no_tool is not None and no_tool in tools and no_tool not in offered else []
+        other = tools = Toolbox([*offered.values(), *own])
     choice = _choice(request.tool_choice, offered)
     among = _among(choice, offered, tools, no_tool)
     said = [message for message in request.messages if message.role not in ("system", "developer")]
@@ -161,7 +175,9 @@ def read_question(body: bytes, model: str, tools: Toolbox, no_tool: str | None) 
         raise BadRequest("messages: the last user message is empty", "messages")
     elif choice == "none":
         reply = NOTHING_TO_CALL
-    return Question(query, _history(said, users, no_tool), among, offered, request.session, reply, bool(request.stream))
+    return Question(
+        query, _history(said, users, no_tool), among, offered, request.session, reply, bool(request.stream), other
+    )
 
 
 NOTHING_TO_CALL = "No tool is called. This server chooses tools and writes no answers: let your chat model answer."
@@ -179,34 +195,37 @@ def _history(said: Sequence[_Message], users: Sequence[int], no_tool: str | None
     return tuple(turns)
 
 
-def _offered(listed: Sequence[_OfferedTool] | None, tools: Toolbox) -> dict[str, Tool]:
-    """Return the request's tools by name. Raises BadRequest for those that the model was not trained with."""
+def _offered(listed: Sequence[_OfferedTool] | None, tools: Toolbox) -> tuple[dict[str, Tool], BadRequest | None]:
+    """Return the request's tools by name, and why they are not those of the training; None if they are."""
     if listed is None:
-        return {tool.name: tool for tool in tools}
+        return {tool.name: tool for tool in tools}, None
     names = [entry.function.name for entry in listed]
     if len(set(names)) < len(names):
         raise BadRequest("tools: two of them have the same name", "tools")
+    offered = {entry.function.name: _as_tool(entry.function, place, tools) for place, entry in enumerate(listed)}
     if unknown := [name for name in names if name not in tools]:
         what = f"tools: the model was not trained with {shortlist(unknown)}; its tools are {shortlist(tools.names)}"
         fix = "offer some of these, or none for all of them, or add the tool to config.yaml and train again"
-        raise BadRequest(f"{what}; {fix}", "tools", "unknown_tool")
-    offered = {}
-    for place, entry in enumerate(listed):
-        own, function = tools[entry.function.name], entry.function
-        if function.parameters is None:
-            offered[own.name] = own
-            continue
-        field = f"tools.{place}.function.parameters"
-        try:
-            theirs = Tool(own.name, function.description or "", function.parameters)
-        except ValueError as error:
-            raise BadRequest(f"{field}: {error}", field) from None
-        if difference := _difference(own, theirs):
-            what = f"{field}: {own.name} {difference}"
-            fix = f"leave parameters out, or offer it as the model knows it: {_shown(own)}"
-            raise BadRequest(f"{what}; {fix}", field, "other_tool")
-        offered[own.name] = theirs
-    return offered
+        return offered, BadRequest(f"{what}; {fix}; {_ANY}", "tools", "unknown_tool")
+    for place, theirs in enumerate(offered.values()):
+        if difference := _difference(tools[theirs.name], theirs):
+            field = f"tools.{place}.function.parameters"
+            fix = f"leave parameters out, or offer it as the model knows it: {_shown(tools[theirs.name])}"
+            return offered, BadRequest(f"{field}: {theirs.name} {difference}; {fix}; {_ANY}", field, "other_tool")
+    return offered, None
+
+
+def _as_tool(function: _Function, place: int, tools: Toolbox) -> Tool:
+    """Return a tool of the request; one of the training is complete without its parameters."""
+    field = f"tools.{place}.function"
+    if not TOOL_NAME.fullmatch(function.name):
+        raise BadRequest(f"{field}.name: {function.name[:100]!r} does not match {TOOL_NAME.pattern}", field)
+    if function.parameters is None and function.name in tools:
+        return tools[function.name]
+    try:
+        return Tool(function.name, function.description or "", function.parameters or {})
+    except ValueError as error:
+        raise BadRequest(f"{field}.parameters: {error}", f"{field}.parameters") from None
 
 
 def _difference(own: Tool, theirs: Tool) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from tool_aware.inference.prefix_cache import Prefix
 from tool_aware.prompt import Turn, render_instruction
 from tool_aware.router_settings import RouterSettings
 from tool_aware.text import common_prefix_length
+from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,11 +35,20 @@ _LENGTH_STEP = 256  # tokens; a decoder is made anew for longer prompts, with so
 _SPARE_TOKENS = 2  # of the shared prefix: its last ones may be others before another query
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class _Listed:
+    """A list of tools as the model is asked about it: the ids of the names, the grammar of the answers."""
+
+    names: Mapping[str, list[int]]
+    grammar: AnswerGrammar
+
+
+@dataclass(frozen=True, eq=False)
 class _Asked:
     """A prompt that waits, and where its answer goes; `tool` is the one whose parameters are asked for."""
 
     prompt: list[int]
+    listed: _Listed
     future: Future[Any] = field(default_factory=Future)
     tool: str = ""
 
@@ -57,9 +67,7 @@ class LocalEngine:
         tools = settings.toolbox
         self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size
         self._max_new_tokens = settings.max_new_tokens
-        self._label, self._names = tool_label_tokens(tokenizer), tool_name_tokens(tokenizer, tools.names)
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        self._grammar = AnswerGrammar(tokenizer, tools, vocabulary=vocabulary)
+        self._label, self._own = tool_label_tokens(tokenizer), self._listed(tools)
         samples = [("a", ()), ("7", ()), ("日", (Turn("b", None),))]
         prompts = [encode_prompt(tokenizer, render_instruction(query, tools, turns)) for query, turns in samples]
         self._prefix = Prefix.of(model, prompts[0][: common_prefix_length(prompts) - _SPARE_TOKENS])
@@ -74,11 +82,23 @@ class LocalEngine:
 
     def choose(self, prompt: list[int]) -> Future[dict[str, float]]:
         """Return what becomes tool -> natural log-probability; `prompt` ends where the answer begins."""
-        return self._wait_for(self._choices, _Asked(prompt + self._label))
+        return self.choose_among(prompt, self._own)
 
     def complete(self, prompt: list[int], tool: str) -> Future[str]:
         """Return what becomes the text of the answer that calls `tool`."""
-        return self._wait_for(self._answers, _Asked(prompt + self._label + self._names[tool], tool=tool))
+        return self.complete_one(prompt, tool, self._own)
+
+    def for_tools(self, tools: Toolbox) -> ListedEngine:
+        """Return the same model asked about other tools. Their part of the prompt is computed for every batch."""
+        return ListedEngine(self, self._listed(tools))
+
+    def choose_among(self, prompt: list[int], listed: _Listed) -> Future[dict[str, float]]:
+        """Return what becomes name -> natural log-probability, for the names of a list."""
+        return self._wait_for(self._choices, _Asked(prompt + self._label, listed))
+
+    def complete_one(self, prompt: list[int], tool: str, listed: _Listed) -> Future[str]:
+        """Return what becomes the text of the answer that calls a tool of a list."""
+        return self._wait_for(self._answers, _Asked(prompt + self._label + listed.names[tool], listed, tool=tool))
 
     def close(self) -> None:
         """Answer nothing more; what waits is cancelled."""
@@ -88,6 +108,11 @@ class LocalEngine:
                 asked.future.cancel()
             self._has_work.notify_all()
         self._thread.join()
+
+    def _listed(self, tools: Toolbox) -> _Listed:
+        vocabulary = self._model.get_output_embeddings().weight.shape[0]
+        grammar = AnswerGrammar(self._tokenizer, tools, vocabulary=vocabulary)
+        return _Listed(tool_name_tokens(self._tokenizer, tools.names), grammar)
 
     def _wait_for(self, queue: deque[_Asked], asked: _Asked) -> Future[Any]:
         with self._has_work:
@@ -107,7 +132,9 @@ class LocalEngine:
                 if self._is_closed:
                     return
                 queue, run = (self._choices, self._score) if self._choices else (self._answers, self._decode)
-                taken = [queue.popleft() for _ in range(min(len(queue), self._batch_size))]
+                taken = [asked for asked in queue if asked.listed is queue[0].listed][: self._batch_size]
+                for asked in taken:
+                    queue.remove(asked)
             waiting = [asked for asked in taken if asked.future.set_running_or_notify_cancel()]
             if waiting:
                 self._answer(waiting, run)
@@ -136,15 +163,15 @@ class LocalEngine:
         prompts = [one.prompt for one in asked]
         prefix = self._prefix if self._prefix.begins(prompts) else None
         found: dict[int, dict[str, float]] = {}
-        for batch in score_names(self._model, prompts, self._names, batch_size=len(prompts), prefix=prefix):
+        for batch in score_names(self._model, prompts, asked[0].listed.names, batch_size=len(prompts), prefix=prefix):
             found.update(batch)
         return [found[place] for place in range(len(asked))]
 
     def _decode(self, asked: Sequence[_Asked]) -> list[str]:
         prompts, members = [one.prompt for one in asked], list(range(len(asked)))
-        begun = {place: self._label + self._names[one.tool] for place, one in enumerate(asked)}
+        begun = {place: self._label + one.listed.names[one.tool] for place, one in enumerate(asked)}
         decoder = self._decoder(prompts)
-        answers = decoder.run(prompts, members, self._grammar.processor(members, begun))
+        answers = decoder.run(prompts, members, asked[0].listed.grammar.processor(members, begun))
         return [
             f"Tool: {one.tool}\n{decode(self._tokenizer, answer.ids)}"
             for one, answer in zip(asked, answers, strict=True)
@@ -172,6 +199,28 @@ class LocalEngine:
         if is_shared:
             self._decoders[rows] = decoder
         return decoder
+
+
+class ListedEngine:
+    """A loaded model that is asked about another list of tools than its own; the model stays open when this closes."""
+
+    def __init__(self, engine: LocalEngine, listed: _Listed) -> None:
+        self._engine, self._listed = engine, listed
+
+    def choose(self, prompt: list[int]) -> Future[dict[str, float]]:
+        """Return what becomes tool -> natural log-probability; `prompt` ends where the answer begins."""
+        return self._engine.choose_among(prompt, self._listed)
+
+    def complete(self, prompt: list[int], tool: str) -> Future[str]:
+        """Return what becomes the text of the answer that calls `tool`."""
+        return self._engine.complete_one(prompt, tool, self._listed)
+
+    def for_tools(self, tools: Toolbox) -> ListedEngine:
+        """Return the same model asked about other tools."""
+        return self._engine.for_tools(tools)
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def load_engine(

@@ -8,6 +8,7 @@ print(decision.tool, decision.parameters, decision.confidence)
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Sequence
@@ -32,7 +33,7 @@ from tool_aware.routing.served import connect_engine
 from tool_aware.secret_values import redacted
 from tool_aware.tokenizer import load_tokenizer
 from tool_aware.tool_lists import text_parameter
-from tool_aware.tools import Tool, ToolCall
+from tool_aware.tools import Tool, Toolbox, ToolCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +51,9 @@ class Engine(Protocol):
 
     def complete(self, prompt: list[int], tool: str) -> Future[str]:
         """Return what becomes the text of the answer that calls `tool`."""
+
+    def for_tools(self, tools: Toolbox) -> Engine:
+        """Return the same model asked about other tools."""
 
     def close(self) -> None:
         """Answer nothing more."""
@@ -181,6 +185,16 @@ class Router:
         key = read_environment().openai_api_key
         engine = connect_engine(url, model, tokenizer, settings, api_key=key, timeout_s=timeout_s, at_once=at_once)
         return cls(engine, tokenizer, settings, Policy.read(folder, acting), instead=instead, log=log)
+
+    def for_tools(self, tools: Toolbox) -> Router:
+        """Return a router for other tools on the same model; only the first one need be closed.
+
+        It reads their descriptions, which a training with `training.tool_variation` teaches. Confidence is calibrated
+        for the tools of the training only.
+        """
+        other = copy.copy(self)
+        other._engine, other.tools = self._engine.for_tools(tools), tools
+        return other
 
     def close(self) -> None:
         """Stop; what waits is decided without the model."""

@@ -53,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--deadline-s", type=positive_float, default=30.0, help="for each decision (%(default)g)")
     parser.add_argument("--at-once", type=positive_int, default=64, help="requests; others get 429 (%(default)s)")
     parser.add_argument("--acting", choices=_ACTING, default="threshold", help="when the model is sure (%(default)s)")
+    parser.add_argument("--any-tools", action="store_true", help="also take tools that the model was not trained with")
     parser.add_argument("--log", metavar="CONFIG", help="config.yaml of the query log that decisions are written to")
     parser.add_argument("--instead", choices=_INSTEAD, default="no_tool", help="what decides where the model cannot")
     return parser.parse_args(arguments)
@@ -109,7 +110,7 @@ def _serve(router: Router, listener: socket.socket, options: argparse.Namespace,
 
     from tool_aware.routing.chat_api import Serving, make_app
 
-    serving = Serving(options.model_name, options.deadline_s, options.at_once, key)
+    serving = Serving(options.model_name, options.deadline_s, options.at_once, key, options.any_tools)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     say(f"serving {', '.join(router.tools.names)} as model {serving.model!r} at http://{shown}:{port}/v1")

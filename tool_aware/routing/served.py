@@ -6,6 +6,7 @@ taken for control tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from tool_aware.console import UserError
 from tool_aware.inference.grammar import gbnf_behind_name, regex_behind_name
 from tool_aware.inference.name_scores import probabilities
 from tool_aware.router_settings import RouterSettings
+from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,9 +54,8 @@ class RemoteEngine:
     ) -> None:
         self._server, self._model, self._kind = server, model, kind
         self._label = tool_label_tokens(tokenizer)
-        self._names = tool_name_tokens(tokenizer, settings.toolbox.names)
-        write = gbnf_behind_name if kind == "llama.cpp" else regex_behind_name
-        self._grammars = {tool.name: write(tool) for tool in settings.toolbox}
+        self._tokenizer = tokenizer
+        self._ask_about(settings.toolbox)
         self._max_new_tokens = settings.max_new_tokens
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="router")
 
@@ -65,6 +66,17 @@ class RemoteEngine:
     def complete(self, prompt: list[int], tool: str) -> Future[str]:
         """Return what becomes the text of the answer that calls `tool`."""
         return self._pool.submit(self._complete, prompt, tool)
+
+    def for_tools(self, tools: Toolbox) -> RemoteEngine:
+        """Return the same server asked about other tools; closing either closes both."""
+        other = copy.copy(self)
+        other._ask_about(tools)
+        return other
+
+    def _ask_about(self, tools: Toolbox) -> None:
+        write = gbnf_behind_name if self._kind == "llama.cpp" else regex_behind_name
+        self._names = tool_name_tokens(self._tokenizer, tools.names)
+        self._grammars = {tool.name: write(tool) for tool in tools}
 
     def close(self) -> None:
         """Answer nothing more."""

@@ -160,6 +160,22 @@ def test_a_model_that_fails_is_no_reason_to_say_that_no_tool_is_needed(client, r
     assert ask(client, user("hi")).decision["fallback_kind"] == "error"
 
 
+def test_tools_that_the_model_has_not_seen_are_read_where_that_is_wanted(router):  # noqa: F811
+    parameters = {"type": "object", "properties": {"day": {"enum": ["today", "tomorrow"]}}, "required": ["day"]}
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("sun", "rain")]
+    with serving(router, takes_any_tools=True) as url, openai.OpenAI(base_url=url, api_key="x") as client:
+        replies = [ask(client, user("hi"), tools=tools, tool_choice=choice) for choice in ("auto", "required")]
+        assert [set(reply.decision["probabilities"]) for reply in replies] == [{"sun", "rain", "chat"}, {"sun", "rain"}]
+        wanted = {"type": "function", "function": {"name": "rain"}}
+        reply = ask(client, user("hi"), tools=tools, tool_choice=wanted)
+        assert json.loads(reply.choices[0].message.tool_calls[0].function.arguments)["day"] in ("today", "tomorrow")
+        own = ask(client, user("hi")).decision["probabilities"]
+    other = router.for_tools(Toolbox([*(Tool(name, "", parameters) for name in ("sun", "rain")), TOOLBOX["chat"]]))
+    expected = other.route("hi", parameters=False).probabilities
+    assert replies[0].decision["probabilities"] == pytest.approx(expected, abs=1e-4)
+    assert own == pytest.approx(router.route("hi", parameters=False).probabilities, abs=1e-4)
+
+
 def test_the_results_of_tools_come_back_as_text_so_that_a_loop_ends(client):
     results = [{"role": "tool", "tool_call_id": "1", "content": text} for text in ("four", "five")]
     reply = ask(client, user("2 + 2"), called("run"), *results)
@@ -240,6 +256,7 @@ FUNCTION = {"type": "function", "function": {"name": "weather"}}
         ({"tools": []}, "tools: List should have at least 1 item"),
         ({"tools": [FUNCTION]}, "tools: the model was not trained with weather; its tools are chat, ping, stop, run"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type: Input should be 'function'"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name: 'a b' does not match"),
         ({"tools": offered("ping", "ping")}, "tools: two of them have the same name"),
         ({"tools": offered("chat", chat={"type": "object", "properties": {"x": {}}})}, "chat has the parameters x"),
         ({"tools": offered("ping", ping={"type": "object", "properties": {"n": {"enum": [9]}}})}, "other values for n"),

@@ -379,7 +379,7 @@ class Router:
         names = [choice.tool if choice else None, rules(text) if self._instead == "keywords" else None]
         for name in [*names, self.settings.no_tool]:
             parameter = query_parameter(self.tools[name]) if name and name in offered else None
-            if name and parameter:
+            if name and parameter and not self.tools[name].parameter_problems({parameter: text}):
                 chosen = choice if choice and choice.tool == name else None
                 return Decision(
                     name,

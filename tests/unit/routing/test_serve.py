@@ -170,6 +170,12 @@ def test_tools_that_the_model_has_not_seen_are_read_where_that_is_wanted(router)
         reply = ask(client, user("hi"), tools=tools, tool_choice=wanted)
         assert json.loads(reply.choices[0].message.tool_calls[0].function.arguments)["day"] in ("today", "tomorrow")
         own = ask(client, user("hi")).decision["probabilities"]
+        long = {"type": "object", "properties": {"text": {"type": "string", "minLength": 1000}}, "required": ["text"]}
+        tools = [{"type": "function", "function": {"name": "write", "parameters": long}}]
+        with pytest.raises(
+            openai.UnprocessableEntityError, match="no tool could be chosen: the model's answer is no call"
+        ):
+            ask(client, user("hi"), tools=tools, tool_choice="required")  # the query would not fit the schema either
     other = router.for_tools(Toolbox([*(Tool(name, "", parameters) for name in ("sun", "rain")), TOOLBOX["chat"]]))
     expected = other.route("hi", parameters=False).probabilities
     assert replies[0].decision["probabilities"] == pytest.approx(expected, abs=1e-4)

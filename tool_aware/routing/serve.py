@@ -90,7 +90,9 @@ def _listening(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise UserError(f"cannot listen there: {error.strerror}", where=where, fix="choose another port") from error
+        raise UserError(
+            f"cannot listen there: {error.strerror}", where=where, fix="choose another host or port"
+        ) from error
     return listener
 
 

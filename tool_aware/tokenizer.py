@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.chat_format import MISTRAL_TEMPLATE, chat_format
 from tool_aware.console import UserError
-from tool_aware.paths import MODEL_CONFIG_NAME
+from tool_aware.paths import MODEL_CONFIG_NAME, TOKENIZER_CONFIG_NAME
 from tool_aware.text_files import read_json_text, text_format
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _check_tokenizer_files(folder: Path, where: str) -> None:
     if not any(path.is_file() for path in found):
         fix = "copy tokenizer.json, tokenizer_config.json and tokenizer.model there as well"
         raise UserError("the folder has no tokenizer (tokenizer.json or tokenizer.model)", where=where, fix=fix)
-    for path in (*found, folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+    for path in (*found, folder / TOKENIZER_CONFIG_NAME, folder / "special_tokens_map.json"):
         if not path.is_file():
             continue
         text_format(path)

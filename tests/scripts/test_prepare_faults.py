@@ -277,7 +277,7 @@ def test_a_clock_that_is_set_back_gives_no_negative_time(tmp_path, monkeypatch):
 
 def test_earlier_splits_of_two_runs_are_refused(tmp_path):
     for seed in (1, 2):
-        prepare(tmp_path / str(seed), "--set", f"dataset.seed={seed}")
+        prepare(tmp_path / str(seed), "--set", f"dataset.seed={seed}", "--set", "dataset.synthetic_per_tool=80")
     os.replace(tmp_path / "2/train.json", tmp_path / "1/train.json")
     with pytest.raises(UserError, match="belongs to another data set"):
         prepare(tmp_path / "3", "--set", f"dataset.splits_from={tmp_path / '1'}")

@@ -52,7 +52,7 @@ def test_its_shapes_are_those_of_the_language_part(whole):
     assert found.ties_embeddings == whole.is_tied
 
 
-def test_a_merged_model_is_the_whole_model_with_the_adapter_in_it(whole, tmp_path):
+def test_a_merged_model_is_the_whole_model_with_the_adapter_in_it(whole, tmp_path, tokenizer):
     from transformers import AutoModelForImageTextToText
 
     config = settings_for(whole.folder, "lora.r=4")
@@ -63,6 +63,7 @@ def test_a_merged_model_is_the_whole_model_with_the_adapter_in_it(whole, tmp_pat
         if "lora_" in name:
             parameter.data = 0.1 * torch.randn_like(parameter)
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    tokenizer.save_pretrained(tmp_path / "adapter")
     check_saved_adapter(tmp_path / "adapter", config.model)
     merger = Merger(config, tmp_path / "adapter")
     merger.save(merger.methods()[0], tmp_path / "merged")

@@ -68,7 +68,7 @@ class Endpoint:
         props = self._optional("props")
         says |= {key: props[key] for key in _OF_SERVER if key in props} if isinstance(props, dict) else {}
         adapters = self._optional("lora-adapters")
-        says |= {"lora_adapters": adapters} if isinstance(adapters, list) and adapters else {}
+        says |= {"adapters": adapters} if isinstance(adapters, list) and adapters else {}
         version = self._optional("version")
         return says | ({"version": version["version"]} if isinstance(version, dict) and "version" in version else {})
 

@@ -284,7 +284,7 @@ def _tokenizer_files(folder: Path) -> Iterator[Path]:
     names = (
         "tokenizer.json",
         "tokenizer.model",
-        "tokenizer_config.json",
+        TOKENIZER_CONFIG_NAME,
         "special_tokens_map.json",
         CHAT_TEMPLATE_NAME,
         "preprocessor_config.json",  # of a model that reads images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -55,9 +56,11 @@ def server(evaluation_data_dir):
 @pytest.fixture
 def ask(server, tiny_model_dir, adapter, evaluation_data_dir, tmp_path, capsys):
     """Evaluate the server with settings from a file that names the results folder `results`."""
+    unprobed = tmp_path / "output" / "lora_adapters"  # no evaluation of another test has left a probe there
+    shutil.copytree(adapter, unprobed, ignore=shutil.ignore_patterns("probe.json"))
 
     def call(*options):
-        words = command_line(tiny_model_dir, adapter, evaluation_data_dir, tmp_path / "results")[1:]
+        words = command_line(tiny_model_dir, unprobed, evaluation_data_dir, tmp_path / "results")[1:]
         words = [word for word in words if word != "--set" and not word.startswith("evaluation.results_dir=")]
         settings = tmp_path / "config.yaml"
         base, folder = REPOSITORY / "config.yaml", tmp_path / "results"

@@ -36,12 +36,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _follow_ups import load_conversations, load_two_requests
 from _follow_ups_tables import markdown
-from _random_mistral import REPOSITORY, environment, results_file
+from _random_mistral import environment, results_file
 from _real_model import Material, Run, perform_all, perform_in_child
 from dataset_probe import PROBES, Labelled, labelled, load_probe, without_lookalikes
-from real_model import TINY, described_set, earlier_results, is_known, probe_rows, tiny_model, unlike_probes
+from real_model import (
+    TINY,
+    default_splits,
+    described_set,
+    earlier_results,
+    is_known,
+    probe_rows,
+    settings_of,
+    unlike_probes,
+)
 
-from tool_aware.config.settings import load_config
 from tool_aware.console import GateFailed, UserError, run, say
 from tool_aware.evaluation.scoring.earlier_turns import without_earlier_turns
 from tool_aware.files import write_json
@@ -126,25 +134,10 @@ def runs_of(part: str, arguments: argparse.Namespace, tests: Sequence[str]) -> l
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
     """Make the default data set, take out what resembles hand-written rows, read these."""
-    from tool_aware.dataset.assembly import assemble
-    from tool_aware.dataset.splitting import split_rows
-    from tool_aware.dataset.synthesis.content import load_content
-
-    model = arguments.model.resolve() if arguments.model else tiny_model(folder / "model")
-    overrides = [f"model.name={model}", "quantization.load_in_4bit=false", "logging.tensorboard=false"]
-    if arguments.tiny:
-        overrides += [
-            "dataset.synthetic_per_tool=60",
-            "dataset.ambiguous=8",
-            "dataset.follow_ups=40",
-            "dataset.two_requests=24",
-            "evaluation.max_new_tokens=8",
-        ]
-    config = load_config(REPOSITORY / "config.yaml", overrides)
+    config = settings_of(arguments, folder, follow_ups=40, two_requests=24)
     conversations, two = load_conversations(config), load_two_requests(config)
     probes = {path.stem: load_probe(path) for path in PROBES}
-    rows = assemble(config, load_content(), []).rows
-    parts = split_rows(rows, config.dataset.splits, config.dataset.seed).rows
+    parts = default_splits(config)
     train = unlike_probes(parts["train"], [*labelled(two), *(query for probe in probes.values() for query in probe)])
     train = unlike_conversations(train, conversations)
     if not arguments.tiny and not any(map(is_added, train)):

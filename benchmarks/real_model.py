@@ -163,29 +163,39 @@ def runs_of(part: str, arguments: argparse.Namespace) -> list[Run]:
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
     """Make the default data set, take out what resembles the probes, read the probes."""
-    from tool_aware.dataset.assembly import assemble
-    from tool_aware.dataset.splitting import split_rows
-    from tool_aware.dataset.synthesis.content import load_content
-
-    model = arguments.model.resolve() if arguments.model else tiny_model(folder / "model")
-    overrides = [f"model.name={model}", "quantization.load_in_4bit=false", "logging.tensorboard=false"]
-    if arguments.tiny:
-        overrides += [
-            "dataset.synthetic_per_tool=60",
-            "dataset.ambiguous=8",
-            "dataset.follow_ups=8",
-            "dataset.two_requests=8",
-            "evaluation.max_new_tokens=8",
-        ]
-    config = load_config(REPOSITORY / "config.yaml", overrides)
-    rows = assemble(config, load_content(), []).rows
-    parts = split_rows(rows, config.dataset.splits, config.dataset.seed).rows
+    config = settings_of(arguments, folder)
+    parts = default_splits(config)
     probes = {path.stem: load_probe(path) for path in PROBES}
     train = unlike_probes(parts["train"], [query for probe in probes.values() for query in probe])
     tests = {"test": parts["test"]} | {name: probe_rows(probe, config) for name, probe in probes.items()}
     if arguments.tiny:
         return Material(config, train, {name: part[:6] for name, part in tests.items()}, batch_size=8)
     return Material(config, train, tests)
+
+
+def settings_of(arguments: argparse.Namespace, folder: Path, *, follow_ups: int = 8, two_requests: int = 8) -> Config:
+    """Return config.yaml for the model that is measured; the numbers of rows are those of a trial with `--tiny`."""
+    model = arguments.model.resolve() if arguments.model else tiny_model(folder / "model")
+    overrides = [f"model.name={model}", "quantization.load_in_4bit=false", "logging.tensorboard=false"]
+    if arguments.tiny:
+        overrides += [
+            "dataset.synthetic_per_tool=60",
+            "dataset.ambiguous=8",
+            f"dataset.follow_ups={follow_ups}",
+            f"dataset.two_requests={two_requests}",
+            "evaluation.max_new_tokens=8",
+        ]
+    return load_config(REPOSITORY / "config.yaml", overrides)
+
+
+def default_splits(config: Config) -> Mapping[str, list[Row]]:
+    """Return the rows that stage 1 makes of a config without a log, by split."""
+    from tool_aware.dataset.assembly import assemble
+    from tool_aware.dataset.splitting import split_rows
+    from tool_aware.dataset.synthesis.content import load_content
+
+    rows = assemble(config, load_content(), []).rows
+    return split_rows(rows, config.dataset.splits, config.dataset.seed).rows
 
 
 def tiny_model(folder: Path) -> Path:

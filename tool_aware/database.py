@@ -168,3 +168,14 @@ def _is_one_listening(host: str, port: int, timeout_s: float) -> bool:
     except (OSError, UnicodeError):
         return False
     return True
+
+
+def close_quietly(connection: Any) -> None:
+    """Close a connection, if there is one; it is no fault if the server has closed it already."""
+    import psycopg2
+
+    try:
+        if connection is not None:
+            connection.close()
+    except psycopg2.Error:
+        pass

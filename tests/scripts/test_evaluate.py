@@ -7,11 +7,12 @@ import signal
 import subprocess
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 
 from tests.fixtures.evaluate_script import BRIEFS_FILES, REPOSITORY, command, refused
+from tests.fixtures.http_replies import JsonReplies
 
 
 def test_a_run_leaves_the_files_of_the_brief_and_prints_the_comparison(finished):
@@ -139,23 +140,15 @@ def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(
         assert (tmp_path / "killed" / name).read_text() == (whole / name).read_text()
 
 
-class Answering(BaseHTTPRequestHandler):
+class Answering(JsonReplies):
     """An OpenAI-compatible server that knows one answer per prompt."""
 
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802  http.server calls it
         self.reply({"data": [{"id": "router"}]})
 
-    def do_POST(self):
-        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+    def do_POST(self):  # noqa: N802
+        prompt = self.body()["messages"][0]["content"]
         self.reply({"choices": [{"message": {"content": self.server.answers[prompt]}, "finish_reason": "length"}]})
-
-    def reply(self, value):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(value).encode())
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture

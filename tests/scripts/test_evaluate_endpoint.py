@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 
 import evaluate as script
 from tests.fixtures.evaluate_script import REPOSITORY, command_line
+from tests.fixtures.http_replies import JsonReplies
 from tests.fixtures.in_process import outcome
 
 
-class Answering(BaseHTTPRequestHandler):
+class Answering(JsonReplies):
     """A chat server with llama.cpp's /props, which knows one answer per prompt and counts the requests."""
 
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802  http.server calls it
         server = self.server
         if self.path == "/v1/models":
             self.reply({"data": [{"id": "router", "created": server.requests, "owned_by": "llamacpp"}]})
@@ -26,18 +27,10 @@ class Answering(BaseHTTPRequestHandler):
         else:
             self.send_error(404)
 
-    def do_POST(self):
-        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+    def do_POST(self):  # noqa: N802
+        prompt = self.body()["messages"][0]["content"]
         self.server.requests += 1
         self.reply({"choices": [{"message": {"content": self.server.answers[prompt]}, "finish_reason": "stop"}]})
-
-    def reply(self, value):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(value).encode())
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typing import Any
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment
 from tool_aware.console import UserError, warn
-from tool_aware.database import DatabaseUnreachable, begin, connect_to_database, identifier
+from tool_aware.database import DatabaseUnreachable, begin, close_quietly, connect_to_database, identifier
 from tool_aware.dataset.log_findings import LogFindings, absent_fields, refuse_missing_columns
 from tool_aware.dataset.log_records import (
     BLANKS,
@@ -193,14 +193,8 @@ class _Reader:
 
     def close(self) -> None:
         """Close the connection, if there is one."""
-        import psycopg2
-
         connection, self._connection = self._connection, None
-        try:
-            if connection is not None:
-                connection.close()
-        except psycopg2.Error:
-            pass  # the server has closed it already
+        close_quietly(connection)
 
     def _connected(self) -> Any:
         """Return a connection in a transaction that has its time limit."""

@@ -11,7 +11,7 @@ from uuid import uuid4
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment
 from tool_aware.console import UserError
-from tool_aware.database import begin, connect_to_database, identifier
+from tool_aware.database import begin, close_quietly, connect_to_database, identifier
 
 Value = str | float | bool | None
 
@@ -111,14 +111,8 @@ class DecisionWriter:
 
     def disconnect(self) -> None:
         """Close the connection, if there is one."""
-        import psycopg2
-
         connection, self._connection = self._connection, None
-        try:
-            if connection is not None:
-                connection.close()
-        except psycopg2.Error:
-            pass  # the server has closed it already
+        close_quietly(connection)
 
     def _write_all(self, entries: Sequence[Entry]) -> Written:
         """Write entries in one transaction; if the server refuses a value, each half of them in its own."""

@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
     else:
         rows = load_rows(arguments.data / "train.json", config.toolbox).rows if arguments.data else synthesised(config)
-        train = without_lookalikes(labelled(rows), everything)
+        standing_alone = [row for row in rows if not row.history]
+        train = without_lookalikes(labelled(standing_alone), everything)
         report = {"train_rows": len(train), "resembling_rows_taken_out": len(rows) - len(train), "probes": {}}
         queries = [row.query for row in everything]
         answers = {name: iter(classify(train, queries)) for name, classify in classifiers.items()}
@@ -228,11 +229,10 @@ def synthesised(config: Config) -> list[Row]:
 
 
 def labelled(rows: Sequence[Row]) -> list[Labelled]:
-    """Return query, tool and template of the rows whose query stands alone."""
+    """Return query, tool and template of each row."""
     return [
         Labelled(row.query, row.tool, str(row.metadata.get("slice", "")), str(row.metadata.get("group", row.query)))
         for row in rows
-        if not row.history
     ]
 
 

@@ -185,3 +185,13 @@ def test_tables_of_conversations_tell_parts_of_a_set_and_malformed_answers(bench
     assert both.startswith("75.0 [")
     assert tables._with_malformed(seeds[0])["test"]["malformed"] == "0001"
     assert tables.part_of(results, seeds, "test", "tool", lambda its, n: True) == ""
+
+
+def test_the_quality_benchmarks_make_their_data_also_where_rows_have_earlier_turns(tmp_path, benchmark_module):
+    import argparse
+
+    arguments = argparse.Namespace(model=None, tiny=True, tests=6)
+    for name in ("real_model", "follow_ups"):
+        material = benchmark_module(name).prepare(arguments, tmp_path / name)
+        assert any(row.history for row in material.train)
+        assert all(len(rows) == 6 for rows in material.tests.values())

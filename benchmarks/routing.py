@@ -166,7 +166,7 @@ def _done(value: Any) -> Future[Any]:
 
 def measure_own_part(router: Router, queries: Sequence[str]) -> dict[str, Any]:
     """Time all of a decision but the model: prompt, tokens, policy, reading the call."""
-    own = Router(AtOnce(router.tools.names), router._tokenizer, router.settings, Policy())
+    own = Router(AtOnce(router.tools.names), router._decider.tokenizer, router.settings, Policy())
     own.route_many(queries[:8])
     started_s = time.perf_counter()
     latencies = [own.route(query).seconds for query in queries]

@@ -9,98 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Sequence
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
-from tool_aware.chat_format import chat_format, encode_prompt
+from tool_aware.chat_format import chat_format
 from tool_aware.config.environment import read_environment
 from tool_aware.console import UserError
-from tool_aware.history import shown_turns
-from tool_aware.keyword_rules import keyword_rules
 from tool_aware.paths import ADAPTER_CONFIG_NAME, MODEL_CONFIG_NAME
-from tool_aware.prompt import Turn, parse_response, render_instruction
+from tool_aware.prompt import Turn
 from tool_aware.router_settings import RouterSettings, read_router_settings
-from tool_aware.routing.decision import Acting, Choice, Decision, FallbackKind, Policy
+from tool_aware.routing.deciding import Decider, Engine, Instead, Underway, Wanted
+from tool_aware.routing.decision import Acting, Decision, Policy
 from tool_aware.routing.feedback import DecisionLog
 from tool_aware.routing.loaded import load_engine
 from tool_aware.routing.served import connect_engine
-from tool_aware.secret_values import redacted
 from tool_aware.tokenizer import load_tokenizer
-from tool_aware.tool_lists import text_parameter
-from tool_aware.tools import Tool, Toolbox, ToolCall
+from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Instead = Literal["no_tool", "keywords"]
-
-_MOST_CHARACTERS = 12  # a token holds that many at most, or nearly; a longer query is not even tokenised
-
-
-class Engine(Protocol):
-    """Where the model runs. Both methods return at once; what they return may hold an exception."""
-
-    def choose(self, prompt: list[int]) -> Future[dict[str, float]]:
-        """Return what becomes tool -> natural log-probability; `prompt` ends where the answer begins."""
-
-    def complete(self, prompt: list[int], tool: str) -> Future[str]:
-        """Return what becomes the text of the answer that calls `tool`."""
-
-    def for_tools(self, tools: Toolbox) -> Engine:
-        """Return the same model asked about other tools."""
-
-    def close(self) -> None:
-        """Answer nothing more."""
-
-
-class _Unanswered(Exception):
-    """The reason why a query has no answer of the model."""
-
-
-@dataclass(frozen=True)
-class _Query:
-    """A query as the model is asked it, and until when."""
-
-    prompt: list[int]
-    until_s: float | None
-
-    @property
-    def left_s(self) -> float | None:
-        """Return the seconds until its deadline; None without one."""
-        return None if self.until_s is None else max(0.0, self.until_s - time.monotonic())
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """A result that a query waits for."""
-
-    future: Future[Any]
-    query: _Query
-
-
-class _Underway:
-    """A query on its way to a decision: it waits for `wanted`, or has its decision."""
-
-    def __init__(self, steps: Generator[_Wanted, Any, Decision]) -> None:
-        self._steps = steps
-        self.wanted: _Wanted | None = None
-        self.decision: Decision | None = None
-        self.go_on()
-
-    def go_on(self, result: Any = None, *, error: Exception | None = None) -> None:
-        """Take what was waited for, or why it does not come."""
-        if self.wanted and error:
-            self.wanted.future.cancel()
-        try:
-            self.wanted = self._steps.throw(error) if error else self._steps.send(result)
-        except StopIteration as end:
-            self.wanted, self.decision = None, end.value
 
 
 class Router:
@@ -122,9 +52,23 @@ class Router:
         instead: Instead = "no_tool",
         log: DecisionLog | None = None,
     ) -> None:
-        self._engine, self._tokenizer, self.settings, self.policy = engine, tokenizer, settings, policy
-        self.tools = settings.toolbox
-        self._instead, self._log = instead, log
+        self._decider = Decider(engine, tokenizer, settings, policy, settings.toolbox, instead)
+        self.log = log
+
+    @property
+    def settings(self) -> RouterSettings:
+        """Return the settings of the model."""
+        return self._decider.settings
+
+    @property
+    def policy(self) -> Policy:
+        """Return when the model is sure enough."""
+        return self._decider.policy
+
+    @property
+    def tools(self) -> Toolbox:
+        """Return the tools among which it chooses."""
+        return self._decider.tools
 
     # ---- making one -----------------------------------------------------------------------------------------
 
@@ -193,12 +137,12 @@ class Router:
         for the tools of the training only.
         """
         other = copy.copy(self)
-        other._engine, other.tools = self._engine.for_tools(tools), tools
+        other._decider = self._decider.for_tools(tools)
         return other
 
     def close(self) -> None:
         """Stop; what waits is decided without the model."""
-        self._engine.close()
+        self._decider.engine.close()
 
     def __enter__(self) -> Router:
         return self
@@ -246,7 +190,7 @@ class Router:
         if len(turns) != len(texts) or len(names) != len(texts):
             raise ValueError(f"{len(turns)} histories and {len(names)} sessions for {len(texts)} queries")
         underway = [
-            _Underway(self._deciding(text, earlier, deadline_s, parameters, session=name, among=among))
+            Underway(self._deciding(text, earlier, deadline_s, parameters, session=name, among=among))
             for text, earlier, name in zip(texts, turns, names, strict=True)
         ]
         waiting = deque(underway)  # in turns, so that the model always has all of them before it
@@ -272,7 +216,7 @@ class Router:
         among: Collection[str] | None = None,
     ) -> Decision:
         """Decide as `route` does, while other coroutines run."""
-        one = _Underway(self._deciding(query, history, deadline_s, parameters, session=session, among=among))
+        one = Underway(self._deciding(query, history, deadline_s, parameters, session=session, among=among))
         while one.wanted:
             try:
                 async with asyncio.timeout(one.wanted.query.left_s):
@@ -291,113 +235,10 @@ class Router:
         *,
         session: str | None,
         among: Collection[str] | None,
-    ) -> Generator[_Wanted, Any, Decision]:
+    ) -> Generator[Wanted, Any, Decision]:
         """Yield what is waited for, get it or its error sent, and return the decision, logged, in the end."""
-        decision = yield from self._answering(text, history, deadline_s, parameters, among)
-        return self._log.record(decision, text, session) if self._log else decision
-
-    def _answering(
-        self,
-        text: str,
-        history: Sequence[Turn],
-        deadline_s: float | None,
-        parameters: bool,
-        among: Collection[str] | None,
-    ) -> Generator[_Wanted, Any, Decision]:
-        """Yield what is waited for, get it or its error sent, and return the decision in the end."""
-        begun_s = time.monotonic()
-        names = self._offered(among)
-        choice, reason = None, ""
-        kind: FallbackKind = "answer"
-        try:
-            query = self._query(text, history, begun_s, deadline_s)
-            if among is not None and len(names) == 1:
-                choice = Choice(names[0], None, False, {})
-            else:
-                scores = yield _Wanted(self._engine.choose(query.prompt), query)
-                choice = self.policy.choose({name: scores[name] for name in names})
-            if not parameters or not self.tools[choice.tool].properties:
-                return self._decision(ToolCall(choice.tool, {}, "-"), choice, begun_s)
-            answer = parse_response((yield _Wanted(self._engine.complete(query.prompt, choice.tool), query)))
-            problems = self.tools.problems(answer.call) if answer.call else [answer.problem or "no call"]
-            if answer.call and not problems:
-                return self._decision(answer.call, choice, begun_s)
-            reason = f"the model's answer is no call: {'; '.join(problems)[:200]}"
-        except (TimeoutError, CancelledError):
-            reason = f"no answer within {deadline_s:g} s" if deadline_s is not None else "the router was closed"
-            kind = "deadline" if deadline_s is not None else "error"
-        except _Unanswered as error:
-            reason, kind = str(error), "query"
-        except Exception as error:  # of the model, its server, its memory: an agent needs a decision all the same
-            reason = redacted(str(error)).splitlines()[0] if str(error) else type(error).__name__
-            kind = "error"
-        return replace(self._without_answer(text, choice, reason, begun_s, names), fallback_kind=kind)
-
-    def _offered(self, among: Collection[str] | None) -> tuple[str, ...]:
-        """Return the names among which to choose, in the order of the tools."""
-        unknown = [name for name in among or () if name not in self.tools]
-        if unknown or (among is not None and not among):
-            raise ValueError(f"among={unknown or among!r} are no tools; the tools are {', '.join(self.tools.names)}")
-        return tuple(name for name in self.tools.names if among is None or name in among)
-
-    def _query(self, text: str, history: Sequence[Turn], begun_s: float, deadline_s: float | None) -> _Query:
-        """Return the query with its prompt. Raises _Unanswered for one that the model cannot be asked."""
-        if not text.strip():
-            raise _Unanswered("the query is empty")
-        limit = self.settings.model.max_seq_length
-        if len(text) > limit * _MOST_CHARACTERS:
-            raise _Unanswered(f"the query has {len(text):,} characters; the model takes {limit:,} tokens")
-        shown = shown_turns(history, self.settings.conversation)
-        for oldest in range(len(shown) + 1):
-            instruction = render_instruction(text, self.tools, shown[oldest:])
-            prompt = encode_prompt(self._tokenizer, instruction)
-            if len(prompt) < limit:
-                until_s = None if deadline_s is None else begun_s + deadline_s
-                return _Query(prompt, until_s)
-        raise _Unanswered(f"the prompt has {len(prompt):,} tokens; the model takes {limit:,}")
-
-    def _decision(self, call: ToolCall, choice: Choice, begun_s: float, fallback: str | None = None) -> Decision:
-        return Decision(
-            call.tool,
-            call.parameters,
-            "" if call.reasoning == "-" else call.reasoning,
-            choice.confidence,
-            choice.abstained,
-            fallback,
-            choice.probabilities,
-            time.monotonic() - begun_s,
-        )
-
-    def _without_answer(
-        self, text: str, choice: Choice | None, reason: str, begun_s: float, offered: Sequence[str]
-    ) -> Decision:
-        """Decide by the model's choice if it has made one, else by `instead`; the query is the parameter.
-
-        Where that is no whole call, it is the tool that stands for calling none.
-        """
-        rules = keyword_rules(self.settings.keyword_router, offered)
-        names = [choice.tool if choice else None, rules(text) if self._instead == "keywords" else None]
-        for name in [*names, self.settings.no_tool]:
-            parameter = query_parameter(self.tools[name]) if name and name in offered else None
-            if name and parameter and not self.tools[name].parameter_problems({parameter: text}):
-                chosen = choice if choice and choice.tool == name else None
-                return Decision(
-                    name,
-                    {parameter: text},
-                    "",
-                    chosen.confidence if chosen else None,
-                    chosen.abstained if chosen else True,
-                    reason,
-                    choice.probabilities if choice else {},
-                    time.monotonic() - begun_s,
-                )
-        return Decision(None, {}, "", None, True, reason, seconds=time.monotonic() - begun_s)
-
-
-def query_parameter(tool: Tool) -> str | None:
-    """Return the one parameter of a tool that may hold a query as it was typed; None if its call needs more."""
-    name = text_parameter(tool)
-    return None if name is None or "contentMediaType" in tool.properties[name] else name
+        decision = yield from self._decider.steps(text, history, deadline_s, parameters, among)
+        return self.log.record(decision, text, session) if self.log else decision
 
 
 def _settings(folder: Path, config: str | Path | None, base: str | None) -> RouterSettings:

@@ -28,9 +28,10 @@ from tool_aware.command_line import (
 )
 from tool_aware.config.environment import read_environment
 from tool_aware.console import EXIT_DONE, Interrupted, UserError, require_packages, run, say
+from tool_aware.routing.deciding import Instead
 from tool_aware.routing.decision import Acting
 from tool_aware.routing.feedback import DecisionLog
-from tool_aware.routing.router import Instead, Router
+from tool_aware.routing.router import Router
 
 LOOPBACK = "127.0.0.1"
 _ACTING: tuple[str, ...] = get_args(Acting)

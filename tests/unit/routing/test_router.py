@@ -95,9 +95,9 @@ def test_answers_are_those_of_constrained_decoding_alone_and_together(router, qu
         make_processor=lambda members: grammar.processor(members, dict.fromkeys(members, begun)),
     )
     expected = {place: f"Tool: ping\n{tokenizer.decode(answer.ids)}" for batch in batches for place, answer in batch}
-    waiting = [router._engine.complete(prompt, "ping") for prompt in prompts]
+    waiting = [router._decider.engine.complete(prompt, "ping") for prompt in prompts]
     assert [future.result() for future in waiting] == [expected[place] for place in range(3)]
-    assert router._engine.complete(prompts[1], "ping").result() == expected[1]
+    assert router._decider.engine.complete(prompts[1], "ping").result() == expected[1]
 
 
 def test_threads_and_coroutines_get_the_same_decisions(router):
@@ -152,7 +152,7 @@ def test_a_deadline_is_kept_and_does_not_hold_up_the_next_query(router):
 
 
 def test_an_error_of_the_model_becomes_a_decision_and_the_next_query_is_answered(router, monkeypatch):
-    monkeypatch.setattr(router._engine._model, "forward", None)
+    monkeypatch.setattr(router._decider.engine._model, "forward", None)
     failed = router.route("hi", parameters=False)
     assert failed.tool == "chat"
     assert failed.fallback
@@ -161,8 +161,8 @@ def test_an_error_of_the_model_becomes_a_decision_and_the_next_query_is_answered
 
 
 def test_an_answer_that_does_not_end_keeps_the_choice_where_the_query_can_be_the_parameter(folder, router, monkeypatch):
-    monkeypatch.setattr(router._engine, "_max_new_tokens", 3)
-    monkeypatch.setattr(router._engine, "_decoders", {})
+    monkeypatch.setattr(router._decider.engine, "_max_new_tokens", 3)
+    monkeypatch.setattr(router._decider.engine, "_decoders", {})
     for query in QUERIES:
         chosen, decision = router.route(query, parameters=False), router.route(query)
         if chosen.tool == "stop":
@@ -174,7 +174,9 @@ def test_an_answer_that_does_not_end_keeps_the_choice_where_the_query_can_be_the
 
 
 def test_rules_by_words_decide_where_that_is_wanted_but_never_send_a_query_as_a_program(router):
-    ruled = Router(router._engine, router._tokenizer, router.settings, router.policy, instead="keywords")
+    ruled = Router(
+        router._decider.engine, router._decider.tokenizer, router.settings, router.policy, instead="keywords"
+    )
     assert ruled.route("compute 17 * 23" * 3000).tool == "chat"
     assert ruled.route("please end" * 3000).tool == "chat"  # `stop` takes no query
 

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 
 import openai
 import pytest
@@ -145,7 +146,7 @@ def test_only_what_is_offered_is_chosen(client):
 def test_the_tool_for_calling_none_is_a_text_where_it_is_not_offered(client, router, monkeypatch):  # noqa: F811
     scores: Future = Future()
     scores.set_result(dict.fromkeys(TOOLBOX.names, -9.0) | {"chat": -0.1})
-    monkeypatch.setattr(router._engine, "choose", lambda prompt: scores)
+    monkeypatch.setattr(router._decider.engine, "choose", lambda prompt: scores)
     reply = ask(client, user("hi"), tools=offered("ping", "run"))
     assert (reply.choices[0].finish_reason, reply.choices[0].message.content) == ("stop", NO_TOOL_NEEDED)
     assert reply.choices[0].message.tool_calls is None
@@ -153,7 +154,7 @@ def test_the_tool_for_calling_none_is_a_text_where_it_is_not_offered(client, rou
 
 
 def test_a_model_that_fails_is_no_reason_to_say_that_no_tool_is_needed(client, router, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(router._engine._model, "forward", None)
+    monkeypatch.setattr(router._decider.engine._model, "forward", None)
     with pytest.raises(openai.InternalServerError, match="no tool could be chosen: ") as caught:
         ask(client, user("hi"), tools=offered("ping", "run"))
     assert (caught.value.status_code, caught.value.response.headers["Retry-After"]) == (503, "1")
@@ -208,13 +209,14 @@ def test_earlier_messages_are_the_history():
 def test_defaults_are_written_out_for_a_schema_that_requires_them(client, router, monkeypatch):  # noqa: F811
     answer: Future = Future()
     answer.set_result("Tool: ping\nParameters: {}\nReasoning: It asks.")
-    monkeypatch.setattr(router._engine, "complete", lambda prompt, tool: answer)
+    monkeypatch.setattr(router._decider.engine, "complete", lambda prompt, tool: answer)
     strict = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
     reply = ask(client, user("hi"), tools=offered("ping", ping=strict), tool_choice="required")
     assert reply.decision["problems"] == ["'n' is a required property"]
     properties = {"n": {"enum": [1, 2], "default": 2}}
     other = Tool("ping", "pings", {"type": "object", "properties": properties})
-    monkeypatch.setattr(router, "tools", Toolbox([*(tool for tool in TOOLBOX if tool.name != "ping"), other]))
+    changed = Toolbox([*(tool for tool in TOOLBOX if tool.name != "ping"), other])
+    monkeypatch.setattr(router, "_decider", replace(router._decider, tools=changed))
     reply = ask(client, user("hi"), tools=offered("ping", ping=strict), tool_choice="required")
     assert json.loads(reply.choices[0].message.tool_calls[0].function.arguments) == {"n": 2}
     assert reply.decision["problems"] == []
@@ -302,7 +304,7 @@ def test_an_unknown_path_is_refused_in_openais_form(client):
 
 def test_more_requests_than_allowed_are_sent_back_with_a_time_to_wait(router, monkeypatch):  # noqa: F811
     never: Future = Future()
-    monkeypatch.setattr(router._engine, "choose", lambda prompt: never)
+    monkeypatch.setattr(router._decider.engine, "choose", lambda prompt: never)
     with serving(router, at_once=1, deadline_s=2.0) as url, openai.OpenAI(base_url=url, api_key="x") as client:
         first: list = []
         asking = threading.Thread(target=lambda: first.append(ask(client, user("hi"))))
@@ -338,7 +340,7 @@ def test_decisions_are_counted(router, monkeypatch):  # noqa: F811
 
     with serving(router) as url, openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client:
         ask(client, user("hi"), tool_choice={"type": "function", "function": {"name": "stop"}})
-        monkeypatch.setattr(router._engine._model, "forward", None)
+        monkeypatch.setattr(router._decider.engine._model, "forward", None)
         ask(client, user("hi"))
         counts = httpx2.get(f"{url.removesuffix('/v1')}/metrics").text
     for line in (

@@ -106,7 +106,7 @@ def served(server, folder, model_dir, monkeypatch):  # noqa: F811
             (folder / name).write_bytes((model_dir / name).read_bytes())
     monkeypatch.setattr("tool_aware.routing.served._PAUSES_S", (0.01,))
     with Router.connect(server.url, "router", folder, timeout_s=20) as served:
-        names = tool_name_tokens(served._tokenizer, served.tools.names)
+        names = tool_name_tokens(served._decider.tokenizer, served.tools.names)
         server.named = {token for ids in names.values() for token in ids}
         yield served
 

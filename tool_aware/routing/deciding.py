@@ -91,7 +91,7 @@ class Underway:
 
 @dataclass(frozen=True, eq=False)
 class Decider:
-    """What decides: a model, the tools it is asked about, when it is sure enough, and who decides where it cannot."""
+    """Decides with a model: the tools it is asked about, when it is sure enough, and who decides where it cannot."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase

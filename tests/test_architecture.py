@@ -43,6 +43,7 @@ FLOORS = {
         (
             "tools",
             "tool_schema",
+            "tool_lines",
             "schema_check",
             "schema_merging",
             "validator",

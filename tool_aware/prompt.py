@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tool_aware.schema_merging import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS
-from tool_aware.tools import TOOL_NAME, Tool, Toolbox, ToolCall
+from tool_aware.tool_lines import one_line, tool_line, without_inst
+from tool_aware.tools import TOOL_NAME, Toolbox, ToolCall
 
 _TASK = "Choose the one tool that should handle the query below and extract the parameters of its call."
 _ANSWER_FORMAT = (
@@ -36,10 +36,6 @@ COMMON_CONTROLS = (  # where the tokenizer is not known: Mistral's, ChatML's, Ll
     *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
 )
-_INST_TEXT = re.compile(r"\[(/?INST)\]")
-_CONTROL = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")  # all that some reader takes for the end of a line
-_SHAPE = {*ONE_SCHEMA, *SCHEMA_LISTS, *SCHEMA_MAPS}  # keywords that say what is inside a value
-_LINE_ENDS = re.compile(rf"\s*{_CONTROL.pattern}[\s{_CONTROL.pattern[1:]}*")
 _TURN = re.compile(rf"- (?P<tool>{TOOL_NAME.pattern}|{re.escape(_NO_TOOL)}): (?P<query>.*)")
 
 
@@ -52,7 +48,7 @@ class Turn:
 
     def as_shown(self) -> str:
         """Return the turn as the one line that a prompt shows; of a long query the beginning."""
-        query = _one_line(self.query)
+        query = one_line(self.query)
         if len(query) > _TURN_LENGTH:
             query = query[:_TURN_LENGTH].rstrip() + "…"
         return f"- {self.tool or _NO_TOOL}: {query}"
@@ -75,12 +71,12 @@ def render_instruction(query: str, tools: Toolbox, history: Sequence[Turn] = (),
 def render_question(query: str, history: Sequence[Turn] = ()) -> str:
     """Write what follows the tools: the earlier turns, a line each and nothing if there are none, then the query."""
     earlier = _HISTORY_LABEL + "\n".join(turn.as_shown() for turn in history) if history else ""
-    return earlier + _QUERY_LABEL + _INST_TEXT.sub(r"(\1)", query.strip())
+    return earlier + _QUERY_LABEL + without_inst(query.strip())
 
 
 def render_preamble(tools: Toolbox, *, task: str = _TASK) -> str:
     """Write everything of the user turn that precedes the query."""
-    descriptions = "\n".join(map(_describe, tools))
+    descriptions = "\n".join(map(tool_line, tools))
     return f"{task}\n\nTools:\n{descriptions}\n\n{_ANSWER_FORMAT}"
 
 
@@ -138,61 +134,6 @@ def _parts(instruction: str) -> tuple[str, str, tuple[Turn, ...]] | None:
 
 def _tool_or_none(name: str) -> str | None:
     return None if name == _NO_TOOL else name
-
-
-def _one_line(text: str) -> str:
-    """Return a text on one line, without what ends a turn: a line more would look like another tool or turn."""
-    return _INST_TEXT.sub(r"(\1)", _LINE_ENDS.sub(" ", text).strip())
-
-
-def _describe(tool: Tool) -> str:
-    """Write a tool on one line, whatever its texts contain."""
-    parameters = [_describe_parameter(tool, name, schema) for name, schema in tool.properties.items()]
-    others = tool.parameters.get("additionalProperties", False)
-    if others is not False:
-        parameters.append(f"...: {_kind(others)}")
-    parameters += [
-        f"/{name}/: {_kind(schema)}" for name, schema in tool.parameters.get("patternProperties", {}).items()
-    ]
-    return f"- {tool.name}({_escaped(', '.join(parameters))}): {_one_line(tool.description)}"
-
-
-def _describe_parameter(tool: Tool, name: str, schema: Mapping[str, Any]) -> str:
-    kind = _kind(schema)
-    if "default" in schema:
-        return f"{name}: {kind} = {_json(schema['default'])}"
-    return f"{name}: {kind}" if name in tool.required else f"{name}?: {kind}"
-
-
-def _kind(schema: Any) -> str:
-    """Write which values a parameter takes: its type, its values, a union of these, or the schema itself as JSON."""
-    if isinstance(schema, bool):
-        return "any" if schema else "none"
-    if "enum" in schema or "const" in schema:
-        return " | ".join(map(_json, schema.get("enum", [schema.get("const")])))
-    kinds = schema.get("type")
-    if kinds in ("object", "array") and schema.keys() - {"type", "description", "default"}:
-        return _json(schema)  # nested: no shorter form shows all of it
-    shape = [key for key in schema if key in _SHAPE]
-    if isinstance(kinds, list) and shape and {"object", "array"} & set(kinds):
-        nested = [kind for kind in kinds if kind in ("object", "array")]
-        others = [kind for kind in kinds if kind not in nested]
-        return " | ".join([_json({**schema, "type": nested[0]}), *others]) if len(nested) == 1 else _json(schema)
-    if kinds:
-        return " | ".join(kinds) if isinstance(kinds, list) else str(kinds)
-    if shape in (["anyOf"], ["oneOf"]):
-        return " | ".join(dict.fromkeys(map(_kind, schema[shape[0]])))
-    return _json(schema) if shape else "any"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _escaped(text: str) -> str:
-    """Return text of names and JSON without anything that ends a line or a turn, as JSON would escape it."""
-    text = _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-    return _INST_TEXT.sub(r"(\1)", text)
 
 
 def render_response(call: ToolCall) -> str:

@@ -16,14 +16,23 @@ from tool_aware.schema_check import MOST_LEVELS, against_metaschema, contradicti
 from tool_aware.schema_merging import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS, merged
 
 MOST_PARTS = 5000  # parts of a schema after its references are written out; a prompt could not hold more
+TIMES_WRITTEN = 2  # of a definition on one way down: itself, and once inside itself; below that only its type is kept
+MOST_RECURSIVE_PARTS = 100  # of a schema that is written so; beyond, a definition is not written inside itself
 
 _DROPPED = ("$defs", "definitions", "$schema", "$id", "$anchor", "$comment", "nullable")
+_INSIDE = ""  # among the references followed so far: from here on it is about a part of the value
 _KEYWORDS_OF_OBJECTS = ("properties",)
 _KEYWORDS_OF_ARRAYS = ("items", "prefixItems")
+_OF_PARTS = {"properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames",
+             "items", "prefixItems", "additionalItems", "contains", "unevaluatedItems"}  # fmt: skip
 
 
 class SchemaError(ValueError):
     """A schema that cannot be used; the text says where in it and why."""
+
+
+class _TooLarge(SchemaError):
+    """A schema of too many parts."""
 
 
 def schema_problems(name: str, parameters: object) -> list[str]:
@@ -32,7 +41,7 @@ def schema_problems(name: str, parameters: object) -> list[str]:
     if found:
         return found
     try:
-        plain = _Normaliser(parameters, name).root()
+        plain = normalised_schema(parameters, name)
         found = against_metaschema(plain, name)
         return found or list(contradictions(plain, name))
     except SchemaError as error:
@@ -45,23 +54,37 @@ def normalised_schema(parameters: object, name: str = "parameters") -> dict[str,
     References inside the schema are written out; `allOf` is merged where that is the same; OpenAPI's `nullable`,
     draft 4's boolean bounds, lists of `items` and boolean `required` are translated; keywords whose value is null are
     absent. Nothing at all (null, {}) stands for a tool without parameters. Titles and descriptions stay, except the
-    titles of written-out definitions, which are class names.
+    titles of written-out definitions, which are class names. A definition that contains itself, as a tree does, is
+    written out `TIMES_WRITTEN` times, or once if that is much; what is deeper may be any value of its type.
 
-    Raises SchemaError (a ValueError) for what cannot be written so: references elsewhere, to nothing or to itself.
+    Raises SchemaError (a ValueError) for what cannot be written so: references elsewhere, to nothing, or to itself
+    without a value between.
     """
-    return _Normaliser(parameters, name).root()
+    normaliser = _Normaliser(parameters, name, TIMES_WRITTEN)
+    try:
+        plain = normaliser.root()
+    except _TooLarge:
+        return _Normaliser(parameters, name, 1).root()
+    is_much = normaliser.widened and normaliser.parts > MOST_RECURSIVE_PARTS
+    return _Normaliser(parameters, name, 1).root() if is_much else plain
 
 
 # ---- normalising ----------------------------------------------------------------------------------------
 
 
 class _Normaliser:
-    """Writes one schema anew; `place` is where in it, in words, and `behind` the references followed so far."""
+    """Writes one schema anew; `place` is where in it, in words, and `behind` the references followed so far.
 
-    def __init__(self, parameters: object, name: str) -> None:
+    `times_written` is how often a definition may stand on one way down; `parts` and `widened` count the schemas
+    written, and those of them that only say the type of a definition.
+    """
+
+    def __init__(self, parameters: object, name: str, times_written: int) -> None:
         self._whole = parameters
         self._name = name
-        self._parts = 0
+        self._times_written = times_written
+        self.parts = 0
+        self.widened = 0
 
     def root(self) -> dict[str, Any]:
         """Return the schema of the whole parameters object."""
@@ -70,7 +93,7 @@ class _Normaliser:
             return {"type": "object", "properties": {}}
         if not isinstance(whole, Mapping):
             raise SchemaError(f"{name}: parameters are {in_words(whole)}, not a JSON Schema of an object")
-        plain = self._schema(whole, name, (), is_demand=True)
+        plain = self._schema(whole, name, ("#",), is_demand=True)
         if not isinstance(plain, dict):
             raise SchemaError(f"{name}: parameters are {in_words(plain)}, not a JSON Schema of an object")
         kinds = plain.get("type", "object")
@@ -87,9 +110,9 @@ class _Normaliser:
             return schema
         if not isinstance(schema, Mapping):
             raise SchemaError(f"{place}: is {in_words(schema)}, not a schema; write {{}} for any value")
-        self._parts += 1
-        if self._parts > MOST_PARTS:
-            raise SchemaError(f"{self._name}: has more than {MOST_PARTS} parts with its references written out")
+        self.parts += 1
+        if self.parts > MOST_PARTS:
+            raise _TooLarge(f"{self._name}: has more than {MOST_PARTS} parts with its references written out")
         if place.count(".") > MOST_LEVELS:
             raise SchemaError(f"{self._name}: is nested more than {MOST_LEVELS} levels deep")
         given = {key: value for key, value in schema.items() if _is_given(key, value, schema)}
@@ -99,11 +122,14 @@ class _Normaliser:
             if key in given:
                 raise SchemaError(f"{place}: {key} cannot be used; write the schema out, or use $ref to #/$defs/...")
         given = _of_older_drafts(given)
+        widened = self.widened
         plain = {
             key: self._keyword(key, value, place, behind, is_demand)
             for key, value in given.items()
             if key not in _DROPPED
         }
+        if "oneOf" in plain and "anyOf" not in plain and self.widened > widened:  # wider ones may overlap
+            plain = {"anyOf" if key == "oneOf" else key: value for key, value in plain.items()}
         plain = _with_booleans_resolved(plain, place)
         plain = self._with_choices_merged(plain)
         if given.get("nullable") is True:
@@ -112,6 +138,7 @@ class _Normaliser:
 
     def _keyword(self, key: str, value: Any, place: str, behind: tuple[str, ...], is_demand: bool) -> Any:
         below = f"{place}.{key}"
+        behind = (*behind, _INSIDE) if key in _OF_PARTS else behind
         if key in SCHEMA_MAPS:
             if not isinstance(value, Mapping):
                 raise SchemaError(f"{below}: is {in_words(value)}, not a mapping of names to schemas")
@@ -131,11 +158,11 @@ class _Normaliser:
     def _referred(self, given: dict[str, Any], place: str, behind: tuple[str, ...], *, is_demand: bool) -> Any:
         """Return what `$ref` names, together with the keywords beside it."""
         reference = given["$ref"]
-        if reference in behind:
-            raise SchemaError(f"{place}: {reference} refers to itself; a schema without end cannot be shown or checked")
         target = self._target(reference, place)
         if isinstance(target, Mapping):
             target = {key: value for key, value in target.items() if key != "title"}
+        if reference in behind:
+            target = self._within_itself(reference, target, place, behind, is_demand)
         found = self._schema(target, place, (*behind, reference), is_demand=is_demand)
         beside = {key: value for key, value in given.items() if key != "$ref"}
         if not set(beside) - set(_DROPPED) - {"title"} and beside.get("nullable") is not True:
@@ -152,6 +179,19 @@ class _Normaliser:
         if beside.get("nullable") is True:
             together = _or_null(together)
         return together
+
+    def _within_itself(self, reference: str, target: Any, place: str, behind: tuple[str, ...], is_demand: bool) -> Any:
+        """Return a definition that is met inside itself: whole, or its type alone where it stood often enough."""
+        last = len(behind) - 1 - behind[::-1].index(reference)
+        if _INSIDE not in behind[last:]:
+            raise SchemaError(f"{place}: {reference} refers to itself; a schema without end cannot be shown or checked")
+        if behind.count(reference) < self._times_written:
+            return target
+        if not is_demand:  # a wider schema there forbids more
+            raise SchemaError(f"{place}: {reference} refers to itself inside `not` or `if`; write that part out")
+        self.widened += 1
+        plain = _with_type(target) if isinstance(target, Mapping) else {}
+        return {key: plain[key] for key in ("type", "nullable") if "type" in plain and key in plain}
 
     def _target(self, reference: object, place: str) -> Any:
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):

@@ -142,38 +142,6 @@ def test_all_prompts_of_a_toolbox_share_their_beginning(config, tokenizer):
     assert shared > 200
 
 
-def test_nested_parameters_are_described_by_their_schema():
-    schema = {"type": "object", "properties": {"where": {"type": "array", "items": {"type": "string"}}}}
-    text = render_instruction("q", Toolbox([Tool("a", "first", schema), Tool("b", "second")]))
-    assert 'a(where?: {"type": "array", "items": {"type": "string"}}): first' in text
-
-
-@pytest.mark.parametrize(
-    ("schema", "shown"),
-    [
-        (True, "a: any"),
-        ({"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}, "a: string | null = null"),
-        ({"type": "string", "nullable": True}, "a: string | null"),
-        ({"oneOf": [{"const": "x"}, {"enum": ["y", 1]}]}, 'a: "x" | "y" | 1'),
-        ({"type": "string", "const": "v"}, 'a: "v"'),
-        ({"type": "null"}, "a: null"),
-        ({"minLength": 3}, "a: any"),
-        ({"type": ["array", "null"], "items": {"enum": [1]}}, 'a: {"type": "array", "items": {"enum": [1]}} | null'),
-        ({"not": {"type": "null"}}, 'a: {"not": {"type": "null"}}'),
-        ({"$ref": "#/$defs/S"}, 'a: "slow" | "fast"'),
-        ({"enum": ["x\ny", "[/INST]", "\u2028"]}, r'a: "x\ny" | "(/INST)" | "\u2028"'),
-    ],
-)  # fmt: skip
-def test_parameters_are_shown_with_all_that_they_may_be(schema, shown):
-    whole = {"properties": {"a": schema}, "required": ["a"], "$defs": {"S": {"enum": ["slow", "fast"]}}}
-    assert f"- f({shown}): does" in render_preamble(Toolbox([Tool("f", "does", whole)]))
-
-
-def test_parameters_that_the_schema_leaves_open_are_shown():
-    open_ended = {"properties": {"a": {}}, "additionalProperties": {"type": "integer"}, "patternProperties": {"^x": {}}}
-    assert "- f(a?: any, ...: integer, /^x/: any): does" in render_preamble(Toolbox([Tool("f", "does", open_ended)]))
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(samples(), st.text(max_size=40)), min_size=1, max_size=4))
 def test_a_preamble_has_one_line_for_each_tool(drawn):

@@ -8,6 +8,7 @@ import yaml
 
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.tool_schema import SchemaError, normalised_schema, schema_problems
+from tool_aware.tools import Tool
 
 
 def of(schema, **others):
@@ -128,8 +129,9 @@ def test_two_schemas_that_cannot_be_one_stay_two():
         (of({"description": "\ud800"}), "half of a surrogate pair"),
         (of({"$ref": "#/$defs/X"}), "names nothing in this schema"),
         (of({"$ref": "https://x/y.json"}), "is not inside this schema"),
-        (of({"$ref": "#"}), "refers to itself"),
-        (of({"$ref": "#/$defs/N"}, **{"$defs": {"N": {"items": {"$ref": "#/$defs/N"}}}}), "refers to itself"),
+        ({"$ref": "#"}, "f: # refers to itself"),
+        (of({"$ref": "#/$defs/N"}, **{"$defs": {"N": {"anyOf": [{"$ref": "#/$defs/N"}, {}]}}}), "refers to itself"),
+        (of({"not": {"$ref": "#/$defs/N"}}, **{"$defs": {"N": {"items": {"$ref": "#/$defs/N"}}}}), "inside `not`"),
         (of({"$dynamicRef": "#x"}), "$dynamicRef cannot be used"),
         (of({"pattern": "["}), "is not a regular expression"),
         (of({"minimum": 3, "maximum": 1}), "minimum 3 is more than maximum 1"),
@@ -139,6 +141,37 @@ def test_two_schemas_that_cannot_be_one_stay_two():
 )  # fmt: skip
 def test_what_keeps_a_schema_from_being_used_is_said_with_its_place(parameters, words):
     assert words in "; ".join(schema_problems("f", parameters))
+
+
+def test_a_definition_inside_itself_is_written_out_twice_and_below_only_its_type():
+    tree = {"type": "object", "required": ["name"], "properties": {
+        "name": {"type": "string"}, "children": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}}}  # fmt: skip
+    within = {"type": "array", "items": {"type": "object"}}
+    written = {**tree, "properties": {"name": {"type": "string"}, "children": within}}
+    outer = {**tree, "properties": {"name": {"type": "string"}, "children": {"type": "array", "items": written}}}
+    assert plain({"$ref": "#/$defs/Tree"}, **{"$defs": {"Tree": tree}}) == outer
+    whole = normalised_schema({"type": "object", "properties": {"x": {"type": "string"}, "inner": {"$ref": "#"}}})
+    assert whole["properties"]["inner"]["properties"]["inner"] == {"type": "object"}
+
+
+def test_values_of_a_definition_inside_itself_fit_however_deep():
+    group = {"properties": {"all": {"type": "array", "items": {"$ref": "#/$defs/Node"}}}, "required": ["all"]}
+    leaf = {"type": "object", "properties": {"field": {"type": "string"}}, "required": ["field"]}
+    node = {"oneOf": [{"type": "object", **group}, leaf]}
+    tool = Tool("f", "does", of({"$ref": "#/$defs/Node"}, **{"$defs": {"Node": node}}))
+    value = {"field": "x"}
+    for _ in range(6):
+        assert tool.parameter_problems({"a": value}) == []
+        value = {"all": [value]}
+    assert tool.parameter_problems({"a": {"all": [{"all": 1}]}})
+
+
+def test_many_definitions_inside_one_another_are_written_out_once():
+    names = [f"D{n}" for n in range(3)]
+    around = {"type": "object", "properties": {name: {"$ref": f"#/$defs/{name}"} for name in names}}
+    kept = plain({"$ref": "#/$defs/D0"}, **{"$defs": dict.fromkeys(names, around)})
+    assert kept["properties"]["D0"] == {"type": "object"}
+    assert kept["properties"]["D1"]["properties"]["D2"]["properties"]["D1"] == {"type": "object"}
 
 
 def test_references_that_grow_without_bound_are_refused_at_once():

@@ -1,4 +1,4 @@
-"""The HTTP interface of a router: OpenAI's /v1/chat/completions and /v1/models, /health and /metrics."""
+"""The HTTP interface of a router: OpenAI's /v1/chat/completions and /v1/models, outcomes, /health and /metrics."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tool_aware.console import UserError, warn
 from tool_aware.routing.chat_replies import events_of, reply_to
 from tool_aware.routing.chat_requests import BadRequest, Question, read_question
 from tool_aware.routing.decision import Decision
+from tool_aware.routing.outcomes import report_outcome
 from tool_aware.routing.router import Router
 from tool_aware.routing.served_counts import CONTENT_TYPE, Counts
 from tool_aware.secret_values import redacted
@@ -28,6 +29,8 @@ from tool_aware.tools import Toolbox
 LARGEST_BODY_BYTES = 2**20
 _MOST_LISTS = 8  # of other tools than the training's, whose grammars are kept
 _MOST_DISCARDED_BYTES = 2**24  # of a larger body: a client reads the refusal once it has sent everything
+ID_HEADER = "X-Decision-Id"
+_PATHS = "there are /v1/chat/completions, /v1/models and /v1/decisions/ID/outcome"
 BODY_TIME_S = 30.0  # for the whole body to arrive
 
 
@@ -84,6 +87,9 @@ def make_app(router: Router, serving: Serving) -> FastAPI:
         finally:
             counts.add_request(status)
 
+    async def outcome(request: Request, decision_id: str) -> JSONResponse:
+        return await _outcome(request, decision_id, router, serving, counts)
+
     async def models(request: Request) -> dict[str, Any]:
         _check_key(request, serving.api_key)
         return {"object": "list", "data": [entry]}
@@ -99,21 +105,20 @@ def make_app(router: Router, serving: Serving) -> FastAPI:
 
     async def metrics(request: Request) -> PlainTextResponse:
         _check_key(request, serving.api_key)
-        return PlainTextResponse(counts.exposition(), media_type=CONTENT_TYPE)
+        return PlainTextResponse(counts.exposition(router.log), media_type=CONTENT_TYPE)
 
     async def refused(_: Request, error: BadRequest) -> JSONResponse:
         return _error(error)
 
     async def not_found(request: Request, error: HTTPException) -> JSONResponse:
-        what = (
-            f"{request.method} {request.url.path[:200]}: {error.detail}; there are /v1/chat/completions and /v1/models"
-        )
+        what = f"{request.method} {request.url.path[:200]}: {error.detail}; {_PATHS}"
         return _error(BadRequest(what, status=error.status_code))
 
     async def failed(_: Request, error: Exception) -> JSONResponse:
         return _error(BadRequest(f"this is a bug: {type(error).__name__}; see the server's log", status=500))
 
     app.post("/v1/chat/completions", response_model=None)(completions)
+    app.post("/v1/decisions/{decision_id}/outcome", response_model=None)(outcome)
     app.get("/v1/models")(models)
     app.get("/v1/models/{name:path}")(model)
     app.get("/health")(health)
@@ -149,11 +154,30 @@ async def _completion(request: Request, routers: _Routers, serving: Serving, cou
     finally:
         counts.under_way -= 1
     reply = reply_to(question, decision, model=serving.model, tools=router.tools)
+    headers = {ID_HEADER: decision.query_id} if decision and decision.query_id else {}
     if question.stream:
-        return StreamingResponse(
-            events_of(reply), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-        )
-    return JSONResponse(reply)
+        headers["Cache-Control"] = "no-store"
+        return StreamingResponse(events_of(reply), media_type="text/event-stream", headers=headers)
+    return JSONResponse(reply, headers=headers)
+
+
+async def _outcome(
+    request: Request, decision_id: str, router: Router, serving: Serving, counts: Counts
+) -> JSONResponse:
+    """Take the outcome of a decision, which is written later. Raises BadRequest."""
+    status = 500
+    try:
+        _check_key(request, serving.api_key)
+        body = await _body(request)
+        report_outcome(router.log, decision_id, body, router.tools, takes_any_tools=serving.takes_any_tools)
+        status = 202
+    except BadRequest as error:
+        status = error.status
+        raise
+    finally:
+        counts.add_outcome(status)
+    content = {"id": decision_id, "object": "decision.outcome", "status": "accepted"}
+    return JSONResponse(content, status, headers={ID_HEADER: decision_id})
 
 
 def _refuse_without_answer(decision: Decision, question: Question) -> None:

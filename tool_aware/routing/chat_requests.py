@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -20,6 +20,8 @@ from tool_aware.prompt import Turn
 from tool_aware.text import shortlist
 from tool_aware.text_files import parse_json
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox
+
+Form = TypeVar("Form", bound=BaseModel)
 
 _ANY = "or start the server with --any-tools, if the model was trained with training.tool_variation"
 
@@ -112,7 +114,8 @@ class _Request(_Part):
         return session if isinstance(session, str) else None
 
 
-def _checked(body: bytes) -> _Request:
+def json_object(body: bytes) -> dict[str, Any]:
+    """Return the object that a body is. Raises BadRequest."""
     try:
         content = parse_json(body)
         json.dumps(content, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
@@ -120,13 +123,22 @@ def _checked(body: bytes) -> _Request:
         raise BadRequest(f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise BadRequest(f"the body is a JSON {type(content).__name__}, not an object", code="invalid_json")
+    return content
+
+
+def checked(form: type[Form], content: Mapping[str, Any]) -> Form:
+    """Return an object as its form. Raises BadRequest that names the first field which does not fit."""
     try:
-        request = _Request.model_validate(content)
+        return form.model_validate(content)
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
         place = ".".join(map(str, first["loc"]))
         more = f" (and {len(others)} more problems)" if others else ""
         raise BadRequest(f"{place}: {first['msg'].removeprefix('Value error, ')}{more}", place) from None
+
+
+def _checked(body: bytes) -> _Request:
+    request = checked(_Request, json_object(body))
     if request.n not in (None, 1):
         raise BadRequest(f"n: {request.n}; a decision is one answer: leave n out", "n")
     if request.functions is not None or request.function_call is not None:

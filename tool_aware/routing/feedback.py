@@ -127,10 +127,11 @@ class DecisionLog:
         quality: float | None = None,
         tool: str | None = None,
         error: str | None = None,
-    ) -> None:
+    ) -> bool:
         """Log how a decision turned out: any of success, quality (of your log's unit), the tool called instead, error.
 
-        Raises UserError for a value that cannot be written: no number, or one that the table has no column for.
+        Return whether it waits to be written; False if it was dropped, for want of room or after the end. Raises
+        UserError for a value that cannot be written: no number, or one that the table has no column for.
         """
         values = {"success": success, "quality": quality, "tool": tool, "error": error}
         given = {field: value for field, value in values.items() if value is not None}
@@ -147,7 +148,7 @@ class DecisionLog:
         if absent := [field for field in given if not columns[field]]:
             settings = " and ".join(f"database.columns.{field}" for field in absent)
             raise UserError(f"the log has no column for {', '.join(absent)}", where=where, fix=f"name it in {settings}")
-        self._add(Entry(query_id, {columns[field]: value for field, value in given.items()}, is_new=False))
+        return self._add(Entry(query_id, {columns[field]: value for field, value in given.items()}, is_new=False))
 
     @property
     def counts(self) -> LogCounts:
@@ -185,12 +186,14 @@ class DecisionLog:
 
     # ---- the queue ------------------------------------------------------------------------------------------
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: Entry) -> bool:
+        """Put an entry into the queue; return False if it is dropped."""
         characters = _characters(entry)
         with self._changed:
             is_full = len(self._waiting) >= self._most_waiting or self._characters + characters > MOST_CHARACTERS
             is_first_dropped = is_full and not self._is_dropping
-            if is_full or self._is_closing:
+            is_dropped = is_full or self._is_closing
+            if is_dropped:
                 self._dropped += 1
                 self._is_dropping |= is_full
             else:
@@ -200,6 +203,7 @@ class DecisionLog:
                 self._changed.notify_all()
         if is_first_dropped:
             warn(f"{self._most_waiting} entries wait for the query log; further ones are dropped until it catches up")
+        return not is_dropped
 
     def _start(self) -> None:
         """Start the thread with the first entry."""

@@ -5,7 +5,7 @@
 
 Reads   the adapter or merged model and the settings in its folder, routing_thresholds.json if evaluate.py wrote it,
         TOOL_AWARE_API_KEY (the key that clients must send) and OPENAI_API_KEY (that of the server behind --connect)
-Serves  /v1/chat/completions, /v1/models, /health, /metrics
+Serves  /v1/chat/completions, /v1/models, /v1/decisions/ID/outcome (with --log), /health, /metrics
 Exit    0 stopped by a signal, requests under way answered, 2 the user can fix it, 1 bug
 """
 

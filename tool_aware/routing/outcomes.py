@@ -1,4 +1,4 @@
-"""How a decision turned out, as an agent reports it over HTTP: `POST /v1/decisions/{query_id}/outcome`.
+"""Take how a decision turned out, as an agent reports it over HTTP: `POST /v1/decisions/{query_id}/outcome`.
 
 The body is an object with any of `success`, `quality`, `tool` (the one that should have been called) and `error`.
 """

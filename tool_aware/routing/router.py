@@ -92,16 +92,18 @@ class Router:
         from tool_aware.model.adapter import check_saved_adapter
         from tool_aware.model.adapter_record import refuse_another_chat_format
         from tool_aware.model.base import check_model_available
+        from tool_aware.model.libraries import quiet_libraries
 
         folder, token = Path(folder), read_environment().hf_token
         settings = _settings(folder, config, base)
         model = settings.model
-        check_model_available(model.name, revision=model.revision, hf_token=token)
-        tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
-        if (folder / ADAPTER_CONFIG_NAME).is_file():
-            refuse_another_chat_format(folder, chat_format(tokenizer), model.name)
-            check_saved_adapter(folder, model, is_moved=base is not None)
-        engine = load_engine(folder, settings, tokenizer, hf_token=token, batch_size=batch_size)
+        with quiet_libraries():
+            check_model_available(model.name, revision=model.revision, hf_token=token)
+            tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
+            if (folder / ADAPTER_CONFIG_NAME).is_file():
+                refuse_another_chat_format(folder, chat_format(tokenizer), model.name)
+                check_saved_adapter(folder, model, is_moved=base is not None)
+            engine = load_engine(folder, settings, tokenizer, hf_token=token, batch_size=batch_size)
         return cls(engine, tokenizer, settings, Policy.read(folder, acting), instead=instead, log=log)
 
     @classmethod

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, listing
-from tool_aware.evaluation.scoring.judgement import PYTHON_MEDIA_TYPE, Judgement, Prediction
+from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
+from tool_aware.evaluation.scoring.parameter_kinds import PYTHON_MEDIA_TYPE
 from tool_aware.evaluation.scoring.two_requests import (
     has_several_calls,
     names_rest,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tool_aware.evaluation.scoring.bfcl import Accepted, accepted_values, call_verdict, same_json
 from tool_aware.evaluation.scoring.code_equality import same_syntax
+from tool_aware.evaluation.scoring.parameter_kinds import PYTHON_MEDIA_TYPE, alternatives_for_text
 from tool_aware.prompt import ParsedAnswer, parse_response
 from tool_aware.rows import Row
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
 INVALID = "invalid"  # the confusion matrix's column for answers that name no tool an agent could call
-PYTHON_MEDIA_TYPE = "text/x-python"  # JSON Schema's contentMediaType of a parameter that holds a program
 ERRORS = (
     "no parseable call",
     "truncated",
@@ -27,7 +27,7 @@ ERRORS = (
     "wrong-value parameter",
 )
 
-_NOT_ASKED_FOR = Accepted((), (), may_be_absent=True)
+NOT_ASKED_FOR = Accepted((), (), may_be_absent=True)
 SameCode = Callable[[str, str], bool]
 
 
@@ -213,7 +213,7 @@ def match_parameters(
     given = {name: value for name, value in parameters.items() if not _is_default(tool, name, value)}
     matches = []
     for name in dict.fromkeys([*tool.properties, *accepted, *parameters]):
-        asked_for = accepted.get(name, _NOT_ASKED_FOR)
+        asked_for = accepted.get(name, NOT_ASKED_FOR)
         answers = [value for value in asked_for.values if not _is_default(tool, name, value)]
         may_be_absent = asked_for.may_be_absent
         if name not in given:
@@ -221,7 +221,7 @@ def match_parameters(
                 matches.append(ParameterMatch(name, is_expected=True, is_given=False, is_match=False))
             continue
         schema = tool.properties.get(name, {})
-        is_match = any(_same_value(given[name], answer, schema, same_code) for answer in answers)
+        is_match = any(same_value(given[name], answer, schema, same_code) for answer in answers)
         texts = [answer for answer in answers if isinstance(answer, str)] if isinstance(given[name], str) else []
         overlap = max((token_f1(given[name], answer) for answer in texts), default=None)
         matches.append(ParameterMatch(name, not may_be_absent, True, is_match, overlap))
@@ -232,30 +232,17 @@ def _is_default(tool: Tool, name: str, value: Any) -> bool:
     return name in tool.defaults and same_json(tool.defaults[name], value)
 
 
-def _same_value(value: Any, answer: Any, schema: Mapping[str, Any], same_code: SameCode) -> bool:
+def same_value(value: Any, answer: Any, schema: Mapping[str, Any], same_code: SameCode) -> bool:
+    """Return whether a value equals an accepted one under the router's policy: see `match_parameters`."""
     if not (isinstance(value, str) and isinstance(answer, str)):
         return same_json(value, answer)
-    parts = list(_alternatives_for_text(schema))
+    parts = list(alternatives_for_text(schema))
     if any(answer in part.get("enum", [part.get("const")]) for part in parts):
         return value == answer
     if any(part.get("contentMediaType") == PYTHON_MEDIA_TYPE for part in parts):
         return same_code(value, answer)
     words, wanted = _words(value), _words(answer)
     return words == wanted if words or wanted else value.split() == answer.split()  # nothing but punctuation
-
-
-def _alternatives_for_text(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the schemas of a union, at any depth, that a string may fit; a schema that is no union is the only one."""
-    if not isinstance(schema, Mapping):
-        return
-    alternatives = schema.get("anyOf") or schema.get("oneOf")
-    if alternatives and not schema.keys() & {"enum", "const"}:
-        for part in alternatives:
-            yield from _alternatives_for_text(part)
-        return
-    kinds = schema.get("type", "string")
-    if "string" in ([kinds] if isinstance(kinds, str) else kinds):
-        yield schema
 
 
 def _words(text: str) -> list[str]:

@@ -1,0 +1,205 @@
+"""The words of a text that a search or a reader depends on: content words, and of these names, numbers, negations.
+
+Works without a dictionary, in the languages that the data has and in others: function words are those of the lists in
+bm25s (and two short ones of our own), names are what a cased language other than German writes in capitals, and
+Chinese and Japanese, which have no spaces, are cut into pairs of neighbouring characters (Nie et al. 2000).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+NEGATION = "(negation)"  # stands among the lost or added words
+
+_PIECES = re.compile(
+    r"(?P<date>\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{4})"
+    r"|(?P<number>\d+(?:[.,]\d+)*)"
+    r"|(?P<han>[\u3400-\u9fff々]+)"
+    r"|(?P<kana>[\u30a0-\u30ff]+)"
+    r"|(?P<hiragana>[\u3040-\u309f]+)"
+    r"|(?P<word>[^\W\d_\u3040-\u30ff\u3400-\u9fff]+)"
+)
+_NEGATIVE_CHARACTERS = re.compile("不|没|沒|无|無|非|除|未|ない|なし|ません|ずに|抜き|以外|없|않|아닌|제외")
+_LANGUAGES = {
+    "en": "EN_PLUS", "de": "GERMAN", "fr": "FRENCH", "es": "SPANISH", "it": "ITALIAN", "pt": "PORTUGUESE",
+    "nl": "DUTCH", "sv": "SWEDISH", "da": "DANISH", "no_": "NORWEGIAN", "ru": "RUSSIAN", "tr": "TURKISH",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The words of one text, folded: `content` in order, each once; `names` and `numbers` are among them.
+
+    A number is written in every way it can be read: `1.250` is 1250 and 1.25.
+    """
+
+    content: tuple[str, ...]
+    names: frozenset[str]
+    numbers: tuple[frozenset[str], ...]
+    filler: int
+    is_negated: bool
+
+
+@lru_cache(maxsize=65_536)
+def terms_of(text: str, language: str = "en") -> Terms:
+    """Return the words of a text in a language, as `language_of` names it."""
+    text = unicodedata.normalize("NFKC", text)
+    fillers, negations = _fillers(language), _negations(language)
+    content: list[str] = []
+    names, numbers, filler, is_negated = set(), [], 0, bool(_NEGATIVE_CHARACTERS.search(text))
+    for match in _PIECES.finditer(text):
+        kind, piece = match.lastgroup, match[0]
+        if kind == "date":
+            numbers += [frozenset({part.lstrip("0") or "0"}) for part in re.findall(r"\d+", piece)]
+        elif kind == "number":
+            numbers.append(readings(piece))
+        elif kind == "han":
+            content += _pairs(piece)
+        elif kind == "kana":
+            content.append(piece.casefold())
+        elif kind == "word":
+            folded = piece.casefold()
+            if folded in negations:
+                is_negated = True
+            elif folded in fillers and not (piece.isupper() and len(piece) > 1):
+                filler += 1
+            else:
+                content.append(fold(piece))
+                if _is_name(piece, language):
+                    names.add(fold(piece))
+    return Terms(tuple(dict.fromkeys(content)), frozenset(names), tuple(dict.fromkeys(numbers)), filler, is_negated)
+
+
+def index_tokens(text: str) -> list[str]:
+    """Return the tokens by which a text is indexed and searched: folded words cut to 5 characters, numbers, pairs.
+
+    Cutting is the stemmer: across European languages it serves retrieval as well as one (McNamee et al. 2009).
+    Function words stay: they are in so many passages that BM25 gives them no weight.
+    """
+    tokens = []
+    for match in _PIECES.finditer(unicodedata.normalize("NFKC", text)):
+        kind, piece = match.lastgroup, match[0]
+        if kind in ("date", "number"):
+            tokens += [part.lstrip("0") or "0" for part in re.findall(r"\d+", piece)]
+        elif kind == "han":
+            tokens += [*piece] if len(piece) == 1 else [piece[i : i + 2] for i in range(len(piece) - 1)]
+        else:
+            tokens.append(fold(piece)[:5])
+    return tokens
+
+
+def fold(word: str) -> str:
+    """Return a word without case and accents."""
+    return "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c))
+
+
+def readings(number: str) -> frozenset[str]:
+    """Return the ways in which digits with points and commas can be read, as plain decimal numbers."""
+    marks = re.findall(r"[.,]", number)
+    if not marks:
+        return frozenset({number.lstrip("0") or "0"})
+    found = set()
+    *whole, last = re.split(r"[.,]", number)
+    if len(set(marks)) == 2 or len(marks) == 1:
+        found.add(_decimal("".join(whole), last))
+    if len(set(marks)) == 1 and all(len(part) == 3 for part in (*whole[1:], last)):
+        found.add("".join((*whole, last)).lstrip("0") or "0")
+    return frozenset(found or {number})
+
+
+def _decimal(whole: str, fraction: str) -> str:
+    fraction = fraction.rstrip("0")
+    whole = whole.lstrip("0") or "0"
+    return f"{whole}.{fraction}" if fraction else whole
+
+
+def same_word(one: str, other: str) -> bool:
+    """Return whether two folded words are one in different forms: equal, or alike but for a short ending."""
+    if one == other:
+        return True
+    shorter, longer = sorted((one, other), key=len)
+    if len(shorter) < 4 or len(longer) - len(shorter) > 4:
+        return False
+    common = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter))
+    return common >= max(4, len(shorter) - 2)
+
+
+def has_word(word: str, among: Iterable[str]) -> bool:
+    """Return whether a word, in some form, is among others."""
+    return any(same_word(word, other) for other in among)
+
+
+def has_number(number: frozenset[str], among: Iterable[frozenset[str]]) -> bool:
+    """Return whether a number, in some reading, is among others."""
+    return any(number & other for other in among)
+
+
+def month_number(word: str) -> frozenset[str]:
+    """Return the number of the month that a word names, as a number's readings; empty if it names none."""
+    number = _months().get(word)
+    return frozenset({str(number)}) if number else frozenset()
+
+
+@lru_cache(maxsize=65_536)
+def language_of(text: str) -> str:
+    """Return the language whose function words the text has most of; English if it has none."""
+    words = re.findall(r"[^\W\d_]+", text.casefold())
+    if sum("\u0400" <= c <= "\u04ff" for c in text) > len(text) / 3:
+        return "ru"
+    counts = {language: sum(word in _function_words(language) for word in words) for language in (*_LANGUAGES, "pl")}
+    return max(counts, key=lambda language: counts[language])
+
+
+def _is_name(piece: str, language: str) -> bool:
+    if len(piece) == 1:
+        return False
+    is_mixed = piece[1:] != piece[1:].lower() or (piece.isupper() and len(piece) > 1)
+    return is_mixed or (piece[0].isupper() and language != "de")
+
+
+def _pairs(run: str) -> list[str]:
+    """Cut a run of Chinese characters into overlapping pairs, between its function words."""
+    parts = [part for part in _han_filler().split(run) if part]
+    return [part[i : i + 2] for part in parts for i in range(max(1, len(part) - 1))]
+
+
+@cache
+def _word_lists() -> Any:
+    import yaml
+
+    return yaml.safe_load(Path(__file__).with_name("word_lists.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def _function_words(language: str) -> frozenset[str]:
+    if language not in _LANGUAGES:
+        return frozenset(_word_lists()["function_words"][language].split())
+    from bm25s import stopwords
+
+    return frozenset(getattr(stopwords, f"STOPWORDS_{_LANGUAGES[language]}"))
+
+
+@cache
+def _fillers(language: str) -> frozenset[str]:
+    return (_function_words(language) | frozenset(_word_lists()["polite"].split())) - _negations(language)
+
+
+@cache
+def _negations(language: str) -> frozenset[str]:
+    return frozenset(_word_lists()["negations"][language].split())
+
+
+@cache
+def _han_filler() -> re.Pattern[str]:
+    return re.compile("|".join(_word_lists()["han"].split()))
+
+
+@cache
+def _months() -> dict[str, int]:
+    return {fold(name): number for names in _word_lists()["months"] for number, name in enumerate(names.split(), 1)}

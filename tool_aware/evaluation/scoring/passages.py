@@ -1,0 +1,60 @@
+"""The passages that search texts are judged by: a shipped corpus of short texts, and texts of the evaluated data."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from tool_aware.evaluation.scoring.key_terms import index_tokens
+
+SHIPPED = Path(__file__).with_name("passages.txt.gz")
+TOP = 10  # passages of a search that are compared
+
+
+class Passages:
+    """An index over the shipped passages and `more` texts, searched by BM25 (bm25s; Lu 2024).
+
+    A reference about something that the shipped passages lack still finds its own neighbourhood: the texts of the
+    evaluated data, whose queries and references are passages as well.
+    """
+
+    def __init__(self, more: Iterable[str] = ()) -> None:
+        self._more = tuple(more)
+        self._search = lru_cache(maxsize=65_536)(self._searched)
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """Return all passages, each once."""
+        return tuple(dict.fromkeys((*shipped_passages(), *self._more)))
+
+    @cached_property
+    def _index(self) -> Any:
+        import bm25s
+
+        index = bm25s.BM25(method="lucene", backend="numpy")
+        index.index([index_tokens(text) for text in self.texts], show_progress=False)
+        return index
+
+    def top(self, text: str) -> tuple[int, ...]:
+        """Return the numbers of the passages that a search for `text` finds first, at most TOP."""
+        return self._search(text)
+
+    def _searched(self, text: str) -> tuple[int, ...]:
+        import numpy as np
+
+        ids = self._index.get_tokens_ids(index_tokens(text))
+        if not ids:
+            return ()
+        scores = self._index.get_scores_from_ids(ids)
+        candidates = np.argpartition(-scores, min(4 * TOP, len(scores) - 1))[: 4 * TOP]
+        ordered = sorted(candidates.tolist(), key=lambda number: (-round(float(scores[number]), 4), number))
+        return tuple(number for number in ordered[:TOP] if scores[number] > 0)
+
+
+def shipped_passages(path: Path = SHIPPED) -> list[str]:
+    """Return the passages that are shipped with the package, a line each."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return file.read().splitlines()

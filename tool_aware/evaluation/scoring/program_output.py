@@ -1,0 +1,165 @@
+"""The output of programs, run in the sandbox: many at once, each text once, and compared as a reader compares them."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from tool_aware.sandbox import DEFAULT_LIMITS, Limits, ProgramRun, run_program
+
+LIMITS = replace(DEFAULT_LIMITS, time_s=2)  # of one program; what people ask an agent for takes milliseconds
+RELATIVE = 1e-6  # between numbers that are equal
+RUNS_OF_VARYING = 5  # of a reference whose output differs from run to run
+FEWEST_DECIMALS = 2  # of a rounded number that stands for a longer one
+
+_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
+_TOKEN = re.compile(rf"(?P<number>(?<![\w.]){_NUMBER.pattern})|(?P<word>\w+)")
+_SIMPLE_CALLS = frozenset({"set", "frozenset", "hash", "id", "seed"})
+_VARYING_MODULES = frozenset({"random", "secrets", "uuid", "time", "timeit", "numpy"})
+
+
+@dataclass(frozen=True)
+class Number:
+    """A printed number and how many decimals it was printed with."""
+
+    value: float
+    decimals: int
+
+
+class ProgramRuns:
+    """The programs that were run, by text. `run` takes any number of them and runs each new one once, several at once.
+
+    Raises NotIsolated if this machine has no sandbox and `is_isolated` demands it.
+    """
+
+    def __init__(self, limits: Limits = LIMITS, *, is_isolated: bool = True, at_once: int | None = None) -> None:
+        self._limits, self._is_isolated = limits, is_isolated
+        self._at_once = at_once or 2 * (os.cpu_count() or 1)
+        self._done: dict[str, list[ProgramRun]] = {}
+
+    def run(self, programs: Iterable[str]) -> None:
+        """Run the programs that are new; one whose output may differ from run to run, several times."""
+        new = [program for program in dict.fromkeys(programs) if program not in self._done]
+        due = [program for program in new for _ in range(RUNS_OF_VARYING if may_vary(program) else 1)]
+        with ThreadPoolExecutor(self._at_once) as pool:
+            for program, done in zip(due, pool.map(self._run, due), strict=True):
+                self._done.setdefault(program, []).append(done)
+
+    def of(self, program: str) -> list[ProgramRun]:
+        """Return all runs of a program, and run it if it is new."""
+        if program not in self._done:
+            self.run([program])
+        return self._done[program]
+
+    def _run(self, program: str) -> ProgramRun:
+        return run_program(program, self._limits, is_isolated=self._is_isolated)
+
+
+def may_vary(program: str) -> bool:
+    """Return whether a program's output may differ from run to run: it draws, reads a clock, or prints a set."""
+    try:
+        tree = ast.parse(program.strip())
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Set | ast.SetComp):
+            return True
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _SIMPLE_CALLS:
+            return True
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if any(name.partition(".")[0] in _VARYING_MODULES for name in names):
+            return True
+    return False
+
+
+def output_problem(answered: Sequence[ProgramRun], wanted: Sequence[ProgramRun]) -> str:
+    """Return why a program does not give what the reference gives, in words; empty if it does.
+
+    Each has one run, or several where its output may differ from run to run. A reference that fails or prints nothing
+    is met by no program. Where the reference's own runs differ, the answer's first run must lie among them.
+    """
+    own = answered[0]
+    if own.problem:
+        return own.problem
+    if not own.printed.strip():
+        return "prints nothing"
+    texts = [run.printed for run in wanted if run.problem is None and run.printed.strip()]
+    if not texts:
+        return "the reference prints nothing to compare with"
+    if any(same_print(own.printed, text) for text in texts):
+        return ""
+    if len(set(texts)) > 1:
+        return "" if _lies_among(own.printed, texts) else "prints what the reference never printed in several runs"
+    return "prints something else"
+
+
+def same_print(one: str, other: str) -> bool:
+    """Return whether two outputs say the same.
+
+    Numbers are compared in order, to a relative 1e-6 or as far as the one with fewer decimals goes (two at least), so
+    that 1628.89 stands for 1628.8946. White space, punctuation and case do not count. The words count where there are
+    no numbers, and beside numbers only as far as both print any: `Total: 3` says what `3` says.
+    """
+    ours, theirs = _tokens(one), _tokens(other)
+    numbers, wanted = _numbers(ours), _numbers(theirs)
+    words, wanted_words = _words(ours), _words(theirs)
+    if len(numbers) != len(wanted) or not all(map(same_number, numbers, wanted)):
+        return False
+    if not wanted:
+        return words == wanted_words
+    return not words or not wanted_words or words == wanted_words
+
+
+def same_number(one: Number, other: Number) -> bool:
+    """Return whether two printed numbers are equal, or one is the other, rounded."""
+    if math.isclose(one.value, other.value, rel_tol=RELATIVE, abs_tol=1e-12):
+        return True
+    fewer = min(one.decimals, other.decimals)
+    return fewer >= FEWEST_DECIMALS and abs(one.value - other.value) <= 0.5 * 10**-fewer * (1 + RELATIVE)
+
+
+def _lies_among(printed: str, texts: Sequence[str]) -> bool:
+    """Return whether an output has the numbers and words of several outputs that differ from run to run.
+
+    As many numbers, each within the range of those in its place, widened by as much on either side; or the same pieces
+    in another order.
+    """
+    tokens = _tokens(printed)
+    if any(Counter(map(str, tokens)) == Counter(map(str, _tokens(text))) for text in texts):
+        return True
+    numbers, ranges = _numbers(tokens), [_numbers(_tokens(text)) for text in texts]
+    if len({len(numbers), *map(len, ranges)}) != 1 or not numbers:
+        return False
+    lowest = [min(number.value for number in place) for place in zip(*ranges, strict=True)]
+    highest = [max(number.value for number in place) for place in zip(*ranges, strict=True)]
+    return all(
+        low - (high - low) <= number.value <= high + (high - low)
+        for number, low, high in zip(numbers, lowest, highest, strict=True)
+    )
+
+
+def _tokens(text: str) -> list[Number | str]:
+    return [
+        _number(match["number"]) if match["number"] else match["word"].casefold() for match in _TOKEN.finditer(text)
+    ]
+
+
+def _number(text: str) -> Number:
+    plain = text.replace(",", "").replace("−", "-")
+    mantissa = re.split("[eE]", plain)[0]
+    return Number(float(plain), len(mantissa.partition(".")[2]))
+
+
+def _numbers(tokens: Iterable[Number | str]) -> list[Number]:
+    return [token for token in tokens if isinstance(token, Number)]
+
+
+def _words(tokens: Iterable[Number | str]) -> list[str]:
+    return [token for token in tokens if isinstance(token, str)]

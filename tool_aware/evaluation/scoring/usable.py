@@ -1,0 +1,309 @@
+"""The rule behind `usable_call`: does a call do the job that the agent has, parameter by parameter.
+
+    exact     as under the strict policy
+    search    it finds what the reference finds: see `_search_verdict`
+    code      it prints what the reference prints, in the sandbox; where programs are not run, equal syntax trees
+    message   no content word lost, nothing added: see `_message_verdict`
+
+A call is usable if its tool is right, it fits the schema, and each of its parameters is usable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tool_aware.evaluation.scoring.bfcl import Accepted, same_json
+from tool_aware.evaluation.scoring.code_equality import same_syntax
+from tool_aware.evaluation.scoring.judgement import NOT_ASKED_FOR, same_value
+from tool_aware.evaluation.scoring.key_terms import (
+    NEGATION,
+    Terms,
+    has_number,
+    has_word,
+    language_of,
+    month_number,
+    terms_of,
+)
+from tool_aware.evaluation.scoring.parameter_kinds import (
+    CODE,
+    EXACT,
+    MESSAGE,
+    SEARCH,
+    CallUse,
+    ParameterVerdict,
+    inner_schema,
+    kind_of,
+)
+from tool_aware.evaluation.scoring.passages import Passages
+from tool_aware.evaluation.scoring.program_output import ProgramRuns, output_problem
+from tool_aware.tools import Tool
+
+FEWEST_KEPT = 0.6  # of the reference's content words, with FEWEST_FOUND of its passages
+FEWEST_FOUND = 0.3
+
+
+def reference_values(tool: Tool, parameters: Mapping[str, Any]) -> dict[str, Accepted]:
+    """Return a call's own parameters as the accepted values, for references that are no rows of a data set."""
+    names = dict.fromkeys([*tool.properties, *parameters])
+    values = {name: (parameters[name],) if name in parameters else () for name in names}
+    return {
+        name: Accepted(
+            (*given, *((tool.defaults[name],) if name in tool.defaults and not given else ())),
+            given,
+            name not in parameters or (name in tool.defaults and same_json(tool.defaults[name], parameters[name])),
+        )
+        for name, given in values.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A parameter, or a part of one: `name` is its path, `key` the name that tells its kind, unless that is fixed."""
+
+    name: str
+    key: str
+    schema: Any
+    fixed_kind: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of a text in this place."""
+        return self.fixed_kind or kind_of(self.key, self.schema)
+
+    def item(self, index: int) -> _Part:
+        """Return an item of this array."""
+        return _Part(f"{self.name}.{index}", self.key, inner_schema(self.schema, "items"), self.fixed_kind)
+
+    def property(self, key: str) -> _Part:
+        """Return a property of this object."""
+        return _Part(f"{self.name}.{key}", key, inner_schema(self.schema, "properties", key))
+
+
+class ParameterJudge:
+    """Judge of parameters. It holds the index of passages and the programs that were run, for any number of calls.
+
+    `texts` are passages beside the shipped ones: references and queries of the evaluated data. `judged_as` names the
+    kind of single parameters, `{"tool.parameter": "search"}`. `programs` is None where programs are not to be run.
+    """
+
+    def __init__(
+        self,
+        *,
+        texts: Iterable[str] = (),
+        judged_as: Mapping[str, str] | None = None,
+        programs: ProgramRuns | None = None,
+    ) -> None:
+        self.passages = Passages(texts)
+        self.programs = programs
+        self._judged_as = dict(judged_as or {})
+
+    def kind(self, tool: Tool, name: str) -> str:
+        """Return what a parameter of a tool is judged by."""
+        return self._judged_as.get(f"{tool.name}.{name}") or kind_of(name, tool.properties.get(name, {}))
+
+    def run_programs(self, calls: Iterable[tuple[Tool, Mapping[str, Any], Mapping[str, Accepted]]]) -> None:
+        """Run the programs of calls, (tool, given parameters, accepted ones), several at once, before these are judged."""
+        if not self.programs:
+            return
+        due: list[str] = []
+        for tool, given, accepted in calls:
+            for name, value in given.items():
+                answers = accepted.get(name, NOT_ASKED_FOR).values
+                if isinstance(value, str) and self.kind(tool, name) == CODE:
+                    texts = [answer for answer in answers if isinstance(answer, str)]
+                    if texts and not any(same_syntax(value, text) for text in texts):
+                        due += [value, *texts]
+        self.programs.run(due)
+
+    def judge_call(
+        self, tool: Tool, given: Mapping[str, Any], accepted: Mapping[str, Accepted], *, asked: str = ""
+    ) -> CallUse:
+        """Judge the parameters of a call of the right tool.
+
+        `accepted` are those of the row (`accepted_values`) or of a reference call (`reference_values`); `asked` is
+        what the user typed, with the earlier queries of the conversation: its words are no inventions.
+        """
+        given = {name: value for name, value in given.items() if not _is_default(tool, name, value)}
+        verdicts: list[ParameterVerdict] = []
+        for name in dict.fromkeys([*tool.properties, *accepted, *given]):
+            wanted = accepted.get(name, NOT_ASKED_FOR)
+            part = _Part(name, name, tool.properties.get(name, {}), self._judged_as.get(f"{tool.name}.{name}"))
+            if name not in given:
+                if not wanted.may_be_absent:
+                    verdicts.append(ParameterVerdict(name, part.kind, False, False, "is missing"))
+                continue
+            answers = tuple(value for value in wanted.values if not _is_default(tool, name, value))
+            verdicts += self._verdicts(part, given[name], answers, asked)
+        is_usable = all(verdict.is_usable for verdict in verdicts) and not tool.parameter_problems(dict(given))
+        return CallUse(is_usable, tuple(verdicts))
+
+    def _verdicts(self, part: _Part, value: Any, answers: Sequence[Any], asked: str) -> list[ParameterVerdict]:
+        """Judge one value by the accepted ones; of arrays and objects, each part by the accepted one that fits best."""
+        is_text = isinstance(value, str)
+        verdict = ParameterVerdict(part.name, part.kind if is_text else EXACT, False, False)
+        if any(same_value(value, answer, part.schema, same_syntax) for answer in answers):
+            return [replace(verdict, is_same=True, is_usable=True)]
+        best: list[ParameterVerdict] = []
+        for answer in answers:
+            parts = self._by_parts(part, value, answer, asked)
+            if parts and (not best or sum(p.is_usable for p in parts) > sum(p.is_usable for p in best)):
+                best = parts
+        if best:
+            return best
+        if is_text and verdict.kind != EXACT:
+            return [
+                self._text_verdict(verdict, value, [answer for answer in answers if isinstance(answer, str)], asked)
+            ]
+        return [replace(verdict, reason=_exactly(answers))]
+
+    def _by_parts(self, part: _Part, value: Any, answer: Any, asked: str) -> list[ParameterVerdict]:
+        """Judge the items of an array or the properties of an object; none if these are no two arrays or objects."""
+        if isinstance(value, list) and isinstance(answer, list):
+            if len(value) != len(answer):
+                reason = f"has {len(value)} items, not {len(answer)}"
+                return [ParameterVerdict(part.name, EXACT, False, False, reason)]
+            pairs = [(part.item(index), *pair) for index, pair in enumerate(zip(value, answer, strict=True))]
+        elif isinstance(value, Mapping) and isinstance(answer, Mapping):
+            if value.keys() != answer.keys():
+                reason = f"differs in its keys: {', '.join(sorted(value.keys() ^ answer.keys()))}"
+                return [ParameterVerdict(part.name, EXACT, False, False, reason)]
+            pairs = [(part.property(key), value[key], answer[key]) for key in value]
+        else:
+            return []
+        return [verdict for inner, ours, theirs in pairs for verdict in self._verdicts(inner, ours, [theirs], asked)]
+
+    def _text_verdict(
+        self, verdict: ParameterVerdict, value: str, texts: Sequence[str], asked: str
+    ) -> ParameterVerdict:
+        if not texts and verdict.kind == MESSAGE:
+            return _unasked(verdict, value, asked)
+        if not texts:
+            return replace(verdict, reason="is not asked for")
+        if verdict.kind == CODE:
+            return self._code_verdict(verdict, value, texts)
+        judged = self._search_verdict if verdict.kind == SEARCH else self._message_verdict
+        every = [judged(verdict, value, text, texts, asked) for text in texts]
+        return max(every, key=lambda one: (one.is_usable, one.kept or 0, one.found or 0))
+
+    def _code_verdict(self, verdict: ParameterVerdict, value: str, texts: Sequence[str]) -> ParameterVerdict:
+        if not self.programs:
+            return replace(verdict, reason="is another program than the reference; programs were not run")
+        answered = self.programs.of(value)
+        outcomes = [(output_problem(answered, self.programs.of(text)), self.programs.of(text)) for text in texts]
+        reason, wanted = min(outcomes, key=lambda outcome: len(outcome[0]) > 0)
+        return replace(
+            verdict,
+            is_usable=not reason,
+            reason=reason,
+            runs=answered[0].problem is None,
+            printed=answered[0].printed,
+            wanted=wanted[0].printed,
+        )
+
+    def _search_verdict(
+        self, verdict: ParameterVerdict, value: str, text: str, texts: Sequence[str], asked: str
+    ) -> ParameterVerdict:
+        """Judge a search text: names, numbers and negations are kept and none is invented, and it finds the same.
+
+        A name or number counts as invented if neither an accepted text nor the user has it.
+        """
+        compared = _compare(value, text, (*texts, asked))
+        ours, theirs = self.passages.top(value), self.passages.top(text)
+        found = len({*ours} & {*theirs}) / len(theirs) if theirs else None
+        reason = _hard_problem(compared)
+        if not reason and (compared.kept < FEWEST_KEPT or (found is not None and found < FEWEST_FOUND)):
+            reason = (
+                "finds other passages than the reference" if compared.kept >= FEWEST_KEPT else "loses what it is about"
+            )
+        return replace(
+            verdict,
+            is_usable=not reason,
+            reason=reason,
+            kept=compared.kept,
+            found=found,
+            lost=compared.lost,
+            added=compared.added,
+            filler=compared.filler,
+        )
+
+    def _message_verdict(
+        self, verdict: ParameterVerdict, value: str, text: str, texts: Sequence[str], asked: str
+    ) -> ParameterVerdict:
+        """Judge a message: every content word is kept, in some form, and none is added that the user did not type."""
+        compared = _compare(value, text, (*texts, asked))
+        reason = _hard_problem(compared)
+        if not reason and compared.lost:
+            reason = f"loses {', '.join(compared.lost)}"
+        if not reason and compared.added:
+            reason = f"adds {', '.join(compared.added)}"
+        return replace(
+            verdict, is_usable=not reason, reason=reason, kept=compared.kept, lost=compared.lost, added=compared.added
+        )
+
+
+class _Compared:
+    """The words that an answer loses of one text and adds to all that may be said, names and numbers apart."""
+
+    def __init__(self, ours: Terms, theirs: Terms, allowed: Sequence[Terms]) -> None:
+        own_months = {month for word in ours.content for month in [month_number(word)] if month}
+        their_months = {month for word in theirs.content for month in [month_number(word)] if month}
+        numbers = [*ours.numbers, *own_months]
+        words_lost = [
+            word
+            for word in theirs.content
+            if not has_word(word, ours.content) and not (month_number(word) and has_number(month_number(word), numbers))
+        ]
+        numbers_lost = [n for n in theirs.numbers if not has_number(n, numbers)]
+        said = [word for terms in allowed for word in terms.content]
+        said_numbers = [number for terms in allowed for number in terms.numbers] + [*their_months]
+        words_added = [word for word in ours.content if not has_word(word, said)]
+        numbers_added = [n for n in ours.numbers if not has_number(n, said_numbers)]
+        is_negation_lost = theirs.is_negated and not ours.is_negated
+        is_negation_added = ours.is_negated and not any(terms.is_negated for terms in allowed)
+        self.hard_lost = (
+            *(word for word in words_lost if word in theirs.names),
+            *map(_shown, numbers_lost),
+            *([NEGATION] if is_negation_lost else []),
+        )
+        self.hard_added = (
+            *(word for word in words_added if word in ours.names),
+            *map(_shown, numbers_added),
+            *([NEGATION] if is_negation_added else []),
+        )
+        self.lost = (*words_lost, *map(_shown, numbers_lost), *([NEGATION] if is_negation_lost else []))
+        self.added = (*words_added, *map(_shown, numbers_added), *([NEGATION] if is_negation_added else []))
+        count = len(theirs.content) + len(theirs.numbers)
+        self.kept = 1 - (len(words_lost) + len(numbers_lost)) / count if count else 1.0
+        self.filler = ours.filler
+
+
+def _compare(value: str, text: str, said: Sequence[str]) -> _Compared:
+    language = language_of(" ".join((*said, text)))
+    return _Compared(terms_of(value, language), terms_of(text, language), [terms_of(one, language) for one in said])
+
+
+def _hard_problem(compared: _Compared) -> str:
+    if compared.hard_lost:
+        return f"loses {', '.join(compared.hard_lost)}"
+    return f"invents {', '.join(compared.hard_added)}" if compared.hard_added else ""
+
+
+def _unasked(verdict: ParameterVerdict, value: str, asked: str) -> ParameterVerdict:
+    """Judge a message text that the reference leaves out: it does no harm if it invents no name or number."""
+    compared = _compare(value, asked, (asked,))
+    reason = f"is not asked for and invents {', '.join(compared.hard_added)}" if compared.hard_added else ""
+    return replace(verdict, is_usable=not reason, reason=reason, added=compared.added)
+
+
+def _shown(number: frozenset[str]) -> str:
+    return min(number, key=lambda reading: (len(reading), reading))
+
+
+def _exactly(answers: Sequence[Any]) -> str:
+    return f"is not {' or '.join(map(str, answers[:2]))}" if answers else "is not asked for"
+
+
+def _is_default(tool: Tool, name: str, value: Any) -> bool:
+    return name in tool.defaults and same_json(tool.defaults[name], value)

@@ -83,7 +83,7 @@ def output_problem(answered: Sequence[ProgramRun], wanted: Sequence[ProgramRun])
     """Return why a program does not give what the reference gives, in words; empty if it does.
 
     Each has one run, or several where its output may differ from run to run. A reference that fails or prints nothing
-    is met by no program. Where the reference's own runs differ, the answer's first run must lie among them.
+    is met by no program. Where the reference's own runs differ, those of the answer must lie among them.
     """
     own = answered[0]
     if own.problem:
@@ -96,7 +96,8 @@ def output_problem(answered: Sequence[ProgramRun], wanted: Sequence[ProgramRun])
     if any(same_print(own.printed, text) for text in texts):
         return ""
     if len(set(texts)) > 1:
-        return "" if _lies_among(own.printed, texts) else "prints what the reference never printed in several runs"
+        own_texts = [run.printed for run in answered if run.problem is None]
+        return "" if _lie_among(own_texts, texts) else "prints what the reference never printed in several runs"
     return "prints something else"
 
 
@@ -125,24 +126,25 @@ def same_number(one: Number, other: Number) -> bool:
     return fewer >= FEWEST_DECIMALS and abs(one.value - other.value) <= 0.5 * 10**-fewer * (1 + RELATIVE)
 
 
-def _lies_among(printed: str, texts: Sequence[str]) -> bool:
-    """Return whether an output has the numbers and words of several outputs that differ from run to run.
+def _lie_among(outputs: Sequence[str], texts: Sequence[str]) -> bool:
+    """Return whether outputs are like several outputs of the reference, which differ from run to run.
 
-    As many numbers, each within the range of those in its place, widened by as much on either side; or the same pieces
-    in another order.
+    They have the same pieces in another order, or as many numbers, each within the range of those in its place,
+    widened by as much on either side.
     """
-    tokens = _tokens(printed)
-    if any(Counter(map(str, tokens)) == Counter(map(str, _tokens(text))) for text in texts):
+    first = _tokens(outputs[0])
+    if any(Counter(map(str, first)) == Counter(map(str, _tokens(text))) for text in texts):
         return True
-    numbers, ranges = _numbers(tokens), [_numbers(_tokens(text)) for text in texts]
-    if len({len(numbers), *map(len, ranges)}) != 1 or not numbers:
+    ours, theirs = ([_numbers(_tokens(text)) for text in group] for group in (outputs, texts))
+    if len({*map(len, ours), *map(len, theirs)}) != 1 or not ours[0]:
         return False
-    lowest = [min(number.value for number in place) for place in zip(*ranges, strict=True)]
-    highest = [max(number.value for number in place) for place in zip(*ranges, strict=True)]
-    return all(
-        low - (high - low) <= number.value <= high + (high - low)
-        for number, low, high in zip(numbers, lowest, highest, strict=True)
-    )
+    ranges = zip(*(map(_range, zip(*group, strict=True)) for group in (ours, theirs)), strict=True)
+    return all(low - (high - low) <= most and least <= high + (high - low) for (least, most), (low, high) in ranges)
+
+
+def _range(numbers: Sequence[Number]) -> tuple[float, float]:
+    values = [number.value for number in numbers]
+    return min(values), max(values)
 
 
 def _tokens(text: str) -> list[Number | str]:

@@ -104,7 +104,7 @@ class ParameterJudge:
         return self._judged_as.get(f"{tool.name}.{name}") or kind_of(name, tool.properties.get(name, {}))
 
     def run_programs(self, calls: Iterable[tuple[Tool, Mapping[str, Any], Mapping[str, Accepted]]]) -> None:
-        """Run the programs of calls, (tool, given parameters, accepted ones), several at once, before these are judged."""
+        """Run the programs of calls (tool, given and accepted parameters), several at once, before they are judged."""
         if not self.programs:
             return
         due: list[str] = []

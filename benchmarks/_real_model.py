@@ -26,7 +26,7 @@ from _random_mistral import peaks, synchronised
 
 from tool_aware.chat_format import EncodedExample, encode_example, with_heavy_name
 from tool_aware.config.settings import Config
-from tool_aware.console import say
+from tool_aware.console import Fallbacks, say
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
 from tool_aware.rows import Row
 
@@ -111,6 +111,9 @@ class Material:
         return material
 
 
+Score = Callable[["Answerer", Material, "Outcome"], None]  # fills the sets of the outcome
+
+
 @dataclass
 class Outcome:
     """What a run found. `sets` holds, by name of the test rows, a string of 0 and 1 for each question, in row order.
@@ -127,13 +130,14 @@ class Outcome:
     sets: dict[str, dict[str, str]] = field(default_factory=dict)
     fallbacks: list[str] = field(default_factory=list)
     scoring_s: float = 0.0
+    answers: dict[str, Any] = field(default_factory=dict)  # of benchmarks that keep whole answers
 
 
 # ---- one run --------------------------------------------------------------------------------------------
 
 
-def perform(run: Run, material: Material, folder: Path) -> Outcome:
-    """Train as `run` says, then let base or adapter choose and answer; `folder` takes the adapter."""
+def perform(run: Run, material: Material, folder: Path, score: Score) -> Outcome:
+    """Train as `run` says, then `score` base or adapter; `folder` takes the adapter."""
     from tool_aware.tokenizer import load_tokenizer
     from tool_aware.training.varied_lists import StepExamples
 
@@ -158,7 +162,9 @@ def perform(run: Run, material: Material, folder: Path) -> Outcome:
             outcome.training = {"losses": outcome.training["losses"]}
         free()
     began_s = time.monotonic()
-    score(config, tokenizer, adapter, material, outcome)
+    fallbacks = Fallbacks()
+    score(answerer_of(config, tokenizer, adapter, material.batch_size, fallbacks), material, outcome)
+    outcome.fallbacks += list(fallbacks)
     outcome.scoring_s = round(time.monotonic() - began_s, 1)
     return outcome
 
@@ -276,23 +282,24 @@ def free() -> None:
 # ---- scoring --------------------------------------------------------------------------------------------
 
 
-def score(
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    adapter: Path | None,
-    material: Material,
-    outcome: Outcome,
-) -> None:
-    """Choose and answer as evaluate.py does, and judge by its rules."""
-    from tool_aware.console import Fallbacks
-    from tool_aware.evaluation.scoring.judgement import judge
+def answerer_of(
+    config: Config, tokenizer: PreTrainedTokenizerBase, adapter: Path | None, batch_size: int, fallbacks: Fallbacks
+) -> Answerer:
+    """Load the base model, with an adapter if there is one, as evaluate.py does."""
     from tool_aware.model.adapter import attach_adapter
     from tool_aware.model.base import load_base_model
 
-    base, fallbacks = load_base_model(config.model, config.quantization), Fallbacks()
+    base = load_base_model(config.model, config.quantization)
     if adapter:
         attach_adapter(base, adapter, base_name=config.model.name).eval()
-    answerer = Answerer(base.eval(), tokenizer, config, material.batch_size, fallbacks)
+    return Answerer(base.eval(), tokenizer, config, batch_size, fallbacks)
+
+
+def score_choices(answerer: Answerer, material: Material, outcome: Outcome) -> None:
+    """Choose and answer as evaluate.py does, and judge by its rules."""
+    from tool_aware.evaluation.scoring.judgement import judge
+
+    config = answerer.config
     for name, rows in material.tests.items():
         chosen = [judge(found, rows[found.row], config.toolbox) for found in answerer.choices(rows)]
         second = {f"choice_{question}": found for question, found in chose_second(rows, chosen).items()}
@@ -310,7 +317,6 @@ def score(
             outcome.sets[name] |= chose_second(rows, judged) | what_remains(answerer, rows, answers)
     if outcome.run["lists"]:
         score_lists(answerer, material.tests[outcome.run["lists"]], config, outcome)
-    outcome.fallbacks += list(fallbacks)
 
 
 def score_lists(answerer: Answerer, rows: Sequence[Row], config: Config, outcome: Outcome) -> None:
@@ -358,21 +364,23 @@ class Answerer:
         found = [Prediction(row, tool=max(scores, key=scores.__getitem__)) for part in batches for row, scores in part]
         return sorted(found, key=lambda prediction: prediction.row)
 
-    def answers(self, rows: Sequence[Row]) -> list[Prediction]:
-        """Return the whole answer of each row."""
-        from tool_aware.chat_format import decode, end_id
+    def answers(self, rows: Sequence[Row], tools: Sequence[str] = ()) -> list[Prediction]:
+        """Return the whole answer of each row; with `tools`, one a row, the one that begins with `Tool: <its tool>`."""
+        from tool_aware.chat_format import decode, end_id, tool_label_tokens, tool_name_tokens
         from tool_aware.inference.generation import generate
 
+        label, names = tool_label_tokens(self.tokenizer), tool_name_tokens(self.tokenizer, set(tools))
+        begun = [[*label, *names[tool]] for tool in tools] or [[]] * len(rows)
         batches = generate(
             self.model,
-            self._prompts(rows),
+            [prompt + ids for prompt, ids in zip(self._prompts(rows), begun, strict=True)],
             eos_id=end_id(self.tokenizer),
             max_new_tokens=self.config.evaluation.max_new_tokens,
             batch_size=self.batch_size,
             fallbacks=self.fallbacks,
         )
         found = [
-            Prediction(row, decode(self.tokenizer, answer.ids), is_truncated=answer.is_truncated)
+            Prediction(row, decode(self.tokenizer, begun[row] + answer.ids), is_truncated=answer.is_truncated)
             for part in batches
             for row, answer in part
         ]
@@ -387,12 +395,12 @@ class Answerer:
 # ---- many runs ------------------------------------------------------------------------------------------
 
 
-def perform_in_child(argv: Sequence[str]) -> None:
-    """Do what `child_command` asks for: perform one run, write its outcome."""
+def perform_in_child(argv: Sequence[str], score: Score = score_choices) -> None:
+    """Perform one run in a process that `perform_all` began, write its outcome."""
     run_file, material_file, output = map(Path, argv)
     run = Run(**json.loads(run_file.read_text(encoding="utf-8")))
     material = Material.load(material_file)
-    outcome = perform(run, material, run_file.parent)
+    outcome = perform(run, material, run_file.parent, score)
     output.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
 

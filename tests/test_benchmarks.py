@@ -195,3 +195,75 @@ def test_the_quality_benchmarks_make_their_data_also_where_rows_have_earlier_tur
         material = benchmark_module(name).prepare(arguments, tmp_path / name)
         assert any(row.history for row in material.train)
         assert all(len(rows) == 6 for rows in material.tests.values())
+
+
+def test_hand_written_calls_print_what_was_worked_out_and_their_references_are_usable(config, benchmark_module):
+    from collections import Counter
+
+    from tool_aware.evaluation.scoring.program_output import ProgramRuns, same_print
+    from tool_aware.evaluation.scoring.usable import ParameterJudge
+
+    module = benchmark_module("_parameters")
+    rows = module.load_parameters_probe(config)
+    counted = Counter(row.tool for row in rows)
+    assert counted == {"rag_retrieval": 60, "web_search": 60, "code_execution": 60, "direct_chat": 20}
+    assert sum(row.metadata["language"] != "en" for row in rows) > 60
+    assert len({row.identity for row in rows}) == 200
+    programs = {row.query: module.programs_of(row, config.toolbox)[0] for row in rows if "prints" in row.metadata}
+    runs = ProgramRuns()
+    runs.run(programs.values())
+    printed = {row.query: runs.of(programs[row.query])[0].printed for row in rows if row.query in programs}
+    wrong = [row.query for row in rows if row.query in printed and printed[row.query].strip() != row.metadata["prints"]]
+    assert (len(printed), wrong) == (60, [])
+    assert not same_print("1234.5", "1234.6")
+    found = module.verdicts(
+        rows, [{"text": row.response} for row in rows], ParameterJudge(programs=runs), config.toolbox
+    )
+    for question in ("readable", "schema", "usable", "bfcl", "strict"):
+        assert found[question] == "1" * 200, question
+    assert found["runs"] == found["value"] == "".join("-1"["prints" in row.metadata] for row in rows)
+
+
+def test_an_answer_under_the_right_tool_is_judged_by_its_parameters(config, benchmark_module):
+    from tool_aware.evaluation.scoring.program_output import ProgramRuns
+    from tool_aware.evaluation.scoring.usable import ParameterJudge
+
+    module = benchmark_module("_parameters")
+    rows = [row for row in module.load_parameters_probe(config) if row.tool != "direct_chat"]
+    search = next(row for row in rows if "AX-200" in row.query)
+    code = next(row for row in rows if row.metadata.get("prints") == "291")
+    other = 'from datetime import date\\nprint(abs(date(2024, 3, 17) - date(2025, 1, 2)).days, \\"days\\")'
+    answers = [
+        ("rag_retrieval", '{"query": "warranty terms AX-200 pump"}', search),
+        ("code_execution", '{"code": "%s"}' % other, code),
+        ("code_execution", '{"code": "print(date(2025))"}', code),
+        ("code_execution", '{"code": ', code),
+    ]
+    texts = [
+        {"text": f"Tool: {tool}\nParameters: {given}\nReasoning: So.", "chosen": "x"} for tool, given, _ in answers
+    ]
+    by = ParameterJudge(programs=ProgramRuns())
+    found = module.verdicts([row for *_, row in answers], texts, by, config.toolbox)
+    assert (found["usable"], found["readable"], found["tool"]) == ("0100", "1110", "0000")
+    assert (found["runs"], found["value"]) == ("-100", "-100")
+    assert [kind for kind, _ in found["kinds"][1]] == ["code"]
+    assert "AX-210" in found["why"][0] or "negation" in found["why"][0]
+    assert "NameError" in found["why"][2]
+    kept = [module.restored(module.stored(row), config.toolbox) for row in rows[:3]]
+    assert [(row.instruction, row.response) for row in kept] == [(row.instruction, row.response) for row in rows[:3]]
+
+
+def test_a_mistake_in_hand_written_calls_is_named_with_its_item(tmp_path, config, benchmark_module):
+    import yaml
+
+    from tool_aware.console import UserError
+
+    wrong = {"language": "xx", "query": "q", "parameters": {"query": 3}}
+    code = {"language": "en", "query": "q", "parameters": {"code": "print(1)"}}
+    (tmp_path / "made.yaml").write_text(
+        yaml.safe_dump({"web_search": [wrong], "code_execution": [code], "oracle": [{}]})
+    )
+    with pytest.raises(UserError) as raised:
+        benchmark_module("_parameters").load_parameters_probe(config, tmp_path / "made.yaml")
+    for words in ("web_search: item 1: language", "web_search: item 1: ", "code_execution: item 1: keys", "oracle"):
+        assert words in raised.value.what

@@ -1,0 +1,202 @@
+"""Measure whether a tuned model fills in the parameters of the right tool so that an agent can use the call.
+
+    python benchmarks/parameters.py --model DIR                     # one GPU of 80 GB
+    python benchmarks/parameters.py --model DIR --parts tuned --seeds 2 --seconds 400   # what the file has is kept
+    python benchmarks/parameters.py --tiny                          # a smoke test without a GPU
+    python benchmarks/parameters.py --judge-again FILE              # the answers in the results, by today's rules
+    python benchmarks/parameters.py --read FILE --run tuned-seed-1  # queries, references and answers, side by side
+    python benchmarks/parameters.py --markdown FILE                 # the tables of docs/benchmarks/quality.md
+
+Parts   base    the model as it is
+        tuned   3 epochs on the default data set, 32 examples a step, as config.yaml teaches: other lists of tools in
+                70 % of the steps, the tool's name with weight 20, rank 64 (the defaults of tool_lists.py)
+        plain   the same with every prompt listing the tools as they are, all labels alike, rank 16 (real_model.py)
+
+Tested on 200 hand-written queries with their calls (benchmarks/probe/parameters_probe.yaml) and on 400 rows of the test
+split, spread evenly. Parameters are judged given the right tool: where the model's own answer chose another, the answer
+that begins with `Tool: <right tool>` is judged; the figure `right tool` is of the model's own answers. Training rows
+that resemble a hand-written query are left out, with all rows of their template. All answers are kept in the results.
+Intervals are 95 %, over templates and all seeds together.
+
+Reads   config.yaml, benchmarks/probe/parameters_probe.yaml, the model; earlier results, whose runs are not repeated
+Writes  benchmarks/results/parameters_<device>.json, as runs end
+Exit    0 done; 2 something to fix; 3 runs failed or were not begun in time
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from _parameters import answer_under_right_tool, load_parameters_probe, restored, stored, verdicts
+from _parameters_tables import markdown, side_by_side
+from _random_mistral import environment, results_file
+from _real_model import Material, Run, perform_all, perform_in_child
+from dataset_probe import labelled
+from real_model import TINY, default_splits, described_set, earlier_results, is_known, settings_of, unlike_probes
+from tool_aware.evaluation.scoring.program_output import ProgramRuns
+from tool_aware.evaluation.scoring.usable import ParameterJudge
+
+from tool_aware.config.settings import Config, load_config
+from tool_aware.console import GateFailed, UserError, run, say
+from tool_aware.files import write_json
+from tool_aware.sandbox import NotIsolated, check_isolation
+from tool_aware.text import spread_evenly
+
+PROBE, TEST = "probe", "test"  # the two sets
+PARTS = ("base", "tuned", "plain")
+TEST_ROWS = 400
+TRAINING: dict[str, dict[str, Any]] = {
+    "tuned": {"epochs": 3, "r": 64, "alpha": 128.0, "tool_variation": 0.7, "tool_weight": 20.0},
+    "plain": {"epochs": 3, "r": 16, "alpha": 32.0},
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare rows, perform the runs that the results lack, judge their answers, print the tables."""
+    arguments = parse_arguments(argv)
+    if read := arguments.markdown or arguments.read or arguments.judge_again:
+        return show(arguments, json.loads(read.read_text(encoding="utf-8")))
+    parts = wanted_parts(arguments)
+    began_s, origin = time.monotonic(), environment()
+    output = arguments.output or results_file("parameters", origin["device"])
+    with tempfile.TemporaryDirectory(prefix="parameters-") as made:
+        material = prepare(arguments, Path(made))
+        results = earlier_results(output, material) | {"command": " ".join(sys.argv)}
+        results["rows"] = {name: [stored(row) for row in rows] for name, rows in material.tests.items()}
+        results["sets"] = {name: described_set(rows) for name, rows in material.tests.items()}
+        material.save(Path(made) / "material")
+        by = parameter_judge(results, material.config, is_isolated=not arguments.run_unisolated)
+        say(f"{len(material.train)} training rows, prepared in {time.monotonic() - began_s:.0f} s")
+        wanted = [each for part in parts for each in runs_of(part, arguments)]
+        missing = [each for each in wanted if not is_known(each, results)]
+        limits = {"side_by_side": arguments.side_by_side, "until_s": began_s + arguments.seconds}
+        for outcome in perform_all(missing, Path(__file__).resolve(), Path(made), **limits):
+            results["runs"][outcome.run["name"]] = {**asdict(outcome), "origin": origin}
+            write_json(output, results)
+            judge_run(results, outcome.run["name"], by, material.config)
+            write_json(output, results)
+    print(markdown(results))
+    say(f"{output}: {len(results['runs'])} runs, {time.monotonic() - began_s:.0f} s")
+    if lacking := [each.name for each in wanted if not is_known(each, results)]:
+        raise GateFailed(f"not measured: {', '.join(lacking)}; run the same again for them")
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, metavar="DIR", help="folder of an instruct model and its tokenizer")
+    add("--parts", default=",".join(PARTS), metavar="A,B", help=f"which parts: {', '.join(PARTS)}")
+    add("--seeds", type=int, default=3, metavar="N", help="trainings of each kind (default: 3)")
+    add("--steps", type=int, metavar="N", help="train so many steps instead of 3 epochs: for a trial on a CPU")
+    add("--tests", type=int, metavar="N", help="N rows of each set, spread evenly: for a trial on a CPU")
+    add("--side-by-side", type=int, default=6, metavar="N", help="runs on the card at once (default: 6)")
+    add("--seconds", type=float, default=1e9, metavar="S", help="begin no run after so long")
+    add("--tiny", action="store_true", help="a few rows; without --model on a tiny random model")
+    add("--run-unisolated", action="store_true", help="run programs also where the kernel does not isolate them")
+    add("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
+    add("--markdown", type=Path, metavar="FILE", help="print the tables of these results and stop")
+    add("--judge-again", type=Path, metavar="FILE", help="judge the answers of these results again and stop")
+    add("--read", type=Path, metavar="FILE", help="print queries, references and answers of these results and stop")
+    add("--run", default="tuned-seed-1", metavar="NAME", help="whose answers --read prints (default: tuned-seed-1)")
+    return parser.parse_args(argv)
+
+
+def show(arguments: argparse.Namespace, results: dict[str, Any]) -> int:
+    """Print what earlier results hold, judged again if wanted."""
+    if arguments.read:
+        if arguments.run not in results["runs"]:
+            known = ", ".join(results["runs"])
+            raise UserError(f"no run {arguments.run!r}", where=str(arguments.read), fix=f"--run: one of {known}")
+        print(side_by_side(results, arguments.run))
+        return 0
+    if arguments.judge_again:
+        config = load_config(Path(__file__).resolve().parent.parent / "config.yaml", [])
+        by = parameter_judge(results, config, is_isolated=not arguments.run_unisolated)
+        for name in results["runs"]:
+            judge_run(results, name, by, config)
+        write_json(arguments.judge_again, results)
+    print(markdown(results))
+    return 0
+
+
+def wanted_parts(arguments: argparse.Namespace) -> list[str]:
+    """Return the parts to measure. Raises UserError for unknown ones, and where no model is named."""
+    parts = list(dict.fromkeys(arguments.parts.split(",")))
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise UserError(f"unknown: {', '.join(unknown)}", where="--parts", fix=f"some of {', '.join(PARTS)}")
+    if not (arguments.model or arguments.tiny):
+        raise UserError("which model?", where="--model", fix="name the folder of an instruct model, or give --tiny")
+    return parts
+
+
+def runs_of(part: str, arguments: argparse.Namespace) -> list[Run]:
+    """List the runs of a part: one training a seed."""
+    if part == "base":
+        return [Run("base", "base")]
+    tiny = TINY if arguments.tiny else {}
+    steps = {"steps": arguments.steps} if arguments.steps else {}
+    settings = {**TRAINING[part], **tiny, **steps}
+    return [Run(f"{part}-seed-{seed}", seed=seed, **settings) for seed in range(1, arguments.seeds + 1)]
+
+
+def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
+    """Make the default data set, take out what resembles the hand-written queries, read these."""
+    config = settings_of(arguments, folder)
+    probe, parts = load_parameters_probe(config), default_splits(config)
+    train = unlike_probes(parts["train"], labelled(probe))
+    most = 6 if arguments.tiny else arguments.tests
+    test = [row for row in parts["test"] if not row.is_choice_only]
+    tests = {PROBE: spread_evenly(probe, most or len(probe)), TEST: spread_evenly(test, most or TEST_ROWS)}
+    return Material(config, train, tests, **({"batch_size": 8} if most else {}))
+
+
+# ---- verdicts -------------------------------------------------------------------------------------------
+
+
+def parameter_judge(results: dict[str, Any], config: Config, *, is_isolated: bool) -> ParameterJudge:
+    """Return the judge that evaluate.py uses, with the queries and search texts of the rows among its passages.
+
+    Raises NotIsolated where the kernel cannot isolate programs and `is_isolated` demands it.
+    """
+    if is_isolated:
+        try:
+            check_isolation()
+        except NotIsolated as found:
+            raise NotIsolated(found.what, fix=f"{found.fix}; or --run-unisolated where nothing can be harmed") from None
+    rows = [restored(item, config.toolbox) for part in results["rows"].values() for item in part]
+    calls = [row.answer.call for row in rows]
+    texts = [row.query for row in rows]
+    texts += [value for call in calls if call for value in call.parameters.values() if isinstance(value, str)]
+    return ParameterJudge(texts=texts, programs=ProgramRuns(is_isolated=is_isolated))
+
+
+def judge_run(results: dict[str, Any], name: str, by: ParameterJudge, config: Config) -> None:
+    """Write the verdicts on a run's answers beside them."""
+    tools, its_own = config.toolbox, results["runs"][name]
+    for test, answers in its_own["answers"].items():
+        rows = [restored(item, tools) for item in results["rows"][test]]
+        found = verdicts(rows, answers, by, tools)
+        for item, why in zip(answers, found.pop("why"), strict=True):
+            item["verdict"] = why or "usable"
+        for item, kinds in zip(answers, found.pop("kinds"), strict=True):
+            item["parameters"] = kinds
+        its_own["sets"][test] = found
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        perform_in_child(sys.argv[2:], answer_under_right_tool)
+    else:
+        run(main)

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.evaluation.scoring.parameter_kinds import CODE, PYTHON_MEDIA_TYPE
-from tool_aware.evaluation.scoring.usable import ParameterJudge
-
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, listing
 from tool_aware.evaluation.scoring.bfcl import accepted_values
 from tool_aware.evaluation.scoring.judgement import Prediction, judge
+from tool_aware.evaluation.scoring.parameter_kinds import CODE, PYTHON_MEDIA_TYPE
+from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.prompt import Turn, parse_response, render_instruction, render_response
 from tool_aware.rows import Row
 from tool_aware.tools import Toolbox, ToolCall

@@ -43,11 +43,11 @@ from _random_mistral import environment, results_file
 from _real_model import Material, Run, perform_all, perform_in_child
 from dataset_probe import labelled
 from real_model import TINY, default_splits, described_set, earlier_results, is_known, settings_of, unlike_probes
-from tool_aware.evaluation.scoring.program_output import ProgramRuns
-from tool_aware.evaluation.scoring.usable import ParameterJudge
 
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed, UserError, run, say
+from tool_aware.evaluation.scoring.program_output import ProgramRuns
+from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.files import write_json
 from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.text import spread_evenly

@@ -235,7 +235,7 @@ def test_an_answer_under_the_right_tool_is_judged_by_its_parameters(config, benc
     other = 'from datetime import date\\nprint(abs(date(2024, 3, 17) - date(2025, 1, 2)).days, \\"days\\")'
     answers = [
         ("rag_retrieval", '{"query": "warranty terms AX-200 pump"}', search),
-        ("code_execution", '{"code": "%s"}' % other, code),
+        ("code_execution", '{"code": "' + other + '"}', code),
         ("code_execution", '{"code": "print(date(2025))"}', code),
         ("code_execution", '{"code": ', code),
     ]

@@ -84,7 +84,7 @@ def said_by(schema):
         return
     kinds = schema.get("type", [])
     for kind in [kinds] if isinstance(kinds, str) else kinds:
-        yield {"array": ("array", "]"), "object": ("object", "}")}.get(kind, kind)
+        yield {"array": ("array", "]"), "object": ("object", "}"), "string": ("string", '"')}.get(kind, kind)
     for name, item in schema.get("properties", {}).items():
         shown = json.dumps(name, ensure_ascii=False) if " " in name else name
         yield (f"{shown}: ", f"{shown}?: ")

@@ -1,8 +1,9 @@
 """BFCL's published rules for matching a call with its function document and the accepted answers.
 
 The rules are those of the Berkeley Function-Calling Leaderboard's AST evaluation for Python
-(https://gorilla.cs.berkeley.edu/blogs/8_berkeley_function_calling_leaderboard.html), written anew. Their odd corners
-are kept where they decide a verdict, because a figure called `bfcl_strict` must mean what BFCL's means:
+(https://gorilla.cs.berkeley.edu/blogs/8_berkeley_function_calling_leaderboard.html; `ast_checker.py` of
+ShishirPatil/gorilla at a6da28e), written anew. Their odd corners are kept where they decide a verdict, because a figure
+called `bfcl_strict` must mean what BFCL's means:
 
 - types are strict (`True` is no integer, `5.0` is no integer); only an integer given for a float is converted,
   and only at the top level: inside a list `[5]` is not a list of floats
@@ -10,13 +11,17 @@ are kept where they decide a verdict, because a figure called `bfcl_strict` must
   literally among the accepted values
 - strings are compared without spaces and `, . / - _ * ^`, in lower case, with one kind of quote
 - `""` among a parameter's accepted values means that it may be left out
+- a list is compared in order and item by item, a dict key by key, one level deep; what is deeper has to be equal
+
+BFCL's documents give each parameter one type. A schema that has several (`anyOf`, a list of types) is judged by the
+type of the accepted value.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
@@ -210,7 +215,7 @@ def call_verdict(parameters: Mapping[str, Any], accepted: Mapping[str, Accepted]
     A value that is an accepted one, its type included, is right under any schema. The rest is judged by BFCL. A value
     that is no string, where BFCL knows no type (unions, null, any), has to be an accepted one.
     """
-    function, expected = bfcl_function(tool), bfcl_expected(tool, accepted)
+    function, expected = bfcl_function(tool, accepted), bfcl_expected(tool, accepted)
     settled = {
         name
         for name, value in parameters.items()
@@ -227,29 +232,51 @@ def call_verdict(parameters: Mapping[str, Any], accepted: Mapping[str, Accepted]
     return bfcl_verdict({"name": tool.name, "arguments": rest}, {tool.name: open_answers}, document)
 
 
-def bfcl_function(tool: Tool) -> dict[str, Any]:
-    """Describe a tool as a BFCL function document."""
-    properties = {name: {**schema, **_bfcl_type(schema)} for name, schema in tool.properties.items()}
+def bfcl_function(tool: Tool, accepted: Mapping[str, Accepted] | None = None) -> dict[str, Any]:
+    """Describe a tool as a BFCL function document; `accepted` decides which type of a union a parameter has."""
+    properties = {}
+    for name, schema in tool.properties.items():
+        values = accepted[name].values if accepted and name in accepted else ()
+        properties[name] = {**schema, **_bfcl_type(schema, *values[:1])}
     return {"name": tool.name, "parameters": {"properties": properties, "required": sorted(tool.required)}}
 
 
-def _bfcl_type(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `type` and `items` in BFCL's terms: the first type of a union that is not null, else `any`."""
+def _bfcl_type(schema: Any, *example: Any) -> dict[str, Any]:
+    """Return `type` and `items` in BFCL's terms, which has no unions: of one, the type that an accepted value has.
+
+    Without such a value it is the first that is not null; `any` where there are several schemas to choose from.
+    """
+    choices = list(_typed(schema))
+    fitting = [part for part in choices if example and type(example[0]) in _types_of(part["type"])]
+    if not fitting and len(choices) != 1 and not (isinstance(schema, Mapping) and "type" in schema):
+        return {"type": "any", "items": {}}
+    widest = [part for part in fitting if part["type"] == "number"]  # 2 and 2.0 are the same to a union with it
+    chosen = [*widest, *fitting, *choices, {"type": "any"}][0]
+    items = chosen.get("items")
+    if chosen["type"] != "array" or not isinstance(items, Mapping):
+        return {"type": chosen["type"], "items": {}}
+    inside = example[0] if example and isinstance(example[0], list) else []
+    kinds = {"any" if item is None else _bfcl_type(items, item)["type"] for item in inside}
+    kinds = kinds or {_bfcl_type(items)["type"]}
+    return {"type": "array", "items": {"type": kinds.pop()} if len(kinds) == 1 and kinds != {"any"} else {}}
+
+
+def _typed(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the schemas of one type each that a union consists of, without null; none for what says no type."""
+    if not isinstance(schema, Mapping):
+        return
+    if "type" in schema:
+        kinds = schema["type"]
+        known = [kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind in _PYTHON_TYPES]
+        yield from ({**schema, "type": kind} for kind in known)
+        return
     for key in ("anyOf", "oneOf"):
-        if "type" not in schema and key in schema:
-            others = [part for part in schema[key] if not _is_null(part)]
-            return _bfcl_type(others[0]) if len(others) == 1 and isinstance(others[0], Mapping) else {"type": "any"}
-    kinds = schema.get("type", "any")
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    kind = next((kind for kind in kinds if kind in _PYTHON_TYPES), "any")
-    items = schema.get("items")
-    item_kind = items.get("type") if isinstance(items, Mapping) else None
-    is_known = isinstance(item_kind, str) and item_kind in _PYTHON_TYPES and kind == "array"
-    return {"type": kind, "items": {"type": item_kind} if is_known else {}}
+        for part in schema.get(key, ()):
+            yield from _typed(part)
 
 
-def _is_null(schema: object) -> bool:
-    return isinstance(schema, Mapping) and (schema.get("type") == "null" or schema.get("const", "") is None)
+def _types_of(kind: str) -> tuple[type, ...]:
+    return (int, float) if kind == "number" else (_PYTHON_TYPES[kind],)
 
 
 def bfcl_expected(tool: Tool, accepted: Mapping[str, Accepted]) -> dict[str, dict[str, list[Any]]]:
@@ -264,7 +291,7 @@ def bfcl_expected(tool: Tool, accepted: Mapping[str, Accepted]) -> dict[str, dic
 
 def _with_choices(value: Any, schema: Mapping[str, Any]) -> Any:
     """Write an accepted value as BFCL does: values inside a dict, or a list's dicts, are lists of accepted ones."""
-    bfcl = _bfcl_type(schema)
+    bfcl = _bfcl_type(schema, value)
     if bfcl["type"] == "object" and isinstance(value, Mapping):
         return {key: [item] for key, item in value.items()}
     if bfcl["type"] == "array" and bfcl["items"].get("type") == "object" and isinstance(value, list):

@@ -35,6 +35,7 @@ def test_an_answer_is_right_if_it_equals_the_reference_and_wrong_if_a_value_diff
 
 
 OBJECT = {"type": "object", "properties": {"a": {}}}
+STRINGS = {"type": "array", "items": {"type": "string"}}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,18 @@ OBJECT = {"type": "object", "properties": {"a": {}}}
         ({"anyOf": [{"enum": ["a", "A"]}, {"type": "null"}]}, "a", "A", False, True),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, None, "None", False, False),
         ({"type": ["integer", "null"]}, None, 0, False, False),
+        # BFCL has no unions: a parameter has the type of its accepted value
+        ({"type": ["integer", "string"]}, "New York", "new york.", True, True),
+        ({"type": ["integer", "string"]}, 5, "5", False, False),
+        ({"anyOf": [{"type": "string"}, STRINGS]}, ["New York"], ["new-york"], False, True),
+        ({"anyOf": [{"type": "string"}, STRINGS]}, ["New York"], "New York", False, False),
+        ({"anyOf": [{"type": "integer"}, {"type": "number"}]}, 2, 2.0, True, True),
+        ({"anyOf": [{"type": "string"}, OBJECT]}, {"a": "New York"}, {"a": "new york"}, False, True),
+        ({"anyOf": [{"type": "string"}, OBJECT]}, {"a": [1, 2]}, {"a": 1}, False, False),
+        ({"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "null"}]}}, ["A b", None], ["ab", None],
+         False, True),
+        ({"type": "array", "items": {"oneOf": [OBJECT, {"type": "string"}]}}, [{"a": "x"}], [{"a": ["x"]}],
+         False, False),
     ],
 )  # fmt: skip
 def test_values_are_compared_as_json(schema, reference, answer, is_correct, is_bfcl_valid):

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 
+from tests.fixtures.repository import REPOSITORY
 from tool_aware.evaluation.scoring.bfcl import accepted_values, bfcl_expected, bfcl_function, bfcl_verdict
 from tool_aware.prompt import render_response
 from tool_aware.rows import Row
@@ -74,6 +77,15 @@ def verdict(arguments, accepted, *, required=(), name="f"):
 def test_a_value_is_matched_as_bfcl_matches_it(value, parameter, accepted, error):
     result = verdict({parameter: value}, {parameter: accepted})
     assert (result.valid, result.error_type) == (error is None, error)
+
+
+def test_verdicts_on_random_calls_are_those_of_bfcls_own_checker():
+    # random calls, half of them valid; judged by a line-by-line transcription of ast_checker.py at a6da28e, Python
+    lines = (REPOSITORY / "tests/fixtures/bfcl_verdicts.jsonl").read_text().splitlines()
+    for case in map(json.loads, lines):
+        document = {"name": "f", "parameters": {"properties": case["properties"], "required": case["required"]}}
+        found = bfcl_verdict({"name": "f", "arguments": case["arguments"]}, {"f": case["accepted"]}, document)
+        assert found.valid == case["valid"], case
 
 
 def test_names_and_presence_are_checked_in_bfcls_order():

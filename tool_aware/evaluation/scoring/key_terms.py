@@ -15,6 +15,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from tool_aware.text import common_prefix_length
+
 NEGATION = "(negation)"  # stands among the lost or added words
 
 _PIECES = re.compile(
@@ -26,6 +28,9 @@ _PIECES = re.compile(
     r"|(?P<word>[^\W\d_\u3040-\u30ff\u3400-\u9fff]+)"
 )
 _NEGATIVE_CHARACTERS = re.compile("不|没|沒|无|無|非|除|未|ない|なし|ません|ずに|抜き|以外|없|않|아닌|제외")
+_ENDINGS = ("s", "es", "n", "en", "e", "less", "frei", "los")
+_VOWELS = "aeiouyаеёиоуыэюя"
+_FREE_OF = re.compile(r"[a-z]{3}less\b|\bfree\b|\w{3}(?:frei|los)(?:e[nrsm]?)?\b", re.IGNORECASE)
 _LANGUAGES = {
     "en": "EN_PLUS", "de": "GERMAN", "fr": "FRENCH", "es": "SPANISH", "it": "ITALIAN", "pt": "PORTUGUESE",
     "nl": "DUTCH", "sv": "SWEDISH", "da": "DANISH", "no_": "NORWEGIAN", "ru": "RUSSIAN", "tr": "TURKISH",
@@ -34,16 +39,29 @@ _LANGUAGES = {
 
 @dataclass(frozen=True)
 class Terms:
-    """The words of one text, folded: `content` in order, each once; `names` and `numbers` are among them.
+    """The words of one text, folded: `content` in order, each once; `names` and `times` are among them.
 
-    A number is written in every way it can be read: `1.250` is 1250 and 1.25.
+    A number is written in every way it can be read: `1.250` is 1250 and 1.25. `capitals` are words that may be names:
+    German writes all nouns so. `unspaced` is what the text has of scripts without spaces.
     """
 
     content: tuple[str, ...]
     names: frozenset[str]
+    capitals: frozenset[str]
+    unspaced: str
     numbers: tuple[frozenset[str], ...]
+    times: frozenset[str]
     filler: int
     is_negated: bool
+    is_free_of: bool  # says without by a word that need not: `fanless`, `gluten-free`
+
+    def has(self, word: str) -> bool:
+        """Return whether the text has a content word of another text, in some form."""
+        return word in self.unspaced or any(same_word(word, other) for other in self.content)
+
+    def has_name(self, name: str) -> bool:
+        """Return whether the text has a name of another text."""
+        return any(same_name(name, other) for other in self.content)
 
 
 @lru_cache(maxsize=65_536)
@@ -52,7 +70,9 @@ def terms_of(text: str, language: str = "en") -> Terms:
     text = unicodedata.normalize("NFKC", text)
     fillers, negations = _fillers(language), _negations(language)
     content: list[str] = []
-    names, numbers, filler, is_negated = set(), [], 0, bool(_NEGATIVE_CHARACTERS.search(text))
+    unspaced = ""
+    names, capitals, times, numbers, filler = set(), set(), set(), [], 0
+    is_negated = bool(_NEGATIVE_CHARACTERS.search(text))
     for match in _PIECES.finditer(text):
         kind, piece = match.lastgroup, match[0]
         if kind == "date":
@@ -61,8 +81,10 @@ def terms_of(text: str, language: str = "en") -> Terms:
             numbers.append(readings(piece))
         elif kind == "han":
             content += _pairs(piece)
+            unspaced += piece
         elif kind == "kana":
-            content.append(piece.casefold())
+            content.append(piece)
+            unspaced += piece
         elif kind == "word":
             folded = piece.casefold()
             if folded in negations:
@@ -71,9 +93,23 @@ def terms_of(text: str, language: str = "en") -> Terms:
                 filler += 1
             else:
                 content.append(fold(piece))
-                if _is_name(piece, language):
+                if folded in _times():
+                    times.add(fold(piece))
+                elif _is_name(piece, language):
                     names.add(fold(piece))
-    return Terms(tuple(dict.fromkeys(content)), frozenset(names), tuple(dict.fromkeys(numbers)), filler, is_negated)
+                elif piece[0].isupper():
+                    capitals.add(fold(piece))
+    return Terms(
+        tuple(dict.fromkeys(content)),
+        frozenset(names),
+        frozenset(capitals),
+        unspaced,
+        tuple(dict.fromkeys(numbers)),
+        frozenset(times),
+        filler,
+        is_negated,
+        bool(_FREE_OF.search(text)),
+    )
 
 
 def index_tokens(text: str) -> list[str]:
@@ -121,18 +157,20 @@ def _decimal(whole: str, fraction: str) -> str:
 
 def same_word(one: str, other: str) -> bool:
     """Return whether two folded words are one in different forms: equal, or alike but for a short ending."""
-    if one == other:
-        return True
     shorter, longer = sorted((one, other), key=len)
+    if one == other or (len(shorter) >= 3 and longer.startswith(shorter) and longer[len(shorter) :] in _ENDINGS):
+        return True
     if len(shorter) < 4 or len(longer) - len(shorter) > 4:
         return False
-    common = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter))
-    return common >= max(4, len(shorter) - 2)
+    return common_prefix_length((one, other)) >= max(4, len(shorter) - 2)
 
 
-def has_word(word: str, among: Iterable[str]) -> bool:
-    """Return whether a word, in some form, is among others."""
-    return any(same_word(word, other) for other in among)
+def same_name(one: str, other: str) -> bool:
+    """Return whether two folded names are one: equal but for an ending, or for the vowel at the end."""
+    shorter, longer = sorted((one, other), key=len)
+    is_inflected = len(shorter) >= 4 and longer.startswith(shorter) and len(longer) - len(shorter) <= 2
+    has_other_vowel = len(one) == len(other) > 4 and one[:-1] == other[:-1] and one[-1] in _VOWELS
+    return one == other or is_inflected or (has_other_vowel and other[-1] in _VOWELS)
 
 
 def has_number(number: frozenset[str], among: Iterable[frozenset[str]]) -> bool:
@@ -164,9 +202,8 @@ def _is_name(piece: str, language: str) -> bool:
 
 
 def _pairs(run: str) -> list[str]:
-    """Cut a run of Chinese characters into overlapping pairs, between its function words."""
-    parts = [part for part in _han_filler().split(run) if part]
-    return [part[i : i + 2] for part in parts for i in range(max(1, len(part) - 1))]
+    """Cut a run of Chinese characters into pairs, between its function words."""
+    return [part[i : i + 2] for part in _han_filler().split(run) for i in range(0, len(part), 2)]
 
 
 @cache
@@ -187,7 +224,15 @@ def _function_words(language: str) -> frozenset[str]:
 
 @cache
 def _fillers(language: str) -> frozenset[str]:
-    return (_function_words(language) | frozenset(_word_lists()["polite"].split())) - _negations(language)
+    lists = _word_lists()
+    said = {*lists["polite"].split(), *lists["present"].split(), *_function_words(language)}
+    return frozenset(said - _negations(language) - _times())
+
+
+@cache
+def _times() -> frozenset[str]:
+    lists = _word_lists()
+    return frozenset([*lists["times"].split(), *(name for names in lists["months"] for name in names.split())])
 
 
 @cache

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
+from collections import Counter
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,24 @@ class Passages:
         index.index([index_tokens(text) for text in self.texts], show_progress=False)
         return index
 
+    @cached_property
+    def _weights(self) -> dict[str, float]:
+        texts = shipped_passages()
+        counts = Counter(token for text in texts for token in set(index_tokens(text)))
+        return {token: math.log(len(texts) / count) for token, count in counts.items()}
+
+    @cached_property
+    def most(self) -> float:
+        """Return the weight of a word that no shipped passage has."""
+        return math.log(len(shipped_passages()))
+
+    def weight(self, word: str) -> float:
+        """Return how much a word tells: the logarithm of the share of shipped passages that have it, sign reversed.
+
+        The evaluated data has no say in it, so that a call is judged alike in every set of rows.
+        """
+        return max((self._weights.get(token, self.most) for token in index_tokens(word)), default=self.most)
+
     def top(self, text: str) -> tuple[int, ...]:
         """Return the numbers of the passages that a search for `text` finds first, at most TOP."""
         return self._search(text)
@@ -54,7 +74,7 @@ class Passages:
         return tuple(number for number in ordered[:TOP] if scores[number] > 0)
 
 
-def shipped_passages(path: Path = SHIPPED) -> list[str]:
-    """Return the passages that are shipped with the package, a line each."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return file.read().splitlines()
+@cache
+def shipped_passages() -> tuple[str, ...]:
+    """Return the passages that are shipped with the package."""
+    return tuple(gzip.decompress(SHIPPED.read_bytes()).decode().splitlines())

@@ -21,7 +21,6 @@ from tool_aware.evaluation.scoring.key_terms import (
     NEGATION,
     Terms,
     has_number,
-    has_word,
     language_of,
     month_number,
     terms_of,
@@ -40,8 +39,9 @@ from tool_aware.evaluation.scoring.passages import Passages
 from tool_aware.evaluation.scoring.program_output import ProgramRuns, output_problem
 from tool_aware.tools import Tool
 
-FEWEST_KEPT = 0.6  # of the reference's content words, with FEWEST_FOUND of its passages
-FEWEST_FOUND = 0.3
+FEWEST_KEPT = 0.55  # of the reference's content words, each weighed by how rare it is
+NOT_TYPED = 0.5  # the weight of a word of the reference that the user did not type, of that of one that he did
+FEWEST_FOUND = 0.3  # of the reference's top passages, where the answer adds words
 
 
 def reference_values(tool: Tool, parameters: Mapping[str, Any]) -> dict[str, Accepted]:
@@ -178,7 +178,7 @@ class ParameterJudge:
         self, verdict: ParameterVerdict, value: str, texts: Sequence[str], asked: str
     ) -> ParameterVerdict:
         if not texts and verdict.kind == MESSAGE:
-            return _unasked(verdict, value, asked)
+            return _unasked(verdict, value, asked, self.passages)
         if not texts:
             return replace(verdict, reason="is not asked for")
         if verdict.kind == CODE:
@@ -209,14 +209,14 @@ class ParameterJudge:
 
         A name or number counts as invented if neither an accepted text nor the user has it.
         """
-        compared = _compare(value, text, (*texts, asked))
+        compared = _compare(value, text, texts, asked, self.passages)
         ours, theirs = self.passages.top(value), self.passages.top(text)
         found = len({*ours} & {*theirs}) / len(theirs) if theirs else None
         reason = _hard_problem(compared)
-        if not reason and (compared.kept < FEWEST_KEPT or (found is not None and found < FEWEST_FOUND)):
-            reason = (
-                "finds other passages than the reference" if compared.kept >= FEWEST_KEPT else "loses what it is about"
-            )
+        if not reason and (compared.kept < FEWEST_KEPT or not compared.is_core_kept):
+            reason = f"loses {', '.join(compared.lost)}"
+        if not reason and compared.added and found is not None and found < FEWEST_FOUND:
+            reason = f"adds {', '.join(compared.added)} and so finds other passages"
         return replace(
             verdict,
             is_usable=not reason,
@@ -232,7 +232,7 @@ class ParameterJudge:
         self, verdict: ParameterVerdict, value: str, text: str, texts: Sequence[str], asked: str
     ) -> ParameterVerdict:
         """Judge a message: every content word is kept, in some form, and none is added that the user did not type."""
-        compared = _compare(value, text, (*texts, asked))
+        compared = _compare(value, text, texts, asked, self.passages)
         reason = _hard_problem(compared)
         if not reason and compared.lost:
             reason = f"loses {', '.join(compared.lost)}"
@@ -244,44 +244,57 @@ class ParameterJudge:
 
 
 class _Compared:
-    """The words that an answer loses of one text and adds to all that may be said, names and numbers apart."""
+    """The words that an answer loses of one text, and those that it has and nobody said.
 
-    def __init__(self, ours: Terms, theirs: Terms, allowed: Sequence[Terms]) -> None:
-        own_months = {month for word in ours.content for month in [month_number(word)] if month}
-        their_months = {month for word in theirs.content for month in [month_number(word)] if month}
-        numbers = [*ours.numbers, *own_months]
-        words_lost = [
-            word
-            for word in theirs.content
-            if not has_word(word, ours.content) and not (month_number(word) and has_number(month_number(word), numbers))
-        ]
-        numbers_lost = [n for n in theirs.numbers if not has_number(n, numbers)]
-        said = [word for terms in allowed for word in terms.content]
-        said_numbers = [number for terms in allowed for number in terms.numbers] + [*their_months]
-        words_added = [word for word in ours.content if not has_word(word, said)]
-        numbers_added = [n for n in ours.numbers if not has_number(n, said_numbers)]
-        is_negation_lost = theirs.is_negated and not ours.is_negated
-        is_negation_added = ours.is_negated and not any(terms.is_negated for terms in allowed)
-        self.hard_lost = (
-            *(word for word in words_lost if word in theirs.names),
-            *map(_shown, numbers_lost),
-            *([NEGATION] if is_negation_lost else []),
-        )
-        self.hard_added = (
-            *(word for word in words_added if word in ours.names),
-            *map(_shown, numbers_added),
-            *([NEGATION] if is_negation_added else []),
-        )
-        self.lost = (*words_lost, *map(_shown, numbers_lost), *([NEGATION] if is_negation_lost else []))
-        self.added = (*words_added, *map(_shown, numbers_added), *([NEGATION] if is_negation_added else []))
-        count = len(theirs.content) + len(theirs.numbers)
-        self.kept = 1 - (len(words_lost) + len(numbers_lost)) / count if count else 1.0
+    Hard are names, numbers, words that say when, and negations. `kept` is the share of the text's content words that
+    are kept, each weighed by how rare it is, and by half if the user did not type it: it is the writer's choice then.
+    `is_core_kept`: no word that the user typed as well and that is lost is rarer than all that are kept.
+    """
+
+    def __init__(self, ours: Terms, theirs: Terms, typed: Terms, said: Terms, passages: Passages) -> None:
+        lost, added = _words_lost(theirs, ours), _words_lost(ours, said)
+        self.hard_lost = (*(word for word in lost if _is_hard(word, theirs, passages)), *_other_lost(theirs, ours))
+        self.hard_added = (*(word for word in added if word in ours.names | ours.times), *_other_lost(ours, said))
+        self.lost = tuple(dict.fromkeys((*lost, *self.hard_lost)))
+        self.added = tuple(dict.fromkeys((*added, *self.hard_added)))
         self.filler = ours.filler
+        not_typed = {*_words_lost(theirs, typed)}
+        weights = {word: passages.weight(word) for word in theirs.content}
+        rarest_kept = max((weights[word] for word in theirs.content if word not in lost), default=0.0)
+        self.is_core_kept = all(weights[word] <= rarest_kept for word in lost if word not in not_typed)
+        weights |= {word: NOT_TYPED * weights[word] for word in not_typed}
+        total = sum(weights.values())
+        self.kept = 1 - sum(weights[word] for word in lost) / total if total else 1.0
 
 
-def _compare(value: str, text: str, said: Sequence[str]) -> _Compared:
-    language = language_of(" ".join((*said, text)))
-    return _Compared(terms_of(value, language), terms_of(text, language), [terms_of(one, language) for one in said])
+def _is_hard(word: str, of: Terms, passages: Passages) -> bool:
+    """Return whether a word is a name or says when; a capital makes a name of a German word that no passage has."""
+    return word in of.names | of.times or (word in of.capitals and passages.weight(word) >= passages.most)
+
+
+def _words_lost(of: Terms, among: Terms) -> list[str]:
+    """Return the content words of one text that another does not have in any form."""
+    return [
+        word
+        for word in of.content
+        if not (among.has_name(word) if word in of.names else among.has(word))
+        and not has_number(month_number(word), among.numbers)
+    ]
+
+
+def _other_lost(of: Terms, among: Terms) -> list[str]:
+    """Return the numbers of one text that another does not have in any reading, and the negation if it has none."""
+    numbers = [*among.numbers, *filter(None, map(month_number, among.content))]
+    lost = [min(number, key=len) for number in of.numbers if not has_number(number, numbers)]
+    is_reversed = of.is_negated and not (among.is_negated or among.is_free_of)
+    return [*lost, *([NEGATION] if is_reversed else [])]
+
+
+def _compare(value: str, text: str, texts: Sequence[str], asked: str, passages: Passages) -> _Compared:
+    said = "\n".join((*texts, asked))
+    language = language_of(said)
+    ours, theirs, typed, allowed = (terms_of(one, language) for one in (value, text, asked, said))
+    return _Compared(ours, theirs, typed, allowed, passages)
 
 
 def _hard_problem(compared: _Compared) -> str:
@@ -290,15 +303,11 @@ def _hard_problem(compared: _Compared) -> str:
     return f"invents {', '.join(compared.hard_added)}" if compared.hard_added else ""
 
 
-def _unasked(verdict: ParameterVerdict, value: str, asked: str) -> ParameterVerdict:
+def _unasked(verdict: ParameterVerdict, value: str, asked: str, passages: Passages) -> ParameterVerdict:
     """Judge a message text that the reference leaves out: it does no harm if it invents no name or number."""
-    compared = _compare(value, asked, (asked,))
+    compared = _compare(value, asked, (), asked, passages)
     reason = f"is not asked for and invents {', '.join(compared.hard_added)}" if compared.hard_added else ""
     return replace(verdict, is_usable=not reason, reason=reason, added=compared.added)
-
-
-def _shown(number: frozenset[str]) -> str:
-    return min(number, key=lambda reading: (len(reading), reading))
 
 
 def _exactly(answers: Sequence[Any]) -> str:

@@ -127,6 +127,7 @@ def assemble_results(job: Job, answers: Answers) -> Results:
         answers,
         job.tasks,
         baselines=baselines,
+        train=test.train,
         same_code=partial(same_syntax_or_output, is_isolated=job.is_isolated) if runs_code else same_syntax,
         notes=[*filter(None, [job.answered_by]), *job.limitations],
     )

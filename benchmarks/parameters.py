@@ -101,7 +101,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=3, metavar="N", help="trainings of each kind (default: 3)")
     add("--steps", type=int, metavar="N", help="train so many steps instead of 3 epochs: for a trial on a CPU")
     add("--tests", type=int, metavar="N", help="N rows of each set, spread evenly: for a trial on a CPU")
-    add("--side-by-side", type=int, default=6, metavar="N", help="runs on the card at once (default: 6)")
+    add("--side-by-side", type=int, default=7, metavar="N", help="runs on the card at once (default: 7)")
     add("--seconds", type=float, default=1e9, metavar="S", help="begin no run after so long")
     add("--tiny", action="store_true", help="a few rows; without --model on a tiny random model")
     add("--run-unisolated", action="store_true", help="run programs also where the kernel does not isolate them")

@@ -56,6 +56,7 @@ FLOORS = {
             "keyword_rules",
             "router_settings",
             "text",
+            "reasoning_text",
             "rows",
             "lineage",
         ),

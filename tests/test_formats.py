@@ -23,6 +23,7 @@ from tool_aware.evaluation.scoring.calibration import Bin, Calibration, CostPoli
 from tool_aware.evaluation.scoring.earlier_turns import EarlierTurns
 from tool_aware.evaluation.scoring.judgement import ERRORS, Judgement, ParameterMatch, Prediction
 from tool_aware.evaluation.scoring.metrics import Metrics, ParameterMetrics, ToolMetrics
+from tool_aware.evaluation.scoring.reasoning import ReasoningFigures
 from tool_aware.evaluation.scoring.robustness import OnList, Shift
 from tool_aware.evaluation.scoring.significance import Comparison, PairedTest
 from tool_aware.evaluation.scoring.two_requests import TwoRequests
@@ -51,6 +52,7 @@ DESCRIBED = (
     OnList,
     EarlierTurns,
     TwoRequests,
+    ReasoningFigures,
     Part,
     Confusion,
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tool_aware.chat_format import IGNORE_INDEX, encode_example, encode_prompt
 from tool_aware.dataset.splitting import Leak
+from tool_aware.reasoning_text import boilerplate, quoted, stands_in
 from tool_aware.rows import SPLITS, Row
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def build_report(data: ReportData, tokenizer: PreTrainedTokenizerBase | None) ->
         _section("Rows by tool and split", "counts", _split_table(data.parts)),
         _section("Composition", "composition", _compositions(rows)),
         _section("Length of queries", "lengths", _histograms(rows)),
+        _section("Reasoning", "reasoning", _reasoning(rows)),
         _section("Nearest train-test pairs", "pairs", _pairs(data)),
         _section("Rows with their loss mask", "rows", _samples(rows, data.seed, tokenizer)),
         _section("What was left out", "dropped", _left_out(data)),
@@ -167,6 +169,23 @@ def _histogram(heights: Sequence[int]) -> str:
             parts.append(f'<text x="{number * 20 + 1}" y="98" font-size="11" fill="var(--soft)">{start}</text>')
     box = f'viewBox="0 0 {len(heights) * 20} 102" width="100%" role="img" aria-label="words per query"'
     return f"<svg {box}>{''.join(parts)}</svg>"
+
+
+def _reasoning(rows: Sequence[Row]) -> str:
+    """Write how often evidence stands in the query, and how many reasonings are the same sentence but for a slot."""
+    taught = [(row.conversation, row.answer.reasoning or "") for row in rows if not row.is_choice_only]
+    found = boilerplate([reasoning for _, reasoning in taught])
+    if found is None:
+        return "<p>No row has one that is taught.</p>"
+    quotes = [(quoted(reasoning), typed) for typed, reasoning in taught]
+    standing = sum(bool(texts) and all(stands_in(text, typed) for text in texts) for texts, typed in quotes)
+    how = f"{found.reasonings:,} of them, spread over all" if found.reasonings < len(taught) else "all of them"
+    note = (
+        f"{100 * standing / len(taught):.1f} % quote evidence that stands in the query or an earlier turn. "
+        f"Boilerplate: {100 * found.share:.1f} % are the same sentence as another one but for evidence, names and "
+        f"numbers; {found.sentences:,} different sentences ({how}). The commonest:"
+    )
+    return f'<p class="soft">{note}</p>{_bar_table(found.commonest)}'
 
 
 def _pairs(data: ReportData) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tool_aware.config.settings import Config
 from tool_aware.evaluation.answering.tasks import VAL_CHOICE, Task
@@ -14,6 +14,13 @@ from tool_aware.evaluation.scoring.earlier_turns import LEFT_OUT, EarlierTurns, 
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, judge
 from tool_aware.evaluation.scoring.metrics import Metrics, summarise
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
+from tool_aware.evaluation.scoring.reasoning import (
+    Reader,
+    ReasoningFigures,
+    reader_of_reasonings,
+    reasoning_figures,
+    with_reasoning_judged,
+)
 from tool_aware.evaluation.scoring.robustness import OnList, Shift, on_lists, shift
 from tool_aware.evaluation.scoring.significance import Comparison, compare
 from tool_aware.evaluation.scoring.two_requests import TwoRequests, two_requests
@@ -51,6 +58,7 @@ class Results:
     on_lists: Mapping[str, list[OnList]]  # by system: with tools that the adapter was not trained with
     earlier_turns: Mapping[str, list[EarlierTurns]]  # by system; empty where no row shows earlier turns
     two_requests: Mapping[str, TwoRequests]  # by system; empty where no row asks for two things
+    reference_reasoning: ReasoningFigures | None  # of the rows' own answers; None where nobody wrote whole answers
     seconds_per_token: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
 
@@ -58,6 +66,11 @@ class Results:
     def tuned(self) -> str:
         """Return the name of the system under test."""
         return self.main[-1]
+
+    def reasonings(self) -> dict[str, ReasoningFigures]:
+        """Return the figures of reasonings by the system's name for people, those of the references last."""
+        found = {title(name): figures.reasoning for name, figures in self.metrics.items() if figures.reasoning}
+        return found | ({"the rows' own": self.reference_reasoning} if found and self.reference_reasoning else {})
 
     def headline(self) -> list[str]:
         """Return the first paragraph: the verdict, the best baseline, and what constrained decoding alone changes."""
@@ -87,15 +100,28 @@ def assemble(
     tasks: Sequence[Task],
     *,
     baselines: Mapping[str, Sequence[Prediction]],
+    train: Sequence[Row] = (),
     same_code: SameCode = same_syntax,
     notes: Sequence[str] = (),
 ) -> Results:
-    """Judge every prediction and compute all figures."""
+    """Judge every prediction and compute all figures.
+
+    `train` and `val` have the references from which the reader of reasonings learns.
+    """
     tools = config.toolbox
     aside = {task.name for task in tasks if task.variant or task.name == VAL_CHOICE}  # compared elsewhere
     systems = {name: answers for name, answers in predictions.items() if name not in aside} | dict(baselines)
     judgements = {name: _judge(answers, test, tools, same_code) for name, answers in systems.items()}
-    metrics = {name: summarise_system(name, judged, config) for name, judged in judgements.items()}
+    is_answered = any(answer.text is not None for answers in systems.values() for answer in answers)
+    read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
+    judgements = {name: with_reasoning_judged(judged, systems[name], test, read) for name, judged in judgements.items()}
+    metrics = {
+        name: replace(
+            summarise_system(name, judged, config),
+            reasoning=reasoning_figures(judged, systems[name], seed=config.evaluation.seed),
+        )
+        for name, judged in judgements.items()
+    }
     main = _compared_systems(metrics)
 
     def against(first: str, second: str) -> Comparison:
@@ -120,6 +146,7 @@ def assemble(
         on_lists=_on_lists(predictions, tasks),
         earlier_turns=_earlier_turns(predictions, tasks, test, config),
         two_requests=_two_requests(systems, judgements, test, config),
+        reference_reasoning=_reference_reasoning(test, read, config) if is_answered else None,
         seconds_per_token=_seconds_per_token(systems),
         notes=list(notes),
     )
@@ -221,6 +248,14 @@ def _two_requests(
         if name in systems
     }
     return {name: figures for name, figures in found.items() if figures}
+
+
+def _reference_reasoning(test: Mapping[int, Row], read: Reader | None, config: Config) -> ReasoningFigures | None:
+    """Return the figures of the reasonings of the rows' own answers, for contrast."""
+    rows = {index: row for index, row in test.items() if not row.is_choice_only}
+    answers = [Prediction(index, row.response) for index, row in rows.items()]
+    judged = with_reasoning_judged(_judge(answers, rows, config.toolbox, same_syntax), answers, rows, read)
+    return reasoning_figures(judged, answers, seed=config.evaluation.seed)
 
 
 def _on_lists(predictions: Mapping[str, Sequence[Prediction]], tasks: Sequence[Task]) -> dict[str, list[OnList]]:

@@ -39,6 +39,7 @@ def build_report(results: Results) -> list[Section]:
         _per_tool(results),
         _confusions(results),
         _parameters(results),
+        _reasoning(results),
         _errors(results),
         _calibration(results),
         _breakdown(results),
@@ -138,13 +139,28 @@ def _parameters(results: Results) -> Section | None:
         f"All parameters right: {interval(m.call_accuracy)} % of rows, {interval(m.call_accuracy_given_tool)} % given "
         f"the right tool; by BFCL's rules {interval(m.bfcl_strict)} % and {interval(m.bfcl_strict_given_tool)} %.",
     ]
-    if m.reasoning_sound:
-        notes.append(
-            f"Reasoning has the asked-for form (present, one sentence, naming no other tool) in "
-            f"{interval(m.reasoning_sound)} % of answers. Whether it is true is not graded."
-        )
     headers = [f"{title(results.tuned)}, given the tool", "Precision", "Recall", "F1", "F1 overall", "Word F1"]
     return Section("Parameters", notes, [Table(headers, rows)])
+
+
+def _reasoning(results: Results) -> Section | None:
+    reasonings, m = results.reasonings(), results.metrics[results.tuned]
+    if not reasonings:
+        return None
+    rows = [
+        [name, interval(found.quotes_evidence), interval(found.evidence_in_query), interval(found.leads_to_tool)]
+        + [_share(found.boilerplate), f"{found.sentences} of {found.reasonings}"]
+        for name, found in reasonings.items()
+    ]
+    notes = [
+        f"Present, one sentence, naming no other tool: {interval(m.reasoning_sound)} % of the answers of "
+        f"{title(results.tuned)}. Below, of the answers that can be read. Evidence is what stands in quotation marks; "
+        "it counts if all of it stands in the query or an earlier turn. “Leads to the tool”: a classifier that reads "
+        "nothing but the reasoning, trained on the references with tool names masked, chooses the tool that is called. "
+        "Boilerplate: the same sentence as another reasoning, but for evidence, names and numbers.",
+    ]
+    headers = ["Reasoning", "Quotes", "Evidence in the query", "Leads to the tool", "Boilerplate", "Sentences"]
+    return Section("Reasoning", notes, [Table(headers, rows)])
 
 
 def _errors(results: Results) -> Section:

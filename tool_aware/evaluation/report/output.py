@@ -24,6 +24,7 @@ from tool_aware.evaluation.report.tables import (
     earlier_turns_table,
     errors_table,
     per_tool_table,
+    reasoning_table,
     systems_table,
     two_requests_table,
 )
@@ -160,6 +161,7 @@ def comparison(results: Results) -> dict[str, Any]:
             system: [asdict(found) for found in kinds] for system, kinds in results.earlier_turns.items()
         },
         "two_requests": {system: asdict(found) for system, found in results.two_requests.items()},
+        "reference_reasoning": asdict(results.reference_reasoning) if results.reference_reasoning else None,
         "parts": [asdict(part) for part in results.parts],
         "add_to_the_data_next": [asdict(item) | {"advice": item.advice()} for item in results.confusions],
         "seconds_per_token": dict(results.seconds_per_token),
@@ -250,6 +252,8 @@ def print_results(results: Results) -> None:
     if results.two_requests:
         asked = {title(name): found for name, found in results.two_requests.items()}
         print("\nTwo requests in one query\n" + two_requests_table(asked))
+    if reasonings := results.reasonings():
+        print("\nReasoning\n" + reasoning_table(reasonings))
     main = {title(name): metrics[name] for name in results.main}
     if any(figures.errors for figures in main.values()):
         print("\nWhy rows are wrong\n" + errors_table(main))

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from tool_aware.console import table
 from tool_aware.evaluation.scoring.earlier_turns import EarlierTurns
-from tool_aware.evaluation.scoring.intervals import Estimate, Figure, difference
+from tool_aware.evaluation.scoring.intervals import NOT_AVAILABLE, Estimate, Figure, difference
 from tool_aware.evaluation.scoring.judgement import ERRORS
 from tool_aware.evaluation.scoring.metrics import Metrics
+from tool_aware.evaluation.scoring.reasoning import ReasoningFigures
 from tool_aware.evaluation.scoring.significance import Comparison
 from tool_aware.evaluation.scoring.two_requests import TwoRequests
 
@@ -129,6 +130,17 @@ def two_requests_table(systems: Mapping[str, TwoRequests]) -> str:
         "..two calls",
         "Names the rest",
     ]
+    return table(headers, rows)
+
+
+def reasoning_table(systems: Mapping[str, ReasoningFigures]) -> str:
+    """Write of each system's reasonings how often evidence stands in the query, and how many are the same sentence."""
+    rows = [
+        [name, r.evidence_in_query.n, *map(_interval, (r.evidence_in_query, r.leads_to_tool or NOT_AVAILABLE))]
+        + ["-" if r.boilerplate is None else f"{100 * r.boilerplate:.1f} %", f"{r.sentences} of {r.reasonings}"]
+        for name, r in systems.items()
+    ]
+    headers = ["Reasoning", "Read", "Evidence in query [95 %]", "Leads to tool [95 %]", "Boilerplate", "Sentences"]
     return table(headers, rows)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CONFIDENCE = 0.95
+BLOCK = 256  # resamples that are added up at a time
 RESAMPLES = 2000  # the interval's ends then wobble by about a tenth of its width from seed to seed
 
 
@@ -87,8 +88,18 @@ def share(flags: Sequence[bool], groups: Sequence[str], *, seed: int) -> Figure:
     estimate = proportion(sum(flags), len(flags))
     if len(set(groups)) == len(flags):
         return estimate
-    hits = np.asarray(flags, dtype=float)
-    return widest(estimate, bootstrap(lambda w: w @ hits / w.sum(-1), bootstrap_weights(groups, seed=seed)))
+    draws, group_of_row = _drawn_groups(groups, seed, RESAMPLES)
+    counts = np.stack([np.bincount(group_of_row, flags), np.bincount(group_of_row)], axis=1)  # (groups, hits and rows)
+    return widest(estimate, bootstrap(lambda drawn: _ratio(drawn, counts), draws))
+
+
+def _ratio(draws: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return hits per row of each resample; a block at a time, as only a product of floats is fast."""
+    import numpy as np
+
+    blocks = np.array_split(np.atleast_2d(draws), max(1, len(np.atleast_2d(draws)) // BLOCK))
+    sums = np.concatenate([block.astype(float) @ counts for block in blocks])
+    return (sums[:, 0] / sums[:, 1]).reshape(draws.shape[:-1])
 
 
 def f1_proportion(hits: int, misses: int) -> Figure:
@@ -116,12 +127,17 @@ def bootstrap_weights(groups: Sequence[str], *, seed: int, resamples: int = RESA
     Whole groups are drawn, not rows: rows of one template stand or fall together, and drawing them one by one would
     make the interval too narrow. With as many groups as rows this is the ordinary bootstrap (Efron 1979).
     """
+    draws, group_of_row = _drawn_groups(groups, seed, resamples)
+    return draws[:, group_of_row]
+
+
+def _drawn_groups(groups: Sequence[str], seed: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often each group is drawn, shape (resamples, groups), and the number of each row's group."""
     import numpy as np
 
     _, group_of_row = np.unique(np.asarray(groups), return_inverse=True)
     count = group_of_row.max() + 1
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return draws[:, group_of_row]
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples), group_of_row
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> Figure:

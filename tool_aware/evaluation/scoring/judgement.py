@@ -67,7 +67,8 @@ class Judgement:
     `credited` is the row's own tool if an acceptable one was chosen, else the chosen tool, else INVALID: the cell of
     the confusion matrix. `names_right_tool` asks only what the first line says, whether or not the rest can be read.
     What concerns answers is None where a system only chooses. `parameters` compares with the row's own call: with
-    another tool, all that it asked for is missing.
+    another tool, all that it asked for is missing. The three about the reasoning's evidence are set by
+    `with_reasoning_judged`.
     """
 
     row: int
@@ -83,6 +84,9 @@ class Judgement:
     is_truncated: bool = False
     parameters: tuple[ParameterMatch, ...] = ()
     is_reasoning_sound: bool | None = None
+    quotes_evidence: bool | None = None
+    is_evidence_in_query: bool | None = None
+    reasoning_leads_to: str | None = None
     error: str | None = None
     detail: str = ""
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tool_aware.evaluation.scoring.confusion import Statistic
+    from tool_aware.evaluation.scoring.reasoning import ReasoningFigures
 
 Question = Callable[[Judgement], bool | None]  # about one judgement; None where it does not apply
 
@@ -90,6 +91,7 @@ class Metrics:
     reasoning_sound: Figure | None
     parameters: dict[str, ParameterMetrics]
     errors: dict[str, int]
+    reasoning: ReasoningFigures | None = None  # added by results.py, as it needs the answers and the training rows
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

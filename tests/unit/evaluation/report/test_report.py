@@ -89,7 +89,7 @@ def test_a_baseline_that_wins_is_in_the_first_paragraph(config, results):
 
 def test_every_section_and_figure_is_there(results, page):
     sections = build_report(results)
-    assert len(sections) == 13
+    assert len(sections) == 14
     figures = sum(len(section.charts) for section in sections)
     assert figures == 5
     assert page.count("<svg") == page.count("</svg>") == page.count("<figure>") == figures

@@ -1,0 +1,125 @@
+"""Whether a Reasoning line holds: its evidence stands in the query, it leads to the tool called, it is no mere form.
+
+Whether it leads to the tool is asked of somebody who reads nothing else: TF-IDF and logistic regression, trained on the
+references of train.json and val.json, with the names of the tools masked. It is a figure, not a proof: a sentence whose
+form always goes with one tool leads there whatever its evidence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tool_aware.evaluation.scoring.baselines import FEWEST_TRAINING_ROWS, tfidf_regression
+from tool_aware.evaluation.scoring.intervals import Figure, share
+from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
+from tool_aware.evaluation.scoring.one_thread import on_one_thread
+from tool_aware.prompt import parse_response
+from tool_aware.reasoning_text import SAMPLE, boilerplate, quoted, stands_in
+from tool_aware.rows import Row
+from tool_aware.text import spread_evenly
+
+MOST_ROWS = 5000  # references that the reader learns from; more take seconds and change nothing
+MASK = "TOOL"
+
+Reader = Callable[[Sequence[str]], list[str]]  # reasonings to the tool that each leads to
+
+
+@dataclass(frozen=True)
+class ReasoningFigures:
+    """Figures of the Reasoning lines of all answers that can be read.
+
+    `quotes_evidence`: something stands in quotation marks; `evidence_in_query`: it does, and all of it stands in the
+    query or an earlier turn. `leads_to_tool`: somebody who reads nothing else chooses the tool that the answer calls;
+    None where there are too few references to learn from. `boilerplate`: share of reasonings that are the same sentence
+    as another one but for what fills its slots, among `reasonings` of them; `sentences` counts the different ones.
+    """
+
+    quotes_evidence: Figure
+    evidence_in_query: Figure
+    leads_to_tool: Figure | None
+    boilerplate: float | None
+    sentences: int
+    reasonings: int
+
+
+@on_one_thread("sklearn")
+def reader_of_reasonings(rows: Iterable[Row], tools: Sequence[str]) -> Reader | None:
+    """Return who names the tool that a reasoning leads to, having learnt from the references of `rows`.
+
+    None where these are fewer than FEWEST_TRAINING_ROWS or are all for one tool.
+    """
+    learnt = [row for row in spread_evenly(list(rows), MOST_ROWS) if not row.is_choice_only]
+    labels = [row.tool for row in learnt]
+    if len(labels) < FEWEST_TRAINING_ROWS or len(set(labels)) < 2:
+        return None
+    names = sorted({*tools, *labels}, key=len, reverse=True)
+    choose = tfidf_regression([without_names(row.answer.reasoning or "", names) for row in learnt], labels)
+
+    @on_one_thread("sklearn")
+    def read(reasonings: Sequence[str]) -> list[str]:
+        if not reasonings:
+            return []
+        return [tool for tool, _ in choose([without_names(text, names) for text in reasonings])]
+
+    return read
+
+
+def without_names(reasoning: str, names: Sequence[str]) -> str:
+    """Return a reasoning whose tools' names are masked, also where they are written with spaces or hyphens."""
+    if not names:
+        return reasoning
+    written = "|".join(re.escape(name).replace("_", "[_ -]") for name in names)
+    return re.sub(rf"(?<!\w)(?:{written})(?!\w)", MASK, reasoning, flags=re.IGNORECASE)
+
+
+def with_reasoning_judged(
+    judgements: Sequence[Judgement], predictions: Sequence[Prediction], rows: Mapping[int, Row], read: Reader | None
+) -> list[Judgement]:
+    """Return the judgements with what is found of the reasonings of answers that can be read."""
+    texts = [_reasoning(prediction.text) if j.is_parsed else "" for j, prediction in _pairs(judgements, predictions)]
+    asked = [place for place, text in enumerate(texts) if text]
+    tools = dict(zip(asked, read([texts[place] for place in asked]) if read else [None] * len(asked), strict=True))
+    judged = list(judgements)
+    for place, tool in tools.items():
+        quotes, typed = quoted(texts[place]), rows[judged[place].row].conversation
+        judged[place] = replace(
+            judged[place],
+            quotes_evidence=bool(quotes),
+            is_evidence_in_query=bool(quotes) and all(stands_in(quote, typed) for quote in quotes),
+            reasoning_leads_to=tool,
+        )
+    return judged
+
+
+def reasoning_figures(
+    judgements: Sequence[Judgement], predictions: Sequence[Prediction], *, seed: int
+) -> ReasoningFigures | None:
+    """Add up the reasonings that `with_reasoning_judged` judged; None where there are none."""
+    pairs = [(j, p) for j, p in _pairs(judgements, predictions) if j.quotes_evidence is not None]
+    if not pairs:
+        return None
+    judged = [judgement for judgement, _ in pairs]
+    read = [judgement for judgement in judged if judgement.reasoning_leads_to]
+
+    def rate(flags: Sequence[bool], among: Sequence[Judgement]) -> Figure:
+        return share(flags, [judgement.group for judgement in among], seed=seed)
+
+    found = boilerplate([_reasoning(prediction.text) for _, prediction in spread_evenly(pairs, SAMPLE)])
+    return ReasoningFigures(
+        quotes_evidence=rate([bool(j.quotes_evidence) for j in judged], judged),
+        evidence_in_query=rate([bool(j.is_evidence_in_query) for j in judged], judged),
+        leads_to_tool=rate([j.reasoning_leads_to == j.chosen for j in read], read) if read else None,
+        boilerplate=found.share if found else None,
+        sentences=found.sentences if found else 0,
+        reasonings=found.reasonings if found else 0,
+    )
+
+
+def _pairs(judgements: Sequence[Judgement], predictions: Sequence[Prediction]) -> list[tuple[Judgement, Prediction]]:
+    return list(zip(judgements, predictions, strict=True))
+
+
+def _reasoning(text: str | None) -> str:
+    return parse_response(text or "").reasoning or ""

@@ -1,4 +1,4 @@
-"""Whether a Reasoning line holds: its evidence stands in the query, it leads to the tool called, it is no mere form.
+"""Judges a Reasoning line: its evidence stands in the query, it leads to the tool called, it is no mere form.
 
 Whether it leads to the tool is asked of somebody who reads nothing else: TF-IDF and logistic regression, trained on the
 references of train.json and val.json, with the names of the tools masked. It is a figure, not a proof: a sentence whose

@@ -75,7 +75,7 @@ def _is_spelling(word: str, typed: str) -> bool:
 
 @dataclass(frozen=True)
 class Boilerplate:
-    """How often reasonings are the same sentence but for a slot, in at most SAMPLE of them, spread over all.
+    """Counts of reasonings that are the same sentence but for a slot, in at most SAMPLE of them, spread over all.
 
     `share` of them have the skeleton of another one. `sentences` is the number of different skeletons, `commonest`
     lists the most frequent with their counts.

@@ -28,6 +28,7 @@ QUESTIONS = {
 }
 GOALS = {"readable": 99.5, "usable": 80.0, "runs": 97.0, "value": 65.0}  # in %, on the probe
 MOST_REASONS = 12
+MOST_UNREAD = 300  # characters of an answer that cannot be read
 Belongs = Callable[[int], bool]  # of a row's number
 
 
@@ -174,7 +175,7 @@ def _block(row: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
             *earlier,
             f"   query: {row['query']}",
             f"reference: {row['metadata']['tool']} {_parameters(reference)}",
-            f"  answer: {_parameters(call) if call else repr(answer['text'])}",
+            f"  answer: {_parameters(call) if call else repr(answer['text'][:MOST_UNREAD])}",
             f" verdict: {answer['verdict']}{chosen}",
         ]
     )

@@ -267,3 +267,25 @@ def test_a_mistake_in_hand_written_calls_is_named_with_its_item(tmp_path, config
         benchmark_module("_parameters").load_parameters_probe(config, tmp_path / "made.yaml")
     for words in ("web_search: item 1: language", "web_search: item 1: ", "code_execution: item 1: keys", "oracle"):
         assert words in raised.value.what
+
+
+def test_answers_of_parameters_are_judged_again_shown_side_by_side_and_added_up(config, benchmark_module):
+    script, shared, tables = map(benchmark_module, ("parameters", "_parameters", "_parameters_tables"))
+    rows = [row for row in shared.load_parameters_probe(config) if row.metadata.get("prints") in ("291", "23")]
+    made = {name: [shared.stored(row) for row in rows] for name in ("probe", "test")}
+    wrong = 'Tool: code_execution\nParameters: {"code": "print(3)"}\nReasoning: So.'
+    answers = {name: [{"text": rows[0].response}, {"text": wrong, "chosen": "web_search"}] for name in made}
+    described = {name: benchmark_module("real_model").described_set(rows) for name in made}
+    runs = {f"tuned-seed-{seed}": {"sets": {}, "answers": json.loads(json.dumps(answers))} for seed in (1, 2)}
+    results = {"model": "m", "train_rows": 7, "rows": made, "sets": described, "runs": runs, "command": "c"}
+    by = script.parameter_judge(results, config, is_isolated=True)
+    for name in runs:
+        script.judge_run(results, name, by, config)
+    assert runs["tuned-seed-1"]["sets"]["probe"]["value"] == "10"
+    shown = tables.markdown(results)
+    assert "| **usable call** | 50.0 [" in shown
+    assert "| programs that run | 97 | 100.0 [" in shown
+    assert "| code: prints something else | 2 |" in shown
+    assert "| code | 50.0 [" in shown
+    read = tables.side_by_side(results, "tuned-seed-2")
+    assert read.index("prints something else; its own answer chose: web_search") < read.index("verdict: usable")

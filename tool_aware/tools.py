@@ -83,6 +83,12 @@ class Tool:
         """Return parameter name -> the value used where a call leaves it out."""
         return {name: schema["default"] for name, schema in self.properties.items() if "default" in schema}
 
+    def in_order(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a call's parameters with all names in the schema's order, which is the grammars'; others follow."""
+        ordered = _in_order(parameters, self.parameters)
+        assert isinstance(ordered, dict)
+        return ordered
+
     @cached_property
     def _validator(self) -> Any:
         # Function calling treats an undeclared parameter as an error, JSON Schema does not by default.
@@ -97,6 +103,21 @@ class Tool:
             else error.message
             for error in errors
         ]
+
+
+def _in_order(value: Any, schema: Any) -> Any:
+    """Return a value with the names of its objects, at any depth, in the order of the schema that it fits."""
+    if not isinstance(value, dict | list) or not isinstance(schema, Mapping):
+        return value
+    if "type" not in schema:
+        choices = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
+        return _in_order(value, next((part for part in choices if validator_of(part).is_valid(value)), None))
+    if isinstance(value, list):
+        first, rest = schema.get("prefixItems", []), schema.get("items")
+        return [_in_order(item, first[at] if at < len(first) else rest) for at, item in enumerate(value)]
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    names = [*(name for name in known if name in value), *(name for name in value if name not in known)]
+    return {name: _in_order(value[name], known.get(name, others)) for name in names}
 
 
 class Toolbox:

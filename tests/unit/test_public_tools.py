@@ -64,3 +64,19 @@ def test_they_are_imported_as_mcp_and_openai_send_them():
     ]  # fmt: skip
     for listed in (sent, json.dumps(sent), {"tools": sent}, as_openai):
         assert [tool.parameters for tool in tools_of(listed).toolbox] == [tool.parameters for tool in TOOLS.values()]
+
+
+def backwards(value):
+    if isinstance(value, dict):
+        return {name: backwards(value[name]) for name in reversed(value)}
+    return list(map(backwards, value)) if isinstance(value, list) else value
+
+
+def test_imported_calls_have_their_names_in_the_order_that_grammars_write():
+    for item in PUBLIC:
+        tool = TOOLS[item["name"]]
+        for asked in item["asked"]:
+            ordered = tool.in_order(backwards(asked["arguments"]))
+            assert ordered == asked["arguments"]
+            answer = render_response(ToolCall(tool.name, ordered, "It asks so."))
+            assert re.fullmatch(regex(Toolbox([tool])), answer), answer

@@ -223,7 +223,7 @@ def _row(candidate: Candidate, known: Mapping[str, Tool]) -> Row:
         raise LeftOut("an empty query")
     if call.name not in offered:
         raise LeftOut("unknown tool", found=call.name)
-    arguments = _fitting(call, offered[call.name])
+    arguments = offered[call.name].in_order(_fitting(call, offered[call.name]))
     kept = known.get(call.name, offered[call.name])  # the definition that the next steps will check with
     if kept.parameter_problems(arguments):
         raise LeftOut("the same tool name with another schema", found=call.name)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tool_aware.schema_merging import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS
 from tool_aware.tools import Tool, Toolbox
 
 REASONING_CHARS = 300
@@ -70,10 +71,27 @@ def lark(
 def _for_llguidance(schema: Mapping[str, Any]) -> dict[str, Any]:
     layout = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
     return {
-        **schema,
+        **_without_formats(schema),
         "additionalProperties": schema.get("additionalProperties", False),
         "x-guidance": {**layout, **schema.get("x-guidance", {})},
     }
+
+
+def _without_formats(schema: Any) -> Any:
+    """Return a schema without `format`, which says how a text should look and, as in the check of a call, forbids none.
+
+    llguidance would refuse a time without its zone, and the `<EMAIL_1>` of data from which addresses were removed.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    kept: dict[str, Any] = {key: value for key, value in schema.items() if key != "format"}
+    for key in kept.keys() & set(SCHEMA_MAPS):
+        kept[key] = {name: _without_formats(item) for name, item in kept[key].items()}
+    for key in kept.keys() & set(SCHEMA_LISTS):
+        kept[key] = list(map(_without_formats, kept[key]))
+    for key in kept.keys() & set(ONE_SCHEMA):
+        kept[key] = _without_formats(kept[key])
+    return kept
 
 
 def lenient(schema: Mapping[str, Any]) -> dict[str, Any]:

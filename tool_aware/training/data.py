@@ -77,7 +77,7 @@ def encode_data(
         say(f"{shortened} rows are shown with fewer earlier turns, to fit model.max_seq_length")
     if too_long and config.training.too_long == "error":
         raise UserError(
-            listing([f"{where}: {tokens} tokens" for tokens, where in too_long], f"example above {limit} tokens"),
+            f"above {limit} tokens: " + listing([f"{where}: {tokens} tokens" for tokens, where in too_long], "example"),
             where="model.max_seq_length",
             fix=f"--set model.max_seq_length={max(too_long)[0]}, or --set training.too_long=drop",
         )

@@ -87,7 +87,6 @@ def test_no_grammar_accepts_what_the_schema_refuses(bytes_of_text, parameters, w
 @pytest.mark.parametrize(
     ("schema", "value", "lost"),
     [
-        ({"type": "string", "format": "color"}, "red", "Unknown format: color"),
         ({"type": "string", "pattern": "^(?=r)"}, "red", "look-around"),
         ({"type": "string", "pattern": r"\bred"}, "red", "lookarounds"),
         ({"not": {"type": "string"}}, 1, "not"),
@@ -104,6 +103,15 @@ def test_what_llguidance_cannot_hold_an_answer_to_is_said_and_left_out(bytes_of_
     assert "does not hold f to all of its schema" in found.notes[0]
     assert lost in found.notes[0]
     assert all(accepted_by(tools, {"a": value}, bytes_of_text).values())
+
+
+def test_a_format_is_shown_and_not_forced(bytes_of_text):
+    when = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "array", "items": {"format": "color"}}]}
+    tools = tools_of(of(when, properties={"a": when, "format": {"type": "string", "format": "email"}}))
+    assert readable_schemas(tools).notes == []
+    for call in ({"a": "2026-05-01T09:00:00", "format": "<EMAIL_1>"}, {"a": ["red"]}):
+        assert tools["f"].parameter_problems(call) == []
+        assert all(accepted_by(tools, call, bytes_of_text).values())
 
 
 def test_a_tool_that_no_call_can_fit_is_refused_by_name():

@@ -17,6 +17,7 @@ from tool_aware.prompt import Turn, question_of, render_instruction, render_resp
 from tool_aware.rows import Row
 from tool_aware.tool_library import Asked, LibraryTool, training_wordings
 from tool_aware.tools import Tool, Toolbox, ToolCall
+from tool_aware.validator import validator_of
 
 NOT_OFFERED = "No tool on the list can do that, so it is answered without one."
 
@@ -241,7 +242,8 @@ def _other_defaults(tool: Tool, random_: random.Random) -> Tool:
         changed = dict(schema)
         if schema.get("type") == "integer" and isinstance(default, int) and "enum" not in schema:
             low, high = schema.get("minimum", 1), schema.get("maximum", max(20, 2 * default))
-            choices = [number for number in (1, 2, 3, 4, 5, 6, 8, 10, 15, 20) if low <= number <= high]
+            usual = [number for number in (1, 2, 3, 4, 5, 6, 8, 10, 15, 20) if low <= number <= high]
+            choices = [number for number in usual if validator_of(schema).is_valid(number)]
             changed["default"] = random_.choice(choices or [default])
         properties[name] = changed
     return replace(tool, parameters={**tool.parameters, "properties": properties})

@@ -96,6 +96,16 @@ def test_the_same_seed_draws_the_same_list(config):
     assert render_instruction("x", one.tools.tools) == render_instruction("x", other.tools.tools)
 
 
+def test_another_default_fits_the_bounds_of_its_parameter():
+    bounded = {"type": "integer", "default": 5, "exclusiveMinimum": 3, "exclusiveMaximum": 8}
+    stepped = {"type": "integer", "default": 4, "multipleOf": 4}
+    box = Toolbox([Tool("pick", "picks", {"type": "object", "properties": {"n": bounded, "m": stepped}})])
+    drawn = [draw_list(box, training_tools(), random.Random(seed), None).tools for seed in range(60)]
+    found = [each.tools[each.shown["pick"]].defaults for each in drawn if "pick" in each.shown]
+    assert {each["n"] for each in found} == {4, 5, 6}
+    assert {each["m"] for each in found} == {4, 8, 20}
+
+
 # ---- the library ----------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,10 @@
 
 The run is one of `make demo`, with output/ and evaluation_results/ in the folder. llama.cpp serves the merged model in
 32 and 16 bits, 8 and some 4, and the base with the adapter; vLLM serves the merged model and the base with the adapter.
-Each is asked with the trained token ids, with the prompt as the text of a chat, and under the exported grammar. Of the
-requests none names a temperature: what the merged model's files say has to hold.
+Each is asked with the trained token ids, with the prompt as the text of a chat, and under the exported grammar. The
+merged model in 32 bits is also asked as an OpenAI client would: the query alone, with `tools`, under the exported chat
+template and, in vLLM, the exported parser. Of the requests none names a temperature: what the merged model's files say
+has to hold.
 
 Reads   the run; earlier results in the same file, whose server is the other one
 Writes  benchmarks/results/serving_cpu.json
@@ -40,10 +42,20 @@ from tool_aware.chat_server import ChatServer, chat_reply
 from tool_aware.config.settings import load_config
 from tool_aware.console import UserError, run, say, table
 from tool_aware.files import write_json
-from tool_aware.paths import ADAPTER_CONFIG_NAME, ADAPTER_FOLDER, FINAL_MODEL_FOLDER, split_file
-from tool_aware.prompt import parse_response
+from tool_aware.paths import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_FOLDER,
+    FINAL_MODEL_FOLDER,
+    TOOLS_TEMPLATE_NAME,
+    VLLM_PARSER_NAME,
+    split_file,
+)
+from tool_aware.prompt import parse_response, render_response
+from tool_aware.router_settings import read_router_settings
 from tool_aware.rows import Row, load_rows
 from tool_aware.tokenizer import load_tokenizer
+from tool_aware.tools import ToolCall
+from tool_aware.training.export.serving_files import write_serving_files
 from tool_aware.training.run.run_card import vllm_max_lora_rank
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "serving_cpu.json"
@@ -63,17 +75,21 @@ class Run:
     folder: Path
     rows: list[Row]
     prompts: list[list[int]]
+    tools: list[dict[str, Any]]  # as an OpenAI client sends them, in another order and other words than in training
     local: dict[str, list[str]]  # by "off" and "on": without and with constrained decoding
 
     @classmethod
     def load(cls, folder: Path) -> Run:
         """Read a folder as `make demo` leaves it."""
-        rows = load_rows(split_file(folder / "data", "test"), load_config(REPOSITORY / "config.demo.yaml").toolbox).rows
+        tools = load_config(REPOSITORY / "config.demo.yaml").toolbox
+        rows = load_rows(split_file(folder / "data", "test"), tools).rows
         tokenizer = load_tokenizer(str(folder / "output" / FINAL_MODEL_FOLDER))
         logs = {"off": "finetuned", "on": "finetuned_constrained"}
         answers = folder / "evaluation_results" / "predictions"
         local = {grammar: _texts(answers / f"{name}.jsonl", len(rows)) for grammar, name in logs.items()}
-        return cls(folder, rows, [encode_prompt(tokenizer, row.instruction) for row in rows], local)
+        functions = [{"name": tool.name, "parameters": dict(tool.parameters)} for tool in reversed(list(tools))]
+        sent = [{"type": "function", "function": function} for function in functions]
+        return cls(folder, rows, [encode_prompt(tokenizer, row.instruction) for row in rows], sent, local)
 
     @property
     def merged(self) -> Path:
@@ -91,6 +107,10 @@ class Run:
         name = json.loads((self.adapter / ADAPTER_CONFIG_NAME).read_text())["base_model_name_or_path"]
         folder = self.folder / Path(name).name
         return str(folder if folder.is_dir() else name)
+
+    def write_serving_files(self, folder: Path) -> None:
+        """Write the template and the parser as the export does."""
+        write_serving_files(folder, load_tokenizer(str(self.merged)), read_router_settings(self.adapter))
 
     @property
     def rank(self) -> int:
@@ -110,11 +130,14 @@ class Figure:
     equal: int
     rows: int
     command: str
+    equal_prompts: int | None = None  # whose ids, by the server, are the trained ones; only with `tools`
+    calls: int | None = None  # that came back as tool_calls; only with `tools`
 
     def line(self) -> tuple[str, ...]:
         """Format the figure as a row of the table."""
         share = f"{100 * self.right / self.rows:.2f} %"
-        return (self.server, self.model, self.sent, self.grammar, share, f"{self.equal} of {self.rows}")
+        more = "" if self.calls is None else f"; {self.equal_prompts} prompts, {self.calls} tool_calls"
+        return (self.server, self.model, self.sent, self.grammar, share, f"{self.equal} of {self.rows}{more}")
 
 
 def _texts(path: Path, rows: int) -> list[str]:
@@ -137,11 +160,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = Run.load(options.run)
     figures, versions = [], {}
     with tempfile.TemporaryDirectory() as scratch:
+        own.write_serving_files(Path(scratch))
         if options.llama_server:
             figures += with_llama_cpp(own, options, Path(scratch))
             versions["llama.cpp"] = version_of([options.llama_server, "--version"])
         if options.vllm:
-            figures += with_vllm(own, options)
+            figures += with_vllm(own, options, Path(scratch))
             versions["vLLM"] = version_of([options.vllm, "--version"])
     earlier = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"figures": [], "servers": {}}
     asked = {figure.server for figure in figures}
@@ -203,13 +227,16 @@ def with_llama_cpp(own: Run, options: argparse.Namespace, scratch: Path) -> list
         model = ["-m", files["base"], "--lora", files["adapter"], "--temp", "0"] if is_base else ["-m", files[kind]]
         command = [options.llama_server, *model, "--alias", NAME, "-c", str(AT_ONCE * 1024), "-np", str(AT_ONCE)]
         command += ["--threads", str(options.threads)] if options.threads else []
+        command += ["--jinja", "--chat-template-file", scratch / TOOLS_TEMPLATE_NAME] if kind == WHOLE[0] else []
         shown = " ".join(Path(str(part)).name if os.sep in str(part) else str(part) for part in command)
         with started([*command, "--port", str(options.port)], options.port) as address:
-            figures += asked(own, address, ("llama.cpp", "merged, " + kind if not is_base else kind, shown), fields)
+            names = ("llama.cpp", kind if is_base else f"merged, {kind}", shown)
+            figures += asked(own, address, names, fields)
+            figures += [asked_with_tools(own, address, names)] if kind == WHOLE[0] else []
     return figures
 
 
-def with_vllm(own: Run, options: argparse.Namespace) -> list[Figure]:
+def with_vllm(own: Run, options: argparse.Namespace, scratch: Path) -> list[Figure]:
     """Ask vLLM with the merged model, and with the base and the adapter."""
     regex = (own.folder / "evaluation_results" / "answer.regex").read_text().rstrip("\n")
     fields = {"off": {}, "on": {"structured_outputs": {"regex": regex}}}
@@ -222,8 +249,11 @@ def with_vllm(own: Run, options: argparse.Namespace) -> list[Figure]:
         "--max-lora-rank",
         str(vllm_max_lora_rank(own.rank)),
     ]
+    reads_tools = ["--enable-auto-tool-choice", "--tool-call-parser", "tool_aware"]
+    reads_tools += ["--tool-parser-plugin", str(scratch / VLLM_PARSER_NAME)]
+    reads_tools += ["--chat-template", str(scratch / TOOLS_TEMPLATE_NAME)]
     ways = {
-        "merged": [str(own.merged), "--served-model-name", NAME],
+        "merged": [str(own.merged), "--served-model-name", NAME, *reads_tools],
         "base + LoRA": [own.base, "--chat-template", str(own.adapter / "chat_template.jinja"), *adapter, *zero],
     }
     figures = []
@@ -232,6 +262,7 @@ def with_vllm(own: Run, options: argparse.Namespace) -> list[Figure]:
         shown = " ".join(Path(part).name if part.startswith(os.sep) else part for part in command)
         with started([*command, "--port", str(options.port)], options.port) as address:
             figures += asked(own, address, ("vLLM", model, shown), fields)
+            figures += [asked_with_tools(own, address, ("vLLM", model, shown))] if model == "merged" else []
     return figures
 
 
@@ -286,6 +317,43 @@ def asked(own: Run, address: str, names: tuple[str, str, str], fields: dict[str,
             say("  ".join(figure.line()))
             figures.append(figure)
     return figures
+
+
+def asked_with_tools(own: Run, address: str, names: tuple[str, str, str]) -> Figure:
+    """Ask for all rows as an OpenAI client does; a call counts as the text that it stands for."""
+    server, model, command = names
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        prompts = list(pool.map(lambda index: prompt_ids(own, address, server, index), range(len(own.rows))))
+        answers = list(pool.map(lambda index: by_tools(own, address, index), range(len(own.rows))))
+    texts = [text for text, _ in answers]
+    equal = sum(ours == theirs for ours, theirs in zip(own.local["off"], texts, strict=True))
+    equal_prompts = sum(ours == theirs for ours, theirs in zip(own.prompts, prompts, strict=True))
+    calls, known = sum(is_call for _, is_call in answers), right(own.rows, texts)
+    figure = Figure(server, model, "tools", "off", known, equal, len(texts), command, equal_prompts, calls)
+    say("  ".join(figure.line()))
+    return figure
+
+
+def prompt_ids(own: Run, address: str, server: str, index: int) -> list[int]:
+    """Return the ids of the prompt that a server makes of a query and the tools."""
+    body = {"messages": [{"role": "user", "content": own.rows[index].query}], "tools": own.tools}
+    if server == "vLLM":
+        return list(ChatServer(address).request("tokenize", {**body, "model": NAME})["tokens"])
+    text = ChatServer(address).request("apply-template", body)["prompt"]
+    whole = {"content": text, "add_special": True, "parse_special": True}
+    return list(ChatServer(address).request("tokenize", whole)["tokens"])
+
+
+def by_tools(own: Run, address: str, index: int) -> tuple[str, bool]:
+    """Ask with the query and the tools; return the answer's text, and whether it came as a call."""
+    messages = [{"role": "user", "content": own.rows[index].query}]
+    body = {"model": NAME, "messages": messages, "tools": own.tools, "max_tokens": MOST_TOKENS}
+    message = ChatServer(f"{address}/v1").request("chat/completions", body)["choices"][0]["message"]
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        found = ToolCall(function["name"], json.loads(function["arguments"]), message["content"])
+        return render_response(found), True
+    return str(message["content"]).strip(), False
 
 
 def by_ids(own: Run, address: str, server: str, index: int, more: dict[str, Any]) -> str:

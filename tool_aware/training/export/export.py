@@ -35,17 +35,21 @@ from tool_aware.paths import (
     GENERATION_CONFIG_NAME,
     MODEL_CONFIG_NAME,
     MODEL_WEIGHTS_INDEX_NAME,
+    MODELFILE_NAME,
     PROMPT_TEMPLATE_NAME,
     ROUTER_SETTINGS_NAME,
     TOKENIZER_CONFIG_NAME,
+    TOOLS_TEMPLATE_NAME,
+    VLLM_PARSER_NAME,
 )
 from tool_aware.prompt import render_template
-from tool_aware.router_settings import write_router_settings
+from tool_aware.router_settings import RouterSettings, write_router_settings
 from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.choice import ToolNames
 from tool_aware.training.export.agreement import Agreement, AsTrained, References, compare_with_trained
 from tool_aware.training.export.layerwise import empty_model, quantized_names
 from tool_aware.training.export.merge import LoraUpdates, MergeBase, MergedWeights
+from tool_aware.training.export.serving_files import write_serving_files
 from tool_aware.training.export.weights import WeightFiles, base_folder, shard_header, write_shard
 from tool_aware.units import GIB
 
@@ -78,6 +82,7 @@ def save_adapter(
         tokenizer.save_pretrained(part)
         write_text(part / PROMPT_TEMPLATE_NAME, render_template(config.toolbox))
         write_router_settings(part, config)
+        write_serving_files(part, tokenizer, RouterSettings.of(config))
         write_adapter_record(part, lineage, chat_format(tokenizer))
         # evaluate.py adds its results to the card, so that file is not pinned
         pinned = sorted(path for path in part.iterdir() if path.is_file() and path.name != CARD_NAME)
@@ -245,7 +250,8 @@ def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     write_json(folder / MODEL_CONFIG_NAME, {**config, "dtype": dtype, "torch_dtype": dtype})
     for path in _tokenizer_files(base):
         shutil.copyfile(path, folder / path.name)
-    for path in (*_tokenizer_files(adapter), adapter / ROUTER_SETTINGS_NAME):
+    served = (adapter / name for name in (ROUTER_SETTINGS_NAME, TOOLS_TEMPLATE_NAME, VLLM_PARSER_NAME, MODELFILE_NAME))
+    for path in (*_tokenizer_files(adapter), *served):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     tokenizer = load_tokenizer(str(folder))

@@ -23,7 +23,10 @@ from tool_aware.paths import (
     CURVES_NAME,
     FINAL_MODEL_FOLDER,
     METRICS_NAME,
+    MODELFILE_NAME,
     PROMPT_TEMPLATE_NAME,
+    TOOLS_TEMPLATE_NAME,
+    VLLM_PARSER_NAME,
     split_name,
 )
 from tool_aware.training.run.curves import draw_curves, read_metrics
@@ -173,10 +176,13 @@ def _serving(facts: RunFacts) -> str:
     template = ["--chat-template", adapter / CHAT_TEMPLATE_NAME]
     lines = [["vllm", "serve", base, *served, *template, *greedy]]
     if facts.merged:
+        merged = ["vllm", "serve", final, "--served-model-name", "router", "--dtype", dtype, *greedy]
         lines += [
-            ["vllm", "serve", final, "--served-model-name", "router", "--dtype", dtype, *greedy],
+            merged,
+            *([[*merged, *_taking_tools(final)]] if (adapter / TOOLS_TEMPLATE_NAME).is_file() else []),
             ["python", "llama.cpp/convert_hf_to_gguf.py", final, "--outtype", "f16", "--outfile", "router.gguf"],
             ["llama-server", "-m", "router.gguf", "--alias", "router", "--temp", "0"],
+            ["ollama", "create", "router", "-f", final / MODELFILE_NAME],
         ]
     lines += [
         ["python", "llama.cpp/convert_lora_to_gguf.py", adapter, "--base", base, "--outfile", "router-lora.gguf"],
@@ -186,10 +192,17 @@ def _serving(facts: RunFacts) -> str:
     fence = _fence(text, 3)
     return (
         f"{fence}bash\n{text}\n{fence}\n\n"
+        "That with `--tool-call-parser`, if there is one, answers requests with OpenAI's `tools` by `tool_calls`. "
         "Temperature 0: with sampling, answers are worse. `base.gguf` is the base, converted as the merged model is; "
         "`--base` names its folder. Each server takes token ids too, which are exact whatever a user types. Check it: "
         "`python evaluate.py --endpoint URL --served-model router`."
     )
+
+
+def _taking_tools(folder: Path) -> list[object]:
+    """Return vLLM's options for requests with `tools`."""
+    files = ["--chat-template", folder / TOOLS_TEMPLATE_NAME, "--tool-parser-plugin", folder / VLLM_PARSER_NAME]
+    return [*files, "--tool-call-parser", "tool_aware", "--enable-auto-tool-choice"]
 
 
 def _merged_model(merged: Mapping[str, Any], adapter: Path) -> str:

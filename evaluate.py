@@ -11,7 +11,7 @@ Other engines: --model DIR (a merged model), --endpoint URL --served-model NAME 
 Reads   config.yaml; data/test.json; data/train.json and data/val.json (baselines, calibration); output/lora_adapters/
 Writes  evaluation_results/ {base_model,finetuned_model}_{metrics,results}.json and _confusion.png, comparison.json,
         report.html, report.md, answer.gbnf, answer.regex, predictions/*.jsonl, manifest.json
-        (with --endpoint and --predictions in evaluation_results_NAME/, unless --set evaluation.results_dir=DIR)
+        (with --model, --endpoint, --predictions in evaluation_results_NAME/, unless --set evaluation.results_dir=DIR)
         output/lora_adapters/ routing_thresholds.json, probe.json, and the results in its model card
 Exit    0 done; 2 something to fix; 3 a gate failed; 129/130/143 stopped (run again to continue)
 """
@@ -100,7 +100,8 @@ def print_plan(job: Job) -> None:
         say(f"prompts     wrapped by {chat_format(job.tokenizer).name}")
     endpoint = without_login(options.endpoint) if options.endpoint else None
     say(f"fine-tuned  {endpoint or options.predictions or options.model or job.adapter}")
-    say(f"results     {job.results_dir}/{'' if options.is_local else ', so that those of the local models stay'}")
+    is_beside = job.results_dir != config.evaluation.results_dir
+    say(f"results     {job.results_dir}/{', so that those of base and adapter stay' if is_beside else ''}")
     for limitation in job.limitations:
         job.fallbacks.add(limitation)
     for task in job.tasks:

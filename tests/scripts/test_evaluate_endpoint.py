@@ -74,7 +74,7 @@ def test_answers_of_a_server_leave_the_local_evaluation_and_name_the_server(ask,
     result = ask()
     assert result.code == 0, result.stderr
     assert local.read_text() == "{}"
-    assert "results_router/, so that those of the local models stay" in result.stderr
+    assert "results_router/, so that those of base and adapter stay" in result.stderr
     report = (tmp_path / "results_router" / "report.md").read_text()
     assert f"http://127.0.0.1:{server.server_port}/v1, which serves it as router" in report
     assert "f16.gguf" in report

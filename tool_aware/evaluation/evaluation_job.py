@@ -100,15 +100,19 @@ class Job:
 
     @cached_property
     def results_dir(self) -> Path:
-        """Return the folder of the results: that of the settings, and beside it for answers that come from elsewhere.
+        """Return the folder of the results: that of the settings, and beside it for a merged model and for answers from
+        elsewhere.
 
-        So the evaluation of the models on this machine stays. A folder that the command line names is taken as it is.
+        So the evaluation of base and adapter stays. A folder that the command line names is taken as it is.
         """
         folder, options = self.config.evaluation.results_dir, self.options
-        if options.is_local or any(item.replace(" ", "").startswith(_RESULTS_DIR) for item in options.overrides):
+        if any(item.replace(" ", "").startswith(_RESULTS_DIR) for item in options.overrides):
             return folder
-        source = options.served_model if options.endpoint else options.predictions.stem if options.predictions else ""
-        name = re.sub(r"[^\w.-]+", "-", source or "").strip("-.") or "endpoint"
+        source = options.model.resolve().name if options.model else options.served_model if options.endpoint else None
+        source = options.predictions.stem if options.predictions else source
+        if source is None:
+            return folder
+        name = re.sub(r"[^\w.-]+", "-", source).strip("-.") or "endpoint"
         return folder.with_name(f"{folder.name}_{name}")
 
     @property

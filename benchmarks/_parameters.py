@@ -119,6 +119,16 @@ def answer_under_right_tool(answerer: Answerer, material: Material, outcome: Out
         outcome.sets[name] = {"tool": "".join("01"[not item.get("chosen") and "chosen" not in item] for item in kept)}
 
 
+def copied(rows: Sequence[Row], tools: Toolbox) -> list[dict[str, Any]]:
+    """Return the answers of who knows the right tool and hands over the query as it stands, a rival without a model."""
+    answers = []
+    for row in rows:
+        tool = tools[row.tool]
+        name = next(name for name in tool.required if tool.properties[name].get("type") == "string")
+        answers.append({"text": render_response(ToolCall(row.tool, {name: row.query}, REASONING))})
+    return answers
+
+
 def _kept(found: Prediction) -> dict[str, Any]:
     return {"text": found.text, **({"is_truncated": True} if found.is_truncated else {})}
 
@@ -145,7 +155,7 @@ def verdicts(rows: Sequence[Row], answers: Sequence[Item], by: ParameterJudge, t
         strict = judge(Prediction(number, item["text"], is_truncated=item.get("is_truncated", False)), row, tools)
         use = by.judge_call(tool, call.parameters if call else {}, accepted[number], asked=row.conversation)
         programs = [parameter for parameter in use.parameters if parameter.kind == CODE]
-        is_code = bool(programs_of(row, tools))
+        is_run = by.programs is not None and bool(programs_of(row, tools))
         flags = {
             "tool": "chosen" not in item,
             "readable": bool(strict.is_parsed),
@@ -153,8 +163,8 @@ def verdicts(rows: Sequence[Row], answers: Sequence[Item], by: ParameterJudge, t
             "usable": bool(call) and use.is_usable,
             "bfcl": bool(strict.is_bfcl_valid),
             "strict": bool(strict.is_call_correct),
-            "runs": _all(parameter.is_same or parameter.runs for parameter in programs) if is_code else None,
-            "value": _all(parameter.is_usable for parameter in programs) if is_code else None,
+            "runs": _all(parameter.is_same or parameter.runs for parameter in programs) if is_run else None,
+            "value": _all(parameter.is_usable for parameter in programs) if is_run else None,
         }
         for question, flag in flags.items():
             found[question] += "-" if flag is None else "01"[flag]

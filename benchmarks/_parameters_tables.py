@@ -14,7 +14,8 @@ from _real_model_tables import SEED, Results, Table, cell, kinds, lines, origins
 from tool_aware.evaluation.scoring.intervals import Estimate, share
 from tool_aware.prompt import parse_response
 
-SYSTEMS = {"base": "base", "tuned": "tuned (defaults)", "plain": "tuned, tools as they are"}
+SYSTEMS = {"copy": "query copied", "base": "base", "tuned": "tuned (defaults)", "plain": "tuned, tools as they are"}
+UNTRAINED = ("copy", "base")
 SETS = {"probe": "probe", "test": "test split"}
 QUESTIONS = {
     "tool": "right tool, own answer",
@@ -74,7 +75,7 @@ def main_table(results: Results, found: Mapping[str, Any]) -> Table:
 
 def goals_table(results: Results, found: Mapping[str, Any]) -> Table:
     """Return a row a goal, a column a tuned system."""
-    shown = [kind for kind in SYSTEMS if kind in found and kind != "base"]
+    shown = [kind for kind in SYSTEMS if kind in found and kind not in UNTRAINED]
     table: Table = [("figure", "goal", *(SYSTEMS[kind] for kind in shown))] if shown else [()]
     for question, goal in GOALS.items() if shown else ():
         cells = [figure(results, found[kind], "probe", question) for kind in shown]
@@ -133,7 +134,9 @@ def reasons_table(results: Results) -> Table:
         for kind in shown
     }
     table: Table = [("reason", *(SYSTEMS[kind] for kind in shown))]
-    together = sum((counts[kind] for kind in shown if kind != "base"), Counter[str]()) or counts.get("base", Counter())
+    together = sum((counts[kind] for kind in shown if kind not in UNTRAINED), Counter[str]()) or counts.get(
+        "base", Counter()
+    )
     for reason, _ in together.most_common(MOST_REASONS):
         table.append((reason, *(str(counts[kind][reason]) for kind in shown)))
     return table

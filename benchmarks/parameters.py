@@ -14,9 +14,9 @@ Parts   base    the model as it is
 
 Tested on 200 hand-written queries with their calls (benchmarks/probe/parameters_probe.yaml) and on 400 rows of the test
 split, spread evenly. Parameters are judged given the right tool: where the model's own answer chose another, the answer
-that begins with `Tool: <right tool>` is judged; the figure `right tool` is of the model's own answers. Training rows
-that resemble a hand-written query are left out, with all rows of their template. All answers are kept in the results.
-Intervals are 95 %, over templates and all seeds together.
+that begins with `Tool: <right tool>` is judged; the figure `right tool` is of the model's own answers. Beside them: the
+query copied as it stands. Training rows that resemble a hand-written query are left out, with all rows of their
+template. All answers are kept in the results. Intervals are 95 %, over templates and all seeds together.
 
 Reads   config.yaml, benchmarks/probe/parameters_probe.yaml, the model; earlier results, whose runs are not repeated
 Writes  benchmarks/results/parameters_<device>.json, as runs end
@@ -37,7 +37,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _parameters import answer_under_right_tool, load_parameters_probe, restored, stored, verdicts
+from _parameters import answer_under_right_tool, copied, load_parameters_probe, restored, stored, verdicts
 from _parameters_tables import markdown, side_by_side
 from _random_mistral import environment, results_file
 from _real_model import Material, Run, perform_all, perform_in_child
@@ -45,7 +45,7 @@ from dataset_probe import labelled
 from real_model import TINY, default_splits, described_set, earlier_results, is_known, settings_of, unlike_probes
 
 from tool_aware.config.settings import Config, load_config
-from tool_aware.console import GateFailed, UserError, run, say
+from tool_aware.console import GateFailed, UserError, run, say, warn
 from tool_aware.evaluation.scoring.program_output import ProgramRuns
 from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.files import write_json
@@ -53,6 +53,7 @@ from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.text import spread_evenly
 
 PROBE, TEST = "probe", "test"  # the two sets
+COPY = "copy"  # the run of the query as it stands, without a model
 PARTS = ("base", "tuned", "plain")
 TEST_ROWS = 400
 TRAINING: dict[str, dict[str, Any]] = {
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         results["sets"] = {name: described_set(rows) for name, rows in material.tests.items()}
         material.save(Path(made) / "material")
         by = parameter_judge(results, material.config, is_isolated=not arguments.run_unisolated)
+        answers = {name: copied(rows, material.config.toolbox) for name, rows in material.tests.items()}
+        results["runs"][COPY] = {"run": {"name": COPY}, "answers": answers, "sets": {}, "origin": origin}
+        judge_run(results, COPY, by, material.config)
         say(f"{len(material.train)} training rows, prepared in {time.monotonic() - began_s:.0f} s")
         wanted = [each for part in parts for each in runs_of(part, arguments)]
         missing = [each for each in wanted if not is_known(each, results)]
@@ -168,18 +172,23 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
 def parameter_judge(results: dict[str, Any], config: Config, *, is_isolated: bool) -> ParameterJudge:
     """Return the judge that evaluate.py uses, with the queries and search texts of the rows among its passages.
 
-    Raises NotIsolated where the kernel cannot isolate programs and `is_isolated` demands it.
+    Where the kernel cannot isolate programs and `is_isolated` demands it, none is run; the answers are kept and can be
+    judged again on another machine.
     """
-    if is_isolated:
-        try:
+    runs: ProgramRuns | None = ProgramRuns(is_isolated=is_isolated)
+    try:
+        if is_isolated:
             check_isolation()
-        except NotIsolated as found:
-            raise NotIsolated(found.what, fix=f"{found.fix}; or --run-unisolated where nothing can be harmed") from None
+    except NotIsolated as found:
+        runs = None
+        warn(
+            f"{found.what}; none is run: --judge-again on another machine, or --run-unisolated if nothing can be harmed"
+        )
     rows = [restored(item, config.toolbox) for part in results["rows"].values() for item in part]
     calls = [row.answer.call for row in rows]
     texts = [row.query for row in rows]
     texts += [value for call in calls if call for value in call.parameters.values() if isinstance(value, str)]
-    return ParameterJudge(texts=texts, programs=ProgramRuns(is_isolated=is_isolated))
+    return ParameterJudge(texts=texts, programs=runs)
 
 
 def judge_run(results: dict[str, Any], name: str, by: ParameterJudge, config: Config) -> None:
@@ -193,6 +202,8 @@ def judge_run(results: dict[str, Any], name: str, by: ParameterJudge, config: Co
         for item, kinds in zip(answers, found.pop("kinds"), strict=True):
             item["parameters"] = kinds
         its_own["sets"][test] = found
+        if name == COPY:  # which knows the right tool
+            found["tool"] = "-" * len(rows)
 
 
 if __name__ == "__main__":

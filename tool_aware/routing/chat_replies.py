@@ -79,6 +79,7 @@ def _details(decision: Decision, problems: list[str]) -> dict[str, Any]:
     return {
         "tool": decision.tool,
         "confidence": decision.confidence,
+        "is_calibrated": decision.is_calibrated,
         "abstained": decision.abstained,
         "fallback": decision.fallback,
         "fallback_kind": decision.fallback_kind,

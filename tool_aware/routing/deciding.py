@@ -101,8 +101,9 @@ class Decider:
     instead: Instead = "no_tool"
 
     def for_tools(self, tools: Toolbox) -> Decider:
-        """Return the same model asked about other tools."""
-        return replace(self, engine=self.engine.for_tools(tools), tools=tools)
+        """Return the same model asked about other tools, for which nothing is calibrated."""
+        policy = replace(self.policy, is_calibrated=False)
+        return replace(self, engine=self.engine.for_tools(tools), tools=tools, policy=policy)
 
     def steps(
         self,
@@ -141,6 +142,9 @@ class Decider:
             kind = "error"
         return replace(self._without_answer(text, choice, reason, begun_s, names), fallback_kind=kind)
 
+    def _is_calibrated(self, choice: Choice) -> bool:
+        return self.policy.is_calibrated and len(choice.probabilities) == len(self.tools)
+
     def _offered(self, among: Collection[str] | None) -> tuple[str, ...]:
         """Return the names among which to choose, in the order of the tools."""
         unknown = [name for name in among or () if name not in self.tools]
@@ -174,6 +178,7 @@ class Decider:
             fallback,
             choice.probabilities,
             time.monotonic() - begun_s,
+            is_calibrated=self._is_calibrated(choice),
         )
 
     def _without_answer(
@@ -198,6 +203,7 @@ class Decider:
                     reason,
                     choice.probabilities if choice else {},
                     time.monotonic() - begun_s,
+                    is_calibrated=chosen is not None and self._is_calibrated(chosen),
                 )
         return Decision(None, {}, "", None, True, reason, seconds=time.monotonic() - begun_s)
 

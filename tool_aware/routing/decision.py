@@ -19,11 +19,12 @@ FallbackKind = Literal["query", "deadline", "answer", "error"]
 class Decision:
     """The tool for a query, what to send it, and why.
 
-    `tool` is None only if no tool could be chosen at all. `confidence` is the calibrated probability of `tool`, and
-    `probabilities` those of all tools; None and empty where no model has chosen. `abstained`: the model is not sure
-    enough to act on it. `fallback` says why the decision is not the model's own, None if it is, and `fallback_kind`
-    where that lies: the query (it cannot be asked), the deadline, the model's answer (it is no call), an error.
-    `seconds` is the time from question to decision. `query_id` is its id in the query log; None if the router has none.
+    `tool` is None only if no tool could be chosen at all. `confidence` is the probability of `tool`, `probabilities`
+    are those of all tools; None and empty where no model has chosen. `is_calibrated`: evaluate.py has fitted them, for
+    a choice among all tools of the training, as this one is. `abstained`: the model is not sure enough to act on it.
+    `fallback` says why the decision is not the model's own, None if it is, and `fallback_kind` where that lies: the
+    query (it cannot be asked), the deadline, the model's answer (it is no call), an error. `seconds` is the time from
+    question to decision. `query_id` is its id in the query log; None if the router has none.
     """
 
     tool: str | None
@@ -36,6 +37,7 @@ class Decision:
     seconds: float = 0.0
     query_id: str | None = None
     fallback_kind: FallbackKind | None = None
+    is_calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Policy:
     confidence: float | None = None
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     abstain_cost: float = 0.0
+    is_calibrated: bool = False
+    """Whether the temperature is of an evaluation with the tools that are chosen among."""
 
     @classmethod
     def read(cls, folder: Path, acting: Acting) -> Policy:
@@ -86,7 +90,7 @@ class Policy:
             return cls()
         costs = found.costs
         confidence = found.threshold.confidence
-        return cls(acting, found.temperature, confidence, costs.right_tool_to_chosen_tool, costs.abstain)
+        return cls(acting, found.temperature, confidence, costs.right_tool_to_chosen_tool, costs.abstain, True)
 
     def choose(self, log_scores: Mapping[str, float]) -> Choice:
         """Choose a tool; `log_scores` are tool -> natural log-probability.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -32,15 +32,19 @@ T = TypeVar("T")
 
 _ROWS_STEP = 4  # decoders have 1, 4, 16, ... rows: rows that are filled up cost time, every decoder costs memory
 _LENGTH_STEP = 256  # tokens; a decoder is made anew for longer prompts, with so much to spare
+MOST_KEPT_TOKENS = 4096  # of other lists' prefixes together: half a GiB on Mistral-7B in 16 bit
 _SPARE_TOKENS = 2  # of the shared prefix: its last ones may be others before another query
 
 
 @dataclass(frozen=True, eq=False)
 class _Listed:
-    """A list of tools as the model is asked about it: the ids of the names, the grammar of the answers."""
+    """A list of tools as the model is asked about it: the ids of the names, the grammar of the answers, and the tokens
+    with which its prompts begin.
+    """
 
     names: Mapping[str, list[int]]
     grammar: AnswerGrammar
+    beginning: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +72,8 @@ class LocalEngine:
         self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size
         self._max_new_tokens = settings.max_new_tokens
         self._label, self._own = tool_label_tokens(tokenizer), self._listed(tools)
-        samples = [("a", ()), ("7", ()), ("日", (Turn("b", None),))]
-        prompts = [encode_prompt(tokenizer, render_instruction(query, tools, turns)) for query, turns in samples]
-        self._prefix = Prefix.of(model, prompts[0][: common_prefix_length(prompts) - _SPARE_TOKENS])
+        self._prefix = Prefix.of(model, self._own.beginning)
+        self._prefixes: OrderedDict[_Listed, Prefix] = OrderedDict()  # of other lists, the one used last at the end
         self._decoders: dict[int, BatchDecoder] = {}
         self._choices, self._answers = deque[_Asked](), deque[_Asked]()
         self._has_work = threading.Condition()
@@ -89,7 +92,7 @@ class LocalEngine:
         return self.complete_one(prompt, tool, self._own)
 
     def for_tools(self, tools: Toolbox) -> ListedEngine:
-        """Return the same model asked about other tools. Their part of the prompt is computed for every batch."""
+        """Return the same model asked about other tools; of the lists asked last, their part of the prompt is kept."""
         return ListedEngine(self, self._listed(tools))
 
     def choose_among(self, prompt: list[int], listed: _Listed) -> Future[dict[str, float]]:
@@ -112,7 +115,10 @@ class LocalEngine:
     def _listed(self, tools: Toolbox) -> _Listed:
         vocabulary = self._model.get_output_embeddings().weight.shape[0]
         grammar = AnswerGrammar(self._tokenizer, tools, vocabulary=vocabulary)
-        return _Listed(tool_name_tokens(self._tokenizer, tools.names), grammar)
+        samples = [("a", ()), ("7", ()), ("日", (Turn("b", None),))]
+        prompts = [encode_prompt(self._tokenizer, render_instruction(query, tools, turns)) for query, turns in samples]
+        beginning = prompts[0][: common_prefix_length(prompts) - _SPARE_TOKENS]
+        return _Listed(tool_name_tokens(self._tokenizer, tools.names), grammar, beginning)
 
     def _wait_for(self, queue: deque[_Asked], asked: _Asked) -> Future[Any]:
         with self._has_work:
@@ -148,6 +154,7 @@ class LocalEngine:
                 one.future.set_result(answer)
         except torch.cuda.OutOfMemoryError as error:
             self._decoders.clear()
+            self._prefixes.clear()
             torch.cuda.empty_cache()
             if len(asked) == 1:
                 asked[0].future.set_exception(error)
@@ -161,7 +168,7 @@ class LocalEngine:
 
     def _score(self, asked: Sequence[_Asked]) -> list[dict[str, float]]:
         prompts = [one.prompt for one in asked]
-        prefix = self._prefix if self._prefix.begins(prompts) else None
+        prefix = self._prefix_of(asked[0].listed, prompts)
         found: dict[int, dict[str, float]] = {}
         for batch in score_names(self._model, prompts, asked[0].listed.names, batch_size=len(prompts), prefix=prefix):
             found.update(batch)
@@ -170,33 +177,48 @@ class LocalEngine:
     def _decode(self, asked: Sequence[_Asked]) -> list[str]:
         prompts, members = [one.prompt for one in asked], list(range(len(asked)))
         begun = {place: self._label + one.listed.names[one.tool] for place, one in enumerate(asked)}
-        decoder = self._decoder(prompts)
+        decoder = self._decoder(asked[0].listed, prompts)
         answers = decoder.run(prompts, members, asked[0].listed.grammar.processor(members, begun))
         return [
             f"Tool: {one.tool}\n{decode(self._tokenizer, answer.ids)}"
             for one, answer in zip(asked, answers, strict=True)
         ]
 
-    def _decoder(self, prompts: Sequence[Sequence[int]]) -> BatchDecoder:
-        """Return a decoder with room for some prompts, kept for the next ones if they are no more and no longer."""
+    def _prefix_of(self, listed: _Listed, prompts: Sequence[Sequence[int]]) -> Prefix | None:
+        """Return the part of the prompt that a list of tools shares, run once; None if the prompts begin otherwise."""
+        prefix = self._prefix if listed is self._own else self._prefixes.pop(listed, None)
+        if prefix is None:
+            prefix = Prefix.of(self._model, listed.beginning)
+        if listed is not self._own:
+            self._prefixes[listed] = prefix
+            while len(self._prefixes) > 1 and sum(map(len, self._prefixes.values())) > MOST_KEPT_TOKENS:
+                self._prefixes.popitem(last=False)
+        return prefix if prefix.begins(prompts) else None
+
+    def _decoder(self, listed: _Listed, prompts: Sequence[Sequence[int]]) -> BatchDecoder:
+        """Return a decoder with room for some prompts, kept for the next ones if they are no more and no longer.
+
+        Those of other tools are not kept.
+        """
         rows, longest = 1, max(map(len, prompts))
         while rows < len(prompts):
             rows *= _ROWS_STEP
         rows = min(rows, self._batch_size)
+        prefix = self._prefix_of(listed, prompts)
+        is_kept = prefix is not None and listed is self._own
         kept = self._decoders.get(rows)
-        if kept is not None and kept.longest >= longest and self._prefix.begins(prompts):
+        if kept is not None and kept.longest >= longest and is_kept:
             return kept
-        is_shared = self._prefix.begins(prompts)
         decoder = BatchDecoder(
             self._model,
-            self._prefix if is_shared else Prefix.shared_by(self._model, prompts),
+            prefix or Prefix.shared_by(self._model, prompts),
             rows=rows,
             longest=math.ceil(longest / _LENGTH_STEP) * _LENGTH_STEP,
             eos_id=end_id(self._tokenizer),
             max_new_tokens=self._max_new_tokens,
             fallbacks=Fallbacks(),
         )
-        if is_shared:
+        if is_kept:
             self._decoders[rows] = decoder
         return decoder
 

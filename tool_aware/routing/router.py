@@ -135,8 +135,8 @@ class Router:
     def for_tools(self, tools: Toolbox) -> Router:
         """Return a router for other tools on the same model; only the first one need be closed.
 
-        It reads their descriptions, which a training with `training.tool_variation` teaches. Confidence is calibrated
-        for the tools of the training only.
+        It reads their descriptions, which a training with `training.tool_variation` teaches. Their part of the prompt
+        is kept while they are among the last ones asked. Confidence is not calibrated (`is_calibrated`).
         """
         other = copy.copy(self)
         other._decider = self._decider.for_tools(tools)

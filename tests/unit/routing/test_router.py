@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,9 @@ from tool_aware.inference.name_scores import probabilities, score_names
 from tool_aware.paths import ROUTER_SETTINGS_NAME, THRESHOLDS_NAME
 from tool_aware.prompt import Turn, render_instruction
 from tool_aware.router_settings import RouterSettings, read_router_settings
-from tool_aware.routing import Router
+from tool_aware.routing import Router, loaded
+from tool_aware.routing.decision import Policy
+from tool_aware.tools import Tool, Toolbox
 
 MOST_TOKENS = 160  # a random model writes up to 300 characters of reasoning
 QUERIES = ["hi", "a longer question about four countries and their elections", "17 * 23", "who wrote Faust?", "東京は?"]
@@ -261,3 +264,37 @@ def test_the_code_of_the_docs_runs(folder, page, heading, capsys):
     code = text.partition(heading)[2].partition("```python\n")[2].partition("```")[0]
     exec(code.replace("output/lora_adapters", str(folder)), {})
     assert capsys.readouterr().out.startswith(("chat ", "ping ", "stop ", "run "))
+
+
+def test_the_last_other_lists_of_tools_are_run_through_the_model_once(router, monkeypatch):
+    engine, seen = router._decider.engine, []
+    forward = engine._model.forward
+
+    def counting(*arguments, **more):
+        seen.append(more["input_ids"].shape[1])
+        return forward(*arguments, **more)
+
+    lists = [Toolbox([Tool(name, "does " * 20 + name), Tool("b", "")]) for name in ("a", "c", "d")]
+    routers = [router.for_tools(tools) for tools in lists]
+    monkeypatch.setattr(engine._model, "forward", counting)
+    expected = [other.route("hi", parameters=False).probabilities for other in routers]
+    monkeypatch.setattr(loaded, "MOST_KEPT_TOKENS", 2 * max(seen))
+    seen.clear()
+    assert routers[2].route("hi", parameters=False).probabilities == pytest.approx(expected[2], abs=1e-4)
+    assert max(seen) < 60  # the query alone
+    assert len(engine._prefixes) == 2  # the oldest one went
+    seen.clear()
+    assert routers[0].route("hi", parameters=False).probabilities == pytest.approx(expected[0], abs=1e-4)
+    assert max(seen) > 60
+    routers[0].route("hi there")
+    assert len(engine._prefixes) == 2
+
+
+def test_only_a_choice_among_the_evaluated_tools_is_calibrated(router, folder, monkeypatch):
+    assert not router.route("hi").is_calibrated  # nothing was evaluated
+    monkeypatch.setattr(router, "_decider", replace(router._decider, policy=Policy(is_calibrated=True)))
+    assert router.route("hi", parameters=False).is_calibrated
+    assert not router.route("hi", among=["chat", "run"], parameters=False).is_calibrated
+    assert not router.route("hi", among=["stop"]).is_calibrated
+    assert not router.route("").is_calibrated
+    assert not router.for_tools(router.tools).route("hi", parameters=False).is_calibrated

@@ -6,6 +6,7 @@ Below `content/`:
     domains/*.yaml      slots by domain: within one sentence all of them come from the same domain
     reasons.yaml        tool -> kind -> one-sentence patterns that quote the evidence
     noise.yaml          greetings, surrounding sentences, decoys, injected instructions
+    search_words.yaml   by language, the words that a search text leaves out
     frames/*/*.yaml     the sentences, one a line, in files by language, tool and slice:
         en/direct_chat_terse.yaml             English; `_plain_advice` and the like where a slice fills several files
         en/pairs_contrast.yaml                pairs and triples of several tools that differ in the deciding words
@@ -30,8 +31,10 @@ import yaml
 
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers, frames
+from tool_aware.dataset.synthesis.search_text import SearchWords, search_words
 
 CONTENT_DIR = Path(__file__).parent / "content"
+SEARCH_TOOLS = ("rag_retrieval", "web_search")  # get the content words of a request; see search_text.py
 COUNT_SLOT = "count"  # "top {count} results": sets the tool's integer parameter
 
 _BLOCK_KEYS = {
@@ -69,11 +72,17 @@ class Content:
     """Everything below `content/`, checked."""
 
     frames: tuple[Frame, ...]
-    mix: Mapping[str, float]
+    mix: Mapping[str, float | Mapping[str, float]]
     common: Mapping[str, Any]
     domains: Mapping[str, Mapping[str, Sequence[str]]]
     reasons: Mapping[str, Mapping[str, Sequence[str]]]
     noise: Mapping[str, Any]
+    search_words: Mapping[str, SearchWords]
+
+    def share(self, slice_: str, tool: str) -> float:
+        """Return the share of a slice among the rows of a tool, in any unit."""
+        share = self.mix[slice_]
+        return share if isinstance(share, int | float) else share.get(tool, share["other"])
 
     def domains_with(self, slots: Sequence[str]) -> list[str]:
         """Return the names of the domains that fill every one of the given slots."""
@@ -94,6 +103,7 @@ def load_content(directory: Path = CONTENT_DIR) -> Content:
         domains={path.stem: dict(_read(path)) for path in sorted((directory / "domains").glob("*.yaml"))},
         reasons=_read(directory / "reasons.yaml"),
         noise=_read(directory / "noise.yaml"),
+        search_words=search_words(_read(directory / "search_words.yaml")),
     )
     problems += _problems(content)
     if problems:

@@ -22,11 +22,12 @@ from typing import Any
 
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers, frames
-from tool_aware.dataset.synthesis.content import CONTENT_DIR, Frame
+from tool_aware.dataset.synthesis.content import CONTENT_DIR, SEARCH_TOOLS, Frame
 from tool_aware.dataset.synthesis.dialogues import REASONS_FILE, read_yaml
 from tool_aware.dataset.synthesis.follow_ups import calm_frames, text_call
 from tool_aware.dataset.synthesis.frames import expand, fill_known
 from tool_aware.dataset.synthesis.generator import Generator, hash_unit
+from tool_aware.dataset.synthesis.search_text import continued_search_text
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row
 from tool_aware.text import normalised, shortened
@@ -166,6 +167,9 @@ class TwoRequests:
         }
         said = expand(block["say"], {slot: value.text for slot, value in values.items()}, random_)
         sent = said.argument or ""
+        if first in SEARCH_TOOLS:
+            words = self._generator.search_words(language)
+            sent = continued_search_text(said.text, "", sent, words, [value.text for value in values.values()])
         if "code" in block:
             sent = fill_known(block["code"], {slot: value.code for slot, value in values.items()}).strip()
         reason = self._reason(

@@ -1,4 +1,9 @@
-"""Slot values: words, numbers, lists and dates, each as a person types it and as a Python program needs it."""
+"""Slot values: words, numbers, lists, dates, texts, tables, each as a person types it and as a Python program needs it.
+
+A person types numbers and dates in the manner of their language: 1,250.50 or 1.250,50, 3.5 or 3,5, 12. März.
+In a program a number stands as it was typed, with a point for its decimals and nothing between its thousands; a text
+that was pasted stands between three apostrophes, which keep quotes and line ends as they are.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +11,15 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Any
 
-_MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+from tool_aware.dataset.synthesis.pools import pools
+
 _LIST_STYLES = (", ", ", ", ", ", " ", "; ", ",", " and ")
+_LIST_STYLES_OF_COMMA_NUMBERS = ("; ", " ", " / ", " and ")
+_COMMA_SHARE = 0.6  # of numbers in languages with a decimal comma: the others are typed with a point
+_GROUPED_SHARE = 0.35  # of amounts of four digits and more
+_SHORT_SHARE = 0.12  # of whole thousands: 12k
 
 
 @dataclass(frozen=True)
@@ -32,71 +30,143 @@ class Value:
     code: str
 
 
-def draw(spec: object, random_: random.Random) -> Value:
-    """Draw and return one value.
+def draw(spec: object, random_: random.Random, language: str = "en") -> Value:
+    """Draw and return one value, as a person types it in a language.
 
     `spec` is one of: a list of texts; `{choose: {text: code}}`; `{verbatim: [code]}`; `{int: [low, high, step]}`;
-    `{decimal: [low, high, digits]}`; `{numbers: SPEC, count: [low, high]}`; `{words: [...], count: [low, high]}`,
-    both perhaps with `joint: TEXT` between the items; `{date: [first, last]}`.
-    Raises ValueError for anything else.
+    `{decimal: [low, high, digits]}`; `{amount: [low, high, step]}`, of money, perhaps with a mark between the
+    thousands; `{numbers: SPEC, count: [low, high]}`; `{words: [...] or the name of a pool, count: [low, high]}`, both
+    perhaps with `joint: TEXT` between the items; `{date: [first, last]}`; `{pool: NAME}`, one word of a pool;
+    `{text: [low, high]}`, so many pasted sentences; `{table: [SPEC for each column], head: TEXT, rows: [low, high]}`,
+    with `mark: TEXT` between the cells. Raises ValueError for anything else.
     """
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         text = str(random_.choice(spec))
         return Value(text, repr(text))
     if not isinstance(spec, Mapping):
         raise ValueError(f"{spec!r} describes no filler")
-    if "choose" in spec:
-        text, code = random_.choice(list(spec["choose"].items()))
-        return Value(str(text), str(code))
-    if "verbatim" in spec:
-        text = str(random_.choice(spec["verbatim"]))
-        return Value(text, text)
-    if "int" in spec:
-        low, high, *step = spec["int"]
-        number = str(random_.randrange(low, high + 1, *step))
-        return Value(number, number)
-    if "decimal" in spec:
-        low, high, digits = spec["decimal"]
-        number = f"{random_.uniform(low, high):.{digits}f}"
-        return Value(number, number)
-    if "numbers" in spec:
-        numbers = [draw(spec["numbers"], random_) for _ in range(random_.randint(*spec["count"]))]
-        return _listing(numbers, random_, joints=[spec["joint"]] if "joint" in spec else _LIST_STYLES)
-    if "words" in spec:
-        chosen = random_.sample(spec["words"], random_.randint(*spec["count"]))
-        return _listing([Value(str(word), repr(str(word))) for word in chosen], random_, joints=_LIST_STYLES[:3])
-    if "date" in spec:
-        first, last = (date.fromisoformat(str(day)) for day in spec["date"])
-        return _date(first, last, random_)
+    for kind, make in _KINDS.items():
+        if kind in spec:
+            return make(spec, random_, language)
     raise ValueError(f"{dict(spec)!r} describes no filler")
 
 
-def _listing(values: Sequence[Value], random_: random.Random, joints: Sequence[str] = _LIST_STYLES) -> Value:
+def _choose(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    text, code = random_.choice(list(spec["choose"].items()))
+    return Value(str(text), str(code))
+
+
+def _verbatim(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    text = str(random_.choice(spec["verbatim"]))
+    return Value(text, text)
+
+
+def _int(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    low, high, *step = spec["int"]
+    number = str(random_.randrange(low, high + 1, *step))
+    return Value(number, number)
+
+
+def _decimal(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    low, high, digits = spec["decimal"]
+    number = f"{random_.uniform(low, high):.{digits}f}"
+    number = number.removesuffix(".0")  # nobody types 5.0 %
+    has_comma = language in pools()["decimal_comma"] and random_.random() < _COMMA_SHARE
+    return Value(number.replace(".", ",") if has_comma else number, number)
+
+
+def _amount(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    low, high, step = spec["amount"]
+    is_whole = step >= 1
+    steps = random_.randint(0, round((high - low) / step))
+    number = f"{low + steps * step:.{0 if is_whole else 2}f}"
+    whole, _, cents = number.partition(".")
+    if is_whole and language == "en" and whole.endswith("000") and random_.random() < _SHORT_SHARE:
+        return Value(f"{whole[:-3]}k", number)
+    has_comma = language in pools()["decimal_comma"] and random_.random() < _COMMA_SHARE
+    is_grouped = (
+        len(whole) > 3 and random_.random() < _GROUPED_SHARE and (has_comma or language not in pools()["decimal_comma"])
+    )
+    mark = pools()["thousands"].get(language, ",") if is_grouped else ""
+    shown = f"{int(whole):,}".replace(",", mark) if mark else whole
+    return Value(shown + (("," if has_comma else ".") + cents if cents else ""), number)
+
+
+def _numbers(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    numbers = [draw(spec["numbers"], random_, language) for _ in range(random_.randint(*spec["count"]))]
+    if any("," in number.text for number in numbers):
+        return _listing(numbers, random_, _LIST_STYLES_OF_COMMA_NUMBERS, language)
+    return _listing(numbers, random_, [spec["joint"]] if "joint" in spec else _LIST_STYLES, language)
+
+
+def _words(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    among = spec["words"] if not isinstance(spec["words"], str) else _pool(spec["words"], language)
+    chosen = random_.sample(among, random_.randint(*spec["count"]))
+    return _listing([Value(str(word), repr(str(word))) for word in chosen], random_, _LIST_STYLES[:3], language)
+
+
+def _listing(values: Sequence[Value], random_: random.Random, joints: Sequence[str], language: str) -> Value:
     joint = random_.choice(joints)
     *first, last = (value.text for value in values)
-    text = f"{', '.join(first)} and {last}" if joint == " and " else joint.join([*first, last])
+    if joint == " and ":
+        comma = "; " if any("," in value.text for value in values) else ", "
+        word = pools()["and"].get(language)
+        text = f"{comma.join(first)} {word} {last}" if word else comma.join([*first, last])
+    else:
+        text = joint.join([*first, last])
     return Value(text, f"[{', '.join(value.code for value in values)}]")
 
 
-def _date(first: date, last: date, random_: random.Random) -> Value:
+def _date(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    first, last = (date.fromisoformat(str(day)) for day in spec["date"])
     day = first + timedelta(days=random_.randint(0, (last - first).days))
-    month = _MONTHS[day.month - 1]
-    text = random_.choice(
-        (
-            day.isoformat(),
-            f"{day.day} {month} {day.year}",
-            f"{month} {day.day}, {day.year}",
-            f"{day.day} {month[:3]} {day.year}",
-            f"{day.day:02d}.{day.month:02d}.{day.year}",
-        )
-    )
+    months, patterns = pools()["months"], pools()["dates"]
+    month = months[language][day.month - 1] if language in months else ""
+    pattern = random_.choice(patterns.get(language, patterns["other"]))
+    text = pattern.format(y=day.year, m=day.month, d=day.day, month=month, short=month[:3])
     return Value(text, f"date({day.year}, {day.month}, {day.day})")
+
+
+def _one_of_pool(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    word = random_.choice(_pool(spec["pool"], language))
+    return Value(word, repr(word))
+
+
+def _pool(name: str, language: str) -> Sequence[str]:
+    pool = pools()["pools"][name]
+    return pool.get(language) or pool["en"]
+
+
+def _text(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    sentences = random_.sample(_texts(language), random_.randint(*spec["text"]))
+    return pasted(random_.choice((". ", ", ")).join(sentences))
+
+
+def _texts(language: str) -> Sequence[str]:
+    return pools()["texts"].get(language) or pools()["texts"]["en"]
+
+
+def _table(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    mark = spec.get("mark", ",")
+    cells = ([draw(cell, random_).text for cell in spec["table"]] for _ in range(random_.randint(*spec["rows"])))
+    return pasted("\n".join([spec["head"].replace(",", mark), *(mark.join(row) for row in cells)]))
+
+
+def pasted(text: str) -> Value:
+    """Return the value of a text that was pasted into the query."""
+    return Value(text, f"'''{text}'''")
+
+
+_KINDS = {
+    "choose": _choose, "verbatim": _verbatim, "int": _int, "decimal": _decimal, "amount": _amount, "numbers": _numbers,
+    "words": _words, "date": _date, "pool": _one_of_pool, "text": _text, "table": _table,
+}  # fmt: skip
 
 
 def problem_of(spec: object) -> str | None:
     """Return why `spec` cannot be drawn from, in words; None if it can."""
     try:
         draw(spec, random.Random(0))
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         return str(error) or type(error).__name__
     return None

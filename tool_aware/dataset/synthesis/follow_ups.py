@@ -20,10 +20,11 @@ from typing import Any
 from tool_aware.config.data_sections import ConversationSection
 from tool_aware.console import UserError
 from tool_aware.dataset.synthesis import fillers
-from tool_aware.dataset.synthesis.content import COUNT_SLOT, Frame
+from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Frame
 from tool_aware.dataset.synthesis.dialogues import Continuation, Dialogue, FollowUpContent
 from tool_aware.dataset.synthesis.frames import choose, expand, fill, fill_known
 from tool_aware.dataset.synthesis.generator import Generator, Request, hash_unit
+from tool_aware.dataset.synthesis.search_text import continued_search_text, search_text
 from tool_aware.history import shown_turns
 from tool_aware.prompt import Turn, render_instruction, render_response
 from tool_aware.rows import Row
@@ -193,14 +194,23 @@ class FollowUps:
         turns = []
         for dialogue in random_.sample(dialogues, min(len(dialogues), max(0, count))):
             for _ in range(_ATTEMPTS):
-                turn = Turn(self._asked(dialogue, _drawn(dialogue.slots, random_), random_), dialogue.tool)
+                turn = Turn(
+                    _filled(_wording(dialogue, random_), _drawn(dialogue.slots, random_, dialogue.language)),
+                    dialogue.tool,
+                )
                 if self._is_own([turn], made):
                     turns.append(turn)
                     break
         return turns
 
-    def _asked(self, dialogue: Dialogue, values: Mapping[str, fillers.Value], random_: random.Random) -> str:
-        return expand(random_.choice(dialogue.ask), _texts(values), random_).text
+    def _sent(self, dialogue: Dialogue, wording: str, values: Mapping[str, fillers.Value]) -> str:
+        """Return what the request sends for these values: a program, a search text, or the request as worded."""
+        if dialogue.is_code:
+            return fill_known(dialogue.send, {slot: value.code for slot, value in values.items()}).strip()
+        asked, words = _filled(wording, values), self._generator.search_words(dialogue.language)
+        if dialogue.tool not in SEARCH_TOOLS:
+            return asked
+        return search_text(asked, words, _fixed(values)) if words else fill(dialogue.send, _texts(values))
 
     def _reason(self, kind: str, evidence: str, about: str, tool: str, random_: random.Random, **more: str) -> str:
         reasons = self._content.reasons
@@ -218,11 +228,11 @@ class FollowUps:
 
     def _changed(self, kind: str, dialogue: Dialogue, slot: str, random_: random.Random) -> _Made:
         """Return a follow-up that names another value of a slot: the request is sent again with that value."""
-        values = _drawn(dialogue.slots, random_)
-        asked = values[slot].text
-        needed = [Turn(self._asked(dialogue, values, random_), dialogue.tool)]
+        values = _drawn(dialogue.slots, random_, dialogue.language)
+        asked, wording = values[slot].text, _wording(dialogue, random_, slot)
+        needed = [Turn(_filled(wording, values), dialogue.tool)]
         if kind == "ellipsis" and self._limits.max_turns > 1 and random_.random() < _CHAIN_SHARE:
-            first = random_.choice(list(dialogue.replies))
+            first = random_.choice([one for one in dialogue.replies if f"{{{one}}}" in wording] or [slot])
             values, said, _ = self._replaced(dialogue, first, dialogue.replies[first], values, random_)
             needed.append(Turn(said, dialogue.tool))
         phrases = self._content.languages[dialogue.language]
@@ -234,7 +244,7 @@ class FollowUps:
         what = self._content.reasons["changed"][slot]
         key = "value" if kind == "correction" else "ellipsis"
         reason = self._reason(key, evidence, dialogue.about, dialogue.tool, random_, what=what)
-        call = text_call(self._tools, dialogue.tool, _sent(dialogue, values), reason)
+        call = text_call(self._tools, dialogue.tool, self._sent(dialogue, wording, values), reason)
         return _Made(said, call, tuple(needed), dialogue.id, f"{dialogue.id}-{slot}")
 
     def _replaced(
@@ -253,7 +263,7 @@ class FollowUps:
         """
         new = values[slot]
         for _ in range(_ATTEMPTS):
-            new = fillers.draw(dialogue.slots[slot], random_)
+            new = fillers.draw(dialogue.slots[slot], random_, dialogue.language)
             if new.text not in (values[slot].text, asked):
                 break
         named = {"new": new.text, "old": values[slot].text}
@@ -262,20 +272,23 @@ class FollowUps:
 
     def _redirected(self, dialogue: Dialogue, wrong: str, random_: random.Random) -> _Made:
         """Return a correction of the tool: the same is sent to the right one."""
-        values = _drawn(dialogue.slots, random_)
-        asked = Turn(self._asked(dialogue, values, random_), wrong)
+        values, wording = _drawn(dialogue.slots, random_, dialogue.language), _wording(dialogue, random_)
+        asked = Turn(_filled(wording, values), wrong)
         patterns = self._content.languages[dialogue.language].corrections[dialogue.tool]
         said = expand(random_.choice(patterns), {}, random_)
         reason = self._reason("redirected", said.evidence or said.text, dialogue.about, dialogue.tool, random_)
-        call = text_call(self._tools, dialogue.tool, _sent(dialogue, values), reason)
+        call = text_call(self._tools, dialogue.tool, self._sent(dialogue, wording, values), reason)
         return _Made(said.text, call, (asked,), dialogue.id, f"{dialogue.id}-{wrong}")
 
     def _continued(self, dialogue: Dialogue, more: Continuation, random_: random.Random) -> _Made:
         """Return a follow-up that was written for this dialogue."""
-        values = _drawn({**dialogue.slots, **(more.slots or {})}, random_)
-        asked = Turn(self._asked(dialogue, values, random_), dialogue.tool)
+        values = _drawn({**dialogue.slots, **(more.slots or {})}, random_, dialogue.language)
+        asked = Turn(_filled(_wording(dialogue, random_), values), dialogue.tool)
         said = expand(more.say, _texts(values), random_)
-        sent = said.argument or ""
+        sent = said.argument or said.text
+        if more.tool in SEARCH_TOOLS:
+            words = self._generator.search_words(dialogue.language)
+            sent = continued_search_text(asked.query, said.text, sent, words, _fixed(values))
         if more.code:
             sent = fill_known(more.code, {slot: value.code for slot, value in values.items()}).strip()
         kind = "continued" if more.kind in ("ellipsis", "correction") else more.kind
@@ -325,7 +338,7 @@ class FollowUps:
         others = [one for one in phrases.dialogues if one.tool in self._tools]
         different = [one for one in others if one.tool != frame.tool]
         last = random_.choice(different if different and random_.random() < _OTHER_TOPIC_SHARE else others)
-        asked = Turn(self._asked(last, _drawn(last.slots, random_), random_), last.tool)
+        asked = Turn(_filled(_wording(last, random_), _drawn(last.slots, random_, last.language)), last.tool)
         reason = self._reason(kind, request.evidence, last.about, frame.tool, random_)
         call = ToolCall(frame.tool, request.call.parameters, reason)
         return _Made(query, call, (asked,), frame.group, frame.id)
@@ -362,16 +375,23 @@ def text_call(tools: Toolbox, tool: str, text: str, reasoning: str) -> ToolCall:
     return call
 
 
-def _drawn(slots: Mapping[str, Any], random_: random.Random) -> dict[str, fillers.Value]:
-    return {slot: fillers.draw(spec, random_) for slot, spec in slots.items()}
+def _drawn(slots: Mapping[str, Any], random_: random.Random, language: str) -> dict[str, fillers.Value]:
+    return {slot: fillers.draw(spec, random_, language) for slot, spec in slots.items()}
 
 
 def _texts(values: Mapping[str, fillers.Value]) -> dict[str, str]:
     return {slot: value.text for slot, value in values.items()}
 
 
-def _sent(dialogue: Dialogue, values: Mapping[str, fillers.Value]) -> str:
-    """Return what a dialogue's request sends for these values: a program, or a text that stands alone."""
-    if dialogue.is_code:
-        return fill_known(dialogue.send, {slot: value.code for slot, value in values.items()}).strip()
-    return fill(dialogue.send, _texts(values))
+def _fixed(values: Mapping[str, fillers.Value]) -> list[str]:
+    return [value.text for value in values.values()]
+
+
+def _wording(dialogue: Dialogue, random_: random.Random, slot: str | None = None) -> str:
+    """Return one wording of the request with its slots; one that has `slot`, if any has."""
+    among = [pattern for pattern in dialogue.ask if slot is None or f"{{{slot}}}" in pattern] or dialogue.ask
+    return choose(random_.choice(among), random_)
+
+
+def _filled(wording: str, values: Mapping[str, fillers.Value]) -> str:
+    return expand(wording, _texts(values), random.Random(0)).text

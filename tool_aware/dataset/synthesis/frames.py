@@ -1,11 +1,12 @@
 """The small language that frames are written in, and its expansion.
 
-    (where is|show me) *our {document}* (please|) => {document}
+    (where is|show me) *our {document}* (please|)
+    the pipe on floor {number} leaks. *where is our {document}*? => {document} floor {number}
 
 `(a|b|)`   one of the alternatives; parentheses without `|` are literal text
 `{slot}`   a filler; the same slot keeps its value within one expansion
 `*text*`   the evidence: the words that decide which tool is right; the reasoning quotes them
-`=> text`  what to send to the tool, when that is not the whole sentence
+`=> text`  the words of the sentence that a search is about, in its order, where that is not all of them
 """
 
 from __future__ import annotations

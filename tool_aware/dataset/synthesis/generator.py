@@ -15,13 +15,14 @@ from typing import Any
 
 from tool_aware.console import UserError
 from tool_aware.dataset.synthesis import fillers
-from tool_aware.dataset.synthesis.content import COUNT_SLOT, Content, Frame
+from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Content, Frame
 from tool_aware.dataset.synthesis.frames import Expansion, expand, fill_known, slots_of
-from tool_aware.dataset.synthesis.noise import Noise
+from tool_aware.dataset.synthesis.noise import Noise, Noisy
+from tool_aware.dataset.synthesis.search_text import SearchWords, search_text
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row
 from tool_aware.text import normalised, shortened
-from tool_aware.tools import Tool, Toolbox, ToolCall
+from tool_aware.tools import Toolbox, ToolCall
 
 MIN_EXAMPLES = 3  # one for each split
 MAX_STALE_USES = 40  # a frame that yields nothing new this often in a row is exhausted
@@ -108,12 +109,16 @@ class Generator:
         own = [frame for frame in self._content.frames if frame.tool == tool and not frame.acceptable]
         return [*own, *self._example_frames(tool)]
 
+    def search_words(self, language: str) -> SearchWords | None:
+        """Return the words that a search text leaves out; None for a language that is written without spaces."""
+        return self._content.search_words.get(language)
+
     def request(self, frame: Frame, draw: str) -> Request:
         """Return the frame filled by a random stream of its own, named `draw`, which moves no row of `rows_for`."""
         random_ = random.Random(f"{self._seed}/{frame.id}/{draw}")
         values, _ = self._values(frame, random_)
         said = expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
-        call, _ = self._call(frame, said, values, random_)
+        call, _ = self._call(frame, said, values, Noisy(said.text), random_)
         return Request(frame, said.text, call, shortened(said.evidence or said.argument or said.text))
 
     def _is_wanted(self, frame: Frame) -> bool:
@@ -151,7 +156,10 @@ class Generator:
         weights: dict[str, float] = {}
         for frame in frames:
             weights[frame.slice] = weights.get(frame.slice, 0.0) + frame.share
-        return [(frame, self._content.mix[frame.slice] * frame.share / weights[frame.slice]) for frame in frames]
+        return [
+            (frame, self._content.share(frame.slice, frame.tool) * frame.share / weights[frame.slice])
+            for frame in frames
+        ]
 
     def _example_frames(self, tool: str) -> Iterator[Frame]:
         for number, example in enumerate(self._examples.get(tool, ())):
@@ -175,14 +183,19 @@ class Generator:
         values, domain = self._values(frame, random.Random(f"{self._seed}/{key}/{use}"))
         random_ = random.Random(f"{self._seed}/{frame.id}/{use}/text")
         said = expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
-        query, slice_ = said.text, frame.slice
+        noisy = Noisy(said.text)
         if frame.is_wrapped and frame.language == "en":
-            protected = self._protected(frame, values)
-            others = [name for name in self._tools.names if name not in (frame.tool, *frame.acceptable)]
-            noisy = self._noise.apply(query, tool=frame.tool, other_tools=others, protected=protected, random_=random_)
-            query = noisy.text
-            slice_ = noisy.slice if noisy.slice and frame.slice in ("plain", "terse") else frame.slice
-        call, accepted = self._call(frame, said, values, random_)
+            noisy = self._noise.apply(
+                said.text,
+                tool=frame.tool,
+                other_tools=[name for name in self._tools.names if name not in (frame.tool, *frame.acceptable)],
+                protected=self._protected(frame, values),
+                random_=random_,
+                names=" ".join(value.text for value in values.values() if value.text != value.text.lower()),
+            )
+        query = noisy.text
+        slice_ = noisy.slice if noisy.slice and frame.slice in ("plain", "terse") else frame.slice
+        call, accepted = self._call(frame, said, values, noisy, random_)
         details = {
             "source": "synthetic",
             "tool": frame.tool,
@@ -217,11 +230,11 @@ class Generator:
                 values[slot] = fillers.Value(_COUNT_WORDS[number] if is_word else str(number), str(number))
             else:
                 spec = next(source[slot] for source in sources if slot in source)
-                values[slot] = fillers.draw(spec, random_)
+                values[slot] = fillers.draw(spec, random_, frame.language)
         return values, domain
 
     def _call(
-        self, frame: Frame, said: Expansion, values: Mapping[str, fillers.Value], random_: random.Random
+        self, frame: Frame, said: Expansion, values: Mapping[str, fillers.Value], noisy: Noisy, random_: random.Random
     ) -> tuple[ToolCall, dict[str, list[Any]]]:
         tool = self._tools[frame.tool]
         example = self._example(frame)
@@ -232,7 +245,7 @@ class Generator:
             code = fill_known(frame.code, {slot: value.code for slot, value in values.items()}).strip()
             parameters = {"code": code}
         else:
-            parameters, accepted = _text_parameters(tool, said, values)
+            parameters, accepted = self._text_parameters(frame, said, values, noisy)
         reasoning = (example and example.reasoning) or self._reasoning(frame, said, random_)
         call = ToolCall(frame.tool, parameters, reasoning)
         problems = self._tools.problems(call)
@@ -245,6 +258,30 @@ class Generator:
             )
         return call, accepted
 
+    def _text_parameters(
+        self, frame: Frame, said: Expansion, values: Mapping[str, fillers.Value], noisy: Noisy
+    ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        """Return the parameters of a tool that takes one text and perhaps a count, and other values that are as good.
+
+        A search gets the content words of the request, any other tool the request itself, both as they are typed.
+        """
+        tool = self._tools[frame.tool]
+        text_name = next((name for name in tool.properties if name in tool.required), None)
+        if text_name is None:
+            return {}, {}
+        text = whole = noisy.as_typed(said.text)
+        if frame.tool in SEARCH_TOOLS and frame.kind != "example":
+            fixed = [value.text for slot, value in values.items() if slot != COUNT_SLOT]
+            words = self.search_words(frame.language)
+            text = noisy.in_its_letters(search_text(said.argument or said.text, words, fixed))
+        parameters: dict[str, Any] = {text_name: text}
+        count_name = next((name for name, schema in tool.properties.items() if schema.get("type") == "integer"), None)
+        if count_name and COUNT_SLOT in values:
+            number = int(values[COUNT_SLOT].code)
+            if number != tool.defaults.get(count_name):
+                parameters[count_name] = number
+        return parameters, {text_name: list(dict.fromkeys([text, whole]))}
+
     def _example(self, frame: Frame) -> Example | None:
         if frame.kind != "example":
             return None
@@ -256,23 +293,6 @@ class Generator:
             return f'"{evidence}" is what {frame.tool} is there for.'
         pattern = random_.choice(self._content.reasons[frame.tool][frame.kind])
         return pattern.format(evidence=evidence, Evidence=evidence[0].upper() + evidence[1:])
-
-
-def _text_parameters(
-    tool: Tool, said: Expansion, values: Mapping[str, fillers.Value]
-) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return the parameters of a tool that takes one text and perhaps a count, and other values that are as good."""
-    text_name = next((name for name in tool.properties if name in tool.required), None)
-    if text_name is None:
-        return {}, {}
-    text = said.argument or said.text
-    parameters: dict[str, Any] = {text_name: text}
-    count_name = next((name for name, schema in tool.properties.items() if schema.get("type") == "integer"), None)
-    if count_name and COUNT_SLOT in values:
-        number = int(values[COUNT_SLOT].code)
-        if number != tool.defaults.get(count_name):
-            parameters[count_name] = number
-    return parameters, {text_name: list(dict.fromkeys([text, said.text]))}
 
 
 def hash_unit(seed: int, text: str) -> float:

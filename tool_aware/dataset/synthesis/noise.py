@@ -29,6 +29,21 @@ class Noisy:
 
     text: str
     slice: str | None = None
+    letters: str = "as written"  # or lower, or upper: all of the query is typed so
+
+    def as_typed(self, text: str) -> str:
+        """Return a part of the request with the capitals and the final mark that it has in the query, without typos."""
+        bare = text.rstrip("?.!")
+        start = self.text.lower().find(bare.lower())
+        if bare and start >= 0:
+            end = start + len(bare)
+            marks = text[len(bare) :]
+            return self.text[start:end] + (marks if self.text[end:].startswith(marks) else "")
+        return self.in_its_letters(text)
+
+    def in_its_letters(self, text: str) -> str:
+        """Return a text in small or capital letters where the whole query is typed so."""
+        return text.lower() if self.letters == "lower" else text.upper() if self.letters == "upper" else text
 
 
 class Noise:
@@ -43,9 +58,19 @@ class Noise:
         }
 
     def apply(
-        self, text: str, *, tool: str, other_tools: Sequence[str], protected: str, random_: random.Random
+        self,
+        text: str,
+        *,
+        tool: str,
+        other_tools: Sequence[str],
+        protected: str,
+        random_: random.Random,
+        names: str = "",
     ) -> Noisy:
-        """Return an English sentence meant for `tool` with wrapping, typos and lost capitals."""
+        """Return an English sentence meant for `tool` with wrapping, typos and lost capitals.
+
+        No noise touches `protected`, and no typo the words of `names`, which nobody could correct.
+        """
         slice_ = None
         rolls = {name: random_.random() < chance for name, chance in self._probability.items()}
         if rolls.get("injection") and other_tools:
@@ -59,19 +84,17 @@ class Noise:
         elif rolls.get("chatty"):
             text, slice_ = self._greeted(text, random_), "chatty"
         if rolls.get("typos"):
-            typed = with_typos(text, protected, random_)
+            typed = with_typos(text, f"{protected} {names}", random_)
             if typed != text:
                 text, slice_ = typed, slice_ or "typos"
-        return Noisy(self._roughened(text, rolls, protected), slice_)
-
-    def _roughened(self, text: str, rolls: Mapping[str, bool], protected: str) -> str:
         if rolls.get("no_final_mark") and not protected.endswith(text[-1:]):
             text = text.rstrip("?.!")
+        letters = "as written"
         if rolls.get("lower_case") and protected == protected.lower():
-            text = text.lower()
+            letters, text = "lower", text.lower()
         elif rolls.get("upper_case") and protected == protected.upper():
-            text = text.upper()
-        return text
+            letters, text = "upper", text.upper()
+        return Noisy(text, slice_, letters)
 
     def _greeted(self, text: str, random_: random.Random) -> str:
         opener, closer = random_.choice(self._settings["openers"]), random_.choice(self._settings["closers"])

@@ -1,0 +1,171 @@
+"""Makes the search text of a request: its content words, in its order, as they were typed.
+
+One rule for all searches, so that a small model can learn it: articles, prepositions, pronouns, auxiliary verbs,
+question words and the words of the asking itself are left out; names, numbers, dates, negations and all other words
+stay as typed. The words to leave out are in content/search_words.yaml, by language. A language that is not there, such
+as Japanese, is written without spaces: its frames name their search text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+_EDGES = "¿¡?!.,;:…()[]\"'’“”„«»‹›—–-*"
+_WORD = re.compile(r"\S+")
+_QUOTED = re.compile(r"[\"“„«]\s?[^\"“”„«»]{2,}?\s?[\"”“»]")
+_SENTENCE_END = re.compile(r"[.?!:][\"”»)]*\s+$")
+# French and Italian: l'ufficio, d'essai. Turkish: Ankara'da.
+_ELISION = re.compile(
+    r"(?:[ldjmtscn]|qu|jusqu|dell|all|nell|sull|dall|un|quest|quell|com|dov)['’](?=\w)", re.IGNORECASE
+)
+_SUFFIX = re.compile(r"(?<=\w)['’]\w+$")
+_INVERSION = re.compile(r"-(?:t-)?(?:ils?|elles?|on|je|tu|nous|vous|moi|toi|les?|la)$")  # fonctionne-t-il
+_JOINTS = frozenset(
+    ["of", "the", "de", "da", "do", "di", "du", "des", "della", "del", "dei", "von", "van", "la", "las", "los", "le"]
+)  # of names: Bank of America
+
+
+@dataclass(frozen=True)
+class SearchWords:
+    """The words of one language that a search text leaves out."""
+
+    language: str
+    kept: re.Pattern[str]
+    phrases: re.Pattern[str]
+    function: frozenset[str]
+    request: frozenset[str]
+    opening: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A word without the marks around it; whether a sentence begins with it, and whether a filler brought it."""
+
+    text: str
+    is_first: bool
+    is_value: bool
+
+    @property
+    def is_name(self) -> bool:
+        return self.text[:1].isupper() and not self.is_first and self.text[:2] not in ("I", "I'", "I’")
+
+
+def search_words(settings: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, SearchWords]:
+    """Return the words to leave out by language, from the values of search_words.yaml."""
+    return {
+        language: SearchWords(
+            language,
+            *(_phrases(words[key]) for key in ("kept", "phrases")),
+            *(frozenset(words[key]) for key in ("function", "request", "opening")),
+        )
+        for language, words in settings.items()
+    }
+
+
+def _phrases(phrases: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted(phrases, key=len, reverse=True)
+    whole = [re.escape(phrase) + ("" if phrase.endswith("'") else r"(?![\w-])") for phrase in longest_first]
+    return re.compile(rf"(?<![\w'’-])(?:{'|'.join(whole)})", re.IGNORECASE)
+
+
+def search_text(text: str, words: SearchWords | None, values: Collection[str] = ()) -> str:
+    """Return what a careful person types into a search field for this request; the text itself if nothing is left.
+
+    `values` are the fillers in it: of these only function words are left out. Without `words` the text is returned.
+    """
+    if words is None:
+        return text
+    return " ".join(content_words(text, words, values)) or text.strip(_EDGES + " ")
+
+
+def continued_search_text(
+    asked: str, said: str, about: str, words: SearchWords | None, values: Collection[str] = ()
+) -> str:
+    """Return the search text of a follow-up: words of the earlier request, then those of the follow-up.
+
+    Of the earlier request those words are taken that `about` has, too, in any form; all fillers if there are none.
+    Without `words`, `about` is returned.
+    """
+    if words is None:
+        return about
+    earlier = content_words(asked, words, values)
+    wanted = content_words(about, words, values)
+    new = content_words(said, words, values)
+    kept = [word for word in earlier if any(_is_form_of(word, other) for other in wanted)]
+    names = [value for value in values if any(letter.isalpha() for letter in value)]
+    kept = kept or [word for word in earlier if any(word in value.split() for value in names)]
+    return " ".join(dict.fromkeys([*kept, *new])) or said.strip(_EDGES + " ")
+
+
+def content_words(text: str, words: SearchWords, values: Collection[str] = ()) -> list[str]:
+    """Return the words of a request that a search is about, in its order; a quotation is one of them."""
+    found = list(_words(text, words, values))
+    kept: list[str] = []
+    for number, word in enumerate(found):
+        if _is_kept(found, number, words, is_opening=not kept):
+            kept.append(word.text)
+    return kept
+
+
+def _is_form_of(word: str, other: str) -> bool:
+    """Return whether two words are the same but for their ending."""
+    one, two = word.casefold(), other.casefold()
+    common = next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    return one == two or (common >= 4 and common >= min(len(one), len(two)) - 3)
+
+
+def _words(text: str, words: SearchWords, values: Collection[str]) -> Iterator[_Word]:
+    """Yield the words of a text that are in no phrase to leave out; a quotation is one word."""
+    fixed = [match.span() for value in values if value for match in re.finditer(re.escape(value), text)]
+    quoted = [match.span() for pattern in (_QUOTED, words.kept) for match in pattern.finditer(text)]
+    gaps = [
+        span
+        for span in (match.span() for match in words.phrases.finditer(text))
+        if span in fixed or not _within(span, fixed + quoted)
+    ]
+    pieces = sorted([*quoted, *(match.span() for match in _WORD.finditer(text))], key=lambda span: (span[0], -span[1]))
+    done = 0
+    for start, end in pieces:
+        first, last = next((gap for gap in gaps if gap[0] < end and start < gap[1]), (end, end))
+        if start < done or (first <= start and end <= last + 1):
+            continue
+        done = end
+        is_first = not text[:start].strip(_EDGES + " ") or bool(_SENTENCE_END.search(text[:start]))
+        if (start, end) in quoted:
+            yield _Word(text[start:end], is_first, is_value=True)
+            continue
+        piece = text[last if first <= start else start : end].strip(_EDGES)  # qu'est-ce qu'on
+        yield _Word(_bare(piece, words.language), is_first, _within((start, start + 1), fixed))
+
+
+def _bare(word: str, language: str) -> str:
+    if language == "tr":
+        return _SUFFIX.sub("", word)
+    if language not in ("fr", "it"):
+        return word
+    word = word[match.end() :] if (match := _ELISION.match(word)) else word
+    return _INVERSION.sub("", word) if language == "fr" else word
+
+
+def _within(span: tuple[int, int], others: Collection[tuple[int, int]]) -> bool:
+    return any(first <= span[0] and span[1] <= last for first, last in others)
+
+
+def _is_kept(found: Sequence[_Word], number: int, words: SearchWords, *, is_opening: bool) -> bool:
+    word = found[number]
+    plain = word.text.casefold().replace("’", "'")
+    if not plain:
+        return False
+    if plain in words.function:
+        return words.language != "de" and (word.is_name or (plain in _JOINTS and _joins_names(found, number)))
+    is_asking = plain in words.request or (is_opening and plain in words.opening)
+    return word.is_value or not is_asking or (word.is_name and words.language != "de")
+
+
+def _joins_names(found: Sequence[_Word], number: int) -> bool:
+    """Return whether the words on both sides are names, past further joints: Lord of the Rings."""
+    before = next((word for word in reversed(found[:number]) if word.text.casefold() not in _JOINTS), None)
+    after = next((word for word in found[number + 1 :] if word.text.casefold() not in _JOINTS), None)
+    return all(word and word.text[:1].isupper() and not word.text.isupper() for word in (before, after))

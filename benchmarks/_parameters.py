@@ -124,7 +124,8 @@ def copied(rows: Sequence[Row], tools: Toolbox) -> list[dict[str, Any]]:
     answers = []
     for row in rows:
         tool = tools[row.tool]
-        name = next(name for name in tool.required if tool.properties[name].get("type") == "string")
+        texts = (name for name, schema in tool.properties.items() if schema.get("type") == "string")
+        name = next(name for name in texts if name in tool.required)
         answers.append({"text": render_response(ToolCall(row.tool, {name: row.query}, REASONING))})
     return answers
 

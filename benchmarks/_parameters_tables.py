@@ -134,9 +134,8 @@ def reasons_table(results: Results) -> Table:
         for kind in shown
     }
     table: Table = [("reason", *(SYSTEMS[kind] for kind in shown))]
-    together = sum((counts[kind] for kind in shown if kind not in UNTRAINED), Counter[str]()) or counts.get(
-        "base", Counter()
-    )
+    trained = [counts[kind] for kind in shown if kind not in UNTRAINED]
+    together = sum(trained or counts.values(), Counter[str]())
     for reason, _ in together.most_common(MOST_REASONS):
         table.append((reason, *(str(counts[kind][reason]) for kind in shown)))
     return table

@@ -11,6 +11,7 @@ from tool_aware.console import UserError, listing
 from tool_aware.evaluation.scoring.bfcl import accepted_values
 from tool_aware.evaluation.scoring.judgement import Prediction, judge
 from tool_aware.evaluation.scoring.parameter_kinds import CODE, PYTHON_MEDIA_TYPE
+from tool_aware.evaluation.scoring.reasoning import Reader, with_reasoning_judged
 from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.prompt import Turn, parse_response, render_instruction, render_response
 from tool_aware.rows import Row
@@ -174,6 +175,26 @@ def verdicts(rows: Sequence[Row], answers: Sequence[Item], by: ParameterJudge, t
             [[parameter.kind, int(bool(call) and parameter.is_usable)] for parameter in use.parameters]
         )
     return found
+
+
+def reasoning_flags(
+    rows: Sequence[Row], answers: Sequence[dict[str, Any]], tools: Toolbox, read: Reader | None
+) -> dict[str, str]:
+    """Judge the reasonings of the answers; `leads_to` is kept in each, so that later no training rows are needed.
+
+    Returns a flag a row for `evidence` (what it quotes stands in the query or an earlier turn) and `leads` (somebody
+    who reads nothing else chooses the right tool); 0 where the answer cannot be read.
+    """
+    predictions = [Prediction(number, item["text"]) for number, item in enumerate(answers)]
+    judged = [judge(prediction, rows[prediction.row], tools) for prediction in predictions]
+    found = with_reasoning_judged(judged, predictions, dict(enumerate(rows)), read)
+    for item, verdict in zip(answers, found, strict=True):
+        if verdict.reasoning_leads_to:
+            item["leads_to"] = verdict.reasoning_leads_to
+    return {
+        "evidence": "".join("01"[bool(verdict.is_evidence_in_query)] for verdict in found),
+        "leads": "".join("01"[item.get("leads_to") == row.tool] for item, row in zip(answers, rows, strict=True)),
+    }
 
 
 def _right_call(row: Row, text: str) -> ToolCall | None:

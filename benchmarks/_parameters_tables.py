@@ -13,6 +13,7 @@ from _real_model_tables import SEED, Results, Table, cell, kinds, lines, origins
 
 from tool_aware.evaluation.scoring.intervals import Estimate, share
 from tool_aware.prompt import parse_response
+from tool_aware.reasoning_text import boilerplate
 
 SYSTEMS = {"copy": "query copied", "base": "base", "tuned": "tuned (defaults)", "plain": "tuned, tools as they are"}
 UNTRAINED = ("copy", "base")
@@ -26,6 +27,8 @@ QUESTIONS = {
     "strict": "strict: whole call right",
     "runs": "programs that run",
     "value": "programs that print the right value",
+    "evidence": "Reasoning quotes what stands in the query",
+    "leads": "Reasoning alone leads to the right tool",
 }
 GOALS = {"readable": 99.5, "usable": 80.0, "runs": 97.0, "value": 65.0}  # in %, on the probe
 MOST_REASONS = 12
@@ -70,7 +73,20 @@ def main_table(results: Results, found: Mapping[str, Any]) -> Table:
     table: Table = [("given the right tool", *heads)]
     for question, words in QUESTIONS.items():
         table.append((words, *(figure(results, found[kind], test, question) for kind, test in shown)))
+    same = [
+        "" if kind == "copy" else _boilerplate([run["answers"][test] for run in _runs(results, kind)])
+        for kind, test in shown
+    ]
+    table.append(("Reasoning: the same sentence as another but for a slot", *same))
     return table
+
+
+def _boilerplate(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Write the mean share of reasonings that are boilerplate, of the answers that can be read."""
+    calls = [[parse_response(answer["text"]).call for answer in answers] for answers in seeds]
+    found = [boilerplate([call.reasoning for call in each if call]) for each in calls]
+    shares = [100 * each.share for each in found if each]
+    return f"{sum(shares) / len(shares):.1f}" if shares else ""
 
 
 def goals_table(results: Results, found: Mapping[str, Any]) -> Table:

@@ -37,7 +37,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _parameters import answer_under_right_tool, copied, load_parameters_probe, restored, stored, verdicts
+from _parameters import (
+    answer_under_right_tool,
+    copied,
+    load_parameters_probe,
+    reasoning_flags,
+    restored,
+    stored,
+    verdicts,
+)
 from _parameters_tables import markdown, side_by_side
 from _random_mistral import environment, results_file
 from _real_model import Material, Run, perform_all, perform_in_child
@@ -47,6 +55,7 @@ from real_model import TINY, default_splits, described_set, earlier_results, is_
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed, UserError, run, say, warn
 from tool_aware.evaluation.scoring.program_output import ProgramRuns
+from tool_aware.evaluation.scoring.reasoning import Reader, reader_of_reasonings
 from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.files import write_json
 from tool_aware.sandbox import NotIsolated, check_isolation
@@ -80,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answers = {name: copied(rows, material.config.toolbox) for name, rows in material.tests.items()}
         results["runs"][COPY] = {"run": {"name": COPY}, "answers": answers, "sets": {}, "origin": origin}
         judge_run(results, COPY, by, material.config)
+        read = reader_of_reasonings(material.train, material.config.toolbox.names)
         say(f"{len(material.train)} training rows, prepared in {time.monotonic() - began_s:.0f} s")
         wanted = [each for part in parts for each in runs_of(part, arguments)]
         missing = [each for each in wanted if not is_known(each, results)]
@@ -87,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for outcome in perform_all(missing, Path(__file__).resolve(), Path(made), **limits):
             results["runs"][outcome.run["name"]] = {**asdict(outcome), "origin": origin}
             write_json(output, results)
-            judge_run(results, outcome.run["name"], by, material.config)
+            judge_run(results, outcome.run["name"], by, material.config, read)
             write_json(output, results)
     print(markdown(results))
     say(f"{output}: {len(results['runs'])} runs, {time.monotonic() - began_s:.0f} s")
@@ -191,8 +201,10 @@ def parameter_judge(results: dict[str, Any], config: Config, *, is_isolated: boo
     return ParameterJudge(texts=texts, programs=runs)
 
 
-def judge_run(results: dict[str, Any], name: str, by: ParameterJudge, config: Config) -> None:
-    """Write the verdicts on a run's answers beside them."""
+def judge_run(
+    results: dict[str, Any], name: str, by: ParameterJudge, config: Config, read: Reader | None = None
+) -> None:
+    """Write the verdicts on a run's answers beside them; without `read`, where each reasoning leads stays as it was."""
     tools, its_own = config.toolbox, results["runs"][name]
     for test, answers in its_own["answers"].items():
         rows = [restored(item, tools) for item in results["rows"][test]]
@@ -204,6 +216,8 @@ def judge_run(results: dict[str, Any], name: str, by: ParameterJudge, config: Co
         its_own["sets"][test] = found
         if name == COPY:  # which knows the right tool
             found["tool"] = "-" * len(rows)
+        else:
+            found |= reasoning_flags(rows, answers, tools, read)
 
 
 if __name__ == "__main__":

@@ -282,6 +282,7 @@ def test_answers_of_parameters_are_judged_again_shown_side_by_side_and_added_up(
     for name in runs:
         script.judge_run(results, name, by, config)
     assert runs["tuned-seed-1"]["sets"]["probe"]["value"] == "10"
+    assert runs["tuned-seed-1"]["sets"]["probe"]["evidence"] == "00"
     shown = tables.markdown(results)
     assert "| **usable call** | 50.0 [" in shown
     assert "| programs that run | 97 | 100.0 [" in shown

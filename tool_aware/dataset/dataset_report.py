@@ -179,7 +179,7 @@ def _reasoning(rows: Sequence[Row]) -> str:
         return "<p>No row has one that is taught.</p>"
     quotes = [(quoted(reasoning), typed) for typed, reasoning in taught]
     standing = sum(bool(texts) and all(stands_in(text, typed) for text in texts) for texts, typed in quotes)
-    how = f"{found.reasonings:,} of them, spread over all" if found.reasonings < len(taught) else "all of them"
+    how = f"counted on {found.reasonings:,}, spread over all" if found.reasonings < len(taught) else "counted on all"
     note = (
         f"{100 * standing / len(taught):.1f} % quote evidence that stands in the query or an earlier turn. "
         f"Boilerplate: {100 * found.share:.1f} % are the same sentence as another one but for evidence, names and "

@@ -1,28 +1,37 @@
 #!/usr/bin/env python3
-"""Measure how long a decision takes: a model in this process or behind a server, TF-IDF, and the router's own part.
+"""Measure how long a decision takes: a model in this process or behind a server, cheap routers, and the own part.
 
     python benchmarks/routing.py                                   # a 7B of random weights, NF4: a GPU with 10 GB
     python benchmarks/routing.py --size tiny --queries 48          # a smoke test without a GPU
-    python benchmarks/routing.py --folder output/lora_adapters     # a real adapter
+    python benchmarks/routing.py --folder output/lora_adapters --data data      # a real adapter, beside cheap routers
     python benchmarks/routing.py --folder output/lora_adapters --url http://localhost:8000/v1 --served router
 
 Hand-written queries are asked by 1, 8 and 64 threads at once, choices alone and whole calls; every thread asks the next
-query when it has its answer. Random weights do not end an answer, so that their whole calls have MOST_TOKENS tokens.
-The router's own part is timed with an engine that answers at once.
+query when it has its answer. Random weights do not end an answer, so that their whole calls have MOST_TOKENS tokens;
+there are few of them one at a time (WHOLE). The router's own part is timed with an engine that answers at once.
 
-Reads:  benchmarks/probe/. Writes: benchmarks/results/routing_DEVICE.json (--output). Exit codes: 0 done, 2 no GPU.
+Cheap routers: TF-IDF with logistic regression, and the nearest of the tools' mean embeddings, as routers by embeddings
+choose. The embedding is the base model's own: its last hidden states, averaged over the query's tokens. It is no
+sentence encoder; one would be smaller and better, and none is at hand without a network. Both learn from train.json
+of --data, the embeddings from EXAMPLES rows a tool. "right" is the share of the hand-written queries that get the
+tool a person has noted; there is none for random weights, and without --data none for embeddings, which then learn
+from the queries themselves.
+
+Reads:  benchmarks/probe/. Writes: benchmarks/results/routing_DEVICE.json (--output), after every row.
+Exit codes: 0 done, 2 no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks._random_mistral import SHAPES, environment, make_model, results_file
 from tool_aware.config.settings import load_config
 from tool_aware.console import UserError, run, say, table
+from tool_aware.files import write_json
 from tool_aware.paths import ROUTER_SETTINGS_NAME
 from tool_aware.router_settings import RouterSettings
 from tool_aware.routing import Router
@@ -42,6 +52,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROBE = REPOSITORY / "benchmarks" / "probe" / "routing_probe.yaml"
 MOST_TOKENS = 80
 AT_ONCE = (1, 8, 64)
+WHOLE = {1: 8, 8: 32, 64: 128}  # whole calls by how many at once: 80 tokens of a 7B take 3 seconds on an H100
+EXAMPLES = 100  # rows a tool
+HEADERS = ("what", "at once", "queries", "p50, ms", "p95, ms", "a second", "right")
 
 
 def main() -> int:
@@ -51,7 +64,8 @@ def main() -> int:
     args = parse_arguments()
     if not args.folder and args.size == "7b" and not torch.cuda.is_available():
         raise UserError("no GPU", fix="--size tiny --queries 48 runs everywhere")
-    queries = hand_written(args.queries)
+    asked = hand_written(args.queries)
+    queries = [query for query, _ in asked]
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or random_adapter(Path(scratch), args.size)
         started_s = time.perf_counter()
@@ -60,26 +74,51 @@ def main() -> int:
             if args.url
             else Router.load(folder, batch_size=args.batch_size)
         )
-        loaded_s = time.perf_counter() - started_s
-        rows = [measure(router, queries, at_once, parameters=False) for at_once in AT_ONCE]
-        rows += [measure(router, queries[: args.whole], at_once, parameters=True) for at_once in AT_ONCE]
-        rows.append(measure_own_part(router, queries))
+        results = Results(args, time.perf_counter() - started_s)
+        results.add(measure_own_part(router, queries))
+        if args.data:
+            results.add(measure_tfidf(args.data, asked))
+        for at_once in AT_ONCE:
+            results.add(measure(router, asked, at_once, parameters=False, is_real=bool(args.folder)))
+        if not args.url:
+            results.add(measure_embeddings(router, asked, args.data, is_real=bool(args.folder)))
+        for at_once in AT_ONCE:
+            whole = asked[: args.whole or WHOLE[at_once]]
+            results.add(measure(router, whole, at_once, parameters=True, is_real=bool(args.folder)))
         router.close()
-    if args.data:
-        rows.append(measure_tfidf(args.data, queries))
-    result = {
-        **environment(),
-        "model": str(args.folder) if args.folder else f"{args.size} of random weights",
-        "server": args.url,
-        "batch_size": args.batch_size,
-        "load_s": round(loaded_s, 1),
-        "rows": rows,
-    }
-    print(report(result))
-    output = args.output or results_file("routing", result["device"])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    print(results.report())
     return 0
+
+
+class Results:
+    """The rows so far; each is written when it is measured, so that a time limit loses none."""
+
+    def __init__(self, args: argparse.Namespace, loaded_s: float) -> None:
+        self.content: dict[str, Any] = {
+            **environment(),
+            "model": str(args.folder) if args.folder else f"{args.size} of random weights",
+            "server": args.url,
+            "batch_size": args.batch_size,
+            "load_s": round(loaded_s, 1),
+            "rows": [],
+        }
+        self.path = args.output or results_file("routing", self.content["device"])
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep and show a row."""
+        self.content["rows"].append(row)
+        write_json(self.path, self.content)
+        say("  ".join(_cells(row)))
+
+    def report(self) -> str:
+        """Return the table."""
+        head = f"{self.content['device']}, {self.content['model']}, loaded in {self.content['load_s']} s"
+        return f"{head}\n{table(HEADERS, [_cells(row) for row in self.content['rows']])}"
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    right = "-" if row["right"] is None else f"{row['right']:.1%}"
+    return (*(str(row[key]) for key in ("what", "at_once", "queries", "p50_ms", "p95_ms", "per_second")), right)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -90,19 +129,20 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--url", help="of a server with this model, instead of loading it")
     parser.add_argument("--served", default="router", help="the model's name there (%(default)s)")
     parser.add_argument("--queries", type=int, default=512, help="choices at each number at once (%(default)s)")
-    parser.add_argument("--whole", type=int, default=128, help="whole calls at each (%(default)s)")
+    parser.add_argument("--whole", type=int, help=f"whole calls at each (default: by how many at once, {WHOLE})")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts that go through the model together")
-    parser.add_argument("--data", type=Path, help="a folder whose train.json TF-IDF learns from")
+    parser.add_argument("--data", type=Path, help="a folder whose train.json the cheap routers learn from")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
 
-def hand_written(count: int) -> list[str]:
-    """Return so many hand-written queries, repeated if there are fewer."""
+def hand_written(count: int) -> list[tuple[str, str]]:
+    """Return so many hand-written queries with their tools, spread over these, repeated if there are fewer."""
     by_slice = yaml.safe_load(PROBE.read_text(encoding="utf-8"))
-    queries = [query for tools in by_slice.values() for texts in tools.values() for query in texts]
-    texts = [query if isinstance(query, str) else query["query"] for query in queries]
-    return [texts[place % len(texts)] for place in range(count)]
+    found = [(query, tool) for tools in by_slice.values() for tool, texts in tools.items() for query in texts]
+    asked = [(query if isinstance(query, str) else query["query"], tool) for query, tool in found]
+    random.Random(0).shuffle(asked)
+    return [asked[place % len(asked)] for place in range(count)]
 
 
 def random_adapter(scratch: Path, size: str) -> Path:
@@ -127,8 +167,11 @@ def random_adapter(scratch: Path, size: str) -> Path:
 # ---- measurements -------------------------------------------------------------------------------------------
 
 
-def measure(router: Router, queries: Sequence[str], at_once: int, *, parameters: bool) -> dict[str, Any]:
+def measure(
+    router: Router, asked: Sequence[tuple[str, str]], at_once: int, *, parameters: bool, is_real: bool
+) -> dict[str, Any]:
     """Ask all queries from `at_once` threads; the first ones are asked once before."""
+    queries = [query for query, _ in asked]
     for warm in (queries[:1], queries[:at_once]):
         router.route_many(warm, parameters=parameters)
     with ThreadPoolExecutor(at_once) as pool:
@@ -137,7 +180,13 @@ def measure(router: Router, queries: Sequence[str], at_once: int, *, parameters:
         seconds = time.perf_counter() - started_s
     failed = sum(decision.confidence is None for decision in decisions)
     latencies = [decision.seconds for decision in decisions]
-    return _row("whole calls" if parameters else "choices", at_once, latencies, seconds) | {"failed": failed}
+    chosen = [decision.tool for decision in decisions] if is_real else None
+    what = "whole calls" if parameters else "choices"
+    return _row(what, at_once, latencies, seconds, _right(chosen, asked)) | {"failed": failed}
+
+
+def _right(chosen: Sequence[str | None] | None, asked: Sequence[tuple[str, str]]) -> float | None:
+    return chosen and sum(one == tool for one, (_, tool) in zip(chosen, asked, strict=True)) / len(asked)
 
 
 class AtOnce:
@@ -173,16 +222,67 @@ def measure_own_part(router: Router, queries: Sequence[str]) -> dict[str, Any]:
     return _row("the router's own part", 1, latencies, time.perf_counter() - started_s)
 
 
-def measure_tfidf(data: Path, queries: Sequence[str]) -> dict[str, Any]:
+def measure_tfidf(data: Path, asked: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Time the choices of TF-IDF and logistic regression, one query at a time."""
     from tool_aware.evaluation.scoring.baselines import tfidf_regression
+
+    rows = training_rows(data)
+    choose = tfidf_regression([query for query, _ in rows], [tool for _, tool in rows])
+    return _one_by_one("TF-IDF, choices", lambda query: choose([query])[0][0], asked, is_real=True)
+
+
+def measure_embeddings(
+    router: Router, asked: Sequence[tuple[str, str]], data: Path | None, *, is_real: bool
+) -> dict[str, Any]:
+    """Time the choices by the nearest of the tools' mean embeddings, one query at a time."""
+    import torch
+
+    engine = router._decider.engine
+    embed = embedder(engine._model, router._decider.tokenizer)
+    by_tool: dict[str, list[str]] = {}
+    for query, tool in training_rows(data) if data else asked:
+        by_tool.setdefault(tool, []).append(query)
+    tools = list(by_tool)
+    means = [torch.stack([embed(query) for query in by_tool[tool][:EXAMPLES]]).mean(dim=0) for tool in tools]
+    centroids = torch.nn.functional.normalize(torch.stack(means), dim=1)  # (tools, hidden)
+    what = "mean embeddings, choices"
+    choose = lambda query: tools[int((centroids @ embed(query)).argmax())]  # noqa: E731
+    return _one_by_one(what, choose, asked, is_real=is_real and data is not None)
+
+
+def embedder(model: Any, tokenizer: Any) -> Callable[[str], Any]:
+    """Return what gives a text's last hidden states of the base model, averaged, of length 1; float32, (hidden,)."""
+    import torch
+
+    without_adapter = getattr(model, "disable_adapter", nullcontext)
+    inner = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
+
+    def embed(text: str) -> Any:
+        ids = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
+        with torch.inference_mode(), without_adapter():
+            states = inner(input_ids=ids, use_cache=False).last_hidden_state[0]  # (T, hidden)
+        return torch.nn.functional.normalize(states.float().mean(dim=0), dim=0)
+
+    return embed
+
+
+def training_rows(data: Path) -> list[tuple[str, str]]:
+    """Return the queries of train.json with their tools."""
     from tool_aware.rows import load_rows
 
     rows = load_rows(data / "train.json", load_config(REPOSITORY / "config.yaml").toolbox).rows
-    choose = tfidf_regression([row.query for row in rows], [row.tool for row in rows])
+    return [(row.query, row.tool) for row in rows]
+
+
+def _one_by_one(
+    what: str, choose: Callable[[str], str], asked: Sequence[tuple[str, str]], *, is_real: bool
+) -> dict[str, Any]:
+    chosen: list[str] = []
+    choose(asked[0][0])
     started_s = time.perf_counter()
-    latencies = [_seconds(lambda query=query: choose([query])) for query in queries]
-    return _row("TF-IDF, choices", 1, latencies, time.perf_counter() - started_s)
+    latencies = [_seconds(lambda query=query: chosen.append(choose(query))) for query, _ in asked]
+    seconds = time.perf_counter() - started_s
+    return _row(what, 1, latencies, seconds, _right(chosen, asked) if is_real else None)
 
 
 def _seconds(action: Callable[[], Any]) -> float:
@@ -191,7 +291,9 @@ def _seconds(action: Callable[[], Any]) -> float:
     return time.perf_counter() - started_s
 
 
-def _row(what: str, at_once: int, latencies: Sequence[float], seconds: float) -> dict[str, Any]:
+def _row(
+    what: str, at_once: int, latencies: Sequence[float], seconds: float, right: float | None = None
+) -> dict[str, Any]:
     cuts = statistics.quantiles(latencies, n=20)
     return {
         "what": what,
@@ -200,16 +302,8 @@ def _row(what: str, at_once: int, latencies: Sequence[float], seconds: float) ->
         "p50_ms": round(1e3 * statistics.median(latencies), 2),
         "p95_ms": round(1e3 * cuts[-1], 2),
         "per_second": round(len(latencies) / seconds, 1),
+        "right": right,
     }
-
-
-def report(result: dict[str, Any]) -> str:
-    """Return the table."""
-    headers = ("what", "at once", "queries", "p50, ms", "p95, ms", "a second")
-    keys = ("what", "at_once", "queries", "p50_ms", "p95_ms", "per_second")
-    rows = [tuple(str(row[key]) for key in keys) for row in result["rows"]]
-    head = f"{result['device']}, {result['model']}, loaded in {result['load_s']} s"
-    return f"{head}\n{table(headers, rows)}"
 
 
 if __name__ == "__main__":

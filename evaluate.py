@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from tool_aware.chat_format import chat_format
@@ -31,9 +30,10 @@ from tool_aware.evaluation.answering.collect import Answers, collect_answers
 from tool_aware.evaluation.evaluation_job import Job, Options, prepare
 from tool_aware.evaluation.gates import failures
 from tool_aware.evaluation.report.output import print_results, update_adapter, write_results
-from tool_aware.evaluation.results import Results, assemble
+from tool_aware.evaluation.results import Results, assemble, parameter_judge_of
 from tool_aware.evaluation.scoring.baselines import baseline_predictions
-from tool_aware.evaluation.scoring.code_equality import same_syntax, same_syntax_or_output
+from tool_aware.evaluation.scoring.code_equality import same_syntax
+from tool_aware.evaluation.scoring.judgement import SameCode
 from tool_aware.paths import REPORT_HTML_NAME
 from tool_aware.secret_values import without_login
 from tool_aware.text import shortlist
@@ -75,8 +75,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     add("--choice-only", action="store_true", help="score the tool names in one forward pass per row; no answers")
     add("--no-constrained", action="store_true", help="skip constrained decoding")
     add("--no-robustness", action="store_true", help="skip shuffled tools, masked names and the reworded prompt")
-    add("--run-code", action="store_true", help="also compare programs by what they print (runs them, isolated)")
+    add("--run-code", action="store_true", help="the strict figures too take programs that print the same for right")
     add("--run-unisolated", action="store_true", help="as --run-code, and also where programs cannot be isolated")
+    add("--no-run-code", action="store_true", help="run no answered program; else all run where the kernel isolates")
     add("--min", action="append", default=[], metavar="FIGURE=X", help="fail below it: accuracy=0.8, f1.web_search=0.7")
     add("--max-drop", action="append", default=[], metavar="TOOL=X", help="fail if a tool's F1 falls further")
     add("--require-significant", action="store_true", help="fail unless the fine-tuned model is significantly better")
@@ -85,6 +86,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     options = parse_options(Options, parser, argv)
     if bool(options.endpoint) != bool(options.served_model):
         parser.error("--endpoint and --served-model go together")
+    if options.no_run_code and (options.run_code or options.run_unisolated):
+        parser.error("--no-run-code contradicts --run-code and --run-unisolated")
     return options
 
 
@@ -119,7 +122,7 @@ def delete_earlier_answers(job: Job) -> None:
 
 def assemble_results(job: Job, answers: Answers) -> Results:
     """Judge the answers, choose tools with the baselines too, and compute all figures."""
-    test, config, runs_code = job.test, job.config, job.options.run_code or job.options.run_unisolated
+    test, config = job.test, job.config
     baselines = baseline_predictions(test.train, test.rows, config.evaluation.keyword_router, config.toolbox.names)
     return assemble(
         config,
@@ -129,9 +132,18 @@ def assemble_results(job: Job, answers: Answers) -> Results:
         job.tasks,
         baselines=baselines,
         train=test.train,
-        same_code=partial(same_syntax_or_output, is_isolated=job.is_isolated) if runs_code else same_syntax,
+        same_code=same_code(job),
+        parameter_judge=None if job.options.choice_only else parameter_judge_of(config, test.rows, job.programs),
         notes=[*filter(None, [job.answered_by]), *job.limitations],
     )
+
+
+def same_code(job: Job) -> SameCode:
+    """Return how the strict figures compare programs: by syntax tree, and by what they print if that is asked for."""
+    programs = job.programs
+    if programs is None or not (job.options.run_code or job.options.run_unisolated):
+        return same_syntax
+    return lambda one, other: same_syntax(one, other) or programs.print_alike(one, other)
 
 
 def finish(job: Job, results: Results, started_s: float) -> None:

@@ -64,6 +64,15 @@ def test_run_code_is_refused_at_the_start_where_programs_cannot_be_isolated(run,
     assert not (tmp_path / "r").exists()
 
 
+def test_where_they_cannot_be_isolated_none_is_run_and_the_report_says_so(run, gold_answers, tmp_path, no_sandbox):
+    result = run(tmp_path / "r", "--predictions", gold_answers)
+    assert result.code == 0, result.stderr
+    said = "answered programs are not run (programs cannot be isolated on this machine"
+    assert said in result.stderr
+    assert any(said in fallback for fallback in manifest_of(tmp_path / "r")["fallbacks"])
+    assert said in (tmp_path / "r/report.md").read_text().replace("\\", "")
+
+
 def test_running_them_all_the_same_is_said_everywhere(run, gold_answers, tmp_path, no_sandbox):
     result = run(tmp_path / "r", "--predictions", gold_answers, "--run-unisolated")
     assert result.code == 0, result.stderr
@@ -81,7 +90,7 @@ def test_where_they_can_be_isolated_they_are_and_nothing_is_said(run, gold_answe
         modes.append(is_isolated)
         return run_program(*arguments, is_isolated=is_isolated)
 
-    monkeypatch.setattr("tool_aware.evaluation.scoring.code_equality.run_program", counted)
+    monkeypatch.setattr("tool_aware.evaluation.scoring.program_output.run_program", counted)
     answers = json.loads(gold_answers.read_text())
     gold_answers.write_text(json.dumps([answer.replace("print(", "print(0 or ") for answer in answers]))
     result = run(tmp_path / "r", "--predictions", gold_answers, "--run-unisolated")

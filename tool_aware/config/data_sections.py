@@ -261,5 +261,8 @@ class EvaluationSection(Section):
     """The tool that stands for calling none; null = there is none."""
     wanted_precision: OpenFraction = 0.9
     """0-1 exclusive: the precision that the confidence threshold in routing_thresholds.json is chosen to reach."""
+    judged_as: dict[str, Literal["exact", "search", "code", "message"]] = {}
+    """tool.parameter: what a text is judged by, where its schema and name leave it open: exact, search (it finds the
+    same), code (it prints the same), message (it keeps the words). docs/HOWTO.md has the rule."""
     costs: CostsSection = CostsSection()
     keyword_router: KeywordRouterSection = KeywordRouterSection()

@@ -90,6 +90,15 @@ class Config(Section):
                 raise ValueError(f"{one} and {other} are the same folder, {folders[one]}; give each stage its own")
         return self
 
+    @model_validator(mode="after")
+    def _judged_parameters_exist(self) -> Config:
+        """Check that what is said about the judging of single parameters is about parameters that there are."""
+        known = {f"{tool.name}.{name}" for tool in self.toolbox for name in tool.properties}
+        unknown = sorted(self.evaluation.judged_as.keys() - known)
+        if unknown:
+            raise ValueError(f"evaluation.judged_as: no tool has {', '.join(unknown)}; write tool.parameter")
+        return self
+
     def settled(self) -> Config:
         """Return the config with each `auto` of the memory plan replaced by its value without a budget."""
         values = {key: value for key, value in WITHOUT_BUDGET.items() if getattr(self.optimization, key) == "auto"}

@@ -25,6 +25,7 @@ from tool_aware.evaluation.preflight import (
     check_weights,
     limitations,
 )
+from tool_aware.evaluation.scoring.program_output import ProgramRuns
 from tool_aware.evaluation.scoring.robustness import Variant, make_variants
 from tool_aware.evaluation.tool_changes import Earlier, earlier_tools, warning_of
 from tool_aware.files import sha256_of
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_NOT_RUN = "answered programs are not run ({}): calls with one are usable only if it is the reference's, by syntax tree"
 _RESULTS_DIR = "evaluation.results_dir="  # as --set takes it
 
 
@@ -58,6 +60,7 @@ class Options(ConfigOptions):
     no_robustness: bool
     run_code: bool
     run_unisolated: bool
+    no_run_code: bool
     min: list[str]
     max_drop: list[str]
     require_significant: bool
@@ -87,7 +90,7 @@ class Job:
     tasks: list[Task]
     limitations: list[str]  # why its figures say less than they could
     trained_with: Earlier | None = None  # the tools of the model's training, if they are known
-    is_isolated: bool = True  # whether programs are kept from files and the network when they are run
+    programs: ProgramRuns | None = None  # where answered programs are run; None where they are not
     tokenizer: PreTrainedTokenizerBase | None = None  # of the model that is loaded here, if one is
     fallbacks: Fallbacks = field(default_factory=Fallbacks)
     inputs: dict[str, str] = field(default_factory=dict)  # sha256 of what is read besides the data, by path
@@ -197,7 +200,7 @@ class Job:
 def prepare(options: Options) -> Job:
     """Read and check everything that can be wrong, and list what has to be computed. Raises UserError."""
     config, environment = load_config(options.config, options.overrides), read_environment()
-    unisolated = _why_not_isolated(options)
+    programs, about_programs = _programs(options)
     earlier = _earlier_tools(options, config)
     test = load_test_set(config.dataset.dir, readable_tools(config, earlier), limit=options.limit)
     gates = parse_gates(options.min, options.max_drop, options.require_significant, config.toolbox.names)
@@ -210,8 +213,8 @@ def prepare(options: Options) -> Job:
         notes.append(warning_of(_model_folder(options, config), trained))
     if any(task.kind == "constrained" for task in tasks):
         notes += readable_schemas(config.toolbox).notes
-    notes += [unisolated] if unisolated else []
-    job = Job(options, config, environment, test, adapter, gates, tasks, notes, trained, is_isolated=unisolated is None)
+    notes += [about_programs] if about_programs else []
+    job = Job(options, config, environment, test, adapter, gates, tasks, notes, trained, programs)
     job.check_results_folder()
     if job.loads_model:
         tokenizer = check_weights(job.model, adapter, hf_token=environment.hf_token)
@@ -223,21 +226,24 @@ def prepare(options: Options) -> Job:
     return job
 
 
-def _why_not_isolated(options: Options) -> str | None:
-    """Return, in words, why the programs that are to be run are not isolated; None if they are, or if none is run.
+def _programs(options: Options) -> tuple[ProgramRuns | None, str | None]:
+    """Return where answered programs are run, None if nowhere, and what a reader of the figures has to know of it.
 
-    Raises UserError if they cannot be isolated here, unless the command line says to run them all the same.
+    Raises UserError if they cannot be isolated here and the command line asks for them all the same, isolated.
     """
-    if not (options.run_code or options.run_unisolated):
-        return None
+    if options.no_run_code or options.choice_only:
+        return None, _NOT_RUN.format("--no-run-code") if options.no_run_code else None
     try:
         check_isolation()
     except NotIsolated as error:
         if options.run_unisolated:
-            return f"{error.what}; they are run with this user's rights to files, network and secrets"
+            about = f"{error.what}; they are run with this user's rights to files, network and secrets"
+            return ProgramRuns(is_isolated=False), about
+        if not options.run_code:
+            return None, _NOT_RUN.format(error.what)
         fix = "leave --run-code out; --run-unisolated runs them with this user's rights to files, network and secrets"
         raise UserError(error.what, where="--run-code", fix=fix) from error
-    return None
+    return ProgramRuns(), None
 
 
 def _checked_adapter(options: Options, config: Config, test: TestSet) -> Path | None:

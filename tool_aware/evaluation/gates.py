@@ -24,6 +24,8 @@ FIGURES = (
     "call_accuracy_given_tool",
     "bfcl_strict",
     "bfcl_strict_given_tool",
+    "usable_call",
+    "usable_call_given_tool",
 )
 PER_TOOL = ("precision", "recall", "f1")
 

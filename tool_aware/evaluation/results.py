@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tool_aware.config.settings import Config
 from tool_aware.evaluation.answering.tasks import VAL_CHOICE, Task
+from tool_aware.evaluation.scoring.bfcl import Accepted, accepted_values
 from tool_aware.evaluation.scoring.breakdown import Confusion, Part, break_down, top_confusions, worst_rows
 from tool_aware.evaluation.scoring.calibration import FEWEST_VAL_ROWS, Calibration, LogScores, calibrate
 from tool_aware.evaluation.scoring.code_equality import same_syntax
@@ -14,6 +16,8 @@ from tool_aware.evaluation.scoring.earlier_turns import LEFT_OUT, EarlierTurns, 
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, judge
 from tool_aware.evaluation.scoring.metrics import Metrics, summarise
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
+from tool_aware.evaluation.scoring.passages import Passages
+from tool_aware.evaluation.scoring.program_output import ProgramRuns
 from tool_aware.evaluation.scoring.reasoning import (
     Reader,
     ReasoningFigures,
@@ -24,10 +28,14 @@ from tool_aware.evaluation.scoring.reasoning import (
 from tool_aware.evaluation.scoring.robustness import OnList, Shift, on_lists, shift
 from tool_aware.evaluation.scoring.significance import Comparison, compare
 from tool_aware.evaluation.scoring.two_requests import TwoRequests, two_requests
+from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.inference.name_scores import probabilities
+from tool_aware.prompt import parse_response
 from tool_aware.rows import Row
-from tool_aware.tools import Toolbox
+from tool_aware.text import spread_evenly
+from tool_aware.tools import Tool, Toolbox
 
+MOST_ROWS_AS_PASSAGES = 20_000
 TITLES = {
     "base": "base",
     "finetuned": "fine-tuned",
@@ -102,16 +110,19 @@ def assemble(
     baselines: Mapping[str, Sequence[Prediction]],
     train: Sequence[Row] = (),
     same_code: SameCode = same_syntax,
+    parameter_judge: ParameterJudge | None = None,
     notes: Sequence[str] = (),
 ) -> Results:
-    """Judge every prediction and compute all figures.
+    """Judge every prediction and compute all figures; which calls are usable, only with `parameter_judge`.
 
     `train` and `val` have the references from which the reader of reasonings learns.
     """
     tools = config.toolbox
     aside = {task.name for task in tasks if task.variant or task.name == VAL_CHOICE}  # compared elsewhere
     systems = {name: answers for name, answers in predictions.items() if name not in aside} | dict(baselines)
-    judgements = {name: _judge(answers, test, tools, same_code) for name, answers in systems.items()}
+    if parameter_judge:
+        parameter_judge.run_programs(_calls(systems.values(), test, tools))
+    judgements = {name: _judge(answers, test, tools, same_code, parameter_judge) for name, answers in systems.items()}
     is_answered = any(answer.text is not None for answers in systems.values() for answer in answers)
     read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
     judgements = {name: with_reasoning_judged(judged, systems[name], test, read) for name, judged in judgements.items()}
@@ -152,6 +163,20 @@ def assemble(
     )
 
 
+def parameter_judge_of(config: Config, rows: Mapping[int, Row], programs: ProgramRuns | None) -> ParameterJudge:
+    """Return the judge of the rows' parameters: their references and queries are passages beside the shipped ones."""
+    tools = config.toolbox
+    judge = ParameterJudge(judged_as=config.evaluation.judged_as, programs=programs)
+    texts = []
+    for row in spread_evenly([*rows.values()], MOST_ROWS_AS_PASSAGES):
+        call = row.answer.call
+        if call and call.tool in tools and not row.is_choice_only:
+            values = judge.search_texts(tools[call.tool], call.parameters)
+            texts += [*values, row.query] if values else []
+    judge.passages = Passages(texts)
+    return judge
+
+
 def _compared_systems(systems: Collection[str]) -> tuple[str, ...]:
     """Return base and tuned model as far as they answered; where neither did, as far as they chose."""
     for names in (("base", "finetuned"), ("base_choice", "finetuned_choice")):
@@ -168,9 +193,24 @@ def summarise_system(name: str, judgements: Sequence[Judgement], config: Config)
 
 
 def _judge(
-    predictions: Sequence[Prediction], rows: Mapping[int, Row], tools: Toolbox, same_code: SameCode
+    predictions: Sequence[Prediction],
+    rows: Mapping[int, Row],
+    tools: Toolbox,
+    same_code: SameCode,
+    parameter_judge: ParameterJudge | None = None,
 ) -> list[Judgement]:
-    return [judge(prediction, rows[prediction.row], tools, same_code=same_code) for prediction in predictions]
+    use = parameter_judge.judge_call if parameter_judge else None
+    return [judge(given, rows[given.row], tools, same_code=same_code, judge_use=use) for given in predictions]
+
+
+def _calls(
+    systems: Iterable[Sequence[Prediction]], rows: Mapping[int, Row], tools: Toolbox
+) -> Iterator[tuple[Tool, Mapping[str, Any], Mapping[str, Accepted]]]:
+    """Yield the calls of their rows' own tools, with the accepted values."""
+    for prediction in (prediction for predictions in systems for prediction in predictions if prediction.text):
+        row, call = rows[prediction.row], parse_response(prediction.text or "").call
+        if call and call.tool == row.tool and call.tool in tools and not row.is_choice_only:
+            yield tools[call.tool], call.parameters, accepted_values(row, tools[call.tool])
 
 
 def _confidence(choices: Sequence[Prediction]) -> dict[int, float]:

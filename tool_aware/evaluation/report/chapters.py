@@ -64,21 +64,29 @@ def _evidence(results: Results) -> list[str]:
             f"Whole calls are right for {comparison.second} alone in {calls.only_second} rows and for "
             f"{comparison.first} alone in {calls.only_first} (exact McNemar p = {calls.p_value:.2g})."
         )
+    if usable := comparison.usable_call:
+        sentences.append(
+            f"Usable ones are {comparison.second}'s alone in {usable.only_second} rows and {comparison.first}'s alone "
+            f"in {usable.only_first} (p = {usable.p_value:.2g})."
+        )
     return [" ".join(sentences)]
 
 
 def _systems(results: Results) -> Section:
-    headers = ["System", "Tool accuracy", "Macro-F1", "Parsed", "Whole call", "… given the tool", "BFCL strict"]
+    of_calls = ["Usable call", "Whole call", "… given the tool", "BFCL strict"]
+    headers = ["System", "Tool accuracy", "Macro-F1", "Parsed", *of_calls]
     rows = []
     for name, m in results.metrics.items():
         speed = results.seconds_per_token.get(name)
-        figures = [m.accuracy, m.macro_f1, m.parse_rate, m.call_accuracy, m.call_accuracy_given_tool, m.bfcl_strict]
+        calls = [m.usable_call, m.call_accuracy, m.call_accuracy_given_tool, m.bfcl_strict]
+        figures = [m.accuracy, m.macro_f1, m.parse_rate, *calls]
         rows.append([title(name), *map(interval, figures), f"{1000 * speed:.2f}" if speed else "–"])
     notes = [
         "Percent, with 95 % intervals (Wilson for shares, widened by a bootstrap over groups of rows). Rows are "
         f"{results.metrics[results.tuned].rows} in {results.metrics[results.tuned].groups} groups. "
-        "“Whole call” is the right tool with every parameter right under the router's policy; “BFCL strict” is the "
-        "same under the rules of the Berkeley Function-Calling Leaderboard. “–”: the system only chooses a tool."
+        "“Usable call” is the right tool with parameters that do the agent's job; “Whole call” asks for every "
+        "parameter right under the router's policy; “BFCL strict” is the same under the rules of the Berkeley "
+        "Function-Calling Leaderboard. “–”: the system only chooses a tool."
     ]
     return Section("All systems on the same rows", notes, [Table([*headers, "ms per token"], rows)])
 

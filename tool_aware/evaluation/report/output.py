@@ -23,6 +23,7 @@ from tool_aware.evaluation.report.tables import (
     confusion_table,
     earlier_turns_table,
     errors_table,
+    kinds_table,
     per_tool_table,
     reasoning_table,
     systems_table,
@@ -245,6 +246,8 @@ def print_results(results: Results) -> None:
     print("\n" + "\n".join(results.headline()[1:] if results.comparison else results.headline()))
     print("\nAll systems on the same rows\n" + systems_table(list(metrics.values())))
     print(f"\n{title(results.tuned)}: figures per tool\n{per_tool_table(metrics[results.tuned])}")
+    if metrics[results.tuned].kinds:
+        print(f"\n{title(results.tuned)}: parameters by kind, given the tool\n{kinds_table(metrics[results.tuned])}")
     for name in results.main:
         print(f"\n{title(name)}: confusion matrix\n{confusion_table(metrics[name])}")
     for name, kinds in results.earlier_turns.items():

@@ -47,7 +47,7 @@ def systems_table(systems: Sequence[Metrics]) -> str:
         [
             m.system,
             *map(_interval, (m.accuracy, m.macro_f1)),
-            *map(_percent, (m.parse_rate, m.call_accuracy, m.call_accuracy_given_tool, m.bfcl_strict)),
+            *map(_percent, (m.parse_rate, m.usable_call, m.call_accuracy, m.call_accuracy_given_tool, m.bfcl_strict)),
         ]
         for m in systems
     ]
@@ -56,6 +56,7 @@ def systems_table(systems: Sequence[Metrics]) -> str:
         "Tool accuracy [95 %]",
         "Macro-F1 [95 %]",
         "Parsed",
+        "Usable call",
         "Whole call",
         "..given tool",
         "BFCL strict",
@@ -70,6 +71,15 @@ def per_tool_table(metrics: Metrics) -> str:
         for tool, figures in metrics.per_tool.items()
     ]
     return table(["Tool", "Precision [95 %]", "Recall [95 %]", "F1 [95 %]", "Rows", "Chosen"], rows)
+
+
+def kinds_table(metrics: Metrics) -> str:
+    """Write one system's parameters by kind, given the right tool; `-` where a figure has no sense."""
+    rows = [
+        [kind, k.usable.n, _interval(k.usable), *map(_percent, (k.same, k.runs)), _share(k.kept), _share(k.found)]
+        for kind, k in metrics.kinds.items()
+    ]
+    return table(["Kind", "Parameters", "Usable [95 %]", "As strict", "Runs", "Words kept", "Passages found"], rows)
 
 
 def confusion_table(metrics: Metrics) -> str:
@@ -152,6 +162,10 @@ def _percent(figure: Figure | None) -> str:
     if figure is None:
         return "-"
     return f"{100 * figure.value:.1f} %" if isinstance(figure, Estimate) else "n/a"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _interval(figure: Figure) -> str:

@@ -1,10 +1,8 @@
-"""Equality of two Python programs: by syntax tree, or, when asked for, by what they print."""
+"""Equality of two Python programs by syntax tree; program_output.py compares what they print."""
 
 from __future__ import annotations
 
 import ast
-
-from tool_aware.sandbox import DEFAULT_LIMITS, Limits, run_program
 
 
 def same_syntax(one: str, other: str) -> bool:
@@ -16,23 +14,6 @@ def same_syntax(one: str, other: str) -> bool:
     if first is None or second is None:
         return one.strip() == other.strip()
     return first == second
-
-
-def same_output(one: str, other: str, limits: Limits = DEFAULT_LIMITS, *, is_isolated: bool = True) -> bool:
-    """Run both programs and compare what they print; a program that fails, hangs or prints nothing equals none.
-
-    Raises NotIsolated if this machine has no sandbox and `is_isolated` demands it.
-    """
-    first = run_program(one, limits, is_isolated=is_isolated)
-    if first.problem or not first.printed.strip():
-        return False
-    second = run_program(other, limits, is_isolated=is_isolated)
-    return second.problem is None and second.printed.strip() == first.printed.strip()
-
-
-def same_syntax_or_output(one: str, other: str, *, is_isolated: bool = True) -> bool:
-    """Return whether two programs have one syntax tree or, if not, print the same; runs them then."""
-    return same_syntax(one, other) or same_output(one, other, is_isolated=is_isolated)
 
 
 def _canonical(code: str) -> str | None:

@@ -10,7 +10,12 @@ from typing import Any
 
 from tool_aware.evaluation.scoring.bfcl import Accepted, accepted_values, call_verdict, same_json
 from tool_aware.evaluation.scoring.code_equality import same_syntax
-from tool_aware.evaluation.scoring.parameter_kinds import PYTHON_MEDIA_TYPE, alternatives_for_text
+from tool_aware.evaluation.scoring.parameter_kinds import (
+    PYTHON_MEDIA_TYPE,
+    CallUse,
+    ParameterVerdict,
+    alternatives_for_text,
+)
 from tool_aware.prompt import ParsedAnswer, parse_response
 from tool_aware.rows import Row
 from tool_aware.tools import Tool, Toolbox, ToolCall
@@ -29,6 +34,8 @@ ERRORS = (
 
 NOT_ASKED_FOR = Accepted((), (), may_be_absent=True)
 SameCode = Callable[[str, str], bool]
+# What a call of the right tool, with the accepted values and what the user typed, is worth to an agent.
+JudgeUse = Callable[[Tool, Mapping[str, Any], Mapping[str, Accepted], str], CallUse]
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,9 @@ class Judgement:
     `credited` is the row's own tool if an acceptable one was chosen, else the chosen tool, else INVALID: the cell of
     the confusion matrix. `names_right_tool` asks only what the first line says, whether or not the rest can be read.
     What concerns answers is None where a system only chooses. `parameters` compares with the row's own call: with
-    another tool, all that it asked for is missing. The three about the reasoning's evidence are set by
-    `with_reasoning_judged`.
+    another tool, all that it asked for is missing. `uses` says of each parameter of a call of the row's own tool
+    whether the call does its job with it; `is_call_usable` is None where that was not judged.
+    The three about the reasoning's evidence are set by `with_reasoning_judged`.
     """
 
     row: int
@@ -81,8 +89,10 @@ class Judgement:
     fits_schema: bool | None = None
     is_bfcl_valid: bool | None = None
     is_call_correct: bool | None = None
+    is_call_usable: bool | None = None
     is_truncated: bool = False
     parameters: tuple[ParameterMatch, ...] = ()
+    uses: tuple[ParameterVerdict, ...] = ()
     is_reasoning_sound: bool | None = None
     quotes_evidence: bool | None = None
     is_evidence_in_query: bool | None = None
@@ -96,8 +106,15 @@ class Judgement:
         return self.credited == self.expected
 
 
-def judge(prediction: Prediction, row: Row, tools: Toolbox, *, same_code: SameCode = same_syntax) -> Judgement:
-    """Judge one prediction by its row."""
+def judge(
+    prediction: Prediction,
+    row: Row,
+    tools: Toolbox,
+    *,
+    same_code: SameCode = same_syntax,
+    judge_use: JudgeUse | None = None,
+) -> Judgement:
+    """Judge one prediction by its row; whether its call is usable, only with `judge_use`."""
     group = str(row.metadata.get("group") or row.metadata.get("template") or f"row {prediction.row}")
     if prediction.text is None:
         return _judge_choice(prediction, row, tools, group)
@@ -105,6 +122,7 @@ def judge(prediction: Prediction, row: Row, tools: Toolbox, *, same_code: SameCo
     call = answer.call
     chosen = answer.tool if call and answer.tool in tools else None
     verdict = _judge_call(answer, call, row, tools, same_code)
+    use = _use(call, verdict, row, tools, judge_use) if judge_use else None
     is_cut_off = prediction.is_truncated and call is None
     return Judgement(
         row=prediction.row,
@@ -117,8 +135,10 @@ def judge(prediction: Prediction, row: Row, tools: Toolbox, *, same_code: SameCo
         fits_schema=call is not None and not tools.problems(call),
         is_bfcl_valid=verdict.is_bfcl_valid,
         is_call_correct=verdict.is_call_correct,
+        is_call_usable=use.is_usable if use else None,
         is_truncated=prediction.is_truncated,
         parameters=verdict.parameters,
+        uses=use.parameters if use else (),
         is_reasoning_sound=is_reasoning_sound(answer, tools),
         error="truncated" if is_cut_off else verdict.error,
         detail=verdict.detail,
@@ -169,6 +189,14 @@ def _judge_call(
         return CallVerdict(None, "", matches, is_call_correct=True, is_bfcl_valid=bfcl.valid)
     error, detail = _parameter_error(call, matches, tool)
     return CallVerdict(error, detail, matches, is_bfcl_valid=bfcl.valid)
+
+
+def _use(call: ToolCall | None, verdict: CallVerdict, row: Row, tools: Toolbox, judge_use: JudgeUse) -> CallUse:
+    """Judge whether a call does the job; where its parameters have no reference, whether it fits the schema."""
+    if call is None or call.tool != row.tool or row.is_choice_only or call.tool not in tools:
+        return CallUse(verdict.is_call_correct)
+    tool = tools[call.tool]
+    return judge_use(tool, call.parameters, accepted_values(row, tool), row.conversation)
 
 
 def _no_match(error: str, detail: str, row: Row, tools: Toolbox) -> CallVerdict:

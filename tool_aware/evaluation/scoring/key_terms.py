@@ -116,16 +116,16 @@ def index_tokens(text: str) -> list[str]:
     """Return the tokens by which a text is indexed and searched: folded words cut to 5 characters, numbers, pairs.
 
     Cutting is the stemmer: across European languages it serves retrieval as well as one (McNamee et al. 2009).
-    Function words stay: they are in so many passages that BM25 gives them no weight.
+    Function words are left out.
     """
-    tokens = []
+    tokens, fillers = [], _fillers(language_of(text))
     for match in _PIECES.finditer(unicodedata.normalize("NFKC", text)):
         kind, piece = match.lastgroup, match[0]
         if kind in ("date", "number"):
             tokens += [part.lstrip("0") or "0" for part in re.findall(r"\d+", piece)]
         elif kind == "han":
             tokens += [*piece] if len(piece) == 1 else [piece[i : i + 2] for i in range(len(piece) - 1)]
-        else:
+        elif piece.casefold() not in fillers:
             tokens.append(fold(piece)[:5])
     return tokens
 

@@ -22,6 +22,7 @@ from tool_aware.evaluation.scoring.intervals import (
     widest,
 )
 from tool_aware.evaluation.scoring.judgement import INVALID, Judgement, ParameterMatch
+from tool_aware.evaluation.scoring.parameter_kinds import KINDS, MESSAGE, SEARCH, ParameterVerdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +59,24 @@ class ParameterMetrics:
 
 
 @dataclass(frozen=True)
+class KindMetrics:
+    """The parameters of one kind, given the right tool: whether a call does its job with them, and what that rests on.
+
+    `same`: right under the strict policy. `kept` (content words) and `found` (top passages) are means over those of the
+    reference; `filler` is the mean number of function words more than the reference has; `adds_words` the share that
+    has content words which neither the reference nor the user has; `runs` the share of programs that end well.
+    """
+
+    usable: Figure
+    same: Figure
+    kept: float | None
+    found: float | None
+    filler: float | None
+    adds_words: Figure | None
+    runs: Figure | None
+
+
+@dataclass(frozen=True)
 class Metrics:
     """All figures of one system.
 
@@ -88,7 +107,10 @@ class Metrics:
     call_accuracy_given_tool: Figure | None
     bfcl_strict: Figure | None
     bfcl_strict_given_tool: Figure | None
+    usable_call: Figure | None
+    usable_call_given_tool: Figure | None
     reasoning_sound: Figure | None
+    kinds: dict[str, KindMetrics]
     parameters: dict[str, ParameterMetrics]
     errors: dict[str, int]
     reasoning: ReasoningFigures | None = None  # added by results.py, as it needs the answers and the training rows
@@ -116,6 +138,7 @@ def summarise(
     def rate(question: Question, among: Sequence[Judgement] = answered) -> Figure | None:
         return _rate(question, among, seed) if answered else None
 
+    usable = rate(lambda j: j.is_call_usable) if any(j.is_call_usable is not None for j in answered) else None
     macro_recall = average(ConfusionCounts.macro_recall, recalls)
     return Metrics(
         system=system,
@@ -140,7 +163,10 @@ def summarise(
         call_accuracy_given_tool=rate(lambda j: j.is_call_correct, right),
         bfcl_strict=rate(lambda j: j.is_bfcl_valid),
         bfcl_strict_given_tool=rate(lambda j: j.is_bfcl_valid, right),
+        usable_call=usable,
+        usable_call_given_tool=rate(lambda j: j.is_call_usable, right) if usable else None,
         reasoning_sound=rate(lambda j: j.is_reasoning_sound),
+        kinds=_kind_metrics(judgements, seed),
         parameters=_parameter_metrics(judgements),
         errors=dict(Counter(judgement.error for judgement in judgements if judgement.error).most_common()),
     )
@@ -215,6 +241,33 @@ def _parameter_metrics(judgements: Sequence[Judgement]) -> dict[str, ParameterMe
             token_f1=sum(overlaps) / len(overlaps) if overlaps else None,
         )
     return metrics
+
+
+def _kind_metrics(judgements: Sequence[Judgement], seed: int) -> dict[str, KindMetrics]:
+    """Add up the verdicts on parameters by kind; a kind without parameters is left out."""
+    found = [(use, judgement.group) for judgement in judgements for use in judgement.uses]
+    by_kind = {kind: [(use, group) for use, group in found if use.kind == kind] for kind in KINDS}
+    return {kind: _metrics_of_kind(kind, uses, seed) for kind, uses in by_kind.items() if uses}
+
+
+def _metrics_of_kind(kind: str, uses: Sequence[tuple[ParameterVerdict, str]], seed: int) -> KindMetrics:
+    def rate(flag: Callable[[ParameterVerdict], bool | None]) -> Figure:
+        asked = [(is_yes, group) for use, group in uses if (is_yes := flag(use)) is not None]
+        return share([is_yes for is_yes, _ in asked], [group for _, group in asked], seed=seed)
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        there = [value for value in values if value is not None]
+        return sum(there) / len(there) if there else None
+
+    return KindMetrics(
+        usable=rate(lambda use: use.is_usable),
+        same=rate(lambda use: use.is_same),
+        kept=mean([use.kept for use, _ in uses]),
+        found=mean([use.found for use, _ in uses]),
+        filler=mean([use.filler for use, _ in uses]),
+        adds_words=rate(lambda use: bool(use.added)) if kind in (SEARCH, MESSAGE) else None,
+        runs=rate(lambda use: use.runs) if any(use.runs is not None for use, _ in uses) else None,
+    )
 
 
 def _matches_by_name(judgements: Sequence[Judgement]) -> dict[str, list[ParameterMatch]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,20 +58,20 @@ class Passages:
         """
         return max((self._weights.get(token, self.most) for token in index_tokens(word)), default=self.most)
 
-    def top(self, text: str) -> tuple[int, ...]:
-        """Return the numbers of the passages that a search for `text` finds first, at most TOP."""
+    def top(self, text: str) -> Mapping[int, float]:
+        """Return the numbers of the passages that a search for `text` finds first, at most TOP, with their scores."""
         return self._search(text)
 
-    def _searched(self, text: str) -> tuple[int, ...]:
+    def _searched(self, text: str) -> Mapping[int, float]:
         import numpy as np
 
         ids = self._index.get_tokens_ids(index_tokens(text))
         if not ids:
-            return ()
+            return {}
         scores = self._index.get_scores_from_ids(ids)
         candidates = np.argpartition(-scores, min(4 * TOP, len(scores) - 1))[: 4 * TOP]
         ordered = sorted(candidates.tolist(), key=lambda number: (-round(float(scores[number]), 4), number))
-        return tuple(number for number in ordered[:TOP] if scores[number] > 0)
+        return {number: float(scores[number]) for number in ordered[:TOP] if scores[number] > 0}
 
 
 @cache

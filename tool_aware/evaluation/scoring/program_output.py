@@ -57,6 +57,12 @@ class ProgramRuns:
             self.run([program])
         return self._done[program]
 
+    def print_alike(self, one: str, other: str) -> bool:
+        """Return whether both programs print the same, to the letter; one that fails or prints nothing equals none."""
+        first, second = self.of(one)[0], self.of(other)[0]
+        printed = first.printed.strip()
+        return not first.problem and not second.problem and bool(printed) and printed == second.printed.strip()
+
     def _run(self, program: str) -> ProgramRun:
         return run_program(program, self._limits, is_isolated=self._is_isolated)
 

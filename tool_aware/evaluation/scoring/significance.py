@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +52,7 @@ class Comparison:
     macro_f1_difference: Estimate
     tool_choice: PairedTest
     whole_call: PairedTest | None
+    usable_call: PairedTest | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -130,13 +131,20 @@ def compare(
 
     accuracy_difference = difference(ConfusionCounts.accuracy)
     tool_choice = mcnemar([j.is_tool_right for j in first], [j.is_tool_right for j in second])
-    calls = [[j.is_call_correct for j in judged if j.is_call_correct is not None] for judged in (first, second)]
-    has_calls = all(len(group) == len(first) for group in calls)
     return Comparison(
         *names,
         groups=len({judgement.group for judgement in first}),
         accuracy_difference=accuracy_difference,
         macro_f1_difference=difference(ConfusionCounts.macro_f1),
         tool_choice=_agreed(tool_choice, accuracy_difference),
-        whole_call=mcnemar(*calls) if has_calls else None,
+        whole_call=_paired(first, second, lambda j: j.is_call_correct),
+        usable_call=_paired(first, second, lambda j: j.is_call_usable),
     )
+
+
+def _paired(
+    first: Sequence[Judgement], second: Sequence[Judgement], question: Callable[[Judgement], bool | None]
+) -> PairedTest | None:
+    """Test two systems on a question about whole answers; None where one of them gives none."""
+    answers = [[yes for j in judged if (yes := question(j)) is not None] for judged in (first, second)]
+    return mcnemar(*answers) if all(len(group) == len(first) for group in answers) else None

@@ -40,6 +40,7 @@ from tool_aware.evaluation.scoring.program_output import ProgramRuns, output_pro
 from tool_aware.tools import Tool
 
 FEWEST_KEPT = 0.55  # of the reference's content words, each weighed by how rare it is
+NEARLY_FIRST = 0.8  # of the score of the first passage
 NOT_TYPED = 0.5  # the weight of a word of the reference that the user did not type, of that of one that he did
 FEWEST_FOUND = 0.3  # of the reference's top passages, where the answer adds words
 
@@ -103,6 +104,10 @@ class ParameterJudge:
         """Return what a parameter of a tool is judged by."""
         return self._judged_as.get(f"{tool.name}.{name}") or kind_of(name, tool.properties.get(name, {}))
 
+    def search_texts(self, tool: Tool, parameters: Mapping[str, Any]) -> list[str]:
+        """Return the texts to search for among a call's parameters."""
+        return [v for name, v in parameters.items() if isinstance(v, str) and self.kind(tool, name) == SEARCH]
+
     def run_programs(self, calls: Iterable[tuple[Tool, Mapping[str, Any], Mapping[str, Accepted]]]) -> None:
         """Run the programs of calls (tool, given and accepted parameters), several at once, before they are judged."""
         if not self.programs:
@@ -118,13 +123,14 @@ class ParameterJudge:
         self.programs.run(due)
 
     def judge_call(
-        self, tool: Tool, given: Mapping[str, Any], accepted: Mapping[str, Accepted], *, asked: str = ""
+        self, tool: Tool, given: Mapping[str, Any], accepted: Mapping[str, Accepted], asked: str = ""
     ) -> CallUse:
         """Judge the parameters of a call of the right tool.
 
         `accepted` are those of the row (`accepted_values`) or of a reference call (`reference_values`); `asked` is
         what the user typed, with the earlier queries of the conversation: its words are no inventions.
         """
+        problems = tool.parameter_problems(given)
         given = {name: value for name, value in given.items() if not _is_default(tool, name, value)}
         verdicts: list[ParameterVerdict] = []
         for name in dict.fromkeys([*tool.properties, *accepted, *given]):
@@ -136,7 +142,7 @@ class ParameterJudge:
                 continue
             answers = tuple(value for value in wanted.values if not _is_default(tool, name, value))
             verdicts += self._verdicts(part, given[name], answers, asked)
-        is_usable = all(verdict.is_usable for verdict in verdicts) and not tool.parameter_problems(dict(given))
+        is_usable = all(verdict.is_usable for verdict in verdicts) and not problems
         return CallUse(is_usable, tuple(verdicts))
 
     def _verdicts(self, part: _Part, value: Any, answers: Sequence[Any], asked: str) -> list[ParameterVerdict]:
@@ -144,14 +150,10 @@ class ParameterJudge:
         is_text = isinstance(value, str)
         verdict = ParameterVerdict(part.name, part.kind if is_text else EXACT, False, False)
         if any(same_value(value, answer, part.schema, same_syntax) for answer in answers):
-            return [replace(verdict, is_same=True, is_usable=True)]
-        best: list[ParameterVerdict] = []
-        for answer in answers:
-            parts = self._by_parts(part, value, answer, asked)
-            if parts and (not best or sum(p.is_usable for p in parts) > sum(p.is_usable for p in best)):
-                best = parts
-        if best:
-            return best
+            return [_same(verdict, value, answers)]
+        every = [parts for answer in answers if (parts := self._by_parts(part, value, answer, asked))]
+        if every:
+            return max(every, key=lambda parts: sum(part.is_usable for part in parts) / len(parts))
         if is_text and verdict.kind != EXACT:
             return [
                 self._text_verdict(verdict, value, [answer for answer in answers if isinstance(answer, str)], asked)
@@ -217,6 +219,8 @@ class ParameterJudge:
             reason = f"loses {', '.join(compared.lost)}"
         if not reason and compared.added and found is not None and found < FEWEST_FOUND:
             reason = f"adds {', '.join(compared.added)} and so finds other passages"
+        if not reason and compared.added and compared.lost_typed and not _finds_first(ours, theirs):
+            reason = f"has {', '.join(compared.added)} instead of {', '.join(compared.lost_typed)}"
         return replace(
             verdict,
             is_usable=not reason,
@@ -225,7 +229,7 @@ class ParameterJudge:
             found=found,
             lost=compared.lost,
             added=compared.added,
-            filler=compared.filler,
+            filler=_filler(value, texts),
         )
 
     def _message_verdict(
@@ -257,11 +261,11 @@ class _Compared:
         self.hard_added = (*(word for word in added if word in ours.names | ours.times), *_other_lost(ours, said))
         self.lost = tuple(dict.fromkeys((*lost, *self.hard_lost)))
         self.added = tuple(dict.fromkeys((*added, *self.hard_added)))
-        self.filler = ours.filler
         not_typed = {*_words_lost(theirs, typed)}
         weights = {word: passages.weight(word) for word in theirs.content}
         rarest_kept = max((weights[word] for word in theirs.content if word not in lost), default=0.0)
-        self.is_core_kept = all(weights[word] <= rarest_kept for word in lost if word not in not_typed)
+        self.lost_typed = [word for word in lost if word not in not_typed]
+        self.is_core_kept = all(weights[word] <= rarest_kept for word in self.lost_typed)
         weights |= {word: NOT_TYPED * weights[word] for word in not_typed}
         total = sum(weights.values())
         self.kept = 1 - sum(weights[word] for word in lost) / total if total else 1.0
@@ -293,14 +297,40 @@ def _other_lost(of: Terms, among: Terms) -> list[str]:
 def _compare(value: str, text: str, texts: Sequence[str], asked: str, passages: Passages) -> _Compared:
     said = "\n".join((*texts, asked))
     language = language_of(said)
-    ours, theirs, typed, allowed = (terms_of(one, language) for one in (value, text, asked, said))
+    ours, theirs, typed, allowed = (terms_of(one, language) for one in (value, text, asked or text, said))
     return _Compared(ours, theirs, typed, allowed, passages)
+
+
+def _finds_first(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
+    """Return whether what the reference finds first is among what the answer finds first, or nearly."""
+    first = next(iter(theirs), None)
+    return first is None or ours.get(first, 0.0) >= NEARLY_FIRST * max(ours.values(), default=0.0)
 
 
 def _hard_problem(compared: _Compared) -> str:
     if compared.hard_lost:
         return f"loses {', '.join(compared.hard_lost)}"
     return f"invents {', '.join(compared.hard_added)}" if compared.hard_added else ""
+
+
+def _same(verdict: ParameterVerdict, value: Any, answers: Sequence[Any]) -> ParameterVerdict:
+    """Return the verdict on a value that is right under the strict policy."""
+    is_search = verdict.kind == SEARCH
+    return replace(
+        verdict,
+        is_same=True,
+        is_usable=True,
+        kept=1.0 if verdict.kind in (SEARCH, MESSAGE) else None,
+        found=1.0 if is_search else None,
+        filler=_filler(value, [answer for answer in answers if isinstance(answer, str)]) if is_search else None,
+        runs=True if verdict.kind == CODE else None,
+    )
+
+
+def _filler(value: str, texts: Sequence[str]) -> int:
+    """Count the function words that an answer has more than the first accepted text."""
+    language = language_of("\n".join(texts))
+    return max(0, terms_of(value, language).filler - terms_of(texts[0], language).filler)
 
 
 def _unasked(verdict: ParameterVerdict, value: str, asked: str, passages: Passages) -> ParameterVerdict:

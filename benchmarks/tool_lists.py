@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _random_mistral import REPOSITORY, environment, results_file
 from _real_model import Material, Run, perform_all, perform_in_child, share_of
 from _real_model_tables import lines
+from real_model import is_known
 
 from tool_aware.config.settings import load_config
 from tool_aware.console import UserError, run, say
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"runs": {}}
     with tempfile.TemporaryDirectory(prefix="tool-lists-") as folder:
         material(arguments.model.resolve()).save(Path(folder) / "material")
-        missing = [each for each in runs() if found["runs"].get(each.name, {}).get("run") != asdict(each)]
+        missing = [each for each in runs() if not is_known(each, found)]
         for outcome in perform_all(
             missing, Path(__file__).resolve(), Path(folder), side_by_side=arguments.side_by_side
         ):

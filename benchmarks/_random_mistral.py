@@ -30,6 +30,7 @@ VOCABULARY = 32000
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
     "7b": (4096, 14336, 32, 32, 8),
     "1b": (2048, 5632, 22, 32, 4),
+    "135m": (576, 1536, 30, 9, 3),
     "tiny": (128, 256, 2, 4, 2),
 }
 

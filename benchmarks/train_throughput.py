@@ -47,7 +47,7 @@ from tool_aware.console import GateFailed, run, say, table
 from tool_aware.files import write_json
 
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
-WARM_UP_STEPS = 4
+WARM_UP_STEPS = 10  # CUDA graphs are recorded by then
 SAME_ROWS, SAME_LOSS = 8, 2e-3  # rows whose untrained loss must agree between the stacks; relative, for bf16
 SHORT_RUN_EXAMPLES, SHORT_RUN_EPOCHS = 96, 3  # of the rows "-short": a whole run, from its start to the saved adapter
 # name -> (stack, examples per optimizer step, overrides of config.yaml)
@@ -63,6 +63,9 @@ ROWS: dict[str, tuple[str, int, dict[str, str]]] = {
     "stock-short": ("stock", 8, {"training.per_device_train_batch_size": "1"}),
     "ours-short": ("ours", 8, {}),
     "ours-8": ("ours", 8, {}),
+    "ours-8-launched": ("ours", 8, {"optimization.cuda_graphs": "false"}),
+    "ours-32-16bit": ("ours", 32, {"quantization.load_in_4bit": "false"}),
+    "ours-32-16bit-launched": ("ours", 32, {"quantization.load_in_4bit": "false", "optimization.cuda_graphs": "false"}),
     "ours-16": ("ours", 16, {}),
     "ours-33": ("ours", 33, {}),
     "ours-33-offload": ("ours", 33, OFFLOAD),

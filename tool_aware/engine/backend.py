@@ -112,4 +112,4 @@ class Backend:
             return cls(torch_ops, SegmentAttention)
         from tool_aware.engine import triton_ops
 
-        return cls(triton_ops, lambda pack: FlashAttention(pack, device))
+        return cls(triton_ops, lambda pack: FlashAttention.of(pack, device))

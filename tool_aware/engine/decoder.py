@@ -11,7 +11,6 @@ projections fill. `grad_y` is the gradient of the loss with respect to y, and ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,24 +20,15 @@ from tool_aware.engine.backend import Backend
 from tool_aware.engine.decoder_layer import Activations, DecoderLayer, PackContext
 from tool_aware.engine.layer_inputs import InputsOnDevice, InputsOnHost, LayerInputs
 from tool_aware.engine.loss import losses_and_gradient
-from tool_aware.engine.packed_attention import PackedAttention
 from tool_aware.engine.packing import Pack
+from tool_aware.engine.pass_inputs import PassInputs
+from tool_aware.engine.recorded_passes import RecordedPasses
 from tool_aware.engine.supported import broken_kernels, unsupported
 from tool_aware.engine.transformer_modules import head_of, transformer_of
 from tool_aware.model.adapter import base_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A pack with all that is ready before the first layer."""
-
-    given: Pack  # the pack as it was passed in
-    pack: Pack  # its copy on the device
-    attention: PackedAttention
-    embedded: torch.Tensor | None  # (T, H) in pinned host memory if the embedding is there
 
 
 class PackedDecoder:
@@ -71,7 +61,8 @@ class PackedDecoder:
         self._first_kept = len(self._layers) - kept_layers
         self._cached_layers = cached_layers
         self._inputs: LayerInputs = InputsOnDevice()
-        self._prepared: _Prepared | None = None
+        self._prepared: tuple[Pack, PassInputs] | None = None
+        self._recorded: RecordedPasses | None = None
         if offload and self._device.type == "cuda":
             self._move_to_host()
 
@@ -104,10 +95,11 @@ class PackedDecoder:
     @torch.no_grad()
     def hidden(self, pack: Pack) -> torch.Tensor:
         """Return the states that predict the labels: (L, H)."""
-        x, pack, context = self._start(pack)  # x (T, H)
+        inputs = self._inputs_of(pack)
+        x, context = self._start(inputs)  # x (T, H)
         for layer in self._layers:
             x, _ = layer.forward(x, context)
-        return self._normed(x[pack.label_columns])
+        return self._normed(x[inputs.label_columns])
 
     @torch.no_grad()
     def add_gradient(self, pack: Pack, weight: torch.Tensor | float) -> torch.Tensor:
@@ -115,7 +107,13 @@ class PackedDecoder:
         for parameter in self.trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        x, pack, context = self._start(pack)  # x (T, H)
+        if self._recorded:
+            return self._recorded(pack, weight)
+        return self._pass(self._inputs_of(pack), weight)
+
+    @torch.no_grad()
+    def _pass(self, inputs: PassInputs, weight: torch.Tensor | float) -> torch.Tensor:
+        x, context = self._start(inputs)  # x (T, H)
         self._inputs.clear()
         kept: list[Activations] = []
         for number, layer in enumerate(self._layers):
@@ -124,7 +122,7 @@ class PackedDecoder:
             if activations:
                 kept.append(activations)
         del activations
-        loss, gradient = self._loss_and_gradient(x, pack, weight)  # gradient (T, H + R)
+        loss, gradient = self._loss_and_gradient(x, inputs, weight)  # gradient (T, H + R)
         for number, layer in reversed(list(enumerate(self._layers))):
             x = self._inputs.pop()
             activations = kept.pop() if kept else layer.activations(x, context)
@@ -136,16 +134,18 @@ class PackedDecoder:
         return loss
 
     def _loss_and_gradient(
-        self, x: torch.Tensor, pack: Pack, weight: torch.Tensor | float
+        self, x: torch.Tensor, inputs: PassInputs, weight: torch.Tensor | float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, a scalar, and the gradient of the last layer's output, in a buffer (T, H + R)."""
-        states, norm = x[pack.label_columns], self._model.norm  # (L, H)
-        losses, grad_states = losses_and_gradient(self._normed(states), self._head.weight, pack.labels)  # (L,), (L, H)
-        weights = pack.label_weights * weight  # (L,)
+        states, norm = x[inputs.label_columns], self._model.norm  # (L, H)
+        losses, grad_states = losses_and_gradient(
+            self._normed(states), self._head.weight, inputs.labels
+        )  # (L,), (L, H)
+        weights = inputs.label_weights * weight  # (L,)
         grad_states *= weights[:, None]
         self._operations.rms_norm_backward(states, norm.weight, norm.variance_epsilon, grad_states, None, grad_states)
         gradient = self._layers[-1].grad_buffer(len(x)).zero_()
-        gradient[:, : x.shape[1]].index_add_(0, pack.label_columns, grad_states)
+        gradient[:, : x.shape[1]].index_add_(0, inputs.label_columns, grad_states)
         return (losses * weights).sum(), gradient
 
     def _normed(self, states: torch.Tensor) -> torch.Tensor:
@@ -158,36 +158,59 @@ class PackedDecoder:
     @torch.no_grad()
     def prepare(self, pack: Pack) -> None:
         """Compute ahead what `add_gradient` of the same pack needs before its first layer, while the GPU is busy."""
-        self._prepared = self._prepare(pack)
+        if self._recorded:
+            self._recorded.prepare(pack)
+        else:
+            self._prepared = (pack, self._prepare(pack))
 
-    def _prepare(self, pack: Pack) -> _Prepared:
+    def _inputs_of(self, pack: Pack) -> PassInputs:
+        if self._prepared and self._prepared[0] is pack:
+            inputs = self._prepared[1]
+            self._prepared = None
+            return inputs
+        return self._prepare(pack)  # what was prepared is for a later pack
+
+    def _prepare(self, pack: Pack) -> PassInputs:
         attention, embedding = self._backend.attention(pack), self._model.embed_tokens
         is_on_host = embedding.weight.device != self._device
         embedded = embedding(pack.input_ids[0].cpu()).pin_memory() if is_on_host else None
-        return _Prepared(pack, pack.to(self._device), attention, embedded)
+        return PassInputs.of(pack.to(self._device), attention, embedded)
 
-    def _start(self, pack: Pack) -> tuple[torch.Tensor, Pack, PackContext]:
+    def _start(self, inputs: PassInputs) -> tuple[torch.Tensor, PackContext]:
         """Embed the pack's tokens, (T, H), and prepare what all layers share."""
-        ready = self._prepared
-        if ready and ready.given is pack:
-            self._prepared = None
-        else:  # what was prepared is for a later pack
-            ready = self._prepare(pack)
-        pack = ready.pack
-        if ready.embedded is None:
-            x = self._model.embed_tokens(pack.input_ids[0])
+        if inputs.embedded is None:
+            x = self._model.embed_tokens(inputs.input_ids)
         else:
-            x = ready.embedded.to(self._device, non_blocking=True)
-        cos, sin = self._model.rotary_emb(x, pack.position_ids)  # (1, T, D), whose halves are alike
+            x = inputs.embedded.to(self._device, non_blocking=True)
+        cos, sin = self._model.rotary_emb(x, inputs.position_ids)  # (1, T, D), whose halves are alike
         half = cos.shape[-1] // 2
-        context = PackContext(ready.attention, cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
-        return x, pack, context
+        return x, PackContext(inputs.attention, cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+
+    # ---- recording ---------------------------------------------------------------------------------------
+
+    def can_record(self) -> bool:
+        """Return whether `record` can be called: on a GPU, with nothing in host memory and rotations that stay."""
+        rotations = getattr(self._model.rotary_emb, "rope_type", "default")
+        is_fixed = "dynamic" not in rotations and rotations != "longrope"  # these look at the longest position
+        return self._device.type == "cuda" and isinstance(self._inputs, InputsOnDevice) and is_fixed
+
+    def record(self) -> None:
+        """Record passes as CUDA graphs from here on; the gradients of the adapter must stay where they are."""
+        self._prepared = None
+        self._recorded = RecordedPasses(self._pass, self._device)
+
+    def stop_recording(self) -> None:
+        """Launch each kernel by itself from here on."""
+        self._recorded = None
 
     # ---- memory -----------------------------------------------------------------------------------------
 
     def reduce_memory(self) -> str | None:
         """Use less memory and more time from here on; return how, in words, or None if nothing more can be done."""
         self._inputs.clear()  # of the step that ran out of memory
+        if self._recorded:
+            self._recorded = None
+            return "passes are no longer recorded"
         if self._first_kept < len(self._layers):
             self._first_kept = len(self._layers)
             return "all activations are computed again"

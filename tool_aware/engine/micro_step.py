@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from tool_aware.chat_format import EncodedExample
-from tool_aware.console import Fallbacks
+from tool_aware.console import Fallbacks, say
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import Pack, Packing, pack
+from tool_aware.engine.recorded_passes import RecordingError, Waiting
 from tool_aware.engine.sizes import LENGTHS_MULTIPLE
 from tool_aware.model.adapter import base_of
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tool_aware.engine.decoder import PackedDecoder
+
+
+CudaGraphs = bool | Literal["auto"]
 
 
 class Done(NamedTuple):
@@ -44,6 +49,7 @@ class MicroStep:
     At most `limit` examples are computed at once. When memory runs out, the decoder gives up what only saves time, and
     then the limit is halved. Without a `decoder`, transformers' forward pass and autograd are used, under float16
     autocast if the `scaler` is enabled. `flat_gradient` is given if all of the adapter's gradients are views of it.
+    With `cuda_graphs` the decoder's passes are recorded; if "auto", once the GPU was seen to wait for Python.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class MicroStep:
         scaler: torch.amp.GradScaler | None = None,
         is_sharded: bool = False,
         flat_gradient: torch.Tensor | None = None,
+        cuda_graphs: CudaGraphs = False,
         fallbacks: Fallbacks | None = None,
     ) -> None:
         self._model, self._packing = model, packing
@@ -66,6 +73,11 @@ class MicroStep:
         self._scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
         self._flat_gradient = flat_gradient
         self._packed_ahead: tuple[Sequence[EncodedExample], Pack] | None = None
+        self._waiting: Waiting | None = None
+        if cuda_graphs and decoder and flat_gradient is not None and decoder.can_record():
+            self._waiting = Waiting() if cuda_graphs == "auto" else None
+            if not self._waiting:
+                decoder.record()
 
     def add_gradient(self, examples: Sequence[EncodedExample], labels_in_step: torch.Tensor) -> Done:
         """Add the gradient of the examples' share of the step's mean loss; nothing twice if memory runs out."""
@@ -141,11 +153,25 @@ class MicroStep:
 
     def _one_pack(self, packed: Pack, labels_in_step: torch.Tensor) -> torch.Tensor:
         if self.decoder:
-            return self.decoder.add_gradient(packed, 1 / labels_in_step)
+            return self._by_decoder(self.decoder, packed, 1 / labels_in_step)
         losses = self.losses(packed)
         loss = (losses * packed.label_weights.to(losses)).sum() / labels_in_step
         self._scaler.scale(loss).backward()
         return loss.detach()
+
+    def _by_decoder(self, decoder: PackedDecoder, packed: Pack, weight: torch.Tensor) -> torch.Tensor:
+        if self._waiting and self._waiting.is_known:
+            if self._waiting.is_found():
+                decoder.record()
+                say("passes are recorded as CUDA graphs from here on: the GPU waited for Python")
+            self._waiting = None
+        with self._waiting.timed() if self._waiting else contextlib.nullcontext():
+            try:
+                return decoder.add_gradient(packed, weight)
+            except RecordingError as error:
+                decoder.stop_recording()
+                self.fallbacks.add(f"a pass cannot be recorded as a CUDA graph; none is ({error})")
+        return decoder.add_gradient(packed, weight)
 
     def _pack(self, examples: Sequence[EncodedExample]) -> Pack:
         if self._packed_ahead and _are_same(self._packed_ahead[0], examples):

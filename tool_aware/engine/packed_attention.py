@@ -99,50 +99,68 @@ class SegmentAttention:
         return torch.cat(outs, dim=2)[0].transpose(0, 1)
 
 
-@dataclass(frozen=True)
-class _Segments:
-    """S consecutive segments of queries and the keys that each sees, for FlashAttention's variable lengths."""
+# The starts of queries and keys, and the length of the longest of either.
+_Lengths = tuple[torch.Tensor, torch.Tensor, int, int]
 
-    queries: torch.Tensor  # (S + 1,) int32: where each begins, and the end of the last
-    keys: torch.Tensor  # (S + 1,) int32
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the segments of a pack begin: S of the group prefixes and examples, G of what sees a prefix or nothing.
+
+    The G segments are a group's prefix, which sees nothing of `prefix_columns`, then its examples, which see all of it;
+    padding is the last. All lengths are zero-padded sums, as FlashAttention wants them.
+    """
+
+    own: torch.Tensor  # (S + 1,) int32: where each begins, and the end of the last
+    queries: torch.Tensor  # (G + 1,) int32
+    keys: torch.Tensor  # (G + 1,) int32, in `prefix_columns`
+    prefix_columns: torch.Tensor  # (P,) int64: the columns of all prefixes; empty if no group has one
+    longest_own: int
     longest_query: int
     longest_key: int
 
     @classmethod
-    def of(cls, query_lengths: torch.Tensor, key_lengths: torch.Tensor, device: torch.device) -> _Segments:
-        starts = [functional.pad(x.cumsum(0), (1, 0)).int() for x in (query_lengths, key_lengths)]
-        queries, keys = (start.to(device, non_blocking=True) for start in starts)
-        return cls(queries, keys, int(query_lengths.max()), int(key_lengths.max()))
-
-
-class FlashAttention:
-    """FlashAttention of torch, twice, for 16-bit tensors on CUDA from compute capability 8.0 on.
-
-    A segment is a group's prefix, or what one example has of its own.
-    """
-
-    def __init__(self, pack: Pack, device: torch.device) -> None:
+    def of(cls, pack: Pack) -> Segments:
+        """Find the segments of a pack with one row of tokens; the result is on the CPU."""
         group, example = pack.group_ids[0].cpu(), pack.example_ids[0].cpu()
         is_prefix = example == PREFIX
         own = _run_lengths(torch.stack([group, example]))
-        self._own = _Segments.of(own, own, device)
-        self._prefix_columns = is_prefix.nonzero()[:, 0]
-        self._prefix: _Segments | None = None
-        if len(self._prefix_columns):
-            # The segments are a group's prefix, which attends to itself above and to nothing here, then its examples.
-            lengths = _run_lengths(torch.stack([group, is_prefix]))
-            ends = lengths.cumsum(0) - 1
-            prefix_tokens = {int(g): int((is_prefix & (group == g)).sum()) for g in group[ends].unique()}
-            keys = [0 if is_prefix[end] else prefix_tokens[int(group[end])] for end in ends]
-            self._prefix = _Segments.of(lengths, torch.tensor(keys), device)
-            self._prefix_columns = self._prefix_columns.to(device, non_blocking=True)
+        lengths = _run_lengths(torch.stack([group, is_prefix]))
+        ends = lengths.cumsum(0) - 1
+        prefix_tokens = {int(g): int((is_prefix & (group == g)).sum()) for g in group[ends].unique()}
+        keys = torch.tensor([0 if is_prefix[end] else prefix_tokens[int(group[end])] for end in ends])
+        starts = (functional.pad(x.cumsum(0), (1, 0)).int() for x in (own, lengths, keys))
+        longest = (int(x.max()) for x in (own, lengths, keys))
+        return cls(*starts, is_prefix.nonzero()[:, 0], *longest)
+
+    def to(self, device: torch.device) -> Segments:
+        """Copy all tensors to `device`."""
+        tensors = (self.own, self.queries, self.keys, self.prefix_columns)
+        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Segments(*moved, self.longest_own, self.longest_query, self.longest_key)
+
+
+class FlashAttention:
+    """FlashAttention of torch, twice, for 16-bit tensors on CUDA from compute capability 8.0 on."""
+
+    def __init__(self, segments: Segments) -> None:
+        """Take the segments of a pack, whose tensors are on the GPU."""
+        own, queries, keys = segments.own, segments.queries, segments.keys
+        self._own = (own, own, segments.longest_own, segments.longest_own)
+        self._prefix = (queries, keys, segments.longest_query, segments.longest_key)
+        self._prefix_columns = segments.prefix_columns
+
+    @classmethod
+    def of(cls, pack: Pack, device: torch.device) -> FlashAttention:
+        """Prepare the attention over one pack."""
+        return cls(Segments.of(pack).to(device))
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """See PackedAttention.forward."""
         from tool_aware.engine import triton_ops
 
         own, lse = self._attend(self._own, query, key, value, is_causal=True)
-        if self._prefix is None:
+        if not len(self._prefix_columns):
             out.copy_(own)
             return lse
         shared_key, shared_value = key[self._prefix_columns], value[self._prefix_columns]
@@ -163,7 +181,7 @@ class FlashAttention:
         grad_query, grad_key, grad_value = self._gradients(
             self._own, gradient, query, key, value, out, lse, is_causal=True
         )
-        if self._prefix is None:
+        if not len(self._prefix_columns):
             return grad_query, None, grad_key, grad_value
         columns = self._prefix_columns
         through_prefix, grad_shared_key, grad_shared_value = self._gradients(
@@ -175,18 +193,17 @@ class FlashAttention:
 
     @staticmethod
     def _attend(
-        segments: _Segments, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool
+        segments: _Lengths, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dropout, returns_mask = 0.0, False
-        lengths = (segments.queries, segments.keys, segments.longest_query, segments.longest_key)
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            query, key, value, *lengths, dropout, is_causal, returns_mask
+            query, key, value, *segments, dropout, is_causal, returns_mask
         )
         return out, lse
 
     @staticmethod
     def _gradients(  # noqa: PLR0917
-        segments: _Segments,
+        segments: _Lengths,
         gradient: torch.Tensor,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -197,9 +214,8 @@ class FlashAttention:
         is_causal: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         dropout, no_seed = 0.0, torch.empty(2, dtype=torch.uint64, device=query.device)
-        lengths = (segments.queries, segments.keys, segments.longest_query, segments.longest_key)
         return torch.ops.aten._flash_attention_backward(
-            gradient, query, key, value, out, lse, *lengths, dropout, is_causal, no_seed, no_seed
+            gradient, query, key, value, out, lse, *segments, dropout, is_causal, no_seed, no_seed
         )
 
 

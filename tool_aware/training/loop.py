@@ -104,6 +104,7 @@ class TrainingLoop:
             scaler=self.scaler,
             is_sharded=self._is_sharded,
             flat_gradient=self.optimizer.gradient if isinstance(self.optimizer, FlatAdamW) else None,
+            cuda_graphs=config.optimization.cuda_graphs,
             fallbacks=self.fallbacks,
         )
         torch.manual_seed(config.training.seed + processes.rank)  # of dropout

@@ -210,3 +210,68 @@ def test_where_things_wait_does_not_matter(folder, options, family):
         other_loss, found = by_decoder(model, EXAMPLES, **options)
         torch.testing.assert_close(other_loss, loss, rtol=1e-3, atol=0)
         assert (found - expected).norm() <= 0.01 * expected.norm()
+
+
+def of_lengths(*lengths):
+    """Packs of examples like EXAMPLES whose rests have other lengths."""
+    return [pack([EncodedExample(PROMPT_A + [5], list(range(600, 600 + n))) for n in lengths], multiple_of=32)]
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+@pytest.mark.parametrize("options", [{}, {"kept_layers": 3}, {"cached_layers": 3}])
+def test_recorded_passes_compute_the_same(folder, options, family):
+    model = load(folder, family=family)
+    decoder = PackedDecoder(model, **options)
+    for parameter in decoder.trained:
+        parameter.grad = torch.zeros_like(parameter)
+
+    def gradient(packed):
+        for parameter in decoder.trained:
+            parameter.grad.zero_()
+        loss = decoder.add_gradient(packed, torch.tensor(0.01, device="cuda")).clone()
+        return loss, torch.cat([parameter.grad.flatten() for parameter in decoder.trained]).double()
+
+    packs = [
+        *(pack(EXAMPLES), pack(EXAMPLES, "block"), pack(EXAMPLES[8:])),
+        *of_lengths(40, 41, 50, 33),
+        *of_lengths(44, 40, 47, 30),
+        *of_lengths(39),
+    ]
+    launched = [gradient(packed) for packed in packs]
+    assert decoder.can_record()
+    decoder.record()
+    for _ in range(4):  # as they are, recorded, replayed
+        for packed, (loss, expected) in zip(packs, launched, strict=True):
+            recorded_loss, found = gradient(packed)
+            torch.testing.assert_close(recorded_loss, loss, rtol=1e-3, atol=0)
+            assert (found - expected).norm() <= 0.01 * expected.norm()
+    assert decoder._recorded.recorded >= len(packs) - 2
+    scored = decoder.hidden(packs[0])
+    decoder.stop_recording()
+    assert torch.equal(scored, decoder.hidden(packs[0]))
+
+
+def test_recorded_passes_take_the_memory_of_one(folder):
+    model = load(folder)
+    decoder = PackedDecoder(model)
+    for parameter in decoder.trained:
+        parameter.grad = torch.zeros_like(parameter)
+    packs = [pack([example for _ in range(n) for example in EXAMPLES], multiple_of=32) for n in range(14, 8, -1)]
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    decoder.add_gradient(packs[0], 1.0)
+    torch.cuda.synchronize()
+    launched = torch.cuda.max_memory_reserved() - before
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    decoder.record()
+    for _ in range(3):
+        for packed in packs:
+            decoder.add_gradient(packed, 1.0)
+    torch.cuda.synchronize()
+    assert decoder._recorded.recorded > 3
+    recorded = torch.cuda.max_memory_reserved() - before
+    print(f"launched {launched >> 20} MiB, recorded {recorded >> 20} MiB")
+    assert recorded < 1.3 * launched + (64 << 20)

@@ -1,0 +1,164 @@
+"""What a pass over a pack reads, on its device; and packs brought to a few sizes, so that one recorded pass fits many.
+
+T tokens, L labels, S and G segments, P tokens of prefixes, H hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from tool_aware.engine.packed_attention import FlashAttention, PackedAttention, Segments
+from tool_aware.engine.packing import Pack
+from tool_aware.engine.sizes import FLASH_ROUNDING, rounded_up
+
+PADDING = -1  # in `Pack.group_ids`
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """The tensors of one pack that the forward and the backward pass read."""
+
+    input_ids: torch.Tensor  # (T,) int64
+    position_ids: torch.Tensor  # (1, T) int64
+    label_columns: torch.Tensor  # (L,) int64
+    labels: torch.Tensor  # (L,) int64
+    label_weights: torch.Tensor  # (L,) float32
+    attention: PackedAttention
+    embedded: torch.Tensor | None = None  # (T, H) in pinned host memory if the embedding is there
+
+    @classmethod
+    def of(cls, pack: Pack, attention: PackedAttention, embedded: torch.Tensor | None = None) -> PassInputs:
+        """Take them from a pack on the device."""
+        return cls(
+            *(pack.input_ids[0], pack.position_ids, pack.label_columns, pack.labels, pack.label_weights),
+            *(attention, embedded),
+        )
+
+
+class PackSizes(NamedTuple):
+    """The sizes of all that a pass reads: equal ones can share a recorded pass."""
+
+    tokens: int  # T
+    labels: int  # L
+    own_segments: int  # S
+    prefix_segments: int  # G
+    prefix_tokens: int  # P
+    longest_own: int  # an upper bound for the tokens of one segment
+
+    @classmethod
+    def around(cls, pack: Pack, segments: Segments) -> PackSizes:
+        """Return sizes that a few packs of a run have in common, and that leave room for a token of padding."""
+        new_segment = int(pack.group_ids[0, -1]) != PADDING
+        tokens = rounded_up(pack.input_ids.shape[1] + new_segment, _step(pack.input_ids.shape[1], parts=8, least=32))
+        prefix_tokens = len(segments.prefix_columns)
+        longest = max(segments.longest_own, tokens - pack.input_ids.shape[1] + 32)
+        return cls(
+            tokens,
+            rounded_up(len(pack.labels), _step(len(pack.labels), parts=4, least=64)),
+            rounded_up(len(segments.own) + new_segment, 8),
+            rounded_up(len(segments.queries) + new_segment, 4),
+            rounded_up(prefix_tokens, 2 * FLASH_ROUNDING),
+            rounded_up(longest, FLASH_ROUNDING),
+        )
+
+
+def _step(size: int, *, parts: int, least: int) -> int:
+    """Return the distance between the sizes around `size`: `parts` of them between two powers of two."""
+    return max(least, (1 << (size.bit_length() - 1)) // parts)
+
+
+def padded(pack: Pack, sizes: PackSizes) -> Pack:
+    """Return the pack with padding behind its tokens, and with labels that count nothing behind its labels."""
+    more_tokens, more_labels = sizes.tokens - pack.input_ids.shape[1], sizes.labels - len(pack.labels)
+
+    def longer(tensor: torch.Tensor, by: int, value: int = 0) -> torch.Tensor:
+        return functional.pad(tensor, (0, by), value=value)
+
+    return replace(
+        pack,
+        input_ids=longer(pack.input_ids, more_tokens),
+        position_ids=longer(pack.position_ids, more_tokens),
+        group_ids=longer(pack.group_ids, more_tokens, PADDING),
+        example_ids=longer(pack.example_ids, more_tokens),
+        label_rows=longer(pack.label_rows, more_labels),
+        label_columns=longer(pack.label_columns, more_labels),
+        labels=longer(pack.labels, more_labels),
+        label_weights=longer(pack.label_weights, more_labels),
+    )
+
+
+def padded_segments(segments: Segments, sizes: PackSizes) -> Segments:
+    """Return the segments of a padded pack with empty ones behind them, and all columns of prefixes seen by someone.
+
+    FlashAttention leaves the gradient of a key that no segment has undefined. So the padding, whose gradient is zero,
+    sees the columns that fill up the prefixes', which are its own last token.
+    """
+
+    def starts(tensor: torch.Tensor, count: int) -> torch.Tensor:
+        return torch.cat([tensor, tensor[-1:].expand(count - len(tensor))])
+
+    keys = segments.keys.clone()
+    keys[-1] = sizes.prefix_tokens
+    filling = torch.full((sizes.prefix_tokens - len(segments.prefix_columns),), sizes.tokens - 1)
+    return Segments(
+        starts(segments.own, sizes.own_segments),
+        starts(segments.queries, sizes.prefix_segments),
+        starts(keys, sizes.prefix_segments),
+        torch.cat([segments.prefix_columns, filling]),
+        sizes.longest_own,
+        sizes.tokens,
+        sizes.prefix_tokens,
+    )
+
+
+@dataclass(frozen=True)
+class HostInputs:
+    """A pack of some sizes as three flat tensors in pinned memory, each copied to the GPU at once."""
+
+    sizes: PackSizes
+    integers: torch.Tensor  # int64: ids, positions, columns of labels, labels, columns of prefixes
+    starts: torch.Tensor  # int32: the starts of all segments
+    weights: torch.Tensor  # (L,) float32
+
+    @classmethod
+    def of(cls, pack: Pack) -> HostInputs:
+        """Lay the pack out in the sizes around it."""
+        sizes = PackSizes.around(pack, Segments.of(pack))
+        pack = padded(pack, sizes)
+        segments = padded_segments(Segments.of(pack), sizes)
+        ids = (pack.input_ids[0], pack.position_ids[0], pack.label_columns, pack.labels, segments.prefix_columns)
+        starts = (segments.own, segments.queries, segments.keys)
+        return cls(sizes, torch.cat(ids).pin_memory(), torch.cat(starts).pin_memory(), pack.label_weights.pin_memory())
+
+
+class FixedInputs:
+    """Inputs of one size that stay where they are on the GPU, for a recorded pass; each pack is copied into them."""
+
+    def __init__(self, sizes: PackSizes, device: torch.device) -> None:
+        tokens, labels, own, prefix, prefix_tokens, longest_own = sizes
+        lengths = (tokens, tokens, labels, labels, prefix_tokens)
+        self._integers = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
+        self._starts = torch.zeros(own + 2 * prefix, dtype=torch.int32, device=device)
+        self._weights = torch.zeros(labels, device=device)
+        self.weight = torch.zeros((), device=device)  # of the pack's loss
+        input_ids, position_ids, label_columns, label_ids, prefix_columns = self._integers.split(lengths)
+        segments = Segments(
+            *self._starts.split((own, prefix, prefix)), prefix_columns, longest_own, tokens, prefix_tokens
+        )
+        self.of_pass = PassInputs(
+            *(input_ids, position_ids[None], label_columns, label_ids, self._weights), FlashAttention(segments)
+        )
+
+    def fill(self, inputs: HostInputs, weight: torch.Tensor | float) -> None:
+        """Copy a pack of this size, and the weight of its loss."""
+        self._integers.copy_(inputs.integers, non_blocking=True)
+        self._starts.copy_(inputs.starts, non_blocking=True)
+        self._weights.copy_(inputs.weights, non_blocking=True)
+        if isinstance(weight, torch.Tensor):
+            self.weight.copy_(weight)
+        else:
+            self.weight.fill_(weight)

@@ -197,6 +197,7 @@ class PackedDecoder:
     def record(self) -> None:
         """Record passes as CUDA graphs from here on; the gradients of the adapter must stay where they are."""
         self._prepared = None
+        torch.cuda.empty_cache()  # recorded passes have a pool of their own
         self._recorded = RecordedPasses(self._pass, self._device)
 
     def stop_recording(self) -> None:

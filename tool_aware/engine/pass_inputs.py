@@ -1,4 +1,4 @@
-"""What a pass over a pack reads, on its device; and packs brought to a few sizes, so that one recorded pass fits many.
+"""Tensors that a pass over a pack reads; and packs brought to a few sizes, so that one recorded pass fits many.
 
 T tokens, L labels, S and G segments, P tokens of prefixes, H hidden size.
 """

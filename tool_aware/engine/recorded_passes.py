@@ -109,7 +109,7 @@ class RecordedPasses:
 
 
 class Waiting:
-    """Whether the GPU waits for Python: passes end on it when their last kernel is launched, and not long after."""
+    """Timed passes that show whether the GPU waits for Python: then they end on it soon after their last launch."""
 
     def __init__(self) -> None:
         self._seen = 0

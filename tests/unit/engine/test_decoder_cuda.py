@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 import pytest
@@ -181,16 +182,30 @@ def in_float32(model):
     return model.float()
 
 
+def redraw_adapter(model, seed):
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            drawn = (torch.randn(parameter.shape, device="cuda") * 0.05).bfloat16()
+            parameter.data.copy_(drawn)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[:9], EXAMPLES[8:], EXAMPLES[-1:]])
 def test_gradients_are_as_close_to_float32_as_the_librarys(folder, examples, family):
-    loss, found = by_decoder(load(folder, family=family), examples)
-    _, library = by_autograd(load(folder, family=family), examples, torch.float64)
-    exact_loss, exact = by_autograd(in_float32(load(folder, family=family)), examples, torch.float64)
-    error, usual = (found - exact).norm() / exact.norm(), (library - exact).norm() / exact.norm()
-    print(f"error {error:.4f}, transformers' {usual:.4f}, loss {loss - exact_loss:+.5f}")
-    assert error < 1.2 * usual
-    assert abs(loss - exact_loss) < 0.01
+    models = [load(folder, family=family) for _ in range(2)] + [in_float32(load(folder, family=family))]
+    errors, usual = [], []
+    for seed in range(6):  # of one adapter, rounding makes either error up to a third larger than the other
+        for model in models:
+            redraw_adapter(model, seed)
+        loss, found = by_decoder(models[0], examples)
+        _, library = by_autograd(models[1], examples, torch.float64)
+        exact_loss, exact = by_autograd(models[2], examples, torch.float64)
+        errors.append(((found - exact).norm() / exact.norm()).item())
+        usual.append(((library - exact).norm() / exact.norm()).item())
+        assert abs(loss - exact_loss) < 0.01
+    print("error", *(f"{error:.4f}" for error in errors), "transformers'", *(f"{error:.4f}" for error in usual))
+    assert statistics.mean(errors) < 1.1 * statistics.mean(usual)
 
 
 def test_layers_without_an_update_take_part(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -54,7 +55,7 @@ def test_segments_of_fixed_sizes_let_each_token_see_what_it_should(seed):
     for first, end in zip(segments.own[:-1], segments.own[1:], strict=True):
         assert end - first <= segments.longest_own
         sees[first:end, first:end] = torch.ones(end - first, end - first).tril().bool()
-    spans = (zip(starts[:-1], starts[1:], strict=True) for starts in (segments.queries, segments.keys))
+    spans = (itertools.pairwise(starts) for starts in (segments.queries, segments.keys))
     for (first, end), (first_key, end_key) in zip(*spans, strict=True):
         sees[first:end, segments.prefix_columns[first_key:end_key]] = True
     real = longer.group_ids[0] >= 0

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 GGUF_NAME = "router.gguf"
 _MODELFILE = '''\
-# ollama create router -f {name}
-# FROM is the merged model as llama.cpp's convert_hf_to_gguf.py writes it (output/README.md has the command).
+# Beside {gguf}, the merged model as llama.cpp's convert_hf_to_gguf.py writes it: ollama create router -f {name}
 # Send the filled prompt_template.txt as the prompt. Written by Ollama's documentation; not tried.
 FROM ./{gguf}
 TEMPLATE """{template}"""

@@ -104,7 +104,7 @@ def tools_template(tokenizer: PreTrainedTokenizerBase, settings: RouterSettings)
     if not isinstance(own, str):
         return None
     template = _beginning(tokenizer, settings) + own
-    offered = [{"type": "function", "function": {"name": name}} for name in tools.names]
+    offered: list[Any] = [{"type": "function", "function": {"name": name}} for name in tools.names]
     for query in _PROBES:
         messages = [{"role": "user", "content": query}]
         try:

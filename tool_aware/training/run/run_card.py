@@ -182,7 +182,8 @@ def _serving(facts: RunFacts) -> str:
             *([[*merged, *_taking_tools(final)]] if (adapter / TOOLS_TEMPLATE_NAME).is_file() else []),
             ["python", "llama.cpp/convert_hf_to_gguf.py", final, "--outtype", "f16", "--outfile", "router.gguf"],
             ["llama-server", "-m", "router.gguf", "--alias", "router", "--temp", "0"],
-            ["ollama", "create", "router", "-f", final / MODELFILE_NAME],
+            ["cp", final / MODELFILE_NAME, MODELFILE_NAME],
+            ["ollama", "create", "router", "-f", MODELFILE_NAME],
         ]
     lines += [
         ["python", "llama.cpp/convert_lora_to_gguf.py", adapter, "--base", base, "--outfile", "router-lora.gguf"],
@@ -194,8 +195,8 @@ def _serving(facts: RunFacts) -> str:
         f"{fence}bash\n{text}\n{fence}\n\n"
         "That with `--tool-call-parser`, if there is one, answers requests with OpenAI's `tools` by `tool_calls`. "
         "Temperature 0: with sampling, answers are worse. `base.gguf` is the base, converted as the merged model is; "
-        "`--base` names its folder. Each server takes token ids too, which are exact whatever a user types. Check it: "
-        "`python evaluate.py --endpoint URL --served-model router`."
+        "`--base` names its folder. Ollama has not been tried. Each server takes token ids too, which are exact "
+        "whatever a user types. Check it: `python evaluate.py --endpoint URL --served-model router`."
     )
 
 

@@ -79,6 +79,16 @@ def test_the_card_has_the_commands_of_servers_with_the_rank_and_precision_of_the
     assert vllm_max_lora_rank(512) == 512
 
 
+def test_the_card_has_the_command_for_tools_where_their_template_was_written(facts, tmp_path):
+    merged = {"into": "original", "dtype": "float32", "check": None}
+    facts = replace(facts, adapter=tmp_path / "lora_adapters", merged=merged)
+    facts.adapter.mkdir()
+    parser = f"--tool-parser-plugin {tmp_path / 'final_model' / 'vllm_tool_parser.py'} --tool-call-parser tool_aware"
+    assert parser not in render_card(facts, [])
+    (facts.adapter / "chat_template_tools.jinja").touch()
+    assert parser in render_card(facts, [])
+
+
 def test_the_card_is_a_model_card_with_the_figures_of_the_run(facts):
     card = render_card(facts, [step(1, 2.0, 3.5), step(10, 1.5, 4.25)], picture="training.png")
     _, front, body = card.split("---\n", 2)

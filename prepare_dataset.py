@@ -177,17 +177,19 @@ def log_source(config: Config, environment: Environment, options: Options) -> st
 
 def make_rows(config: Config, environment: Environment, options: Options, fallbacks: Fallbacks) -> Collected:
     """Read the log, synthesise, and paraphrase if asked for."""
-    from tool_aware.dataset.assembly import Collected, assemble, with_log
+    from tool_aware.dataset.assembly import Collected, assemble, check_tools, with_log
     from tool_aware.dataset.logged import read_log
     from tool_aware.dataset.synthesis.content import load_content
 
+    content = load_content()
+    check_tools(config, content)
     heading("Reading the query log")
     required = options.require_database
     with unchanged([options.logs]) as inputs:
         logged = read_log(config, environment, fallbacks, options.logs, options.encoding, is_required=required)
 
     heading("Synthesising")
-    assembled = assemble(config, load_content(), logged.rows if logged else [])
+    assembled = assemble(config, content, logged.rows if logged else [])
     exact, near = assembled.exact_duplicates, assembled.near_duplicates
     say(f"{len(assembled.rows)} rows; {exact} exact and {near} near-duplicates dropped")
     for kind, missing in assembled.shortfalls.items():

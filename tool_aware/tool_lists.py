@@ -79,7 +79,7 @@ class ToolList:
         name = next(iter(others), self.no_tool if self.no_tool in self.shown else None)
         if name is None:
             return None
-        parameter = text_parameter(self.tools[self.shown[name]])
+        parameter = self.tools[self.shown[name]].text_parameter
         if parameter is None:
             return None
         reasoning = NOT_OFFERED if not others else call.reasoning
@@ -109,13 +109,6 @@ _NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six",
 def _mentions(query: str, number: Any) -> bool:
     words = "|".join(filter(None, (re.escape(str(number)), _NUMBER_WORDS.get(number))))
     return bool(re.search(rf"\b(?:{words})\b", query, re.IGNORECASE))
-
-
-def text_parameter(tool: Tool) -> str | None:
-    """Return the one required parameter of a tool if it is a text; None if its call needs more."""
-    required = [name for name in tool.properties if name in tool.required]
-    is_text = len(required) == 1 and tool.properties[required[0]].get("type") == "string"
-    return required[0] if is_text else None
 
 
 # ---- lists that are not drawn at random ---------------------------------------------------------------------

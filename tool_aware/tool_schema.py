@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from tool_aware.schema_check import MOST_LEVELS, against_metaschema, contradictions, in_words, not_json
-from tool_aware.schema_merging import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS, merged
+from tool_aware.schema_merging import ANNOTATIONS, ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS, merged
 
 MOST_PARTS = 5000  # parts of a schema after its references are written out; a prompt could not hold more
 TIMES_WRITTEN = 2  # of a definition on one way down: itself, and once inside itself; below that only its type is kept
@@ -99,7 +99,7 @@ class _Normaliser:
         kinds = plain.get("type", "object")
         kinds = kinds if isinstance(kinds, list) else [kinds]
         if "object" in kinds:
-            return {**({} if "type" in plain else {"type": "object"}), **plain} | {"type": "object"}
+            return _with_union_listed({**({} if "type" in plain else {"type": "object"}), **plain} | {"type": "object"})
         raise SchemaError(
             f'{name}: is not a JSON Schema of an object: its type is {json.dumps(plain["type"])}, not "object"'
         )
@@ -131,7 +131,7 @@ class _Normaliser:
         if "oneOf" in plain and "anyOf" not in plain and self.widened > widened:  # wider ones may overlap
             plain = {"anyOf" if key == "oneOf" else key: value for key, value in plain.items()}
         plain = _with_booleans_resolved(plain, place)
-        plain = self._with_choices_merged(plain)
+        plain = _with_names_listed(self._with_choices_merged(plain))
         if given.get("nullable") is True:
             plain = _or_null(plain)
         return _with_type(plain) if is_demand else plain
@@ -194,6 +194,8 @@ class _Normaliser:
         return {key: plain[key] for key in ("type", "nullable") if "type" in plain and key in plain}
 
     def _target(self, reference: object, place: str) -> Any:
+        if isinstance(reference, str) and isinstance(self._whole, Mapping) and self._whole.get("$id"):
+            reference = reference.removeprefix(str(self._whole["$id"]).rstrip("#")) or "#"
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             raise SchemaError(
                 f"{place}: $ref {reference!r} is not inside this schema; write it out, or put it in $defs"
@@ -292,6 +294,39 @@ def _with_booleans_resolved(plain: dict[str, Any], place: str) -> dict[str, Any]
                 kept = [part for item in kept for part in (item["anyOf"] if item.keys() == {"anyOf"} else [item])]
             plain[key] = kept
     return plain
+
+
+def _with_names_listed(plain: dict[str, Any]) -> dict[str, Any]:
+    """Write an object of a few names, as pydantic does `dict[Literal["a", "b"], int]`, as one with these properties."""
+    names = plain.get("propertyNames")
+    if not isinstance(names, Mapping):
+        return plain
+    rest = {key: value for key, value in plain.items() if key != "propertyNames"}
+    if names.get("type", "string") == "string" and not names.keys() - {"type"} - ANNOTATIONS:
+        return rest
+    few, item = names.get("enum", [names.get("const")]), plain.get("additionalProperties", {})
+    is_listed = all(isinstance(name, str) for name in few) and item is not False
+    if not is_listed or plain.keys() & {"properties", "patternProperties", "unevaluatedProperties"}:
+        return plain
+    item = {} if item is True else item
+    return {**rest, "properties": dict.fromkeys(few, item), "additionalProperties": False}
+
+
+def _with_union_listed(plain: dict[str, Any]) -> dict[str, Any]:
+    """List the parameters of a union of whole calls among the properties too, where prompts and grammars find them."""
+    if plain.keys() & {"additionalProperties", "patternProperties"}:
+        return plain
+    properties, required = dict(plain.get("properties", {})), list(plain.get("required", ()))
+    for key in ("anyOf", "oneOf"):
+        parts = [part for part in plain.get(key, ()) if isinstance(part, Mapping)]
+        for name in dict.fromkeys(name for part in parts for name in part.get("properties", {})):
+            kinds = [part["properties"][name] for part in parts if name in part.get("properties", {})]
+            kinds = [kind for at, kind in enumerate(kinds) if kind not in kinds[:at]]
+            properties.setdefault(name, kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
+            if name not in required and all(name in part.get("required", ()) for part in parts):
+                required.append(name)
+    listed = {**plain, **({"properties": properties} if properties else {})}
+    return {**listed, "required": required} if required != plain.get("required", []) else listed
 
 
 def _or_null(plain: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from tool_aware.validator import validator_of
 
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # the names OpenAI, Mistral and vLLM all accept
 
+_OF_NO_QUERY = {"format", "pattern", "enum", "const", "contentMediaType"}  # an address, a key, one of a few, a program
+
 
 @dataclass(frozen=True)
 class ToolCall:
@@ -77,6 +79,13 @@ class Tool:
     def required(self) -> frozenset[str]:
         """Return the names of the parameters that every call must have."""
         return frozenset(self.parameters.get("required", ()))
+
+    @cached_property
+    def text_parameter(self) -> str | None:
+        """Return the one required parameter if it is a text in words, as a query is; None if a call needs more."""
+        needed = [name for name in self.properties if name in self.required]
+        schema = self.properties[needed[0]] if len(needed) == 1 else {}
+        return needed[0] if schema.get("type") == "string" and not _OF_NO_QUERY & schema.keys() else None
 
     @cached_property
     def defaults(self) -> Mapping[str, Any]:

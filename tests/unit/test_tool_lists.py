@@ -96,6 +96,15 @@ def test_the_same_seed_draws_the_same_list(config):
     assert render_instruction("x", one.tools.tools) == render_instruction("x", other.tools.tools)
 
 
+def test_a_query_is_never_sent_as_a_program_or_an_address(config):
+    listed = without(config.toolbox, "direct_chat", None)
+    said = ToolCall("direct_chat", {"message": "what is 17 % of 80"}, "It asks so.")
+    assert listed.answer(said, "what is 17 % of 80", ("code_execution",)) is None
+    assert listed.answer(said, "who won?", ("web_search",)).parameters == {"query": "who won?"}
+    address = {"type": "object", "properties": {"url": {"type": "string", "format": "uri"}}, "required": ["url"]}
+    assert Tool("fetch", "gets a page", address).text_parameter is None
+
+
 def test_another_default_fits_the_bounds_of_its_parameter():
     bounded = {"type": "integer", "default": 5, "exclusiveMinimum": 3, "exclusiveMaximum": 8}
     stepped = {"type": "integer", "default": 4, "multipleOf": 4}

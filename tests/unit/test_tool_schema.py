@@ -43,6 +43,19 @@ NOTHING = {"type": "object", "properties": {}}
         ({"allOf": [of({}), {"required": ["a"]}]}, of({}, required=["a"])),
         ({"$ref": "#/$defs/A", "$defs": {"A": of({}, title="A")}}, of({})),
         (of({"type": "string", "required": True}), of({"type": "string"}, required=["a"])),
+        (
+            {"$id": "https://x/y", "$defs": {"S": {"type": "string"}}, **of({"$ref": "https://x/y#/$defs/S"})},
+            of({"type": "string"}),
+        ),
+        (
+            {"anyOf": [of({"const": 1}, required=["a"]), of({"const": 2}, required=["a"])]},
+            {
+                "type": "object",
+                "properties": {"a": {"anyOf": [{"const": 1}, {"const": 2}]}},
+                "required": ["a"],
+                "anyOf": [of({"const": 1}, required=["a"]), of({"const": 2}, required=["a"])],
+            },
+        ),
     ],
 )
 def test_parameters_become_the_schema_of_an_object(parameters, wanted):
@@ -75,6 +88,11 @@ def test_parameters_become_the_schema_of_an_object(parameters, wanted):
         ({"anyOf": [{"type": "string"}, False]}, {"type": "string"}),
         ({"not": {"properties": {"b": {"const": 1}}}}, {"not": {"properties": {"b": {"const": 1}}}}),
         ({"const": None}, {"const": None}),
+        ({"type": "object", "propertyNames": {"enum": ["b", "c"]}, "additionalProperties": {"type": "integer"}},
+         {"type": "object", "properties": {"b": {"type": "integer"}, "c": {"type": "integer"}},
+          "additionalProperties": False}),
+        ({"type": "object", "propertyNames": {"type": "string"}}, {"type": "object"}),
+        ({"type": "object", "propertyNames": {"minLength": 2}}, {"type": "object", "propertyNames": {"minLength": 2}}),
         ({"type": "string", "title": "A"}, {"type": "string", "title": "A"}),
     ],
 )  # fmt: skip
@@ -95,6 +113,14 @@ def test_references_are_written_out_with_what_stands_beside_them():
         ({"$ref": "#/$defs/a~1b~0c"}, {"type": "null"}),
     ):
         assert plain(schema, **{"$defs": definitions}) == wanted
+
+
+def test_patterns_in_the_spelling_of_javascript_can_be_used():
+    words = {"type": "string", "pattern": r"^\p{L}+(?<year>\d{4})$"}
+    tool = Tool("f", "does", {"type": "object", "properties": {"a": words}})
+    assert schema_problems("f", tool.parameters) == []
+    assert tool.parameter_problems({"a": "März2026"}) == []
+    assert tool.parameter_problems({"a": "März26"})
 
 
 def test_two_schemas_that_cannot_be_one_stay_two():
@@ -136,7 +162,8 @@ def test_two_schemas_that_cannot_be_one_stay_two():
         (of({"pattern": "["}), "is not a regular expression"),
         (of({"minimum": 3, "maximum": 1}), "minimum 3 is more than maximum 1"),
         (of(False, required=["a"]), "f.a: is required, and its schema (false) allows no value"),
-        ({"type": "object", "anyOf": [{"properties": {"b": {}}}, {"properties": {"c": {}}}]}, "'b' must also be"),
+        ({"type": "object", "anyOf": [{"properties": {"b": {}}}, {"properties": {"c": {}}}],
+          "additionalProperties": False}, "'b' must also be"),
     ],
 )  # fmt: skip
 def test_what_keeps_a_schema_from_being_used_is_said_with_its_place(parameters, words):

@@ -53,6 +53,12 @@ def with_log(collected: Collected, logged: Curated) -> Collected:
     return replace(collected, log_read=logged.read, log_rejected=rejected, redacted=redacted, to_label=logged.to_label)
 
 
+def check_tools(config: Config, content: Content) -> None:
+    """Raise UserError if there are tools that no rows can be made for; takes no time."""
+    if config.dataset.synthetic_per_tool:
+        make_generator(config, config.toolbox, content).check_examples(config.toolbox.names)
+
+
 def assemble(config: Config, content: Content, logged: Sequence[Row]) -> Assembled:
     """Make the synthetic rows that `config.dataset` asks for and join them to the logged ones."""
     wanted = dict.fromkeys(config.toolbox.names, config.dataset.synthetic_per_tool)

@@ -22,7 +22,7 @@ from tool_aware.evaluation.tool_changes import Earlier
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row
 from tool_aware.text import normalised, shortlist
-from tool_aware.tool_lists import ToolList, text_parameter
+from tool_aware.tool_lists import ToolList
 from tool_aware.tools import Toolbox, ToolCall
 
 EXAMPLE = "example"  # metadata.source of rows that are made from a tool's examples
@@ -162,6 +162,6 @@ def _example_rows(config: Config, earlier: Sequence[Earlier], others: Iterable[R
 def _parameters(tool: ToolSection, query: str, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Return an example's parameters; the query for a tool that needs one text; None where they cannot be known."""
     if given is not None:
-        return given
-    name = text_parameter(tool.as_tool())
+        return tool.as_tool().in_order(given)
+    name = tool.as_tool().text_parameter
     return {name: query} if name else ({} if not tool.as_tool().required else None)

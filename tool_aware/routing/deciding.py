@@ -18,8 +18,7 @@ from tool_aware.prompt import Turn, parse_response, render_instruction
 from tool_aware.router_settings import RouterSettings
 from tool_aware.routing.decision import Choice, Decision, FallbackKind, Policy
 from tool_aware.secret_values import redacted
-from tool_aware.tool_lists import text_parameter
-from tool_aware.tools import Tool, Toolbox, ToolCall
+from tool_aware.tools import Toolbox, ToolCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -191,7 +190,7 @@ class Decider:
         rules = keyword_rules(self.settings.keyword_router, offered)
         names = [choice.tool if choice else None, rules(text) if self.instead == "keywords" else None]
         for name in [*names, self.settings.no_tool]:
-            parameter = query_parameter(self.tools[name]) if name and name in offered else None
+            parameter = self.tools[name].text_parameter if name and name in offered else None
             if name and parameter and not self.tools[name].parameter_problems({parameter: text}):
                 chosen = choice if choice and choice.tool == name else None
                 return Decision(
@@ -206,9 +205,3 @@ class Decider:
                     is_calibrated=chosen is not None and self._is_calibrated(chosen),
                 )
         return Decision(None, {}, "", None, True, reason, seconds=time.monotonic() - begun_s)
-
-
-def query_parameter(tool: Tool) -> str | None:
-    """Return the one parameter of a tool that may hold a query as it was typed; None if its call needs more."""
-    name = text_parameter(tool)
-    return None if name is None or "contentMediaType" in tool.properties[name] else name

@@ -59,6 +59,21 @@ def test_every_grammar_accepts_a_call_that_fits(bytes_of_text, sample):
         assert all(verdicts.values()), (verdicts, answer(call))
 
 
+def test_a_call_of_either_kind_is_accepted_where_a_tool_has_two(bytes_of_text):
+    by_name = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    by_id = {
+        "type": "object",
+        "properties": {"id": {"type": "integer"}, "deep": {"type": "boolean"}},
+        "required": ["id"],
+    }
+    for key in ("anyOf", "oneOf"):
+        tools = tools_of({"properties": {"verbose": {"type": "boolean"}}, key: [by_name, by_id]})
+        for call in ({"name": "x"}, {"verbose": True, "id": 1, "deep": False}, {"verbose": True, "name": "y"}):
+            assert tools["f"].parameter_problems(call) == []
+            assert all(accepted_by(tools, call, bytes_of_text).values()), (key, call)
+        assert tools["f"].parameter_problems({"verbose": True})
+
+
 def of(schema, **others):
     return {"type": "object", "properties": {"a": schema}, "required": ["a"], **others}
 

@@ -26,7 +26,6 @@ from tool_aware.paths import ROUTER_SETTINGS_NAME
 from tool_aware.router_settings import RouterSettings
 from tool_aware.routing import Decision, DecisionLog, Router, feedback, watch
 from tool_aware.routing.decision_writer import DecisionWriter
-from tool_aware.tool_lists import text_parameter
 
 DECISION = Decision("web_search", {"query": "x"}, "", 0.9, abstained=False)
 
@@ -111,7 +110,7 @@ def test_what_a_router_decided_and_an_agent_reported_is_in_the_next_data_set(env
     curated = read_log(config, environment, Fallbacks(), is_required=True)
     assert queries[4] not in {row.query for row in curated.rows}
     kept = {row.query: row for row in curated.rows}
-    usable = {query for query in queries[1:2] if text_parameter(config.toolbox[decisions[1].tool])}
+    usable = {query for query in queries[1:2] if config.toolbox[decisions[1].tool].text_parameter}
     assert set(kept) - {"what is known about Leeds? Reply to <EMAIL_1>."} <= usable
     assert kept["what is known about Leeds? Reply to <EMAIL_1>."].tool == "rag_retrieval"
     assert {"low_quality": 1, "not_successful": 1, "error": 1}.items() <= curated.rejected.items()

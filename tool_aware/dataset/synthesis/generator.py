@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tool_aware.console import UserError
+from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers
 from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Content, Frame
 from tool_aware.dataset.synthesis.frames import Expansion, expand, fill_known, slots_of
@@ -21,7 +21,7 @@ from tool_aware.dataset.synthesis.noise import Noise, Noisy
 from tool_aware.dataset.synthesis.search_text import SearchWords, search_text
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row
-from tool_aware.text import normalised, shortened
+from tool_aware.text import normalised, shortened, shortlist
 from tool_aware.tools import Toolbox, ToolCall
 
 MIN_EXAMPLES = 3  # one for each split
@@ -82,22 +82,39 @@ class Generator:
 
         Raises UserError if there is no content for it, and too few examples for rows in every split.
         """
-        frames = [frame for frame in self._content.frames if frame.tool == tool and self._is_wanted(frame)]
-        if count and not frames:
-            self._check_examples(tool)
+        frames = self._frames_of(tool)
+        if count:
+            self.check_examples([tool])
         return list(self._rows([*frames, *self._example_frames(tool)], count))
 
-    def _check_examples(self, tool: str) -> None:
-        """Raise UserError if a tool has too few different examples to make its rows from."""
-        distinct = len({normalised(example.query) for example in self._examples.get(tool, ())})
-        if distinct < MIN_EXAMPLES:
-            number = f"{distinct or 'no'} example {'query' if distinct == 1 else 'queries'}"
-            raise UserError(
-                f"{number}, and no other content to make its rows from; {MIN_EXAMPLES} are needed",
-                where=f"tools: {tool}",
-                fix=f"give it {MIN_EXAMPLES} or more different `examples` in config.yaml, better ten: "
-                "train, val and test share none",
-            )
+    def _frames_of(self, tool: str) -> list[Frame]:
+        return [frame for frame in self._content.frames if frame.tool == tool and self._is_wanted(frame)]
+
+    def check_examples(self, tools: Iterable[str]) -> None:
+        """Raise UserError, with all problems, if the examples of some tools do not do to make their rows from."""
+        found = {tool: problem for tool in tools if (problem := self._problem_of_examples(tool))}
+        fix = (
+            f"give it {MIN_EXAMPLES} or more different `examples` in config.yaml, better ten, each with its "
+            "`parameters` unless the call takes one text: train, val and test share none"
+        )
+        if len(found) == 1:
+            raise UserError(next(iter(found.values())), where=f"tools: {next(iter(found))}", fix=fix)
+        if found:
+            what = listing([f"{tool}: {problem}" for tool, problem in found.items()], "problem")
+            raise UserError(what, where="tools", fix=fix.replace("give it", "give each"))
+
+    def _problem_of_examples(self, tool: str) -> str | None:
+        """Return why a tool's examples do not do: too few without other content, or calls that a query does not say."""
+        examples, needed = self._examples.get(tool, ()), self._tools[tool].required
+        bare = [f"examples.{at}" for at, example in enumerate(examples) if example.parameters is None]
+        if bare and needed and self._tools[tool].text_parameter is None:
+            listed = ", ".join(name for name in self._tools[tool].properties if name in needed)
+            return f"{shortlist(bare)} without parameters, and a query alone does not say what to send as {listed}"
+        distinct = len({normalised(example.query) for example in examples})
+        if distinct >= MIN_EXAMPLES or self._frames_of(tool):
+            return None
+        number = f"{distinct or 'no'} example {'query' if distinct == 1 else 'queries'}"
+        return f"{number}, and no other content to make its rows from; {MIN_EXAMPLES} are needed"
 
     def ambiguous_rows(self, count: int) -> list[Row]:
         """Return up to `count` distinct rows that more than one tool may answer."""
@@ -240,7 +257,7 @@ class Generator:
         example = self._example(frame)
         accepted: dict[str, list[Any]] = {}
         if example and example.parameters is not None:
-            parameters = dict(example.parameters)
+            parameters = tool.in_order(example.parameters)
         elif frame.code is not None and "code" in tool.required:  # the other side of a pair takes text
             code = fill_known(frame.code, {slot: value.code for slot, value in values.items()}).strip()
             parameters = {"code": code}

@@ -230,6 +230,31 @@ def test_a_fifth_tool_is_learnt_from_its_examples(content: Content, config: Conf
     assert len({row.metadata["group"] for row in rows}) == 3
 
 
+@pytest.mark.parametrize(
+    ("properties", "needed", "is_usable"),
+    [
+        ({"what": {"type": "string"}}, ["what"], True),
+        ({"what": {"type": "string"}, "from": {"type": "string"}}, ["what", "from"], False),
+        ({"url": {"type": "string", "format": "uri"}}, ["url"], False),
+        ({"unit": {"enum": ["km", "mi"]}}, ["unit"], False),
+        ({"paths": {"type": "array", "items": {"type": "string"}}}, ["paths"], False),
+        ({"page": {"type": "integer"}}, [], True),
+    ],
+)
+def test_an_example_without_parameters_is_only_for_a_call_that_a_query_says(content, properties, needed, is_usable):
+    schema = {"type": "object", "properties": properties, "required": needed}
+    tools = Toolbox([Tool("one", "d", schema), Tool("two", "d", schema)])
+    examples = {name: [Example(f"what {word}?") for word in ("a", "b", "c")] for name in ("one", "two")}
+    generator = Generator(content, tools, seed=1, examples=examples)
+    if is_usable:
+        generator.check_examples(tools.names)
+        return
+    with pytest.raises(UserError, match=f"does not say what to send as {', '.join(needed)}") as caught:
+        generator.check_examples(tools.names)
+    assert "2 problems" in str(caught.value)
+    assert "one: examples.0, examples.1, examples.2 without parameters" in str(caught.value)
+
+
 def test_a_tool_with_neither_content_nor_examples_is_an_error_that_says_what_to_do(
     content: Content, config: Config
 ) -> None:

@@ -190,7 +190,7 @@ class _Normaliser:
         if not is_demand:  # a wider schema there forbids more
             raise SchemaError(f"{place}: {reference} refers to itself inside `not` or `if`; write that part out")
         self.widened += 1
-        plain = _with_type(target) if isinstance(target, Mapping) else {}
+        plain = _with_type(dict(target)) if isinstance(target, Mapping) else {}
         return {key: plain[key] for key in ("type", "nullable") if "type" in plain and key in plain}
 
     def _target(self, reference: object, place: str) -> Any:

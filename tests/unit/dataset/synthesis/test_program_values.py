@@ -1,0 +1,144 @@
+"""Programs print what was worked out in another way, are written in one manner, and copy the values of the query."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping
+from datetime import date
+from fractions import Fraction
+
+import pytest
+
+from tests.unit.dataset.synthesis.expected_values import AS_IN_THE_QUERY, EXPECTED, Expected
+from tool_aware.dataset.synthesis import fillers
+from tool_aware.dataset.synthesis.content import Content, Frame, load_content
+from tool_aware.dataset.synthesis.frames import fill_known
+
+DRAWS = 6
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+@pytest.fixture(scope="module")
+def content() -> Content:
+    return load_content()
+
+
+def kinds_of_programs(content: Content) -> Iterator[tuple[str, Frame]]:
+    """Yield a frame of each kind of program, in English where there is one, with its name."""
+    programs = [frame for frame in content.frames if frame.code and frame.group.startswith("program-")]
+    frames = {frame.group: frame for frame in sorted(programs, key=lambda one: one.language == "en")}
+    yield from ((group.removeprefix("program-"), frame) for group, frame in sorted(frames.items()))
+
+
+def printed_by(code: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "program", "exec"), {"__name__": "__main__"})
+    return printed.getvalue().strip()
+
+
+def value_of(code: str) -> object:
+    try:
+        return eval(code, {"date": date})
+    except (SyntaxError, NameError):
+        return code
+
+
+def expected(name: str, values: Mapping[str, object]) -> Expected:
+    """Return what the named kind prints, from the slots by name, or in their order where its arguments have other names."""
+    work_out = EXPECTED[name]
+    names = inspect.signature(work_out).parameters
+    return work_out(**values) if values.keys() <= names.keys() or "_" in names else work_out(*values.values())
+
+
+def is_printed(printed: str, wanted: Expected) -> bool:
+    """Return whether a text says what was expected; numbers to as many decimals as were printed."""
+    if callable(wanted):
+        return wanted(printed)
+    if isinstance(wanted, str):
+        return printed == wanted
+    numbers = [float(wanted)] if isinstance(wanted, int | float | Fraction) else [float(number) for number in wanted]
+    found = NUMBER.findall(printed)
+    return len(found) == len(numbers) and all(map(_is_same, found, numbers))
+
+
+def _is_same(shown: str, wanted: float) -> bool:
+    decimals = len(shown.partition(".")[2]) if "." in shown and "e" not in shown else 0
+    rounded = 0.5 * 10**-decimals * 1.01 if decimals else 0.0
+    return abs(float(shown) - wanted) <= max(rounded, 1e-6 * abs(wanted))
+
+
+def test_every_kind_of_program_prints_the_value_worked_out_in_another_way(content: Content) -> None:
+    kinds = dict(kinds_of_programs(content))
+    assert len(kinds) >= 370
+    assert kinds.keys() - AS_IN_THE_QUERY <= EXPECTED.keys()
+    for name, frame in kinds.items():
+        if name in AS_IN_THE_QUERY:
+            continue
+        random_ = random.Random(f"values/{name}")
+        for _ in range(1 if "seed(" in str(frame.code) else DRAWS):
+            drawn = {slot: fillers.draw(spec, random_, "de") for slot, spec in (frame.slots or {}).items()}
+            code = fill_known(str(frame.code), {slot: value.code for slot, value in drawn.items()})
+            wanted = expected(name, {slot: value_of(value.code) for slot, value in drawn.items()})
+            assert is_printed(printed_by(code), wanted), f"{name}: {printed_by(code)!r}, not {wanted!r}\n{code}"
+
+
+def test_a_wrong_program_would_be_found() -> None:
+    assert not is_printed("105.1", 105)
+    assert not is_printed("105 1", 105)
+    assert is_printed("105.13", 105.1279)
+
+
+def test_json_has_nothing_to_escape_in_a_program_but_the_ends_of_its_lines(content: Content) -> None:
+    """A small model breaks its JSON where quotes and backslashes stand in code."""
+    for name, frame in kinds_of_programs(content):
+        if name in {*AS_IN_THE_QUERY, "json_keys"}:
+            continue
+        escaped = json.dumps(frame.code, ensure_ascii=False)[1:-1].replace("\\n", "")
+        assert "\\" not in escaped, name
+
+
+def test_a_program_names_its_inputs_and_prints_its_result(content: Content) -> None:
+    kinds = [(name, str(frame.code)) for name, frame in kinds_of_programs(content) if name not in AS_IN_THE_QUERY]
+    with_result = [name for name, code in kinds if re.search(r"print\((?:round\()?result\b", code)]
+    assert len(with_result) > 0.8 * len(kinds)
+    assert all(len(code) < 700 and "print(" in code for _, code in kinds)
+
+
+@pytest.mark.parametrize(
+    ("language", "shown"),
+    [
+        ("en", {"1,250.50", "1250.50"}),
+        ("de", {"1.250,50", "1250,50", "1250.50"}),
+        ("fr", {"1 250,50", "1250,50", "1250.50"}),
+    ],
+)
+def test_an_amount_is_typed_as_the_language_does_and_computed_with_as_a_number(language: str, shown: set[str]) -> None:
+    values = [fillers.draw({"amount": [1250.5, 1250.5, 0.01]}, random.Random(n), language) for n in range(60)]
+    assert {value.text for value in values} == shown
+    assert {value.code for value in values} == {"1250.50"}
+
+
+def test_a_list_of_numbers_with_decimal_commas_is_not_separated_by_commas() -> None:
+    for seed in range(60):
+        value = fillers.draw({"numbers": {"decimal": [1, 9, 2]}, "count": [4, 4]}, random.Random(seed), "it")
+        if re.search(r"\d,\d\d", value.text):
+            assert ", " not in value.text
+        assert value.code.count(",") == 3
+
+
+def test_dates_are_typed_in_the_language_of_the_query() -> None:
+    texts = {fillers.draw({"date": ["2024-03-12", "2024-03-12"]}, random.Random(n), "de").text for n in range(40)}
+    assert {"12. März 2024", "12.03.2024"} <= texts
+    assert not any("March" in text for text in texts)
+
+
+def test_a_pasted_table_stands_in_the_program_as_it_was_pasted() -> None:
+    spec = {"table": [{"pool": "names"}, {"int": [1, 9]}], "head": "name,points", "rows": [2, 2], "mark": ";"}
+    value = fillers.draw(spec, random.Random(0))
+    assert value.text.startswith("name;points\n")
+    assert eval(value.code) == value.text

@@ -25,7 +25,7 @@ from tool_aware.dataset.synthesis import fillers, frames
 from tool_aware.dataset.synthesis.content import CONTENT_DIR, SEARCH_TOOLS, Frame
 from tool_aware.dataset.synthesis.dialogues import REASONS_FILE, read_yaml
 from tool_aware.dataset.synthesis.follow_ups import calm_frames, text_call
-from tool_aware.dataset.synthesis.frames import expand, fill_known
+from tool_aware.dataset.synthesis.frames import choose, expand, fill_known
 from tool_aware.dataset.synthesis.generator import Generator, hash_unit
 from tool_aware.dataset.synthesis.search_text import continued_search_text
 from tool_aware.prompt import render_instruction, render_response
@@ -183,9 +183,8 @@ class TwoRequests:
 
     def _reason(self, kind: str, random_: random.Random, *, evidence: str, first: str, rest: str, then: str) -> str:
         reasons = self._content["reasons"]
-        return random_.choice(reasons[kind]).format(
+        return choose(random_.choice(reasons[kind]), random_).format(
             evidence=shortened(evidence),
-            Evidence=shortened(evidence[0].upper() + evidence[1:]),
             needs=reasons["needs"][first],
             rest=rest,
             Rest=rest[0].upper() + rest[1:],

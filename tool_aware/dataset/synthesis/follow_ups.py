@@ -216,13 +216,12 @@ class FollowUps:
         reasons = self._content.reasons
         words = {
             "evidence": shortened(evidence),
-            "Evidence": shortened(evidence[0].upper() + evidence[1:]),
             "about": about,
             "which": reasons["which"].get(tool, reasons["which"]["other"]),
             "needs": reasons["needs"].get(tool, reasons["needs"]["other"]),
             **more,
         }
-        return random_.choice(reasons["kinds"][kind]).format(**words)
+        return choose(random_.choice(reasons["kinds"][kind]), random_).format(**words)
 
     # ---- from dialogues ----
 

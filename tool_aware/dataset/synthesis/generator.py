@@ -16,7 +16,7 @@ from typing import Any
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers
 from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Content, Frame
-from tool_aware.dataset.synthesis.frames import Expansion, expand, fill_known, slots_of
+from tool_aware.dataset.synthesis.frames import Expansion, choose, expand, fill_known, slots_of
 from tool_aware.dataset.synthesis.noise import Noise, Noisy
 from tool_aware.dataset.synthesis.search_text import SearchWords, search_text
 from tool_aware.prompt import render_instruction, render_response
@@ -263,7 +263,7 @@ class Generator:
             parameters = {"code": code}
         else:
             parameters, accepted = self._text_parameters(frame, said, values, noisy)
-        reasoning = (example and example.reasoning) or self._reasoning(frame, said, random_)
+        reasoning = (example and example.reasoning) or self._reasoning(frame, said, noisy, random_)
         call = ToolCall(frame.tool, parameters, reasoning)
         problems = self._tools.problems(call)
         if problems:
@@ -304,12 +304,12 @@ class Generator:
             return None
         return self._examples[frame.tool][int(frame.id.rpartition("-")[2])]
 
-    def _reasoning(self, frame: Frame, said: Expansion, random_: random.Random) -> str:
-        evidence = shortened(said.evidence or said.argument or said.text)
+    def _reasoning(self, frame: Frame, said: Expansion, noisy: Noisy, random_: random.Random) -> str:
+        evidence = shortened(noisy.quoted(said.evidence or said.text))
         if frame.kind == "example":
             return f'"{evidence}" is what {frame.tool} is there for.'
-        pattern = random_.choice(self._content.reasons[frame.tool][frame.kind])
-        return pattern.format(evidence=evidence, Evidence=evidence[0].upper() + evidence[1:])
+        pattern = choose(random_.choice(self._content.reasons[frame.tool][frame.kind]), random_)
+        return pattern.format(evidence=evidence)
 
 
 def hash_unit(seed: int, text: str) -> float:

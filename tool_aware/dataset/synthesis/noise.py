@@ -19,6 +19,7 @@ _NEIGHBOURS = {
     "u": "yi", "v": "cb", "w": "qe", "x": "zc", "y": "tu", "z": "x",
 }  # fmt: skip
 MAX_TYPOS = 3
+_ALIKE = 0.75  # of words that are the wanted ones, mistyped
 _BEFORE = (1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 5, 7, 10)  # sentences in front of the request; ten make about 90 words
 _AFTER = (0, 0, 0, 1, 1, 3)
 
@@ -41,9 +42,26 @@ class Noisy:
             return self.text[start:end] + (marks if self.text[end:].startswith(marks) else "")
         return self.in_its_letters(text)
 
+    def quoted(self, text: str) -> str:
+        """Return a part of the request as it stands in the query, typos and all: the same number of words in a row."""
+        wanted = text.split()
+        words = self.text.split()
+        places = range(len(words) - len(wanted) + 1)
+        best = max(places, key=lambda at: _likeness(wanted, words[at : at + len(wanted)]), default=None)
+        if best is None or _likeness(wanted, words[best : best + len(wanted)]) < _ALIKE:
+            return self.as_typed(text)
+        found = " ".join(words[best : best + len(wanted)])
+        return found.rstrip("".join(set(".,;:!?") - set(text[-1:])))
+
     def in_its_letters(self, text: str) -> str:
         """Return a text in small or capital letters where the whole query is typed so."""
         return text.lower() if self.letters == "lower" else text.upper() if self.letters == "upper" else text
+
+
+def _likeness(wanted: Sequence[str], words: Sequence[str]) -> float:
+    """Return how alike words in a row are, 0-1: by their own letters, in any order, so that a typo counts little."""
+    pairs = [(one.lower().strip(".,;:!?"), two.lower().strip(".,;:!?")) for one, two in zip(wanted, words, strict=True)]
+    return sum(len(set(one) & set(two)) / max(len(set(one) | set(two)), 1) for one, two in pairs) / len(pairs)
 
 
 class Noise:

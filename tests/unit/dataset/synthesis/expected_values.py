@@ -175,7 +175,11 @@ def parted(words: list, count: int) -> Callable[[str], bool]:
     def is_parted(printed: str) -> bool:
         groups = ast.literal_eval(printed)
         sizes = [len(group) for group in groups]
-        return len(groups) == count and max(sizes) - min(sizes) <= 1 and sorted(sum(groups, [])) == sorted(words)
+        return (
+            len(groups) == count
+            and max(sizes) - min(sizes) <= 1
+            and sorted(word for group in groups for word in group) == sorted(words)
+        )
 
     return is_parted
 

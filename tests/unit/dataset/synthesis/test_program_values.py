@@ -14,7 +14,8 @@ from fractions import Fraction
 
 import pytest
 
-from tests.unit.dataset.synthesis.expected_values import AS_IN_THE_QUERY, EXPECTED, Expected
+from tests.unit.dataset.synthesis.expected_values import AS_IN_THE_QUERY, EXPECTED
+from tests.unit.dataset.synthesis.other_ways import Expected
 from tool_aware.dataset.synthesis import fillers
 from tool_aware.dataset.synthesis.content import Content, Frame, load_content
 from tool_aware.dataset.synthesis.frames import fill_known
@@ -49,7 +50,7 @@ def value_of(code: str) -> object:
 
 
 def expected(name: str, values: Mapping[str, object]) -> Expected:
-    """Return what the named kind prints, from the slots by name, or in their order where its arguments have other names."""
+    """Return what the named kind prints, from the slots by name, or in order where arguments have other names."""
     work_out = EXPECTED[name]
     names = inspect.signature(work_out).parameters
     return work_out(**values) if values.keys() <= names.keys() or "_" in names else work_out(*values.values())

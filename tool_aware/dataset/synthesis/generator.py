@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from tool_aware.tools import Toolbox, ToolCall
 
 MIN_EXAMPLES = 3  # one for each split
 MAX_STALE_USES = 40  # a frame that yields nothing new this often in a row is exhausted
+_NAME = re.compile(r"\b[A-Z]\w{3,}")  # nobody could correct a mistyped name
 _COUNT_WORDS = {
     2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve",
     15: "fifteen", 20: "twenty",
@@ -208,7 +210,7 @@ class Generator:
                 other_tools=[name for name in self._tools.names if name not in (frame.tool, *frame.acceptable)],
                 protected=self._protected(frame, values),
                 random_=random_,
-                names=" ".join(value.text for value in values.values() if value.text != value.text.lower()),
+                names=" ".join(_NAME.findall(said.text)),
             )
         query = noisy.text
         slice_ = noisy.slice if noisy.slice and frame.slice in ("plain", "terse") else frame.slice

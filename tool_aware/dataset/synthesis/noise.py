@@ -54,8 +54,12 @@ class Noisy:
         return found.rstrip("".join(set(".,;:!?") - set(text[-1:])))
 
     def in_its_letters(self, text: str) -> str:
-        """Return a text in small or capital letters where the whole query is typed so."""
-        return text.lower() if self.letters == "lower" else text.upper() if self.letters == "upper" else text
+        """Return a text in small or capital letters where the query, or its only such word, is typed so."""
+        if self.letters != "as written":
+            return text.lower() if self.letters == "lower" else text.upper()
+        return " ".join(
+            word.lower() if word not in self.text and word.lower() in self.text else word for word in text.split(" ")
+        )
 
 
 def _likeness(wanted: Sequence[str], words: Sequence[str]) -> float:

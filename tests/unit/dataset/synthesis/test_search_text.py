@@ -1,0 +1,114 @@
+"""Search texts follow from the query by one rule: its content words, in its order, as they were typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tool_aware.config.settings import Config
+from tool_aware.dataset.synthesis.content import SEARCH_TOOLS, Content, load_content
+from tool_aware.dataset.synthesis.dialogues import load_follow_ups
+from tool_aware.dataset.synthesis.follow_ups import FollowUps
+from tool_aware.dataset.synthesis.generator import Generator
+from tool_aware.dataset.synthesis.noise import Noisy
+from tool_aware.dataset.synthesis.search_text import continued_search_text, search_text
+from tool_aware.rows import Row
+
+
+@pytest.fixture(scope="module")
+def content() -> Content:
+    return load_content()
+
+
+@pytest.mark.parametrize(
+    ("language", "asked", "searched"),
+    [
+        ("en", "What have we promised Nordwind regarding late deliveries?", "promised Nordwind late deliveries"),
+        ("en", "is it going to snow this week", "snow this week"),
+        ("en", "flights from New York to The Hague without a stop", "flights New York The Hague without stop"),
+        ("en", "who signed off the change request 311?", "signed off change request 311"),
+        ("en", 'find the mail "to whom it may concern"', 'mail "to whom it may concern"'),
+        ("en", "the opening hours of the Bank of America in Leeds", "opening hours Bank of America Leeds"),
+        ("de", "Was steht in unserer Spesenordnung zu Reklamationen?", "Spesenordnung Reklamationen"),
+        ("de", "was kostet die Bahncard 50 ohne Bindung", "kostet Bahncard 50 ohne Bindung"),
+        ("fr", "Quel est le délai de paiement du contrat avec le fournisseur Delmas ?",
+         "délai paiement contrat fournisseur Delmas"),
+        ("fr", "Qu'est-ce qu'on a décidé sur l'entrepôt ?", "décidé entrepôt"),
+        ("es", "¿Qué tiempo hará mañana en Buenos Aires?", "tiempo hará mañana Buenos Aires"),
+        ("it", "cosa dice il contratto con Rossi sui tempi?", "contratto Rossi tempi"),
+        ("nl", "wat staat er in het contract met Jansen over levertijden?", "contract Jansen levertijden"),
+        ("pl", "jaka jest pogoda w ten weekend, Gdańsk?", "pogoda w ten weekend Gdańsk"),
+        ("sv", "Hur blir vädret i morgon i Göteborg?", "vädret i morgon Göteborg"),
+        ("tr", "Ankara'da bu hafta sonu hava nasıl?", "Ankara bu hafta sonu hava"),
+        ("ru", "Какая погода завтра в Москве?", "погода завтра Москве"),
+    ],
+)  # fmt: skip
+def test_a_search_text_is_the_content_words_in_their_order(
+    content: Content, language: str, asked: str, searched: str
+) -> None:
+    assert search_text(asked, content.search_words[language]) == searched
+
+
+def test_of_a_filler_only_function_words_are_left_out(content: Content) -> None:
+    words = content.search_words["en"]
+    assert search_text("our rule on search outages", words) == "rule search outages"
+    assert search_text("show me our check list of the use of tools", words, ["check list of the use of tools"]) == (
+        "check list use tools"
+    )
+
+
+def test_what_leaves_nothing_over_is_searched_as_it_stands(content: Content) -> None:
+    assert search_text("who is it?", content.search_words["en"]) == "who is it"
+
+
+def test_a_follow_up_is_completed_by_words_of_the_turn_before_and_adds_its_own(content: Content) -> None:
+    words = content.search_words["en"]
+    asked = "find the offer we sent to Kessler in August"
+    text = continued_search_text(asked, "which discount is in it?", "discount in the offer to Kessler in August", words,
+                                 ["Kessler", "August"])  # fmt: skip
+    assert text == "offer Kessler August discount"
+
+
+def rows_of(content: Content, config: Config) -> Iterator[Row]:
+    generator = Generator(content, config.toolbox, seed=11)
+    for tool in SEARCH_TOOLS:
+        yield from generator.rows_for(tool, 1200)
+    follow_ups = FollowUps(
+        load_follow_ups(), generator, config.toolbox, seed=11, limits=config.conversation
+    ).rows(400)  # fmt: skip
+    yield from (row for row in follow_ups if row.tool in SEARCH_TOOLS)
+
+
+def test_every_word_of_a_search_text_was_typed_but_for_corrected_typos(content: Content, config: Config) -> None:
+    """A model can only learn what follows from the query and the turns before it."""
+    typed = searched = 0
+    for row in rows_of(content, config):
+        words = re.findall(r"[^\W_]+", str(row.answer.parameters["query"]).lower())
+        text = " ".join([row.query, *(turn.query for turn in row.history)]).lower()
+        if row.metadata["language"] in ("ja", "zh"):
+            words, text = str(row.answer.parameters["query"]).lower().split(), text.replace(" ", "")
+            found = sum(word in text for word in words)
+        else:
+            found = sum(word in set(re.findall(r"[^\W_]+", text)) for word in words)
+        typed, searched = typed + found, searched + len(words)
+    assert typed / searched > 0.965
+
+
+def test_names_keep_their_letters_and_have_no_typos(content: Content, config: Config) -> None:
+    """Nobody can correct a mistyped name, so none is; a query in small letters is searched in small letters."""
+    rows = Generator(content, config.toolbox, seed=12).rows_for("web_search", 1500)
+    for row in rows:
+        text = str(row.answer.parameters["query"])
+        if row.query.lower() == row.query:
+            assert text == text.lower(), row.query
+        for name in re.findall(r"\b[A-Z][a-z]{4,}\b", text):
+            assert name in row.query or re.search(rf"\b{name}", row.query, re.IGNORECASE), (row.query, text)
+
+
+def test_a_part_of_a_request_is_quoted_as_it_was_typed() -> None:
+    noisy = Noisy("hey, wehre is our price lsit for resellers thanks", letters="lower")
+    assert noisy.quoted("our price list") == "our price lsit"
+    assert noisy.as_typed("Where is our price list for resellers?") == "where is our price list for resellers?"
+    assert Noisy("so, What is jet lag").as_typed("what is jet lag?") == "What is jet lag"

@@ -150,7 +150,11 @@ async def _completion(request: Request, routers: _Routers, serving: Serving, cou
                 among=question.among,
             )
             counts.add(decision)
-            _refuse_without_answer(decision, question)
+            try:
+                _refuse_without_answer(decision, question)
+            except BadRequest as error:
+                error.decision_id = decision.query_id  # it is in the log, and its right tool may be reported
+                raise
     finally:
         counts.under_way -= 1
     reply = reply_to(question, decision, model=serving.model, tools=router.tools)
@@ -230,5 +234,7 @@ def _error(error: BadRequest) -> JSONResponse:
     headers: Mapping[str, str] = {"Retry-After": "1"} if error.status in (429, 503) else {}
     if error.status == 401:
         headers = {"WWW-Authenticate": "Bearer"}
+    if error.decision_id:
+        headers = {**headers, ID_HEADER: error.decision_id}
     content = {"message": redacted(error.message), "type": kind, "param": error.param, "code": error.code}
     return JSONResponse({"error": content}, error.status, headers=dict(headers))

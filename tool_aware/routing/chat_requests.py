@@ -32,6 +32,7 @@ class BadRequest(Exception):
     def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
         super().__init__(message)
         self.message, self.param, self.code, self.status = message, param, code, status
+        self.decision_id: str | None = None  # in the query log, of a decision that cannot be sent
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ import pytest
 
 from tests.fixtures.repository import REPOSITORY
 from tests.unit.routing.test_feedback import do, environment, folder, logged, table  # noqa: F401  a real PostgreSQL
+from tests.unit.routing.test_serve import serving
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment
 from tool_aware.console import Fallbacks
 from tool_aware.dataset.logged import read_log
 from tool_aware.demo.sample_log import SCHEMA
-from tool_aware.routing import DecisionLog
+from tool_aware.routing import DecisionLog, Router
 from tool_aware.routing.chat_requests import BadRequest
 from tool_aware.routing.outcomes import report_outcome
 
@@ -108,6 +109,19 @@ def test_an_outcome_that_cannot_be_taken_is_one_message(config, tmp_path, decisi
     with pytest.raises(BadRequest, match=re.escape(message)) as caught:
         report_outcome(log, decision_id, body, config.toolbox)
     assert caught.value.status == status
+
+
+def test_a_decision_that_cannot_be_sent_has_its_id_all_the_same(environment, folder, config):  # noqa: F811
+    with DecisionLog(config.database, environment) as log, Router.load(folder, log=log) as router:
+        router._decider.engine.close()  # from here on the model answers nothing
+        with serving(router) as url, openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client:
+            tools = [{"type": "function", "function": {"name": "web_search"}}]
+            with pytest.raises(openai.InternalServerError) as caught:
+                client.chat.completions.create(
+                    model="tool-router", messages=[{"role": "user", "content": QUERIES[0]}], tools=tools
+                )
+        assert log.flush()
+    assert logged(environment, "query_id") == [caught.value.response.headers["X-Decision-Id"]]
 
 
 def test_a_server_without_a_log_says_how_to_get_one(config):

@@ -49,6 +49,7 @@ FLOORS = {
             "validator",
             "prompt",
             "chat_format",
+            "batch_encoding",
             "tokenizer",
             "tool_library",
             "tool_lists",

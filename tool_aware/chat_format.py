@@ -73,8 +73,9 @@ class EncodedExample:
     @property
     def label_weights(self) -> list[float]:
         """Return how much each label of the completion counts in the loss."""
-        first, end = self.heavy
-        return [self.weight if first <= place < end else self.rest for place in range(len(self.completion))]
+        length = len(self.completion)
+        first, end = (min(place, length) for place in self.heavy)
+        return [self.rest] * first + [self.weight] * (end - first) + [self.rest] * (length - end)
 
     @property
     def labels(self) -> list[int]:
@@ -85,8 +86,9 @@ class EncodedExample:
 def encode_example(tokenizer: PreTrainedTokenizerBase, instruction: str, response: str) -> EncodedExample:
     """Tokenise an example as `apply_chat_template` does, or mistral-common, up to the end of the answer."""
     form = chat_format(tokenizer)
-    completion = [*form.answer_ids(tokenizer, response), form.end_id]
-    return EncodedExample(form.prompt_ids(tokenizer, instruction), completion)
+    texts = [form.prompt_text(instruction), form.lead_text, form.answer_text(response)]
+    run, lead, answer = ids_behind(tokenizer, texts)
+    return form.example(run, lead, answer)
 
 
 def with_heavy_name(
@@ -98,9 +100,19 @@ def with_heavy_name(
     """
     if weight == rest == 1:
         return example
-    first = len(tool_label_tokens(tokenizer))
-    end = first + len(tool_name_tokens(tokenizer, [tool])[tool])
-    return replace(example, heavy=(first, end), weight=weight, rest=rest)
+    return replace(example, heavy=_place_of_name(tokenizer, tool), weight=weight, rest=rest)
+
+
+_PLACES: WeakKeyDictionary[Any, dict[tuple[ChatFormat, str], tuple[int, int]]] = WeakKeyDictionary()
+
+
+def _place_of_name(tokenizer: PreTrainedTokenizerBase, tool: str) -> tuple[int, int]:
+    """Return where a tool's name begins in the ids of an answer that names it, and where its line ends."""
+    known, key = _PLACES.setdefault(tokenizer, {}), (chat_format(tokenizer), tool)
+    if key not in known:
+        first = len(tool_label_tokens(tokenizer))
+        known[key] = first, first + len(tool_name_tokens(tokenizer, [tool])[tool])
+    return known[key]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
@@ -176,24 +188,36 @@ class ChatFormat:
     anchored: bool  # a run behind a control token has other ids than the same text alone, which gets a space in front
     alone: bool  # the answer is tokenised as a text of its own: mistral-common does, and so do servers in effect
 
-    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
-        """Return the ids of a user turn up to the point where the model answers."""
+    @property
+    def lead_text(self) -> tuple[str, str]:
+        """Return `lead` behind what stands in front of it for the tokenizer."""
+        return self._anchor, self.lead
+
+    def prompt_text(self, instruction: str) -> tuple[str, str]:
+        """Return the text of a user turn up to the next control token, behind what stands in front of it."""
         text = instruction.strip() if self.strips else instruction
         run = self.before + text + self.after
-        run = run.lstrip() if self.takes_space else run
-        ids = self._encode(tokenizer, run) if self.begin else _split_ids(tokenizer, run)
-        return [*self.begin, *ids, *self.middle, *(self._encode(tokenizer, self.lead) if self.lead else ())]
+        return self._anchor if self.begin else "", run.lstrip() if self.takes_space else run
+
+    def answer_text(self, answer: str, *, ends: bool = True) -> tuple[str, str]:
+        """Return the text of an answer up to its end, or the beginning of one, behind what stands in front of it."""
+        text = answer + self.tail * ends
+        if self.name == _MISTRAL_NAME:
+            return "", text
+        before = self.lead if self.middle else self.after  # in the run that the answer is in
+        return self._anchor + before * (not self.alone), self.answer_start + text
+
+    def example(self, run: Sequence[int], lead: Sequence[int], answer: Sequence[int]) -> EncodedExample:
+        """Return an example, given the ids of the texts above."""
+        return EncodedExample([*self.begin, *run, *self.middle, *lead], [*answer, self.end_id])
+
+    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
+        """Return the ids of a user turn up to the point where the model answers."""
+        return self.example(*ids_behind(tokenizer, [self.prompt_text(instruction), self.lead_text]), ()).prompt
 
     def answer_ids(self, tokenizer: PreTrainedTokenizerBase, answer: str, *, ends: bool = True) -> list[int]:
         """Return the ids of an answer without the end-of-turn token; with `ends` false, of the beginning of one."""
-        text = answer + self.tail * ends
-        if self.name == _MISTRAL_NAME:
-            return _split_ids(tokenizer, text)
-        if self.alone:
-            return self._encode(tokenizer, self.answer_start + text)
-        before = self.lead if self.middle else self.after  # in the run that the answer is in
-        whole = self._encode(tokenizer, before + self.answer_start + text)
-        return whole[len(self._encode(tokenizer, before)) if before else 0 :]
+        return ids_behind(tokenizer, [self.answer_text(answer, ends=ends)])[0]
 
     @cached_property
     def sha256(self) -> str:
@@ -201,15 +225,23 @@ class ChatFormat:
         parts = {key: value for key, value in asdict(self).items() if key != "name"}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-        if not self.anchored:
-            return _split_ids(tokenizer, text)
-        return _split_ids(tokenizer, _ANCHOR + text)[len(_split_ids(tokenizer, _ANCHOR)) :]
+    @property
+    def _anchor(self) -> str:
+        return _ANCHOR if self.anchored else ""
 
 
-def _split_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def ids_behind(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """Return the ids of each text behind its context, given as (context, text), without those of the context."""
+    contexts = list(dict.fromkeys(context for context, text in texts if context and text))
+    whole = [context + text for context, text in texts if text]
+    ids = iter(_split_ids(tokenizer, [*contexts, *whole]))
+    lengths = {context: len(next(ids)) for context in contexts}
+    return [next(ids)[lengths.get(context, 0) :] if text else [] for context, text in texts]
+
+
+def _split_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     # split_special_tokens: "</s>" typed by a user is five characters, not the end of the sequence.
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
 
 def _template_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -264,7 +296,7 @@ def _mistral_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     added = tokenizer.get_added_vocab()
     opening, closing = added.get("[INST]"), added.get("[/INST]")
     has_marks = opening is not None and closing is not None
-    first = tokenizer.convert_ids_to_tokens(_split_ids(tokenizer, _LABEL))[0]
+    first = tokenizer.convert_ids_to_tokens(_split_ids(tokenizer, [_LABEL])[0])[0]
     return ChatFormat(
         name=_MISTRAL_NAME,
         begin=(tokenizer.bos_token_id, *((opening,) if opening is not None and has_marks else ())),
@@ -322,7 +354,7 @@ def _strips(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _needs_anchor(tokenizer: PreTrainedTokenizerBase, control: str) -> bool:
     """Return whether a text behind a control token has other ids than the text alone."""
     # "hi" alone would do, but for control tokens that take white space
-    return _template_ids(tokenizer, f"{control}hi")[1:] != _split_ids(tokenizer, "hi")
+    return _template_ids(tokenizer, f"{control}hi")[1:] != _split_ids(tokenizer, ["hi"])[0]
 
 
 def _different_ids(tokenizer: PreTrainedTokenizerBase, form: ChatFormat, *, whole: bool) -> str | None:

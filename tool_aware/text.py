@@ -60,5 +60,11 @@ def shortened(text: str, limit: int = EVIDENCE_CHARACTERS) -> str:
 def common_prefix_length(sequences: Sequence[list[int]] | Sequence[list[str]] | Sequence[str]) -> int:
     """Count the token ids, words or characters with which all sequences begin."""
     first, last = min(sequences), max(sequences)  # in lexicographic order; what these two share, all in between share
-    length = min(len(first), len(last))
-    return next((index for index in range(length) if first[index] != last[index]), length)
+    same, end = 0, min(len(first), len(last)) + 1  # how many are known to be the same, and how many cannot be
+    while end - same > 1:  # whole slices are compared: a thousand ids one by one take a hundred times as long
+        middle = (same + end) // 2
+        if first[same:middle] == last[same:middle]:
+            same = middle
+        else:
+            end = middle
+    return same

@@ -11,9 +11,10 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from tool_aware.prompt import Turn, question_of, render_instruction, render_response
+from tool_aware.prompt import Turn, question_of, render_preamble, render_question, render_response
 from tool_aware.rows import Row
 from tool_aware.tool_library import Asked, LibraryTool, training_wordings
 from tool_aware.tools import Tool, Toolbox, ToolCall
@@ -34,6 +35,11 @@ class ToolList:
     no_tool: str | None = None  # real name of the tool that stands for calling none
     wording: Mapping[str, str] = field(default_factory=dict)  # of `render_instruction`
     old_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def preamble(self) -> str:
+        """Return what every prompt with this list begins with."""
+        return render_preamble(self.tools, **self.wording)
 
     @property
     def real_names(self) -> dict[str, str]:
@@ -57,13 +63,13 @@ class ToolList:
         """Return the prompt of a row with this list; an earlier turn keeps the name of a tool that is not on it."""
         query, history = question_of(row.instruction)
         shown = [Turn(turn.query, self.shown.get(turn.tool or "", turn.tool)) for turn in history]
-        return render_instruction(query, self.tools, shown, **self.wording)
+        return self.preamble + render_question(query, shown)
 
     def row_of(self, asked: Asked) -> Row:
         """Return a query of the library as a row; its tool has to be on the list."""
         answer = self.answer_of(asked)
         details = {"source": "library", "tool": answer.tool, "language": asked.language}
-        return Row(render_instruction(asked.query, self.tools, (), **self.wording), render_response(answer), details)
+        return Row(self.preamble + render_question(asked.query), render_response(answer), details)
 
     def answer_of(self, asked: Asked) -> ToolCall:
         """Return the right call for a query of the library; its tool has to be on the list."""

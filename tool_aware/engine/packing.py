@@ -13,7 +13,7 @@ Examples that share nothing are packed block-diagonally, without padding.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +21,12 @@ from tool_aware.chat_format import EncodedExample
 from tool_aware.text import common_prefix_length
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+    IntArray = NDArray[np.int64]
+    FloatArray = NDArray[np.float32]
 
 Packing = Literal["prefix", "block", "none"]
 
@@ -131,12 +136,7 @@ def _group_by_prefix(examples: Sequence[EncodedExample]) -> list[_Group]:
     order = sorted(range(len(examples)), key=lambda index: examples[index].prompt)
     ordered = [examples[index] for index in order]
     common = [common_prefix_length([a.prompt, b.prompt]) for a, b in itertools.pairwise(ordered)]
-    best_tokens, cut = [0.0], [0]
-    for end in range(1, len(ordered) + 1):
-        candidates = _runs_ending_at(end, ordered, common)
-        tokens, start = min((best_tokens[start] + tokens, start) for start, tokens in candidates)
-        best_tokens.append(tokens)
-        cut.append(start)
+    cut = _best_cuts(list(map(len, ordered)), common)
     groups, end = [], len(ordered)
     while end:
         start = cut[end]
@@ -145,16 +145,31 @@ def _group_by_prefix(examples: Sequence[EncodedExample]) -> list[_Group]:
     return groups[::-1]
 
 
-def _runs_ending_at(end: int, ordered: Sequence[EncodedExample], common: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (start, tokens) for each run ordered[start:end]; a run is one example or shares a worthwhile prefix."""
-    total, least = 0, None
-    for start in range(end - 1, -1, -1):
-        if start < end - 1:
-            least = common[start] if least is None else min(least, common[start])
-            if least < MIN_SHARED_TOKENS:
-                return
-        total += len(ordered[start])
-        yield start, total - (end - start - 1) * (least or 0)
+def _best_cuts(lengths: Sequence[int], common: Sequence[int]) -> list[int]:
+    """Return, for each number of first examples, where the last run of their best cut begins.
+
+    `lengths` of the n examples in tokens, `common` prefixes of the n - 1 pairs of neighbours. A run is one example, or
+    shares a worthwhile prefix.
+    """
+    import numpy as np
+
+    count = len(lengths)
+    before = np.cumsum([0, *lengths])  # tokens of all examples before each
+    best = np.zeros(count + 1, dtype=np.int64)  # tokens of the best cut of the first so many examples
+    least = np.empty(count, dtype=np.int64)  # common prefix of the run from each example up to the last one so far
+    saving_copies = np.arange(count, -1, -1)
+    cut = [0]
+    for end in range(1, count + 1):
+        if end > 1:
+            np.minimum(least[: end - 1], common[end - 2], out=least[: end - 1])
+        least[end - 1] = lengths[end - 1]
+        first = int(np.searchsorted(least[: end - 1], MIN_SHARED_TOKENS))  # from there on a run shares enough
+        copies = saving_copies[count - end + 1 + first : count + 1]  # end - 1 - start, for each start
+        tokens = best[first:end] + before[end] - before[first:end] - copies * least[first:end]
+        start = int(tokens.argmin())
+        best[end] = tokens[start]
+        cut.append(first + start)
+    return cut
 
 
 def _tokens(group: _Group) -> int:
@@ -162,62 +177,76 @@ def _tokens(group: _Group) -> int:
 
 
 def _lay_out(rows: Sequence[Sequence[_Group]], multiple_of: int) -> Pack:
+    import numpy as np
     import torch
 
     laid_out = [_lay_out_row(groups) for groups in rows]
     length = max(len(row.input_ids) for row in laid_out)
     length += -length % multiple_of
     columns = {"input_ids": 0, "position_ids": 0, "group_ids": -1, "example_ids": 0}
-    padded = {
-        name: torch.tensor([getattr(row, name) + [fill] * (length - len(row.input_ids)) for row in laid_out])
-        for name, fill in columns.items()
-    }
+    padded = {name: np.full((len(rows), length), fill) for name, fill in columns.items()}
+    for name, tokens in padded.items():
+        for row, filled in zip(laid_out, tokens, strict=True):
+            values = getattr(row, name)
+            filled[: len(values)] = values
     return Pack(
-        **padded,
-        label_rows=torch.tensor([r for r, row in enumerate(laid_out) for _ in row.labels], dtype=torch.long),
-        label_columns=torch.tensor([column for row in laid_out for column in row.label_columns], dtype=torch.long),
-        labels=torch.tensor([label for row in laid_out for label in row.labels], dtype=torch.long),
-        label_weights=torch.tensor([weight for row in laid_out for weight in row.weights], dtype=torch.float32),
+        **{name: torch.from_numpy(tokens) for name, tokens in padded.items()},
+        label_rows=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row.labels) for row in laid_out])),
+        label_columns=torch.from_numpy(np.concatenate([row.label_columns for row in laid_out])),
+        labels=torch.from_numpy(np.concatenate([row.labels for row in laid_out])),
+        label_weights=torch.from_numpy(np.concatenate([row.weights for row in laid_out])),
         order=tuple(index for groups in rows for group in groups for index in group.order),
     )
 
 
+@dataclass(frozen=True)
 class _Row:
-    """One row of a pack while it is filled."""
+    """One row of a pack, before padding: T tokens and L labels."""
 
-    def __init__(self) -> None:
-        self.input_ids: list[int] = []
-        self.position_ids: list[int] = []
-        self.group_ids: list[int] = []
-        self.example_ids: list[int] = []
-        self.label_columns: list[int] = []
-        self.labels: list[int] = []
-        self.weights: list[float] = []
-
-    def append(self, ids: Sequence[int], *, first_position: int, group: int, example: int) -> None:
-        self.input_ids += ids
-        self.position_ids += range(first_position, first_position + len(ids))
-        self.group_ids += [group] * len(ids)
-        self.example_ids += [example] * len(ids)
+    input_ids: IntArray  # (T,)
+    position_ids: IntArray  # (T,)
+    group_ids: IntArray  # (T,)
+    example_ids: IntArray  # (T,)
+    label_columns: IntArray  # (L,)
+    labels: IntArray  # (L,)
+    weights: FloatArray  # (L,)
 
 
 def _lay_out_row(groups: Sequence[_Group]) -> _Row:
-    row = _Row()
+    import numpy as np
+
+    ids: list[int] = []
+    segments: list[tuple[int, int, int, int]] = []  # first column, first position, group, example
+    columns: list[range] = []
+    labels: list[int] = []
+    weights: list[float] = []
     number = 0
     for group_number, group in enumerate(groups):
-        prefix = group.examples[0].prompt[: group.shared]
-        row.append(prefix, first_position=0, group=group_number, example=PREFIX)
-        last_prefix_column = len(row.input_ids) - 1
+        shared = group.shared
+        segments.append((len(ids), 0, group_number, PREFIX))
+        ids += group.examples[0].prompt[:shared]
+        end_of_prefix = len(ids)
         for example in group.examples:
-            first_column = len(row.input_ids)
-            rest = example.input_ids[group.shared :]
-            row.append(rest, first_position=group.shared, group=group_number, example=number)
-            number, weights = number + 1, example.label_weights
-            for offset in range(len(example.prompt) - group.shared, len(rest)):
-                # The token before this one predicts it; before the first of `rest` that is the prefix's last, if any.
-                column = first_column + offset - 1 if offset else last_prefix_column
-                if offset or group.shared:
-                    row.label_columns.append(column)
-                    row.labels.append(rest[offset])
-                    row.weights.append(weights[offset - len(rest)])
-    return row
+            segments.append((len(ids), shared, group_number, number))
+            number += 1
+            ids += example.prompt[shared:]
+            first, end = len(ids) - 1, len(ids) - 1 + len(example.completion)  # the token before a label predicts it
+            ids += example.completion
+            skipped = 0
+            if len(example.prompt) == shared:  # then the prefix's last token predicts the first label, if there is one
+                columns += [range(end_of_prefix - 1, end_of_prefix)] if shared else []
+                first, skipped = first + 1, int(not shared)
+            columns.append(range(first, end))
+            labels += example.completion[skipped:]
+            weights += example.label_weights[skipped:]
+    starts, positions, group_ids, example_ids = np.array(segments, dtype=np.int64).reshape(-1, 4).T
+    lengths = np.diff(starts, append=len(ids))
+    return _Row(
+        np.array(ids, dtype=np.int64),
+        np.arange(len(ids)) + np.repeat(positions - starts, lengths),
+        np.repeat(group_ids, lengths),
+        np.repeat(example_ids, lengths),
+        np.fromiter(itertools.chain.from_iterable(columns), dtype=np.int64, count=len(labels)),
+        np.array(labels, dtype=np.int64),
+        np.array(weights, dtype=np.float32),
+    )

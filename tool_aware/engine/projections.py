@@ -131,6 +131,7 @@ class Projections:
         self.dtype, self._device = first.dtype, first.weight.device
         self._bias = self._stacked_bias()
         self._matrix: torch.Tensor | None = None
+        self._known_places: tuple[torch.Tensor, list[tuple[torch.Tensor, nn.Parameter]]] | None = None
         if first.quant_state is None:
             self._matrix = self._matrix_that_holds_the_weights()
         elif is_cached:
@@ -140,7 +141,7 @@ class Projections:
     def drop_cached(self) -> None:
         """Write the matrix anew at each use from here on; unquantised weights stay, as they have no other place."""
         if self._layers[0].quant_state is not None:
-            self._matrix = None
+            self._matrix = self._known_places = None
 
     @property
     def columns(self) -> list[slice]:
@@ -253,6 +254,8 @@ class Projections:
             return matrix
         for layer in self._layers:
             matrix[layer.in_rows, : self.inputs] = layer.dequantised()
+        matrix[: self.outputs, self.inputs :] = 0
+        matrix[self.outputs :, : self.inputs] = 0
         self._write_updates(matrix)
         return matrix
 
@@ -264,15 +267,23 @@ class Projections:
         )
 
     def _write_updates(self, matrix: torch.Tensor) -> None:
-        if not self.ranks:
-            return
+        """Copy the updates to their places; what is around them is zero already, and stays so."""
+        for place, parameter in self._places_of_updates(matrix):
+            place.copy_(parameter)
+
+    def _places_of_updates(self, matrix: torch.Tensor) -> list[tuple[torch.Tensor, nn.Parameter]]:
+        """Return views of a matrix with what belongs there; those of a matrix that is kept are made once."""
+        if self._known_places is not None and self._known_places[0] is matrix:
+            return self._known_places[1]
         b_part, a_part = matrix[: self.outputs, self.inputs :], matrix[self.outputs :, : self.inputs]  # (N, R), (R, K)
-        b_part[:] = 0
-        a_part[:] = 0
+        places = []
         for layer in self._layers:
             if layer.update:
-                b_part[layer.in_rows, layer.in_ranks] = layer.update.b
-                a_part[layer.in_ranks] = layer.update.a
+                places += [(b_part[layer.in_rows, layer.in_ranks], layer.update.b)]
+                places += [(a_part[layer.in_ranks], layer.update.a)]
+        if matrix is self._matrix:
+            self._known_places = (matrix, places)
+        return places
 
     def _matrix_that_holds_the_weights(self) -> torch.Tensor:
         """Move unquantised weights into a matrix and make them views of it, so that no byte is held twice."""

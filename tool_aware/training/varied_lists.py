@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from tool_aware.batch_encoding import encode_examples
 from tool_aware.chat_format import EncodedExample, encode_example, encode_prompt, with_heavy_name
 from tool_aware.config.settings import Config
 from tool_aware.prompt import render_instruction, render_preamble, render_response
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_CALLS_KEPT = 16_384
 _LONGEST = 16  # lists, by characters, that are tokenised to find the longest in tokens
 
 
@@ -65,7 +67,9 @@ class StepExamples:
         self._tool_weight = tool_weight
         own = {tool.name for tool in tools}
         self._library = [entry for entry in training_tools() if entry.tool.name not in own]
+        self._own = as_listed(tools)
         self._drawn = lru_cache(maxsize=4)(self._draw)
+        self._call = lru_cache(maxsize=_CALLS_KEPT)(self._right_call)
         self._known: tuple[int, Counter[str], list[Toolbox]] | None = None
 
     @classmethod
@@ -89,7 +93,13 @@ class StepExamples:
         drawn = self._drawn(step)
         if drawn is None:
             return [self._examples[number] for number in numbers]
-        return [self._example(drawn, step, number) for number in numbers]
+        rows = [self._row(drawn, step, number) for number in numbers]
+        pairs = [(row.instruction, row.response) for row in rows if row]
+        encoded = iter(encode_examples(self._tokenizer, pairs, shared=drawn.tools.preamble))
+        return [
+            self._weighted(row, next(encoded), self._examples[number]) if row else self._examples[number]
+            for row, number in zip(rows, numbers, strict=True)
+        ]
 
     def list_of(self, step: int) -> DrawnList | None:
         """Return the list of tools that a step has; None if it has the agent's own."""
@@ -140,24 +150,22 @@ class StepExamples:
             return None
         return draw_list(self._tools, self._library, random_, self._no_tool)
 
-    def _example(self, drawn: DrawnList, step: int, number: int) -> EncodedExample:
-        """Return a row's example with the drawn list, or that of a query of the library in its place."""
+    def _row(self, drawn: DrawnList, step: int, number: int) -> Row | None:
+        """Return a row with the drawn list, or a query of the library in its place; None if the row stays as it is."""
         random_ = random.Random(f"{self._seed}/row/{step}/{number}")
-        row: Row | None = None
         if random_.random() < drawn.own_share:
-            row = self._rewritten(drawn, self._rows[number])
-        elif drawn.library:
-            row = drawn.tools.row_of(random_.choice(drawn.library))
-        if row is None:
-            return self._examples[number]
-        example = encode_example(self._tokenizer, row.instruction, row.response)
+            call = self._call(number)
+            return drawn.tools.rewrite(self._rows[number], call) if call else None
+        return drawn.tools.row_of(random_.choice(drawn.library)) if drawn.library else None
+
+    def _weighted(self, row: Row, example: EncodedExample, plain: EncodedExample) -> EncodedExample:
+        """Return a row's example with the weights of its labels; the plain one if it is too long."""
         if len(example) > self._limit:
-            return self._examples[number]
+            return plain
         rest = float(not row.is_choice_only)
         return with_heavy_name(self._tokenizer, example, row.tool, self._tool_weight, rest=rest)
 
-    def _rewritten(self, drawn: DrawnList, row: Row) -> Row | None:
-        call: ToolCall | None = row.answer.call
-        if call is None or not row.shows(self._tools):
-            return None
-        return drawn.tools.rewrite(row, call)
+    def _right_call(self, number: int) -> ToolCall | None:
+        """Return the call of a row; None if its prompt is not the one that lists the agent's tools."""
+        row = self._rows[number]
+        return row.answer.call if row.instruction == self._own.instruction(row) else None

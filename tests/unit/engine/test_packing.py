@@ -12,7 +12,8 @@ from tool_aware.chat_format import EncodedExample
 from tool_aware.demo.toy_model import new_model
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.loss import label_losses, without_head
-from tool_aware.engine.packing import PREFIX, pack, packed_tokens
+from tool_aware.engine.packing import MIN_SHARED_TOKENS, PREFIX, pack, packed_tokens
+from tool_aware.text import common_prefix_length
 
 PROMPT_A = list(range(100, 130))
 PROMPT_B = list(range(200, 230))
@@ -144,6 +145,23 @@ def test_examples_with_different_prefixes_form_groups():
 def test_a_short_common_beginning_is_not_worth_a_prefix():
     examples = [EncodedExample([1, 5, i], [9, 2]) for i in range(3)]
     assert not (pack(examples).example_ids == PREFIX).any()
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=7))
+def test_no_other_grouping_of_neighbours_takes_fewer_tokens(shapes):
+    examples = [EncodedExample([1] * a + [2] * b + [3], [4] * c) for a, b, c in shapes]
+    ordered = sorted(examples, key=lambda example: example.prompt)
+
+    def tokens(start, end):
+        shared = common_prefix_length([example.prompt for example in ordered[start:end]])
+        if end - start > 1 and shared < MIN_SHARED_TOKENS:
+            return float("inf")
+        return sum(map(len, ordered[start:end])) - (end - start - 1) * shared
+
+    def fewest(end):
+        return min((fewest(start) + tokens(start, end) for start in range(end)), default=0)
+
+    assert packed_tokens(examples) == pack(examples).input_ids.numel() == fewest(len(ordered))
 
 
 def test_padding_sees_and_is_seen_by_no_example():

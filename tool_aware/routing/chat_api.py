@@ -61,7 +61,8 @@ class _Routers:
             try:
                 self._others[key] = await asyncio.to_thread(self.own.for_tools, tools)
             except (UserError, ValueError) as error:
-                raise BadRequest(f"tools: {str(error).splitlines()[0]}", "tools") from None
+                why = str(error).splitlines()[0].removeprefix("tools: ")
+                raise BadRequest(f"tools: {why}", "tools") from None
         self._others.move_to_end(key)
         while len(self._others) > _MOST_LISTS:
             self._others.popitem(last=False)

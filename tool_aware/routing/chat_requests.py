@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tool_aware.prompt import Turn
+from tool_aware.schema_check import against_metaschema
 from tool_aware.text import shortlist
 from tool_aware.text_files import parse_json
 from tool_aware.tools import TOOL_NAME, Tool, Toolbox
@@ -236,9 +237,13 @@ def _as_tool(function: _Function, place: int, tools: Toolbox) -> Tool:
     if function.parameters is None and function.name in tools:
         return tools[function.name]
     try:
-        return Tool(function.name, function.description or "", function.parameters or {})
+        tool = Tool(function.name, function.description or "", function.parameters or {})
+        problems = against_metaschema(tool.parameters, function.name)
     except ValueError as error:
-        raise BadRequest(f"{field}.parameters: {error}", f"{field}.parameters") from None
+        problems = [str(error)]
+    if problems:
+        raise BadRequest(f"{field}.parameters: {'; '.join(problems)}", f"{field}.parameters")
+    return tool
 
 
 def _difference(own: Tool, theirs: Tool) -> str | None:

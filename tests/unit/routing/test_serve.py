@@ -269,6 +269,10 @@ FUNCTION = {"type": "function", "function": {"name": "weather"}}
         ({"tools": offered("chat", chat={"type": "object", "properties": {"x": {}}})}, "chat has the parameters x"),
         ({"tools": offered("ping", ping={"type": "object", "properties": {"n": {"enum": [9]}}})}, "other values for n"),
         ({"tools": offered("stop", stop={"type": "array"})}, "tools.0.function.parameters: "),
+        (
+            {"tools": offered("stop", stop={"type": "object", "properties": {"x": {"type": "float"}}})},
+            "tools.0.function.parameters: stop.x.type: is not a JSON Schema: 'float' is no type",
+        ),
         ({"tool_choice": "any"}, "tool_choice: must be auto, none, required"),
         ({"tool_choice": FUNCTION}, "tool_choice: 'weather' is not offered"),
         ({"functions": []}, "use tools and tool_choice"),

@@ -33,19 +33,21 @@ class Value:
 def draw(spec: object, random_: random.Random, language: str = "en") -> Value:
     """Draw and return one value, as a person types it in a language.
 
-    `spec` is one of: a list of texts; `{choose: {text: code}}`; `{verbatim: [code]}`; `{int: [low, high, step]}`;
+    `spec` is a list of texts, or one of: `{choose: {text: code}}`; `{verbatim: [code]}`; `{int: [low, high, step]}`;
     `{decimal: [low, high, digits]}`; `{amount: [low, high, step]}`, of money, perhaps with a mark between the
     thousands; `{numbers: SPEC, count: [low, high]}`; `{words: [...] or the name of a pool, count: [low, high]}`, both
     perhaps with `joint: TEXT` between the items; `{date: [first, last]}`; `{pool: NAME}`, one word of a pool;
-    `{text: [low, high]}`, so many pasted sentences; `{table: [SPEC for each column], head: TEXT, rows: [low, high]}`,
-    with `mark: TEXT` between the cells. Raises ValueError for anything else.
+    `{text: [low, high]}`, so many pasted clauses; `{sentences: [low, high]}`, the same with full stops;
+    `{table: [SPEC for each column], head: TEXT, rows: [low, high]}`, perhaps with `mark: TEXT` between the cells;
+    `{priced: NAME of a pool, numbers: SPEC, count: [low, high]}`, things with their prices; `{durations: [low, high]}`,
+    so many times such as 7:45. Raises ValueError for anything else.
     """
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         text = str(random_.choice(spec))
         return Value(text, repr(text))
     if not isinstance(spec, Mapping):
         raise ValueError(f"{spec!r} describes no filler")
-    for kind, make in _KINDS.items():
+    for kind, make in _KINDS.items():  # in their order: `numbers` stands in other kinds, too
         if kind in spec:
             return make(spec, random_, language)
     raise ValueError(f"{dict(spec)!r} describes no filler")
@@ -117,6 +119,28 @@ def _listing(values: Sequence[Value], random_: random.Random, joints: Sequence[s
     return Value(text, f"[{', '.join(value.code for value in values)}]")
 
 
+def _priced(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    """Return things with their prices, as they stand on a receipt; the program has the prices."""
+    things = random_.sample(_pool(spec["priced"], language), random_.randint(*spec["count"]))
+    prices = [draw(spec["numbers"], random_, language) for _ in things]
+    between = random_.choice((" ", " ", ": "))
+    joint = "; " if any("," in price.text for price in prices) else ", "
+    text = joint.join(f"{thing}{between}{price.text}" for thing, price in zip(things, prices, strict=True))
+    return Value(text, f"[{', '.join(price.code for price in prices)}]")
+
+
+def _durations(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    """Return hours and minutes; the program has them in minutes, worked out there."""
+    times = [(random_.randint(0, 9), random_.randrange(5, 60, 5)) for _ in range(random_.randint(*spec["durations"]))]
+    text = ", ".join(f"{hours}:{minutes:02d}" for hours, minutes in times)
+    return Value(text, f"[{', '.join(f'{hours} * 60 + {minutes}' for hours, minutes in times)}]")
+
+
+def _sentences(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    sentences = random_.sample(_texts(language), random_.randint(*spec["sentences"]))
+    return pasted(" ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences))
+
+
 def _date(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     first, last = (date.fromisoformat(str(day)) for day in spec["date"])
     day = first + timedelta(days=random_.randint(0, (last - first).days))
@@ -158,8 +182,10 @@ def pasted(text: str) -> Value:
 
 
 _KINDS = {
+    "priced": _priced,
     "choose": _choose, "verbatim": _verbatim, "int": _int, "decimal": _decimal, "amount": _amount, "numbers": _numbers,
-    "words": _words, "date": _date, "pool": _one_of_pool, "text": _text, "table": _table,
+    "words": _words, "date": _date,
+    "pool": _one_of_pool, "text": _text, "table": _table, "durations": _durations, "sentences": _sentences,
 }  # fmt: skip
 
 

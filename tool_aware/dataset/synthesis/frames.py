@@ -6,7 +6,7 @@
 `(a|b|)`   one of the alternatives; parentheses without `|` are literal text
 `{slot}`   a filler; the same slot keeps its value within one expansion
 `*text*`   the evidence: the words that decide which tool is right; the reasoning quotes them
-`=> text`  the words of the sentence that a search is about, in its order, where that is not all of them
+`=> text`  the words of the sentence that a search or message is about, in its order, where that is not all of them
 """
 
 from __future__ import annotations

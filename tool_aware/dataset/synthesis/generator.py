@@ -289,7 +289,9 @@ class Generator:
         if text_name is None:
             return {}, {}
         text = whole = noisy.as_typed(said.text)
-        if frame.tool in SEARCH_TOOLS and frame.kind != "example":
+        if frame.tool not in SEARCH_TOOLS:
+            text = noisy.as_typed(said.argument or said.text)
+        elif frame.kind != "example":
             fixed = [value.text for slot, value in values.items() if slot != COUNT_SLOT]
             words = self.search_words(frame.language)
             text = noisy.in_its_letters(search_text(said.argument or said.text, words, fixed))

@@ -124,6 +124,10 @@ UNITS: dict[str, Callable[..., Expected]] = {
 
 
 STATISTICS: dict[str, Callable[..., Expected]] = {
+    "count_below": lambda numbers, k: len([x for x in numbers if x < k]),
+    "share_above": lambda numbers, k: Fraction(100 * len([x for x in numbers if x > k]), len(numbers)),
+    "mean_without_extremes": lambda numbers: mean(sorted(numbers)[1:-1]),
+    "occurrences": lambda numbers, n: len([x for x in numbers if x == n]),
     "average": mean,
     "mean_decimals": mean,
     "median": middle,
@@ -169,6 +173,12 @@ STATISTICS: dict[str, Callable[..., Expected]] = {
 
 
 NUMBERS: dict[str, Callable[..., Expected]] = {
+    "power_of": lambda a, b: math.prod([a] * b),
+    "division": lambda a, b: exact(a) / b,
+    "remainder": lambda a, b: a - a // b * b,
+    "factorial_abroad": lambda a: math.prod(range(1, a + 1)),
+    "lcm_three": lambda a, b, c: next(n for n in range(a, a * b * c + 1, a) if n % b == n % c == 0),
+    "base_convert": lambda a, b: lambda printed: int(printed, b) == a,
     **{name: lambda a, b, **_: sum(a for _ in range(b)) for name in ("product", "decoy_product", "document_count")},
     **dict.fromkeys(("quotient", "quotient_abroad"), Fraction),
     **{name: lambda a, b: math.prod([a] * b) for name in ("power", "power_abroad", "decoy_power")},

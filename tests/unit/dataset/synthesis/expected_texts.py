@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import product
 from urllib.parse import unquote
 
@@ -62,7 +63,23 @@ def _is_ring(printed: str, names: list) -> bool:
     return sorted(a for a, _ in pairs) == sorted(b for _, b in pairs) == sorted(names) and all(a != b for a, b in pairs)
 
 
+def _amounts(printed: str, table: str) -> bool:
+    wanted: dict[str, Fraction] = {}
+    for category, amount in cells(table):
+        wanted[category] = wanted.get(category, Fraction(0)) + exact(amount)
+    return {key: round(float(value), 2) for key, value in wanted.items()} == ast.literal_eval(printed)
+
+
 TEXTS: dict[str, Callable[..., Expected]] = {
+    "lines_unique": lambda table: "\n".join(_once(table.split("\n"))),
+    "lines_number": lambda table: "\n".join(f"{at + 1} {line}" for at, line in enumerate(table.split("\n"))),
+    "lines_containing": lambda table: len([line for line in table.split("\n") if line.endswith("open")]),
+    "sentence_count": lambda t: len(t.split(".")) - 1,
+    "average_word": lambda t: Fraction(len(t.replace(" ", "")), t.count(" ") + 1),
+    "letters_only": lambda t: len([c for c in t if c.lower() != c.upper()]),
+    "first_letters_upper": lambda words: printed_list(word[:1] for word in words),
+    "comma_to_lines_count": lambda words: sum(1 for _ in words),
+    "lower_text": lambda t: "".join(c.lower() for c in t),
     **{
         name: lambda t: len(list(filter(None, t.split(" "))))
         for name in ("text_words", "word_count", "count_words_abroad")
@@ -148,6 +165,18 @@ TEXTS: dict[str, Callable[..., Expected]] = {
 
 
 TABLES: dict[str, Callable[..., Expected]] = {
+    "table_third": lambda table: sum(exact(row[2]) for row in cells(table)),
+    "table_pipe": lambda table: sum(exact(row[1]) for row in cells(table, "|")),
+    "table_semicolon_average": lambda table: sum(exact(row[1]) for row in cells(table, ";")) / table.count("\n"),
+    "table_group_amount": lambda table: lambda printed: _amounts(printed, table),
+    "table_count_value": lambda table, v: len([row for row in cells(table) if row[1] == v]),
+    "table_names_value": lambda table, v: printed_list(name for name, status in cells(table) if status == v),
+    "table_difference": lambda table: (
+        sum(exact(row[1]) for row in cells(table)) - sum(exact(row[2]) for row in cells(table))
+    ),
+    "table_sort_desc": lambda table: "\n".join(
+        f"{name} {points}" for name, points in sorted(cells(table), key=lambda row: -int(row[1]))
+    ),
     "table_sum_amount": lambda table: sum(exact(row[1]) for row in cells(table)),
     "table_sum_semicolon": lambda table: sum(exact(row[1]) for row in cells(table, ";")),
     "table_average": lambda table: mean([row[1] for row in cells(table)]),

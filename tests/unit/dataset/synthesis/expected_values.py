@@ -45,7 +45,21 @@ def _months_later(start: date, months: int) -> date:
     return min(start.replace(day=1, year=year, month=month) + timedelta(days=start.day - 1), _days_of(year, month)[-1])
 
 
+def _full_months(start: date, end: date) -> int:
+    """Return how often the day of the month comes round until the end."""
+    months = [(start.year + (start.month + n - 1) // 12, (start.month + n - 1) % 12 + 1) for n in range(1, 200)]
+    return sum((year, month, start.day) <= (end.year, end.month, end.day) for year, month in months)
+
+
 MONEY: dict[str, Callable[..., Expected]] = {
+    "priced_items": lambda numbers: sum(map(exact, numbers)),
+    "priced_average": lambda numbers: sum(map(exact, numbers)) / len(numbers),
+    "tip_amount": lambda a, t: percent(t, a),
+    "split_bill_abroad": lambda a, t, n: more(a, t) / n,
+    "monthly_compounding": lambda a, r, y: float(grown(a, exact(r) / 12, 12 * y)),
+    "years_to_goal": lambda a, b, r: next(n for n in range(500) if grown(a, r, n) >= b),
+    "percent_more": change,
+    "unit_price_abroad": lambda a, b: 1000 * exact(a) / b,
     "compound_interest": grown,
     "interest_earned": lambda a, r, y: grown(a, r, y) - exact(a),
     "simple_interest": lambda a, r, y: sum(percent(r, a) for _ in range(y)),
@@ -108,6 +122,12 @@ MONEY: dict[str, Callable[..., Expected]] = {
 
 
 DATES: dict[str, Callable[..., Expected]] = {
+    "weekday_abroad": lambda a: calendar.day_name[calendar.weekday(a.year, a.month, a.day)],
+    "days_between_abroad": days_from,
+    "months_between": _full_months,
+    "last_day": lambda m, y: _days_of(y, m)[-1].strftime("%A"),
+    "sum_hours": lambda numbers: clock(sum(numbers)),
+    "overnight": lambda a, b, c, d: clock((24 - a) * 60 - b + c * 60 + d),
     "days_between": days_from,
     "weeks_between": lambda a, b: list(divmod(days_from(a, b), 7)),
     "weekday": lambda a: calendar.day_name[calendar.weekday(a.year, a.month, a.day)],

@@ -44,7 +44,7 @@ def printed_by(code: str) -> str:
 
 def value_of(code: str) -> object:
     try:
-        return eval(code, {"date": date})
+        return eval(code, {"date": date, "__builtins__": {}})
     except (SyntaxError, NameError):
         return code
 
@@ -75,7 +75,7 @@ def _is_same(shown: str, wanted: float) -> bool:
 
 def test_every_kind_of_program_prints_the_value_worked_out_in_another_way(content: Content) -> None:
     kinds = dict(kinds_of_programs(content))
-    assert len(kinds) >= 370
+    assert len(kinds) >= 420
     assert kinds.keys() - AS_IN_THE_QUERY <= EXPECTED.keys()
     for name, frame in kinds.items():
         if name in AS_IN_THE_QUERY:

@@ -213,7 +213,8 @@ class ChatFormat:
 
     def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
         """Return the ids of a user turn up to the point where the model answers."""
-        return self.example(*ids_behind(tokenizer, [self.prompt_text(instruction), self.lead_text]), ()).prompt
+        run, lead = ids_behind(tokenizer, [self.prompt_text(instruction), self.lead_text])
+        return self.example(run, lead, ()).prompt
 
     def answer_ids(self, tokenizer: PreTrainedTokenizerBase, answer: str, *, ends: bool = True) -> list[int]:
         """Return the ids of an answer without the end-of-turn token; with `ends` false, of the beginning of one."""

@@ -155,7 +155,13 @@ def verdicts(rows: Sequence[Row], answers: Sequence[Item], by: ParameterJudge, t
     for number, (row, item) in enumerate(zip(rows, answers, strict=True)):
         tool, call = tools[row.tool], calls[number]
         strict = judge(Prediction(number, item["text"], is_truncated=item.get("is_truncated", False)), row, tools)
-        use = by.judge_call(tool, call.parameters if call else {}, accepted[number], asked=row.conversation)
+        use = by.judge_call(
+            tool,
+            call.parameters if call else {},
+            accepted[number],
+            asked=row.query,
+            earlier="\n".join(turn.query for turn in row.history),
+        )
         programs = [parameter for parameter in use.parameters if parameter.kind == CODE]
         is_run = by.programs is not None and bool(programs_of(row, tools))
         flags = {

@@ -29,6 +29,7 @@ from tool_aware.evaluation.scoring.robustness import OnList, Shift, on_lists, sh
 from tool_aware.evaluation.scoring.significance import Comparison, compare
 from tool_aware.evaluation.scoring.two_requests import TwoRequests, two_requests
 from tool_aware.evaluation.scoring.usable import ParameterJudge
+from tool_aware.evaluation.scoring.worst_parameters import WorstParameter, worst_parameters
 from tool_aware.inference.name_scores import probabilities
 from tool_aware.prompt import parse_response
 from tool_aware.rows import Row
@@ -68,6 +69,7 @@ class Results:
     two_requests: Mapping[str, TwoRequests]  # by system; empty where no row asks for two things
     reference_reasoning: ReasoningFigures | None  # of the rows' own answers; None where nobody wrote whole answers
     seconds_per_token: Mapping[str, float]
+    worst_parameters: list[WorstParameter] = field(default_factory=list)  # of the tuned model, kind by kind
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -159,6 +161,7 @@ def assemble(
         two_requests=_two_requests(systems, judgements, test, config),
         reference_reasoning=_reference_reasoning(test, read, config) if is_answered else None,
         seconds_per_token=_seconds_per_token(systems),
+        worst_parameters=_worst_parameters(systems, judgements, main[-1], test, parameter_judge),
         notes=list(notes),
     )
 
@@ -201,6 +204,16 @@ def _judge(
 ) -> list[Judgement]:
     use = parameter_judge.judge_call if parameter_judge else None
     return [judge(given, rows[given.row], tools, same_code=same_code, judge_use=use) for given in predictions]
+
+
+def _worst_parameters(
+    systems: Mapping[str, Sequence[Prediction]],
+    judgements: Mapping[str, Sequence[Judgement]],
+    name: str,
+    test: Mapping[int, Row],
+    judge: ParameterJudge | None,
+) -> list[WorstParameter]:
+    return worst_parameters(systems[name], judgements[name], test, judge.passages) if judge else []
 
 
 def _calls(

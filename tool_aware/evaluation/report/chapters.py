@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from tool_aware.evaluation.report import charts
+from tool_aware.evaluation.report.chapter_parts import Section, Table, interval, share_percent
+from tool_aware.evaluation.report.kinds_chapter import parameter_kinds
 from tool_aware.evaluation.results import Results, title
-from tool_aware.evaluation.scoring.intervals import Estimate, Figure
+from tool_aware.evaluation.scoring.intervals import Estimate
 from tool_aware.evaluation.scoring.judgement import ERRORS, INVALID
 from tool_aware.evaluation.scoring.metrics import Metrics
 from tool_aware.evaluation.scoring.robustness import MOST_ROWS
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells of text; the first column is a label, the others are figures."""
-
-    headers: list[str]
-    rows: list[list[str]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One chapter of the report. `charts` are SVG, (caption, markup); they contain no text from data unescaped."""
-
-    title: str
-    paragraphs: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    charts: list[tuple[str, str]] = field(default_factory=list)
-    items: list[str] = field(default_factory=list)
 
 
 def build_report(results: Results) -> list[Section]:
@@ -39,6 +20,7 @@ def build_report(results: Results) -> list[Section]:
         _per_tool(results),
         _confusions(results),
         _parameters(results),
+        parameter_kinds(results),
         _reasoning(results),
         _errors(results),
         _calibration(results),
@@ -73,12 +55,12 @@ def _evidence(results: Results) -> list[str]:
 
 
 def _systems(results: Results) -> Section:
-    of_calls = ["Usable call", "Whole call", "… given the tool", "BFCL strict"]
+    of_calls = ["Usable call", "Whole call", "BFCL strict"]
     headers = ["System", "Tool accuracy", "Macro-F1", "Parsed", *of_calls]
     rows = []
     for name, m in results.metrics.items():
         speed = results.seconds_per_token.get(name)
-        calls = [m.usable_call, m.call_accuracy, m.call_accuracy_given_tool, m.bfcl_strict]
+        calls = [m.usable_call, m.call_accuracy, m.bfcl_strict]
         figures = [m.accuracy, m.macro_f1, m.parse_rate, *calls]
         rows.append([title(name), *map(interval, figures), f"{1000 * speed:.2f}" if speed else "–"])
     notes = [
@@ -137,7 +119,14 @@ def _parameters(results: Results) -> Section | None:
     if not m.parameters:
         return None
     rows = [
-        [name, interval(p.precision), interval(p.recall), _share(p.f1), _share(p.overall_f1), _share(p.token_f1)]
+        [
+            name,
+            interval(p.precision),
+            interval(p.recall),
+            share_percent(p.f1),
+            share_percent(p.overall_f1),
+            share_percent(p.token_f1),
+        ]
         for name, p in m.parameters.items()
     ]
     notes = [
@@ -157,7 +146,7 @@ def _reasoning(results: Results) -> Section | None:
         return None
     rows = [
         [name, interval(found.quotes_evidence), interval(found.evidence_in_query), interval(found.leads_to_tool)]
-        + [_share(found.boilerplate), f"{found.sentences} of {found.reasonings}"]
+        + [share_percent(found.boilerplate), f"{found.sentences} of {found.reasonings}"]
         for name, found in reasonings.items()
     ]
     notes = [
@@ -324,19 +313,6 @@ def _worst(results: Results) -> Section | None:
 
 
 # ---- cells ------------------------------------------------------------------------------------------------
-
-
-def interval(figure: Figure | None) -> str:
-    """Write a figure as `87.7 [82–92]`, in percent; `–` where a system has no such figure."""
-    if figure is None:
-        return "–"
-    if not isinstance(figure, Estimate):
-        return "n/a"
-    return f"{100 * figure.value:.1f} [{100 * figure.low:.0f}–{100 * figure.high:.0f}]"
-
-
-def _share(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.1f}"
 
 
 def _points(change: float | None) -> str:

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tool_aware.evaluation.report.chapters import Section, Table
+from tool_aware.evaluation.report.chapter_parts import Card, Section, Table
 from tool_aware.evaluation.report.line_breaks import breakable
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.judgement import INVALID, Judgement, Prediction
@@ -49,7 +49,29 @@ def _section(section: Section) -> str:
         parts.append(f'<div class="figures">{"".join(figures)}</div>')
     is_drawn = section.title == "Confusion"  # its matrices show what its tables hold
     parts += [] if is_drawn else map(_table, section.tables)
+    for caption, cards in section.cards:
+        parts.append(f'<h3>{escape(caption)}</h3><div class="cards">{"".join(map(_card, cards))}</div>')
     return "".join([*parts, "</section>"])
+
+
+def _card(card: Card) -> str:
+    """Set reference and answer side by side, with what is missing struck and what is new underlined."""
+    pieces = word_diff(card.wanted, card.given)
+    sides = "".join(
+        f"<div><h5>{label}</h5><pre>{''.join(_marked(mark, text) for mark, text in pieces if mark in kept)}</pre></div>"
+        for label, kept in (("reference", "=-"), ("answer", "=+"))
+    )
+    more = "".join(
+        f"<h5>{escape(label)}</h5><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+        for label, lines in card.more
+    )
+    head = f"<h4>{breakable(card.title)}</h4><p><strong>{escape(card.reason)}</strong></p><p>{escape(card.query)}</p>"
+    return f'<article>{head}<div class="sides">{sides}</div>{more}</article>'
+
+
+def _marked(mark: str, text: str) -> str:
+    tag = {"-": "del", "+": "ins"}.get(mark)
+    return f"<{tag}>{escape(text)}</{tag}>" if tag else escape(text)
 
 
 def _table(table: Table) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from tool_aware.evaluation.report.chapters import Section, Table
+from tool_aware.evaluation.report.chapter_parts import Section, Table
 
 
 def render_markdown(sections: Sequence[Section]) -> str:
@@ -16,6 +16,9 @@ def render_markdown(sections: Sequence[Section]) -> str:
         blocks += map(_escape, section.paragraphs)
         blocks.append("\n".join(f"- {_escape(item)}" for item in section.items))
         blocks += map(_table, section.tables)
+        for caption, cards in section.cards:
+            rows = [[card.title, card.reason, card.query, card.wanted, card.given] for card in cards]
+            blocks.append(_table(Table([caption, "Why", "Query", "Reference", "Answer"], rows)))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

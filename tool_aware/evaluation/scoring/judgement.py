@@ -34,8 +34,8 @@ ERRORS = (
 
 NOT_ASKED_FOR = Accepted((), (), may_be_absent=True)
 SameCode = Callable[[str, str], bool]
-# What a call of the right tool, with the accepted values and what the user typed, is worth to an agent.
-JudgeUse = Callable[[Tool, Mapping[str, Any], Mapping[str, Accepted], str], CallUse]
+# What a call of the right tool is worth to an agent: by the accepted values, the query, and the queries before it.
+JudgeUse = Callable[[Tool, Mapping[str, Any], Mapping[str, Accepted], str, str], CallUse]
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,9 @@ def _use(call: ToolCall | None, verdict: CallVerdict, row: Row, tools: Toolbox, 
     if call is None or call.tool != row.tool or row.is_choice_only or call.tool not in tools:
         return CallUse(verdict.is_call_correct)
     tool = tools[call.tool]
-    return judge_use(tool, call.parameters, accepted_values(row, tool), row.conversation)
+    return judge_use(
+        tool, call.parameters, accepted_values(row, tool), row.query, "\n".join(turn.query for turn in row.history)
+    )
 
 
 def _no_match(error: str, detail: str, row: Row, tools: Toolbox) -> CallVerdict:

@@ -67,7 +67,7 @@ class Terms:
 @lru_cache(maxsize=65_536)
 def terms_of(text: str, language: str = "en") -> Terms:
     """Return the words of a text in a language, as `language_of` names it."""
-    text = unicodedata.normalize("NFKC", text)
+    text = _present_phrases().sub(" ", unicodedata.normalize("NFKC", text))
     fillers, negations = _fillers(language), _negations(language)
     content: list[str] = []
     unspaced = ""
@@ -238,6 +238,11 @@ def _times() -> frozenset[str]:
 @cache
 def _negations(language: str) -> frozenset[str]:
     return frozenset(_word_lists()["negations"][language].split())
+
+
+@cache
+def _present_phrases() -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(_word_lists()['present_phrases'])})\b", re.IGNORECASE)
 
 
 @cache

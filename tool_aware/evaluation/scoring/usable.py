@@ -1,7 +1,7 @@
 """The rule behind `usable_call`: does a call do the job that the agent has, parameter by parameter.
 
     exact     as under the strict policy
-    search    it finds what the reference finds: see `_search_verdict`
+    search    it finds what the reference finds: see search_rule.py
     code      it prints what the reference prints, in the sandbox; where programs are not run, equal syntax trees
     message   no content word lost, nothing added: see `_message_verdict`
 
@@ -17,14 +17,6 @@ from typing import Any
 from tool_aware.evaluation.scoring.bfcl import Accepted, same_json
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.judgement import NOT_ASKED_FOR, same_value
-from tool_aware.evaluation.scoring.key_terms import (
-    NEGATION,
-    Terms,
-    has_number,
-    language_of,
-    month_number,
-    terms_of,
-)
 from tool_aware.evaluation.scoring.parameter_kinds import (
     CODE,
     EXACT,
@@ -37,12 +29,9 @@ from tool_aware.evaluation.scoring.parameter_kinds import (
 )
 from tool_aware.evaluation.scoring.passages import Passages
 from tool_aware.evaluation.scoring.program_output import ProgramRuns, output_problem
+from tool_aware.evaluation.scoring.search_rule import filler_left_in, search_verdict
+from tool_aware.evaluation.scoring.word_comparison import Said, compare_words
 from tool_aware.tools import Tool
-
-FEWEST_KEPT = 0.55  # of the reference's content words, each weighed by how rare it is
-NEARLY_FIRST = 0.8  # of the score of the first passage
-NOT_TYPED = 0.5  # the weight of a word of the reference that the user did not type, of that of one that he did
-FEWEST_FOUND = 0.3  # of the reference's top passages, where the answer adds words
 
 
 def reference_values(tool: Tool, parameters: Mapping[str, Any]) -> dict[str, Accepted]:
@@ -123,12 +112,12 @@ class ParameterJudge:
         self.programs.run(due)
 
     def judge_call(
-        self, tool: Tool, given: Mapping[str, Any], accepted: Mapping[str, Accepted], asked: str = ""
+        self, tool: Tool, given: Mapping[str, Any], accepted: Mapping[str, Accepted], asked: str = "", earlier: str = ""
     ) -> CallUse:
         """Judge the parameters of a call of the right tool.
 
         `accepted` are those of the row (`accepted_values`) or of a reference call (`reference_values`); `asked` is
-        what the user typed, with the earlier queries of the conversation: its words are no inventions.
+        the user's query, whose words are no inventions, and `earlier` the earlier queries of the conversation.
         """
         problems = tool.parameter_problems(given)
         given = {name: value for name, value in given.items() if not _is_default(tool, name, value)}
@@ -141,26 +130,24 @@ class ParameterJudge:
                     verdicts.append(ParameterVerdict(name, part.kind, False, False, "is missing"))
                 continue
             answers = tuple(value for value in wanted.values if not _is_default(tool, name, value))
-            verdicts += self._verdicts(part, given[name], answers, asked)
+            verdicts += self._verdicts(part, given[name], answers, Said(asked, earlier))
         is_usable = all(verdict.is_usable for verdict in verdicts) and not problems
         return CallUse(is_usable, tuple(verdicts))
 
-    def _verdicts(self, part: _Part, value: Any, answers: Sequence[Any], asked: str) -> list[ParameterVerdict]:
+    def _verdicts(self, part: _Part, value: Any, answers: Sequence[Any], said: Said) -> list[ParameterVerdict]:
         """Judge one value by the accepted ones; of arrays and objects, each part by the accepted one that fits best."""
         is_text = isinstance(value, str)
         verdict = ParameterVerdict(part.name, part.kind if is_text else EXACT, False, False)
         if any(same_value(value, answer, part.schema, same_syntax) for answer in answers):
             return [_same(verdict, value, answers)]
-        every = [parts for answer in answers if (parts := self._by_parts(part, value, answer, asked))]
+        every = [parts for answer in answers if (parts := self._by_parts(part, value, answer, said))]
         if every:
             return max(every, key=lambda parts: sum(part.is_usable for part in parts) / len(parts))
         if is_text and verdict.kind != EXACT:
-            return [
-                self._text_verdict(verdict, value, [answer for answer in answers if isinstance(answer, str)], asked)
-            ]
+            return [self._text_verdict(verdict, value, [answer for answer in answers if isinstance(answer, str)], said)]
         return [replace(verdict, reason=_exactly(answers))]
 
-    def _by_parts(self, part: _Part, value: Any, answer: Any, asked: str) -> list[ParameterVerdict]:
+    def _by_parts(self, part: _Part, value: Any, answer: Any, said: Said) -> list[ParameterVerdict]:
         """Judge the items of an array or the properties of an object; none if these are no two arrays or objects."""
         if isinstance(value, list) and isinstance(answer, list):
             if len(value) != len(answer):
@@ -174,20 +161,21 @@ class ParameterJudge:
             pairs = [(part.property(key), value[key], answer[key]) for key in value]
         else:
             return []
-        return [verdict for inner, ours, theirs in pairs for verdict in self._verdicts(inner, ours, [theirs], asked)]
+        return [verdict for inner, ours, theirs in pairs for verdict in self._verdicts(inner, ours, [theirs], said)]
 
     def _text_verdict(
-        self, verdict: ParameterVerdict, value: str, texts: Sequence[str], asked: str
+        self, verdict: ParameterVerdict, value: str, texts: Sequence[str], said: Said
     ) -> ParameterVerdict:
         if not texts and verdict.kind == MESSAGE:
-            return _unasked(verdict, value, asked, self.passages)
+            return _unasked(verdict, value, said, self.passages)
         if not texts:
             return replace(verdict, reason="is not asked for")
         if verdict.kind == CODE:
             return self._code_verdict(verdict, value, texts)
-        judged = self._search_verdict if verdict.kind == SEARCH else self._message_verdict
-        every = [judged(verdict, value, text, texts, asked) for text in texts]
-        return max(every, key=lambda one: (one.is_usable, one.kept or 0, one.found or 0))
+        if verdict.kind == SEARCH:
+            return search_verdict(verdict, value, texts, said, self.passages)
+        every = [self._message_verdict(verdict, value, text, texts, said) for text in texts]
+        return max(every, key=lambda one: (one.is_usable, one.kept or 0))
 
     def _code_verdict(self, verdict: ParameterVerdict, value: str, texts: Sequence[str]) -> ParameterVerdict:
         if not self.programs:
@@ -204,40 +192,12 @@ class ParameterJudge:
             wanted=wanted[0].printed,
         )
 
-    def _search_verdict(
-        self, verdict: ParameterVerdict, value: str, text: str, texts: Sequence[str], asked: str
-    ) -> ParameterVerdict:
-        """Judge a search text: names, numbers and negations are kept and none is invented, and it finds the same.
-
-        A name or number counts as invented if neither an accepted text nor the user has it.
-        """
-        compared = _compare(value, text, texts, asked, self.passages)
-        ours, theirs = self.passages.top(value), self.passages.top(text)
-        found = len({*ours} & {*theirs}) / len(theirs) if theirs else None
-        reason = _hard_problem(compared)
-        if not reason and (compared.kept < FEWEST_KEPT or not compared.is_core_kept):
-            reason = f"loses {', '.join(compared.lost)}"
-        if not reason and compared.added and found is not None and found < FEWEST_FOUND:
-            reason = f"adds {', '.join(compared.added)} and so finds other passages"
-        if not reason and compared.added and compared.lost_typed and not _finds_first(ours, theirs):
-            reason = f"has {', '.join(compared.added)} instead of {', '.join(compared.lost_typed)}"
-        return replace(
-            verdict,
-            is_usable=not reason,
-            reason=reason,
-            kept=compared.kept,
-            found=found,
-            lost=compared.lost,
-            added=compared.added,
-            filler=_filler(value, texts),
-        )
-
     def _message_verdict(
-        self, verdict: ParameterVerdict, value: str, text: str, texts: Sequence[str], asked: str
+        self, verdict: ParameterVerdict, value: str, text: str, texts: Sequence[str], said: Said
     ) -> ParameterVerdict:
         """Judge a message: every content word is kept, in some form, and none is added that the user did not type."""
-        compared = _compare(value, text, texts, asked, self.passages)
-        reason = _hard_problem(compared)
+        compared = compare_words(value, text, texts, said, self.passages)
+        reason = compared.hard_problem
         if not reason and compared.lost:
             reason = f"loses {', '.join(compared.lost)}"
         if not reason and compared.added:
@@ -245,72 +205,6 @@ class ParameterJudge:
         return replace(
             verdict, is_usable=not reason, reason=reason, kept=compared.kept, lost=compared.lost, added=compared.added
         )
-
-
-class _Compared:
-    """The words that an answer loses of one text, and those that it has and nobody said.
-
-    Hard are names, numbers, words that say when, and negations. `kept` is the share of the text's content words that
-    are kept, each weighed by how rare it is, and by half if the user did not type it: it is the writer's choice then.
-    `is_core_kept`: no word that the user typed as well and that is lost is rarer than all that are kept.
-    """
-
-    def __init__(self, ours: Terms, theirs: Terms, typed: Terms, said: Terms, passages: Passages) -> None:
-        lost, added = _words_lost(theirs, ours), _words_lost(ours, said)
-        self.hard_lost = (*(word for word in lost if _is_hard(word, theirs, passages)), *_other_lost(theirs, ours))
-        self.hard_added = (*(word for word in added if word in ours.names | ours.times), *_other_lost(ours, said))
-        self.lost = tuple(dict.fromkeys((*lost, *self.hard_lost)))
-        self.added = tuple(dict.fromkeys((*added, *self.hard_added)))
-        not_typed = {*_words_lost(theirs, typed)}
-        weights = {word: passages.weight(word) for word in theirs.content}
-        rarest_kept = max((weights[word] for word in theirs.content if word not in lost), default=0.0)
-        self.lost_typed = [word for word in lost if word not in not_typed]
-        self.is_core_kept = all(weights[word] <= rarest_kept for word in self.lost_typed)
-        weights |= {word: NOT_TYPED * weights[word] for word in not_typed}
-        total = sum(weights.values())
-        self.kept = 1 - sum(weights[word] for word in lost) / total if total else 1.0
-
-
-def _is_hard(word: str, of: Terms, passages: Passages) -> bool:
-    """Return whether a word is a name or says when; a capital makes a name of a German word that no passage has."""
-    return word in of.names | of.times or (word in of.capitals and passages.weight(word) >= passages.most)
-
-
-def _words_lost(of: Terms, among: Terms) -> list[str]:
-    """Return the content words of one text that another does not have in any form."""
-    return [
-        word
-        for word in of.content
-        if not (among.has_name(word) if word in of.names else among.has(word))
-        and not has_number(month_number(word), among.numbers)
-    ]
-
-
-def _other_lost(of: Terms, among: Terms) -> list[str]:
-    """Return the numbers of one text that another does not have in any reading, and the negation if it has none."""
-    numbers = [*among.numbers, *filter(None, map(month_number, among.content))]
-    lost = [min(number, key=len) for number in of.numbers if not has_number(number, numbers)]
-    is_reversed = of.is_negated and not (among.is_negated or among.is_free_of)
-    return [*lost, *([NEGATION] if is_reversed else [])]
-
-
-def _compare(value: str, text: str, texts: Sequence[str], asked: str, passages: Passages) -> _Compared:
-    said = "\n".join((*texts, asked))
-    language = language_of(said)
-    ours, theirs, typed, allowed = (terms_of(one, language) for one in (value, text, asked or text, said))
-    return _Compared(ours, theirs, typed, allowed, passages)
-
-
-def _finds_first(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
-    """Return whether what the reference finds first is among what the answer finds first, or nearly."""
-    first = next(iter(theirs), None)
-    return first is None or ours.get(first, 0.0) >= NEARLY_FIRST * max(ours.values(), default=0.0)
-
-
-def _hard_problem(compared: _Compared) -> str:
-    if compared.hard_lost:
-        return f"loses {', '.join(compared.hard_lost)}"
-    return f"invents {', '.join(compared.hard_added)}" if compared.hard_added else ""
 
 
 def _same(verdict: ParameterVerdict, value: Any, answers: Sequence[Any]) -> ParameterVerdict:
@@ -322,20 +216,14 @@ def _same(verdict: ParameterVerdict, value: Any, answers: Sequence[Any]) -> Para
         is_usable=True,
         kept=1.0 if verdict.kind in (SEARCH, MESSAGE) else None,
         found=1.0 if is_search else None,
-        filler=_filler(value, [answer for answer in answers if isinstance(answer, str)]) if is_search else None,
+        filler=filler_left_in(value, [answer for answer in answers if isinstance(answer, str)]) if is_search else None,
         runs=True if verdict.kind == CODE else None,
     )
 
 
-def _filler(value: str, texts: Sequence[str]) -> int:
-    """Count the function words that an answer has more than the first accepted text."""
-    language = language_of("\n".join(texts))
-    return max(0, terms_of(value, language).filler - terms_of(texts[0], language).filler)
-
-
-def _unasked(verdict: ParameterVerdict, value: str, asked: str, passages: Passages) -> ParameterVerdict:
+def _unasked(verdict: ParameterVerdict, value: str, said: Said, passages: Passages) -> ParameterVerdict:
     """Judge a message text that the reference leaves out: it does no harm if it invents no name or number."""
-    compared = _compare(value, asked, (), asked, passages)
+    compared = compare_words(value, said.query, (), said, passages)
     reason = f"is not asked for and invents {', '.join(compared.hard_added)}" if compared.hard_added else ""
     return replace(verdict, is_usable=not reason, reason=reason, added=compared.added)
 

@@ -13,8 +13,9 @@ from tool_aware.evaluation.report.chapters import build_report
 from tool_aware.evaluation.report.html import render_html, word_diff
 from tool_aware.evaluation.report.markdown import render_markdown
 from tool_aware.evaluation.report.output import print_results
-from tool_aware.evaluation.results import assemble
+from tool_aware.evaluation.results import assemble, parameter_judge_of
 from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.evaluation.scoring.program_output import ProgramRuns
 from tool_aware.evaluation.scoring.robustness import make_variants
 from tool_aware.prompt import Turn, render_instruction, render_response
 from tool_aware.rows import Row
@@ -235,6 +236,75 @@ def test_the_page_works_in_a_browser(page, tmp_path, width):
     assert seen["themes"][0] != seen["themes"][1]
 
 
+@pytest.fixture(scope="module")
+def judged_page(config):
+    """A page about eight calls whose parameters are wrong, nasty ones among them, beside a base that has none right."""
+    wrong = {
+        "rag_retrieval": ("minutes of March 2024", f"minutes of May {NASTY[1]}"),
+        "web_search": ("Tesla_revenue_" * 12 + " 2024", "w" * 300),
+        "code_execution": ("print('<b>', 1)", "print('<script>document.title = 1</script>' + 'x' * 200)"),
+        "direct_chat": ("explain recursion", NASTY[0]),
+    }
+    rows, tuned = {}, []
+    for index, tool in enumerate(TOOL_OF * 2):
+        wanted, given = wrong[tool]
+        metadata = {"source": "test", "tool": tool}
+        rows[index] = Row(render_instruction(f"{index} {NASTY[2]}", config.toolbox), answer(tool, wanted), metadata)
+        tuned.append(Prediction(index, answer(tool, given)))
+    base = [Prediction(index, NASTY[0]) for index in rows]
+    judge = parameter_judge_of(config, rows, ProgramRuns())
+    answers = {"base": base, "finetuned": tuned}
+    found = assemble(config, rows, rows, answers, [], baselines={}, parameter_judge=judge)
+    return render_html(found, build_report(found), facts=[]), render_markdown(build_report(found))
+
+
+def test_the_worst_parameters_stand_side_by_side_with_what_they_find_and_print(judged_page):
+    page, markdown = judged_page
+    assert "<del>March</del>" in page
+    assert "<ins>May</ins>" in page
+    assert "loses march, 2024" in page
+    assert "Found by the reference alone" in page
+    assert "The reference prints</h5><ul><li>&lt;b&gt; 1</li></ul>" in page
+    assert "<li>&lt;script&gt;document.title = 1" in page
+    assert page.count("<script") == 2  # the rows and the page's own
+    assert "Row 0: rag\\_retrieval.query | loses march, 2024" in markdown
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1200, 400])
+def test_parameters_side_by_side_fit_the_screen_in_both_themes(judged_page, tmp_path, width):
+    path = tmp_path / "report.html"
+    look = LAYOUT.replace("const problems = [];", f"{CARDS}const problems = cardProblems();")
+    look = re.sub(r'All\("(\.scroll|td, th)"', r'All("#what-the-parameters-are-worth :is(\1)"', look)
+    path.write_text(judged_page[0].replace("</body>", look), encoding="utf-8")
+    result = in_browser(path, width)
+    assert "CONSOLE" not in result.stderr
+    assert json.loads(html.unescape(re.search(r"PROBLEMS(\[.*?\])END", result.stdout, re.DOTALL)[1])) == []
+
+
+# What differs is struck or underlined, so colour is not all; its contrast is that of WCAG AA in both themes.
+CARDS = """
+const linear = v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+const light = color => {
+  const [r, g, b] = color.match(/[\\d.]+/g).map(v => linear(v / 255));
+  return .2126 * r + .7152 * g + .0722 * b;
+};
+function cardProblems() {
+  const found = [], cards = [...document.querySelectorAll(".cards article")];
+  if (cards.length !== 8) found.push("cards: " + cards.length);
+  if (document.documentElement.scrollWidth > window.innerWidth) found.push("the page scrolls");
+  for (const theme of ["light", "dark"]) {
+    document.documentElement.dataset.theme = theme;
+    for (const mark of document.querySelectorAll(".cards ins, .cards del")) {
+      const style = getComputedStyle(mark);
+      const [dark, bright] = [light(style.color), light(style.backgroundColor)].sort((a, b) => a - b);
+      if (style.textDecorationLine === "none") found.push("colour alone: " + mark.textContent);
+      if ((bright + .05) / (dark + .05) < 4.5) found.push(theme + ": too little contrast");
+    }
+  }
+  return found;
+}
+"""
 LAYOUT = """<script>
 const problems = [];
 for (const box of document.querySelectorAll(".scroll"))

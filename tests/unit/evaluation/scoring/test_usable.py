@@ -40,14 +40,18 @@ def use(judge, schema, wanted, given, asked=""):
 # ---- agreement with people ----------------------------------------------------------------------------------
 
 
-def test_the_rule_says_what_a_person_says():
+@pytest.mark.parametrize(("is_aside", "least"), [(False, 0.95), (True, 0.85)], ids=["made_with", "labelled_later"])
+def test_the_rule_says_what_a_person_says(is_aside, least):
+    """Of the calls that were set aside less is expected: nobody looked at them while the rule was made."""
     calls = labelled_calls()
-    verdicts = rule_verdicts(calls, ParameterJudge(texts=texts_of(calls), programs=ProgramRuns()))
+    part = [call for call in calls if call.aside == is_aside]
+    verdicts = rule_verdicts(part, ParameterJudge(texts=texts_of(calls), programs=ProgramRuns()))
     wrong = [(call.asked, call.answer, reason) for call, verdict, reason in verdicts if verdict != call.usable]
-    assert len(wrong) <= 0.05 * len(calls), wrong
+    assert len(part) >= 50
+    assert len(wrong) <= (1 - least) * len(part), wrong
     tools = tools_of_labelled_calls()
-    strictly = sum(strict_verdict(call, tools[call.tool]) == call.usable for call in calls)
-    assert strictly < 0.6 * len(calls)  # what the strict policy alone would say of the same calls
+    strictly = sum(strict_verdict(call, tools[call.tool]) == call.usable for call in part)
+    assert strictly < 0.6 * len(part)  # what the strict policy alone would say of the same calls
 
 
 def test_every_labelled_call_has_a_reason_and_half_are_answers_of_a_model():
@@ -55,7 +59,7 @@ def test_every_labelled_call_has_a_reason_and_half_are_answers_of_a_model():
     assert len(calls) >= 150
     assert all(call.why for call in calls)
     assert sum(call.origin != "written" for call in calls) >= len(calls) / 2
-    assert len({json.dumps([call.asked, dict(call.answer)]) for call in calls}) == len(calls)
+    assert len({json.dumps([call.earlier, call.asked, dict(call.answer)]) for call in calls}) == len(calls)
 
 
 # ---- kinds --------------------------------------------------------------------------------------------------

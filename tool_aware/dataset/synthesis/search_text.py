@@ -57,8 +57,11 @@ def search_words(settings: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[st
     return {
         language: SearchWords(
             language,
-            *(_phrases(words[key]) for key in ("kept", "phrases")),
-            *(frozenset(words[key]) for key in ("function", "request", "opening")),
+            kept=_phrases(words["kept"]),
+            phrases=_phrases(words["phrases"]),
+            function=frozenset(words["function"]),
+            request=frozenset(words["request"]),
+            opening=frozenset(words["opening"]),
         )
         for language, words in settings.items()
     }

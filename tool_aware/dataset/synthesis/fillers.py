@@ -19,7 +19,7 @@ _LIST_STYLES = (", ", ", ", ", ", " ", "; ", ",", " and ")
 _LIST_STYLES_OF_COMMA_NUMBERS = ("; ", " ", " / ", " and ")
 _COMMA_SHARE = 0.6  # of numbers in languages with a decimal comma: the others are typed with a point
 _GROUPED_SHARE = 0.35  # of amounts of four digits and more
-_SHORT_SHARE = 0.12  # of whole thousands: 12k
+_SHORT_SHARE = 0.12  # of whole hundreds above a thousand: 12k, 1.5k
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def _amount(spec: Mapping[str, Any], random_: random.Random, language: str) -> V
     steps = random_.randint(0, round((high - low) / step))
     number = f"{low + steps * step:.{0 if is_whole else 2}f}"
     whole, _, cents = number.partition(".")
-    if is_whole and language == "en" and whole.endswith("000") and random_.random() < _SHORT_SHARE:
-        return Value(f"{whole[:-3]}k", number)
+    if is_whole and language == "en" and len(whole) > 3 and whole.endswith("00") and random_.random() < _SHORT_SHARE:
+        return Value(f"{int(whole) / 1000:g}k", number)
     has_comma = language in pools()["decimal_comma"] and random_.random() < _COMMA_SHARE
     is_grouped = (
         len(whole) > 3 and random_.random() < _GROUPED_SHARE and (has_comma or language not in pools()["decimal_comma"])

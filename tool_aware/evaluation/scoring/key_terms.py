@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,19 @@ class Terms:
 
     def has(self, word: str) -> bool:
         """Return whether the text has a content word of another text, in some form."""
-        return word in self.unspaced or any(same_word(word, other) for other in self.content)
+        return word in self.unspaced or any(same_word(word, other) for other in self._by_beginning.get(word[:3], ()))
 
     def has_name(self, name: str) -> bool:
         """Return whether the text has a name of another text."""
-        return any(same_name(name, other) for other in self.content)
+        return name in self.unspaced or any(same_name(name, other) for other in self._by_beginning.get(name[:3], ()))
+
+    @cached_property
+    def _by_beginning(self) -> dict[str, list[str]]:
+        """Return the content words by their first letters, which forms of one word share; so long texts take little."""
+        words: dict[str, list[str]] = {}
+        for word in self.content:
+            words.setdefault(word[:3], []).append(word)
+        return words
 
 
 @lru_cache(maxsize=65_536)
@@ -132,6 +141,8 @@ def index_tokens(text: str) -> list[str]:
 
 def fold(word: str) -> str:
     """Return a word without case and accents."""
+    if word.isascii():
+        return word.lower()
     return "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c))
 
 
@@ -190,8 +201,9 @@ def language_of(text: str) -> str:
     words = re.findall(r"[^\W\d_]+", text.casefold())
     if sum("\u0400" <= c <= "\u04ff" for c in text) > len(text) / 3:
         return "ru"
-    counts = {language: sum(word in _function_words(language) for word in words) for language in (*_LANGUAGES, "pl")}
-    return max(counts, key=lambda language: counts[language])
+    known = _languages_of_function_words()
+    counts = Counter(language for word in words for language in known.get(word, ()))
+    return max((*_LANGUAGES, "pl"), key=lambda language: counts[language])  # of equal ones the first
 
 
 def _is_name(piece: str, language: str) -> bool:
@@ -220,6 +232,15 @@ def _function_words(language: str) -> frozenset[str]:
     from bm25s import stopwords
 
     return frozenset(getattr(stopwords, f"STOPWORDS_{_LANGUAGES[language]}"))
+
+
+@cache
+def _languages_of_function_words() -> dict[str, list[str]]:
+    languages: dict[str, list[str]] = {}
+    for language in (*_LANGUAGES, "pl"):
+        for word in _function_words(language):
+            languages.setdefault(word, []).append(language)
+    return languages
 
 
 @cache

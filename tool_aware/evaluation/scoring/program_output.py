@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ast
-import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from decimal import Decimal, localcontext
 
 from tool_aware.sandbox import DEFAULT_LIMITS, Limits, ProgramRun, run_program
 
 LIMITS = replace(DEFAULT_LIMITS, time_s=2)  # of one program; what people ask an agent for takes milliseconds
-RELATIVE = 1e-6  # between numbers that are equal
+RELATIVE = Decimal("1e-6")  # between numbers that are equal
+SMALLEST = Decimal("1e-12")  # what is left of 0.1 + 0.2 - 0.3
 RUNS_OF_VARYING = 5  # of a reference whose output differs from run to run
 FEWEST_DECIMALS = 2  # of a rounded number that stands for a longer one
 
@@ -28,7 +29,7 @@ _VARYING_MODULES = frozenset({"random", "secrets", "uuid", "time", "timeit", "nu
 class Number:
     """A printed number and how many decimals it was printed with."""
 
-    value: float
+    value: Decimal  # as programs print numbers that no float holds
     decimals: int
 
 
@@ -126,10 +127,13 @@ def same_print(one: str, other: str) -> bool:
 
 def same_number(one: Number, other: Number) -> bool:
     """Return whether two printed numbers are equal, or one is the other, rounded."""
-    if math.isclose(one.value, other.value, rel_tol=RELATIVE, abs_tol=1e-12):
-        return True
     fewer = min(one.decimals, other.decimals)
-    return fewer >= FEWEST_DECIMALS and abs(one.value - other.value) <= 0.5 * 10**-fewer * (1 + RELATIVE)
+    with localcontext(traps=[]):  # an overflow is no error here, but infinite
+        difference = abs(one.value - other.value)
+        largest = max(abs(one.value), abs(other.value))
+        is_rounded = fewer >= FEWEST_DECIMALS and difference <= Decimal(10) ** -fewer / 2 * (1 + RELATIVE)
+        is_near = difference.is_finite() and difference <= max(RELATIVE * largest, SMALLEST)
+        return one.value == other.value or is_rounded or is_near
 
 
 def _lie_among(outputs: Sequence[str], texts: Sequence[str]) -> bool:
@@ -145,10 +149,11 @@ def _lie_among(outputs: Sequence[str], texts: Sequence[str]) -> bool:
     if len({*map(len, ours), *map(len, theirs)}) != 1 or not ours[0]:
         return False
     ranges = zip(*(map(_range, zip(*group, strict=True)) for group in (ours, theirs)), strict=True)
-    return all(low - (high - low) <= most and least <= high + (high - low) for (least, most), (low, high) in ranges)
+    with localcontext(traps=[]):
+        return all(low - (high - low) <= most and least <= high + (high - low) for (least, most), (low, high) in ranges)
 
 
-def _range(numbers: Sequence[Number]) -> tuple[float, float]:
+def _range(numbers: Sequence[Number]) -> tuple[Decimal, Decimal]:
     values = [number.value for number in numbers]
     return min(values), max(values)
 
@@ -162,7 +167,8 @@ def _tokens(text: str) -> list[Number | str]:
 def _number(text: str) -> Number:
     plain = text.replace(",", "").replace("−", "-")
     mantissa = re.split("[eE]", plain)[0]
-    return Number(float(plain), len(mantissa.partition(".")[2]))
+    with localcontext(traps=[]):
+        return Number(Decimal(plain), len(mantissa.partition(".")[2]))
 
 
 def _numbers(tokens: Iterable[Number | str]) -> list[Number]:

@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import product
 
 from tool_aware.evaluation.scoring.key_terms import NEGATION, Terms, has_number, language_of, month_number, terms_of
 from tool_aware.evaluation.scoring.passages import Passages
 
 NOT_TYPED = 0.5  # the weight of a word of the reference that the user did not type, of that of one that he did
 CLEARLY_RARER = math.log(2.5)  # two and a half times, as weights are logarithms
+MOST_PAIRS = 2_000  # of words that are looked at for misread ones
 LOOKS_ALIKE = 0.75  # share of equal characters, difflib's ratio
 
 
@@ -79,10 +81,16 @@ def compare_words(value: str, text: str, texts: Sequence[str], said: Said, passa
         hard_added=hard_added,
         lost_typed=tuple(lost_typed),
         lost_untyped=tuple(word for word in lost if word in not_typed),
-        misread=next(((w, other) for w in lost_typed for other in added if looks_like(w, other)), None),
+        misread=_misread(lost_typed, added),
         is_core_kept=all(weights[word] <= rarest_kept + CLEARLY_RARER for word in lost_typed),
         rarest_added=next((word for word in added if passages.weight(word) > rarest_kept), ""),
     )
+
+
+def _misread(lost: Sequence[str], added: Sequence[str]) -> tuple[str, str] | None:
+    """Return a lost word and an added one that looks like it; of texts that share next to nothing, none."""
+    pairs = product(lost, added) if len(lost) * len(added) <= MOST_PAIRS else ()
+    return next(((word, other) for word, other in pairs if looks_like(word, other)), None)
 
 
 def looks_like(one: str, other: str) -> bool:
@@ -102,8 +110,10 @@ def words_lost(of: Terms, among: Terms) -> list[str]:
 
 def _is_typing_mistake(word: str, not_typed: set[str], ours: Terms, theirs: Terms, typed: Terms) -> bool:
     """Return whether the answer has a word as the user mistyped it."""
-    return word in not_typed and any(
-        looks_like(word, other) and not theirs.has(other) and ours.has(other) for other in typed.content
+    return (
+        len(not_typed) * len(typed.content) <= MOST_PAIRS
+        and word in not_typed
+        and any(looks_like(word, other) and not theirs.has(other) and ours.has(other) for other in typed.content)
     )
 
 

@@ -247,3 +247,16 @@ def test_where_no_program_is_run_only_the_same_program_is_usable(judge):
     schema = tool(code={"type": "string", "contentMediaType": "text/x-python"})
     assert use(judge, schema, {"code": "x = 1\nprint(x)"}, {"code": "y = 1\nprint(y)"}).is_usable
     assert "programs were not run" in use(judge, schema, {"code": "print(1)"}, {"code": "print(2 - 1)"}).reason
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\ud83d", "\x00", "", "?!", "\u202e", "a" * 300_000, "1" * 50_000, "1." * 20_000, "(" * 5_000, "東京" * 50_000,
+     " ".join(f"w{i:x}rd" for i in range(20_000)), " ".join(map(str, range(20_000)))],
+    ids=lambda value: f"{value[:6]!a} {len(value)}",
+)  # fmt: skip
+def test_any_text_is_judged_in_little_time(judge, value):
+    schema = tool(query=TEXT, message=TEXT, code={"type": "string", "contentMediaType": "text/x-python"})
+    wanted = {"query": "SLA Gold accounts", "message": "explain recursion", "code": "print(1)"}
+    assert not use(judge, schema, wanted, dict.fromkeys(wanted, value), asked="explain SLA Gold accounts").is_usable
+    assert not use(judge, schema, dict.fromkeys(wanted, value), wanted, asked=value).is_usable

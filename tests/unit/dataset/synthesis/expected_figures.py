@@ -76,6 +76,12 @@ def _until_paid(amount: int, rate: object, payment: int) -> list[int]:
     return list(divmod(months, 12))
 
 
+def _between(ordered: list, share: Fraction) -> Fraction:
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    return ordered[low] + (ordered[min(low + 1, len(ordered) - 1)] - ordered[low]) * (place - low)
+
+
 UNITS: dict[str, Callable[..., Expected]] = {
     "convert": lambda a, u: exact(a) * Fraction(u),
     "miles_to_km": lambda a: exact(a) * 5280 * 12 * Fraction(254, 10_000_000) * 1000 / 1000,
@@ -124,6 +130,12 @@ UNITS: dict[str, Callable[..., Expected]] = {
 
 
 STATISTICS: dict[str, Callable[..., Expected]] = {
+    "percentile": lambda numbers: _between(sorted(numbers), Fraction(9, 10)),
+    "variance_sample": lambda numbers: spread(numbers, 1) ** 2,
+    "spread_of": lambda numbers: sorted(numbers)[-1] - sorted(numbers)[0],
+    "rolling_three": lambda numbers: [
+        round(float(mean([a, b, c])), 2) for a, b, c in zip(numbers, numbers[1:], numbers[2:], strict=False)
+    ],
     "count_below": lambda numbers, k: len([x for x in numbers if x < k]),
     "share_above": lambda numbers, k: Fraction(100 * len([x for x in numbers if x > k]), len(numbers)),
     "mean_without_extremes": lambda numbers: mean(sorted(numbers)[1:-1]),
@@ -173,6 +185,8 @@ STATISTICS: dict[str, Callable[..., Expected]] = {
 
 
 NUMBERS: dict[str, Callable[..., Expected]] = {
+    "bmi_again": lambda w, h: exact(w) / exact(h) / exact(h),
+    "seating": lambda n, k: math.prod(range(n - k + 1, n + 1)),
     "power_of": lambda a, b: math.prod([a] * b),
     "division": lambda a, b: exact(a) / b,
     "remainder": lambda a, b: a - a // b * b,

@@ -71,6 +71,9 @@ def _amounts(printed: str, table: str) -> bool:
 
 
 TEXTS: dict[str, Callable[..., Expected]] = {
+    "word_frequency": lambda t: lambda printed: dict(ast.literal_eval(printed)) == dict(Counter(t.split())),
+    "common_word_text": lambda t: max(t.split(), key=t.split().count),
+    "numbers_in_text": printed_list,
     "lines_unique": lambda table: "\n".join(_once(table.split("\n"))),
     "lines_number": lambda table: "\n".join(f"{at + 1} {line}" for at, line in enumerate(table.split("\n"))),
     "lines_containing": lambda table: len([line for line in table.split("\n") if line.endswith("open")]),

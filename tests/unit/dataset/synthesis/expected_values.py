@@ -27,6 +27,7 @@ from tests.unit.dataset.synthesis.other_ways import (
     instalment,
     less,
     more,
+    paid_off,
     percent,
     printed_list,
     saved,
@@ -45,6 +46,16 @@ def _months_later(start: date, months: int) -> date:
     return min(start.replace(day=1, year=year, month=month) + timedelta(days=start.day - 1), _days_of(year, month)[-1])
 
 
+def _working_days_before(day: date) -> list[date]:
+    earlier = (date.fromordinal(day.toordinal() - back) for back in range(1, 400))
+    return [one for one in earlier if one.isoweekday() < 6]
+
+
+def _months_earlier(day: date, count: int) -> date:
+    months = day.year * 12 + day.month - 1 - count
+    return min(_days_of(months // 12, months % 12 + 1), key=lambda one: abs(one.day - day.day))
+
+
 def _full_months(start: date, end: date) -> int:
     """Return how often the day of the month comes round until the end."""
     months = [(start.year + (start.month + n - 1) // 12, (start.month + n - 1) % 12 + 1) for n in range(1, 200)]
@@ -52,6 +63,13 @@ def _full_months(start: date, end: date) -> int:
 
 
 MONEY: dict[str, Callable[..., Expected]] = {
+    "loan_months": paid_off,
+    "savings_start": lambda s, a, r, y: saved(a, r, y) + float(grown(s, exact(r) / 12, 12 * y)),
+    "total_paid": lambda p, y: sum(exact(p) for _ in range(12 * y)),
+    "annual_change": lambda a, b, y: 100 * (math.exp(math.log(b / a) / y) - 1),
+    "commission": lambda a, r: percent(r, a),
+    "trip_cost": lambda k, l, p, n: k * exact(l) * exact(p) / 100 / n,
+    "salary_month": lambda a: exact(a) / 12,
     "priced_items": lambda numbers: sum(map(exact, numbers)),
     "priced_average": lambda numbers: sum(map(exact, numbers)) / len(numbers),
     "tip_amount": lambda a, t: percent(t, a),
@@ -122,6 +140,13 @@ MONEY: dict[str, Callable[..., Expected]] = {
 
 
 DATES: dict[str, Callable[..., Expected]] = {
+    "weekday_count": lambda a, b, w: sum(
+        date.fromordinal(day).isoweekday() == w + 1 for day in range(a.toordinal(), b.toordinal() + 1)
+    ),
+    "next_weekday": lambda a, w: str(date.fromordinal(a.toordinal() + ((w - a.weekday() - 1) % 7) + 1)),
+    "working_days_before": lambda a, n: str(_working_days_before(a)[n - 1]),
+    "months_before": lambda a, n: str(_months_earlier(a, n)),
+    "age_days": days_from,
     "weekday_abroad": lambda a: calendar.day_name[calendar.weekday(a.year, a.month, a.day)],
     "days_between_abroad": days_from,
     "months_between": _full_months,

@@ -27,15 +27,19 @@ def grown(amount: object, rate: object, years: int) -> Fraction:
     return value
 
 
-def instalment(amount: object, rate: object, years: int) -> float:
+def paid_off(amount: object, rate: object, months: int) -> float:
     """Return the monthly payment that leaves nothing, found by halving an interval."""
     low, high = 0.0, float(exact(amount)) * 2
     for _ in range(200):
         middle, left = (low + high) / 2, float(exact(amount))
-        for _ in range(years * 12):
+        for _ in range(months):
             left += left * float(exact(rate)) / 1200 - middle
         low, high = (middle, high) if left > 0 else (low, middle)
     return low
+
+
+def instalment(amount: object, rate: object, years: int) -> float:
+    return paid_off(amount, rate, 12 * years)
 
 
 def saved(amount: object, rate: object, years: int) -> Fraction:

@@ -98,7 +98,7 @@ def terms_of(text: str, language: str = "en") -> Terms:
             folded = piece.casefold()
             if folded in negations:
                 is_negated = True
-            elif folded in fillers and not (piece.isupper() and len(piece) > 1):
+            elif (folded in fillers or fold(piece) in fillers) and not (piece.isupper() and len(piece) > 1):
                 filler += 1
             else:
                 content.append(fold(piece))

@@ -139,11 +139,15 @@ def same_number(one: Number, other: Number) -> bool:
 def _lie_among(outputs: Sequence[str], texts: Sequence[str]) -> bool:
     """Return whether outputs are like several outputs of the reference, which differ from run to run.
 
-    They have the same pieces in another order, or as many numbers, each within the range of those in its place,
-    widened by as much on either side.
+    They have the same pieces in another order; or pieces of the same lengths, where all runs of the reference agree in
+    these, as those of a random password do; or as many numbers, each within the range of those in its place, widened
+    by as much on either side.
     """
     first = _tokens(outputs[0])
     if any(Counter(map(str, first)) == Counter(map(str, _tokens(text))) for text in texts):
+        return True
+    shapes = {tuple(map(len, text.split())) for text in texts}
+    if len(shapes) == 1 and len(set(outputs)) > 1 and {tuple(map(len, text.split())) for text in outputs} == shapes:
         return True
     ours, theirs = ([_numbers(_tokens(text)) for text in group] for group in (outputs, texts))
     if len({*map(len, ours), *map(len, theirs)}) != 1 or not ours[0]:

@@ -107,6 +107,16 @@ def test_a_simulation_is_held_against_the_range_of_the_references_runs(programs,
     assert (problem(programs, answered, DICE) == "") == is_like
 
 
+PASSWORD = "import secrets\nprint(''.join(secrets.choice('abcdefgh1') for _ in range({})))"
+
+
+def test_a_random_text_is_held_against_the_shape_of_the_references(programs):
+    other = "import random\nprint(''.join(random.choices('xyz', k=17)))"
+    assert problem(programs, other, PASSWORD.format(17)) == ""
+    assert problem(programs, PASSWORD.format(16), PASSWORD.format(17)) != ""
+    assert problem(programs, f"print({'q' * 17!r})", PASSWORD.format(17)) != ""  # always the same one
+
+
 def test_a_set_may_be_printed_in_any_order_and_a_list_may_not(programs):
     a_set = "print({'fig', 'pear', 'plum', 'kiwi', 'lime'})"
     assert problem(programs, "print(set(['lime', 'plum', 'kiwi', 'fig', 'pear']))", a_set) == ""

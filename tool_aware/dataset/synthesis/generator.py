@@ -294,7 +294,7 @@ class Generator:
         elif frame.kind != "example":
             fixed = [value.text for slot, value in values.items() if slot != COUNT_SLOT]
             words = self.search_words(frame.language)
-            text = noisy.in_its_letters(search_text(said.argument or said.text, words, fixed))
+            text = noisy.in_its_letters(search_text(said.text, words, fixed, about=said.argument))
         parameters: dict[str, Any] = {text_name: text}
         count_name = next((name for name, schema in tool.properties.items() if schema.get("type") == "integer"), None)
         if count_name and COUNT_SLOT in values:

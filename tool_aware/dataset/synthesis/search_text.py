@@ -1,9 +1,10 @@
-"""Makes the search text of a request: its content words, in its order, as they were typed.
+"""Makes the search text of a request: what it is about, as it was typed.
 
-One rule for all searches, so that a small model can learn it: articles, prepositions, pronouns, auxiliary verbs,
-question words and the words of the asking itself are left out; names, numbers, dates, negations and all other words
-stay as typed. The words to leave out are in content/search_words.yaml, by language. A language that is not there, such
-as Japanese, is written without spaces: its frames name their search text.
+One rule for all searches, so that a small model can learn it: the words of the asking are left out, and articles,
+prepositions, pronouns, auxiliary verbs and question words before and behind what is asked about. All that stands
+between two words that stay, stays too: a span that is copied loses no negation, and a small model copies more surely
+than it picks words. The words to leave out are in content/search_words.yaml, by language. A language that is not there,
+such as Japanese, is written without spaces: its frames name their search text.
 """
 
 from __future__ import annotations
@@ -73,14 +74,23 @@ def _phrases(phrases: Sequence[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w'’-])(?:{'|'.join(whole)})", re.IGNORECASE)
 
 
-def search_text(text: str, words: SearchWords | None, values: Collection[str] = ()) -> str:
+def search_text(
+    text: str, words: SearchWords | None, values: Collection[str] = (), *, about: str | None = None
+) -> str:
     """Return what a careful person types into a search field for this request; the text itself if nothing is left.
 
-    `values` are the fillers in it: of these only function words are left out. Without `words` the text is returned.
+    `values` are the fillers in it: of these only function words before and behind are left out. `about` names what is
+    searched where a request says much else; its words are taken as the request has them. Without `words` `about`, or
+    else the text, is returned.
     """
     if words is None:
-        return text
-    return " ".join(content_words(text, words, values)) or text.strip(_EDGES + " ")
+        return about or text
+    found = list(_words(text, words, values))
+    kept = _places_of(content_words(about, words, values), found) if about else _places_by_rule(found, words)
+    if kept is None:  # `about` has other words than the request
+        assert about is not None
+        return search_text(about, words, values)
+    return " ".join(_with_joints(found, kept, words)) or text.strip(_EDGES + " ")
 
 
 def continued_search_text(
@@ -105,11 +115,36 @@ def continued_search_text(
 def content_words(text: str, words: SearchWords, values: Collection[str] = ()) -> list[str]:
     """Return the words of a request that a search is about, in its order; a quotation is one of them."""
     found = list(_words(text, words, values))
-    kept: list[str] = []
-    for number, word in enumerate(found):
+    return [found[place].text for place in _places_by_rule(found, words)]
+
+
+def _places_by_rule(found: Sequence[_Word], words: SearchWords) -> list[int]:
+    kept: list[int] = []
+    for number in range(len(found)):
         if _is_kept(found, number, words, is_opening=not kept):
-            kept.append(word.text)
+            kept.append(number)
     return kept
+
+
+def _places_of(wanted: Sequence[str], found: Sequence[_Word]) -> list[int] | None:
+    """Return where these words stand one behind the other; None if they do not."""
+    places: list[int] = []
+    for word in wanted:
+        behind = range(places[-1] + 1 if places else 0, len(found))
+        place = next((n for n in behind if found[n].text.casefold() == word.casefold()), None)
+        if place is None:
+            return None
+        places.append(place)
+    return places
+
+
+def _with_joints(found: Sequence[_Word], kept: Sequence[int], words: SearchWords) -> Iterator[str]:
+    """Yield the kept words, with what stands between two of them if that is function words of the same sentence."""
+    for number, place in enumerate(kept):
+        between = found[kept[number - 1] + 1 : place] if number else ()
+        if all(_plain(word) in words.function and not word.is_first for word in between) and not found[place].is_first:
+            yield from (word.text for word in between)
+        yield found[place].text
 
 
 def _is_form_of(word: str, other: str) -> bool:
@@ -158,13 +193,17 @@ def _within(span: tuple[int, int], others: Collection[tuple[int, int]]) -> bool:
 
 def _is_kept(found: Sequence[_Word], number: int, words: SearchWords, *, is_opening: bool) -> bool:
     word = found[number]
-    plain = word.text.casefold().replace("’", "'")
+    plain = _plain(word)
     if not plain:
         return False
     if plain in words.function:
         return words.language != "de" and (word.is_name or (plain in _JOINTS and _joins_names(found, number)))
     is_asking = plain in words.request or (is_opening and plain in words.opening)
     return word.is_value or not is_asking or (word.is_name and words.language != "de")
+
+
+def _plain(word: _Word) -> str:
+    return word.text.casefold().replace("’", "'")
 
 
 def _joins_names(found: Sequence[_Word], number: int) -> bool:

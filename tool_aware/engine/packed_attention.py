@@ -7,7 +7,7 @@ are merged by their log-sum-exp; given the merged log-sum-exp, the gradients of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -129,15 +129,20 @@ class Segments:
         ends = lengths.cumsum(0) - 1
         prefix_tokens = {int(g): int((is_prefix & (group == g)).sum()) for g in group[ends].unique()}
         keys = torch.tensor([0 if is_prefix[end] else prefix_tokens[int(group[end])] for end in ends])
-        starts = (functional.pad(x.cumsum(0), (1, 0)).int() for x in (own, lengths, keys))
-        longest = (int(x.max()) for x in (own, lengths, keys))
-        return cls(*starts, is_prefix.nonzero()[:, 0], *longest)
+        own_starts, query_starts, key_starts = (functional.pad(x.cumsum(0), (1, 0)).int() for x in (own, lengths, keys))
+        longest_own, longest_query, longest_key = (int(x.max()) for x in (own, lengths, keys))
+        columns = is_prefix.nonzero()[:, 0]
+        return cls(own_starts, query_starts, key_starts, columns, longest_own, longest_query, longest_key)
 
     def to(self, device: torch.device) -> Segments:
         """Copy all tensors to `device`."""
-        tensors = (self.own, self.queries, self.keys, self.prefix_columns)
-        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Segments(*moved, self.longest_own, self.longest_query, self.longest_key)
+        return replace(
+            self,
+            own=self.own.to(device, non_blocking=True),
+            queries=self.queries.to(device, non_blocking=True),
+            keys=self.keys.to(device, non_blocking=True),
+            prefix_columns=self.prefix_columns.to(device, non_blocking=True),
+        )
 
 
 class FlashAttention:

@@ -146,9 +146,8 @@ class FixedInputs:
         self._weights = torch.zeros(labels, device=device)
         self.weight = torch.zeros((), device=device)  # of the pack's loss
         input_ids, position_ids, label_columns, label_ids, prefix_columns = self._integers.split(lengths)
-        segments = Segments(
-            *self._starts.split((own, prefix, prefix)), prefix_columns, longest_own, tokens, prefix_tokens
-        )
+        own_starts, query_starts, key_starts = self._starts.split((own, prefix, prefix))
+        segments = Segments(own_starts, query_starts, key_starts, prefix_columns, longest_own, tokens, prefix_tokens)
         self.of_pass = PassInputs(
             *(input_ids, position_ids[None], label_columns, label_ids, self._weights), FlashAttention(segments)
         )

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ class RecordedPasses:
     def __init__(self, run: Run, device: torch.device) -> None:
         self._run, self._device = run, device
         self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.MemPool()
+        self._pool: Any = torch.cuda.MemPool()  # its id is a pool handle, which torch's types do not say
         self._by_size: OrderedDict[PackSizes, _OfSize] = OrderedDict()
         self._prepared: tuple[Pack, HostInputs] | None = None
 

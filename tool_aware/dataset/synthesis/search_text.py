@@ -74,9 +74,7 @@ def _phrases(phrases: Sequence[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w'’-])(?:{'|'.join(whole)})", re.IGNORECASE)
 
 
-def search_text(
-    text: str, words: SearchWords | None, values: Collection[str] = (), *, about: str | None = None
-) -> str:
+def search_text(text: str, words: SearchWords | None, values: Collection[str] = (), *, about: str | None = None) -> str:
     """Return what a careful person types into a search field for this request; the text itself if nothing is left.
 
     `values` are the fillers in it: of these only function words before and behind are left out. `about` names what is

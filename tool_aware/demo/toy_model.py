@@ -1,4 +1,4 @@
-"""A tiny Mistral, built without a download: real architecture, real vocabulary, a few million parameters.
+"""A tiny Mistral, built without a download: real architecture, the part of the real vocabulary that its texts need.
 
 It is first trained on well-formed answers that name random tools, one of them more often than the others. It then
 knows the format and chooses badly, as a base model does before fine-tuning. Its figures say nothing about Mistral-7B.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.chat_format import IGNORE_INDEX, encode_example, encode_prompt
 from tool_aware.console import Progress, UserError
+from tool_aware.demo.toy_vocabulary import needed_pieces, save_part
 from tool_aware.files import atomic_folder
 from tool_aware.model.base import cache_arguments
 from tool_aware.model.libraries import quiet_libraries
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import MistralForCausalLM, PreTrainedTokenizerBase
 
+VOCABULARY = 32_000  # of Mistral v0.1 and v0.2
 HIDDEN_SIZE = 128
 LAYERS = 2
 PRETRAINING_STEPS = 300
@@ -52,14 +54,26 @@ def save_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def new_model(*, hidden_size: int = HIDDEN_SIZE, layers: int = LAYERS, seed: int = 0) -> MistralForCausalLM:
+def save_small_tokenizer(folder: Path, rows: Sequence[Row]) -> PreTrainedTokenizerBase:
+    """Write a tokenizer with the pieces that `rows` need into `folder`, and return it; it splits them as the whole."""
+    whole = build_tokenizer(vocabulary_file())
+    used = {piece for row in rows for piece in encode_example(whole, row.instruction, row.response).input_ids}
+    save_part(vocabulary_file(), needed_pieces(whole, used), folder / "tokenizer.model")
+    tokenizer = build_tokenizer(folder / "tokenizer.model")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def new_model(
+    *, vocabulary: int = VOCABULARY, hidden_size: int = HIDDEN_SIZE, layers: int = LAYERS, seed: int = 0
+) -> MistralForCausalLM:
     """Return a Mistral with random weights: grouped-query attention, SwiGLU, tied embeddings, float32."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
-        "vocab_size": 32000,
+        "vocab_size": vocabulary,
         "hidden_size": hidden_size,
         "intermediate_size": 2 * hidden_size,
         "num_hidden_layers": layers,
@@ -80,8 +94,8 @@ def build_base_model(folder: Path, rows: Sequence[Row], *, seed: int = 0, steps:
     `rows` give the instructions and, shuffled among each other, the answers.
     """
     with atomic_folder(folder) as part:
-        tokenizer = save_tokenizer(part)
-        model = new_model(seed=seed)
+        tokenizer = save_small_tokenizer(part, rows)
+        model = new_model(vocabulary=len(tokenizer), seed=seed)
         _pretrain(model, tokenizer, rows, seed=seed, steps=steps)
         with quiet_libraries():
             model.save_pretrained(part)

@@ -28,8 +28,8 @@ DEMO_CONFIG = Path("config.demo.yaml")
 DEMO_FOLDER = Path(".demo")
 LOGGED_QUERIES = 8000  # of which a third survives: the rest are repeats, failures, or hold control characters
 _NOTE = (
-    "These numbers come from a toy model with a few million parameters, built a minute ago. They show that the stages\n"
-    "work and say nothing about Mistral-7B: for that, run the same four scripts with config.yaml on your GPU.\n"
+    "These numbers come from a toy model with less than a million parameters, built a minute ago. They show that the\n"
+    "stages work and say nothing about Mistral-7B: for that, run the same four scripts with config.yaml on your GPU.\n"
     "`make demo-real` runs them on a small pretrained model, with or without a GPU."
 )
 

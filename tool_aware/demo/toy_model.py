@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tool_aware.chat_format import IGNORE_INDEX, encode_example, encode_prompt
+from tool_aware.chat_format import IGNORE_INDEX, EncodedExample, encode_example
 from tool_aware.console import Progress, UserError
 from tool_aware.demo.toy_vocabulary import needed_pieces, save_part
 from tool_aware.files import atomic_folder
@@ -114,18 +114,18 @@ def _pretrain(
     from transformers import DynamicCache
 
     generator = random.Random(seed)
-    answers = _short_answers_by_tool(rows)
+    examples = [encode_example(tokenizer, row.instruction, row.response) for row in rows]
+    answers = _short_answers_by_tool(rows, examples)
     weights = _tool_weights(rows)
-    prompts = [encode_prompt(tokenizer, row.instruction) for row in rows]
-    shared = common_prefix_length(prompts)
+    shared = common_prefix_length([example.prompt for example in examples])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     progress = Progress("building the tiny base model", steps)
     for step in range(steps):
         batch = [
-            encode_example(tokenizer, row.instruction, generator.choice(answers[tool]))
-            for row, tool in zip(
-                generator.choices(rows, k=PRETRAINING_BATCH),
+            EncodedExample(example.prompt, generator.choice(answers[tool]))
+            for example, tool in zip(
+                generator.choices(examples, k=PRETRAINING_BATCH),
                 generator.choices(list(weights), list(weights.values()), k=PRETRAINING_BATCH),
                 strict=True,
             )
@@ -156,11 +156,12 @@ def _tool_weights(rows: Sequence[Row]) -> dict[str, int]:
     return {tool: 2 if tool == favourite else 1 for tool in shares}
 
 
-def _short_answers_by_tool(rows: Sequence[Row]) -> dict[str, list[str]]:
-    answers: dict[str, list[str]] = {}
-    for row in sorted(rows, key=lambda row: len(row.response)):
-        answers.setdefault(row.tool, []).append(row.response)
-    return {tool: texts[: max(1, len(texts) // 2)] for tool, texts in answers.items()}
+def _short_answers_by_tool(rows: Sequence[Row], examples: Sequence[EncodedExample]) -> dict[str, list[list[int]]]:
+    """Return the ids of the shorter half of each tool's answers."""
+    answers: dict[str, list[list[int]]] = {}
+    for row, example in sorted(zip(rows, examples, strict=True), key=lambda pair: len(pair[0].response)):
+        answers.setdefault(row.tool, []).append(example.completion)
+    return {tool: ids[: max(1, len(ids) // 2)] for tool, ids in answers.items()}
 
 
 def _pad(sequences: Sequence[Sequence[int]], fill: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 
 from tool_aware.sandbox import DEFAULT_LIMITS, Limits, ProgramRun, run_program
 
@@ -128,7 +128,7 @@ def same_print(one: str, other: str) -> bool:
 def same_number(one: Number, other: Number) -> bool:
     """Return whether two printed numbers are equal, or one is the other, rounded."""
     fewer = min(one.decimals, other.decimals)
-    with localcontext(traps=[]):  # an overflow is no error here, but infinite
+    with localcontext(Context(traps=[])):  # an overflow is no error here, but infinite
         difference = abs(one.value - other.value)
         largest = max(abs(one.value), abs(other.value))
         is_rounded = fewer >= FEWEST_DECIMALS and difference <= Decimal(10) ** -fewer / 2 * (1 + RELATIVE)
@@ -153,7 +153,7 @@ def _lie_among(outputs: Sequence[str], texts: Sequence[str]) -> bool:
     if len({*map(len, ours), *map(len, theirs)}) != 1 or not ours[0]:
         return False
     ranges = zip(*(map(_range, zip(*group, strict=True)) for group in (ours, theirs)), strict=True)
-    with localcontext(traps=[]):
+    with localcontext(Context(traps=[])):
         return all(low - (high - low) <= most and least <= high + (high - low) for (least, most), (low, high) in ranges)
 
 
@@ -171,7 +171,7 @@ def _tokens(text: str) -> list[Number | str]:
 def _number(text: str) -> Number:
     plain = text.replace(",", "").replace("−", "-")
     mantissa = re.split("[eE]", plain)[0]
-    with localcontext(traps=[]):
+    with localcontext(Context(traps=[])):
         return Number(Decimal(plain), len(mantissa.partition(".")[2]))
 
 

@@ -3,7 +3,7 @@
     python train_tool_aware.py --dry-run
     python train_tool_aware.py
     python train_tool_aware.py --output_dir ./output_stage2 --adapter ./output/lora_adapters
-    torchrun --nproc-per-node 2 train_tool_aware.py        # on two GPUs; launch/ has files for accelerate
+    torchrun --nproc-per-node 2 train_tool_aware.py        # on two GPUs; docs/CLUSTERS.md: on a cluster
 
 Reads   config.yaml; data/train.json, val.json and, to check the merged model, test.json (yours, or written by
         prepare_dataset.py); the base model

@@ -42,8 +42,9 @@ FOREIGN_FILES = {
     "chat_template.jinja", "special_tokens_map.json", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py",
 }  # fmt: skip
 FOREIGN_FOLDERS = {"possible_answer"}
-FOREIGN_FLAGS = {  # of vLLM and llama.cpp
+FOREIGN_FLAGS = {  # of vLLM and llama.cpp; of torchrun and Slurm
     "--enable-auto-tool-choice", "--tool-call-parser", "--max-lora-rank", "--dtype", "--alias", "--base-model-id",
+    "--shutdown-timeout", "--ntasks-per-node", "--gpus-per-node", "--signal", "--requeue", "--kill-on-bad-exit",
 }  # fmt: skip
 
 

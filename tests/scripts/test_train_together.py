@@ -58,13 +58,28 @@ def arguments(tiny_model_dir, toy_data_dir):
     return build
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def launched(arguments, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder and the messages of a run in two processes, started by torchrun."""
+    """The folder and the messages of a run in two processes, started by torchrun as a job of a cluster starts it."""
     output = tmp_path_factory.mktemp("launched") / "output"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(REPOSITORY / "train_tool_aware.py"), *arguments(output)]
-    done = subprocess.run(command, cwd=output.parent, capture_output=True, text=True, check=False, timeout=600)
+    command = [REPOSITORY / "launch" / "train.sh", *arguments(output)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    place = {"PATH": path, "GPUS": "2", "MASTER_PORT": free_port(), "SAVE_SECONDS": "100"}
+    done = subprocess.run(
+        command,
+        cwd=output.parent,
+        env={**os.environ, **place},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     return output, done
 
@@ -74,10 +89,7 @@ class Pair:
 
     def __init__(self, argv: Sequence[str], folder: Path, **environment: str) -> None:
         folder.mkdir(exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         common |= environment
         self._messages = [folder / f"messages_{rank}.txt" for rank in range(2)]
         context = multiprocessing.get_context("fork")

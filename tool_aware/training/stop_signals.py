@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
-from tool_aware.console import Interrupted, say
+from tool_aware.console import Interrupted, process_count, say
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -16,7 +17,8 @@ class StopSignals:
     """Remembers the first signal while active; `answer` says, for the terminal, what will be done about it.
 
     A second signal raises Interrupted at once, except SIGHUP, which the kernel and the shell both send when a terminal
-    closes. A signal that was ignored before (nohup ignores SIGHUP) stays ignored.
+    closes, and any under a launcher: Slurm signals torchrun and its processes alike, and torchrun passes on what it
+    gets. A signal that was ignored before (nohup ignores SIGHUP) stays ignored.
     """
 
     def __init__(self, answer: Callable[[], str]) -> None:
@@ -35,9 +37,15 @@ class StopSignals:
 
     def _remember(self, signum: int, _frame: object) -> None:
         if self.received is not None:
-            if signum == signal.SIGHUP:
+            if signum == signal.SIGHUP or _is_launched():
                 return
             raise Interrupted(signum)
         self.received = signum
+        hint = "" if _is_launched() else " (again to stop at once)"
         with contextlib.suppress(OSError):  # the terminal may be gone
-            say(f"{signal.Signals(signum).name}: {self._answer()} (again to stop at once)")
+            say(f"{signal.Signals(signum).name}: {self._answer()}{hint}")
+
+
+def _is_launched() -> bool:
+    """Return whether torchrun or another launcher has started this process, alone or with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or process_count() > 1

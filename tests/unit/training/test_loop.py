@@ -16,6 +16,7 @@ from tool_aware.engine.micro_step import MicroStep
 from tool_aware.engine.optimizer import FlatAdamW, clip_gradients_
 from tool_aware.training.loop import NotFiniteError, TrainingLoop
 from tool_aware.training.schedule import MicroBatches, Schedule, learning_rate_at
+from tool_aware.training.stop_signals import StopSignals
 from tool_aware.training.validation import choose_adapter
 
 
@@ -323,6 +324,19 @@ def test_a_signal_is_answered_with_what_will_happen(make_loop, monkeypatch, caps
     with pytest.raises(Interrupted) if step == 1 else contextlib.nullcontext():
         loop.run()
     assert f"SIGTERM: {told}" in capsys.readouterr().err
+
+
+def test_a_second_signal_stops_at_once_unless_a_launcher_passes_on_what_slurm_has_sent_to_all(monkeypatch):
+    with StopSignals(str) as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    with StopSignals(str) as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
 
 
 def test_running_out_of_memory_while_scoring_takes_fewer_rows_at_once_and_finds_the_same(

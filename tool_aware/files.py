@@ -11,12 +11,16 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tool_aware.console import UserError
 from tool_aware.text_files import read_json_text
 from tool_aware.units import GIB, MIB
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 _FAULTS_SHOWN = 3  # of a damaged file
 
@@ -182,14 +186,23 @@ def checked_as(value: object, shape: type[T], *, where: str, fix: str = _WRITE_A
 
     Raises UserError with the keys whose values are missing or of another kind.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(shape).validate_python(value)
+        checked: T = _adapter_of(shape).validate_python(value)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in error.errors()]
         shown = "; ".join(faults[:_FAULTS_SHOWN]) + ("; ..." if len(faults) > _FAULTS_SHOWN else "")
         raise UserError(f"is not what a stage writes: {shown}", where=where, fix=fix) from error
+    return checked
+
+
+@cache
+def _adapter_of(shape: Any) -> TypeAdapter[Any]:
+    """Return what checks values of a shape; making one takes longer than checking a hundred values."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
 
 
 @contextlib.contextmanager

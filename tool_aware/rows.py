@@ -16,8 +16,8 @@ from tool_aware.paths import split_name
 from tool_aware.prompt import (
     ParsedAnswer,
     Turn,
-    parse_response,
     question_of,
+    read_response,
     render_instruction,
     render_response,
     unwrap_instruction,
@@ -76,7 +76,7 @@ class Row:
     @property
     def answer(self) -> ParsedAnswer:
         """Return the parsed response."""
-        return parse_response(self.response)
+        return read_response(self.response)
 
     @property
     def tool(self) -> str:
@@ -148,7 +148,7 @@ def row_of(item: object, tools: Toolbox) -> Row | None:
 def _as_read(item: Mapping[str, Any]) -> tuple[Row, bool, bool]:
     """Return a well-formed item as a row, and whether it was unwrapped and respelled."""
     instruction, was_wrapped = unwrap_instruction(item["instruction"])
-    call = parse_response(unwrap_response(item["response"])).call
+    call = read_response(unwrap_response(item["response"])).call
     assert call is not None, "`row_problems` checked it"
     response = render_response(call)
     details = {"source": "custom", "tool": call.tool, **_tidied(item.get("metadata") or {})}
@@ -310,7 +310,7 @@ def row_problems(item: object, tools: Toolbox) -> Iterator[str]:
     yield from misshapen
     if not isinstance(item.get("response"), str) or not item["response"].strip():
         return
-    answer = parse_response(unwrap_response(item["response"]))
+    answer = read_response(unwrap_response(item["response"]))
     if not answer.call:
         yield f"response: {answer.problem}"
         return

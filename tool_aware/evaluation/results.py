@@ -31,7 +31,7 @@ from tool_aware.evaluation.scoring.two_requests import TwoRequests, two_requests
 from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.evaluation.scoring.worst_parameters import WorstParameter, worst_parameters
 from tool_aware.inference.name_scores import probabilities
-from tool_aware.prompt import parse_response
+from tool_aware.prompt import read_response
 from tool_aware.rows import Row
 from tool_aware.text import spread_evenly
 from tool_aware.tools import Tool, Toolbox
@@ -221,7 +221,7 @@ def _calls(
 ) -> Iterator[tuple[Tool, Mapping[str, Any], Mapping[str, Accepted]]]:
     """Yield the calls of their rows' own tools, with the accepted values."""
     for prediction in (prediction for predictions in systems for prediction in predictions if prediction.text):
-        row, call = rows[prediction.row], parse_response(prediction.text or "").call
+        row, call = rows[prediction.row], read_response(prediction.text or "").call
         if call and call.tool == row.tool and call.tool in tools and not row.is_choice_only:
             yield tools[call.tool], call.parameters, accepted_values(row, tools[call.tool])
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,19 @@ def _line(value: object) -> str:
 
 
 def _read_log(path: Path, tools: Collection[str]) -> tuple[Any, dict[int, Prediction]]:
-    """Return the origin that a log names and its answers; warn of lines that hold none. None without a log."""
+    """Return the origin that a log names and its answers; warn of lines that hold none. None without a log.
+
+    A run asks several times, as another one may have written since: what has not changed is read once.
+    """
     if not path.is_file():
         return None, {}
+    found = path.stat()
+    origin, answers = _read_once(path, tuple(tools), (found.st_ino, found.st_size, found.st_mtime_ns))
+    return origin, dict(answers)
+
+
+@lru_cache(maxsize=32)
+def _read_once(path: Path, tools: Collection[str], _as_of: object) -> tuple[Any, dict[int, Prediction]]:
     first, *lines = path.read_bytes().split(b"\n")
     header = _parsed(first)
     origin = header.get("origin") if isinstance(header, dict) else None

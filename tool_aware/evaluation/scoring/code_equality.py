@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 
 
 def same_syntax(one: str, other: str) -> bool:
@@ -16,6 +17,7 @@ def same_syntax(one: str, other: str) -> bool:
     return first == second
 
 
+@lru_cache(maxsize=16_384)
 def _canonical(code: str) -> str | None:
     try:
         tree = ast.parse(code.strip())

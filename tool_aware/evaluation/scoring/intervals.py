@@ -6,15 +6,19 @@ of rows that are all right (or all wrong) has no width at all.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
+
+from tool_aware.units import MIB
 
 if TYPE_CHECKING:
     import numpy as np
 
 CONFIDENCE = 0.95
 BLOCK = 256  # resamples that are added up at a time
+MOST_KEPT_BYTES = 128 * MIB  # of draws: those of 200 numbers of groups of some 300 groups each, or of one of 67,000
 RESAMPLES = 2000  # the interval's ends then wobble by about a tenth of its width from seed to seed
 
 
@@ -53,6 +57,7 @@ class NotAvailable:
 
 
 Figure: TypeAlias = Estimate | NotAvailable
+_KEPT: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()  # draws by (groups, seed, resamples)
 
 NOT_AVAILABLE = NotAvailable()
 
@@ -136,8 +141,24 @@ def _drawn_groups(groups: Sequence[str], seed: int, resamples: int) -> tuple[np.
     import numpy as np
 
     _, group_of_row = np.unique(np.asarray(groups), return_inverse=True)
-    count = group_of_row.max() + 1
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples), group_of_row
+    return _draws(int(group_of_row.max()) + 1, seed, resamples), group_of_row
+
+
+def _draws(count: int, seed: int, resamples: int) -> np.ndarray:
+    """Draw as many groups as there are, for each resample; the draws of a number of groups and seed are kept.
+
+    Most figures of an evaluation are over the same numbers of groups, and drawing takes most of their time.
+    """
+    import numpy as np
+
+    key = (count, seed, resamples)
+    if key not in _KEPT:
+        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+        _KEPT[key] = drawn.astype(np.min_scalar_type(int(drawn.max())))
+    _KEPT.move_to_end(key)
+    while len(_KEPT) > 1 and sum(draws.nbytes for draws in _KEPT.values()) > MOST_KEPT_BYTES:
+        _KEPT.popitem(last=False)
+    return _KEPT[key]
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> Figure:

@@ -16,7 +16,7 @@ from tool_aware.evaluation.scoring.parameter_kinds import (
     ParameterVerdict,
     alternatives_for_text,
 )
-from tool_aware.prompt import ParsedAnswer, parse_response
+from tool_aware.prompt import ParsedAnswer, read_response
 from tool_aware.rows import Row
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
@@ -118,7 +118,7 @@ def judge(
     group = str(row.metadata.get("group") or row.metadata.get("template") or f"row {prediction.row}")
     if prediction.text is None:
         return _judge_choice(prediction, row, tools, group)
-    answer = parse_response(prediction.text)
+    answer = read_response(prediction.text)
     call = answer.call
     chosen = answer.tool if call and answer.tool in tools else None
     verdict = _judge_call(answer, call, row, tools, same_code)

@@ -15,7 +15,7 @@ from tool_aware.evaluation.scoring.baselines import FEWEST_TRAINING_ROWS, tfidf_
 from tool_aware.evaluation.scoring.intervals import Figure, share
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
-from tool_aware.prompt import parse_response
+from tool_aware.prompt import read_response
 from tool_aware.reasoning_text import SAMPLE, boilerplate, quoted, stands_in
 from tool_aware.rows import Row
 from tool_aware.text import spread_evenly
@@ -122,4 +122,4 @@ def _pairs(judgements: Sequence[Judgement], predictions: Sequence[Prediction]) -
 
 
 def _reasoning(text: str | None) -> str:
-    return parse_response(text or "").reasoning or ""
+    return read_response(text or "").reasoning or ""

@@ -15,7 +15,7 @@ from typing import Any
 
 from tool_aware.evaluation.scoring.intervals import Figure, share
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
-from tool_aware.prompt import parse_response
+from tool_aware.prompt import read_response
 from tool_aware.rows import Row
 from tool_aware.text import normalised
 
@@ -97,7 +97,7 @@ def words_of_the_rest(rows: Mapping[Any, Row]) -> dict[Any, frozenset[str]]:
 
 def names_rest(text: str, words: frozenset[str]) -> bool:
     """Return whether an answer can be read and its Reasoning has at least half of the words."""
-    call = parse_response(text).call
+    call = read_response(text).call
     if not call or not words:
         return False
     return len(words & _words(call.reasoning)) >= LEAST_OF_WORDS * len(words)

@@ -10,7 +10,7 @@ from typing import Any
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
 from tool_aware.evaluation.scoring.parameter_kinds import CODE, KINDS, SEARCH, ParameterVerdict
 from tool_aware.evaluation.scoring.passages import Passages
-from tool_aware.prompt import parse_response
+from tool_aware.prompt import read_response
 from tool_aware.rows import Row
 
 MOST_OF_A_KIND = 6
@@ -55,7 +55,7 @@ def _not_usable(
     for prediction, judgement in zip(predictions, judgements, strict=True):
         wrong = [use for use in judgement.uses if not use.is_usable]
         row = rows[judgement.row]
-        answered, reference = parse_response(prediction.text or "").call, row.answer.call
+        answered, reference = read_response(prediction.text or "").call, row.answer.call
         if not wrong or answered is None or reference is None:
             continue
         for use in wrong:

@@ -23,7 +23,7 @@ from dataclasses import asdict, replace
 from tool_aware.config.environment import read_environment
 from tool_aware.config.options import ConfigOptions, next_command
 from tool_aware.config.settings import DEFAULT_CONFIG, Config, load_config
-from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style, warn
+from tool_aware.console import EXIT_DONE, EXIT_GATE, EXIT_USER, Interrupted, UserError, run, say, style
 from tool_aware.gpu.nvml import open_driver
 from tool_aware.gpu.readings import GpuReading
 from tool_aware.memory.architectures import Architecture, find_architecture, scaled_mistral
@@ -51,7 +51,6 @@ from tool_aware.monitor.recording import open_recorder
 from tool_aware.monitor.sampling import Statistics
 from tool_aware.monitor.watching import AlertPrinter, Consumers, Pace, StatisticsKeeper, open_view, watch
 from tool_aware.paths import split_file
-from tool_aware.units import GIB
 
 LARGEST_DATA_BYTES = 2**24  # train.json that the monitor reads: it has to stay small itself
 STATUS_STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -171,9 +170,10 @@ def estimate(options: EstimateOptions) -> int:
         check_writable(options, config)
     spec, is_open, allowed_gib = training_spec(options, config), open_choices(config), allowed_by(config)
     if options.table:
-        print(printout.fit_table(spec, is_open, allowed_gib))
+        print(f"{printout.fit_table(spec, is_open, allowed_gib)}\n\n{printout.cards_table(spec, is_open, allowed_gib)}")
         return EXIT_DONE
-    card, vram_bytes = card_of(options)
+    card, vram_bytes, device = checks.card_of(options.card, options.vram)
+    spec = spec.on(device)
     if options.write and vram_bytes is None:
         raise UserError("there is no GPU here to fit", where="--write", fix="name a size, for example --vram 10")
 
@@ -208,7 +208,7 @@ def evaluation(options: EstimateOptions, config: Config) -> int:
     if options.seq_length is not None:
         shared = min(spec.prefix_tokens, options.seq_length)
         spec = replace(spec, prompt_tokens=options.seq_length, prefix_tokens=shared)
-    tools, vram_bytes = len(config.toolbox.names), card_of(options)[1]
+    tools, vram_bytes = len(config.toolbox.names), checks.card_of(options.card, options.vram)[1]
     result = estimate_evaluation(spec, tools)
     answer = fit_evaluation(spec, tools, vram_bytes) if vram_bytes else None
     if options.json:
@@ -259,17 +259,6 @@ def examples_in_run(options: EstimateOptions, config: Config) -> float | None:
     if training.max_steps:
         return training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
     return rows * training.num_train_epochs
-
-
-def card_of(options: EstimateOptions) -> tuple[str | None, float | None]:
-    """Return name and memory of the card to fit: --vram, else the GPU or slice that a run here would take, if any."""
-    if options.vram is not None:
-        return options.card, options.vram * GIB
-    gpu, lines = checks.gpu_here()
-    for line in lines:
-        warn(line.finding)
-    name = gpu.name if gpu and not gpu.is_mig else None  # a slice is slower than its card
-    return options.card or name, gpu.total_bytes if gpu else None
 
 
 def traced_step(spec: TrainingSpec, config: Config) -> printout.TracedStep:

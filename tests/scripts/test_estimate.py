@@ -125,10 +125,20 @@ def test_the_estimate_obeys_the_memory_budget_of_the_config(script_without_drive
 
 
 def test_the_table_of_the_howto_is_what_the_script_prints(script_without_driver):
-    table = script_without_driver.run("estimate", "--table", *EMPTY_DATA).stdout.splitlines()
+    result = script_without_driver.run("estimate", "--table", *EMPTY_DATA)
+    table, cards = (part.splitlines() for part in result.stdout.split("\n\n"))
     assert [line.split()[1] for line in table[2:]] == ["6", "8", "10", "12", "16", "24", "40", "80"]
     howto = (REPOSITORY / "docs" / "HOWTO.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in howto if line in table] == table
+    page = (REPOSITORY / "docs" / "benchmarks" / "gpu.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in page if line in cards] == cards
+    assert [line.split(",")[0] for line in cards if "float16 | transformers'" in line] == ["| T4"]
+
+
+def test_a_card_without_bfloat16_is_estimated_with_transformers_pass(script_without_driver):
+    arguments = ["estimate", *EMPTY_DATA, "--vram", "15", "--json", "--card"]
+    specs = {card: json.loads(script_without_driver.run(*arguments, card).stdout)["spec"] for card in ("T4", "L4")}
+    assert (specs["T4"]["decoder"], specs["L4"]["decoder"]) == ("transformers", "own")
 
 
 def test_the_traced_step_stands_in_the_json_beside_the_formula_for_the_same_step(script_without_driver):

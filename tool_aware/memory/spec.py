@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tool_aware.config.settings import Config
 from tool_aware.engine.sizes import LENGTHS_MULTIPLE, rounded_up
+from tool_aware.gpu.device_facts import DeviceFacts
 from tool_aware.memory.architectures import Architecture, find_architecture
 
 BYTES_16BIT = 2
@@ -107,6 +108,10 @@ class TrainingSpec:
     def with_fields(self, values: Mapping[str, Any]) -> TrainingSpec:
         """Return a copy with other values of the fields that `values` names."""
         return dataclasses.replace(self, **values)
+
+    def on(self, device: DeviceFacts) -> TrainingSpec:
+        """Return the step on this device, which may not run the toolkit's own decoder."""
+        return dataclasses.replace(self, decoder="transformers") if device.why_not_own_decoder else self
 
     @classmethod
     def from_config(

@@ -1,50 +1,77 @@
-"""Estimate how long a run takes from a card's published rates. A rough guess, and it says how rough."""
+"""Estimate how long a step takes from a card's published rates. A rough guess, and it says how rough.
+
+The time of a micro-step is that of its arithmetic, at a share of the published rate, and of what goes through the
+card's memory besides, at a share of the published bandwidth: weights written out from 4 bits, element-wise operations.
+No layer takes less than Python needs to launch it.
+"""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from tool_aware.memory.spec import TrainingSpec
+from tool_aware.gpu.published_cards import published_card
+from tool_aware.memory.spec import BYTES_16BIT, TrainingSpec
 
-# Part of the name NVML gives -> dense bf16 tensor TFLOP/s with fp32 accumulation (fp16 for T4 and V100), from NVIDIA's
-# data sheets and architecture white papers (Turing, Ampere GA102, Ada, Hopper, Blackwell). Longer names go first.
-BF16_TFLOPS = {
-    "RTX 3060": 25.6, "RTX 3070": 40.6, "RTX 3080": 59.5, "RTX 3090": 71.0,
-    "RTX 4060 Ti": 44.1, "RTX 4070": 58.3, "RTX 4070 Ti": 80.2, "RTX 4080": 97.5, "RTX 4090": 165.2, "RTX 5090": 209.5,
-    "A100": 312.0, "A10": 125.0, "A6000": 154.8, "L4": 121.0, "L40S": 362.0, "T4": 65.0, "V100": 125.0,
-    "H100": 989.0, "H200": 989.0,
-}  # fmt: skip
-# Of the published rate, and the seconds that a layer takes however little there is to compute: such steps wait for
-# Python. Fitted to the 99 steps of benchmarks/results/train_memory_*.json, by the mean of the relative error.
-OWN_SHARE, OWN_LAYER_S = 0.44, 0.0033
-TRANSFORMERS_SHARE, TRANSFORMERS_LAYER_S = 0.34, 0.011
-MEAN_ERROR_PERCENT, WORST_ERROR_PERCENT = 14, 61
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the published rates that a pass reaches, and the seconds of a layer with next to nothing to compute."""
+
+    arithmetic: float
+    bandwidth: float
+    layer_s: float
+
+
+# Fitted to the 99 steps of benchmarks/results/train_memory_*.json, by the mean of the relative error.
+OWN = Shares(0.625, 0.3, 0.003)
+TRANSFORMERS = Shares(0.45, 0.25, 0.011)
+MEASURED_CARDS = ("H100", "H200")
+MEAN_ERROR_PERCENT, NINE_OF_TEN_PERCENT, WORST_ERROR_PERCENT = 11, 34, 62  # of those steps; nine of ten are within
 MEASURED_ON = "99 steps on an H200 and an H100"
+# Of the expected time, on cards that were not measured: from nearly the whole published rate, as on cards with power to
+# spare, to a third of it, as on those held to 70 W.
+FASTEST, SLOWEST = 0.65, 2.0
+# Bytes of a weight that is written out for a pass and was read for it: NF4 or int8.
+_WRITTEN_OUT = {"4bit": 0.516 + BYTES_16BIT, "8bit": 1 + BYTES_16BIT, "none": 0.0}
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of one micro-step: what the published rate allows, and what is to be expected."""
+    """Seconds of one micro-step: what the published rate allows, what is to be expected, and from where to where."""
 
     limit_s: float
     expected_s: float
+    least_s: float
+    most_s: float
+    is_measured: bool  # whether a card of this kind was
 
 
 def estimate_speed(spec: TrainingSpec, card: str) -> Speed | None:
     """Estimate the time of one micro-step on `card`; None if its rates are not in the table."""
-    tflops = published_tflops(card)
-    if tflops is None:
+    published = published_card(card)
+    if published is None:
         return None
-    own = spec.has_own_decoder
-    share, layer_s = (OWN_SHARE, OWN_LAYER_S) if own else (TRANSFORMERS_SHARE, TRANSFORMERS_LAYER_S)
-    limit_s = spec.resolved.flops / (tflops * 1e12)
-    return Speed(limit_s, max(layer_s * spec.architecture.layers, limit_s / share))
+    shares = OWN if spec.has_own_decoder else TRANSFORMERS
+    limit_s = spec.resolved.flops / (published.tflops * 1e12)
+    memory_s = moved_bytes(spec) / (published.bandwidth_gbs * 1e9)
+    work_s = limit_s / shares.arithmetic + memory_s / shares.bandwidth
+    expected_s = max(shares.layer_s * spec.architecture.layers, work_s)
+    is_measured = published.name in MEASURED_CARDS
+    error = NINE_OF_TEN_PERCENT / 100
+    fastest, slowest = (1 / (1 + error), 1 / (1 - error)) if is_measured else (FASTEST, SLOWEST)
+    return Speed(limit_s, expected_s, max(limit_s, fastest * expected_s), slowest * expected_s, is_measured)
 
 
-def published_tflops(card: str) -> float | None:
-    """Look a card up by the name NVML gives it, or a part of it such as "4070 ti"."""
-    for name in sorted(BF16_TFLOPS, key=len, reverse=True):
-        if re.search(rf"(?<!\w){re.escape(name.removeprefix('RTX '))}(?!\w)", card, re.IGNORECASE):
-            return BF16_TFLOPS[name]
-    return None
+def moved_bytes(spec: TrainingSpec) -> float:
+    """Return the bytes that a micro-step moves besides the operands of its products.
+
+    Of each layer and token: norms, rotations and SwiGLU of the forward pass, again where it is computed again, and
+    their gradients, each tensor read or written once.
+    """
+    shape, step = spec.architecture, spec.resolved
+    heads = shape.query_width + shape.kv_width
+    forward = BYTES_16BIT * (4 * shape.hidden + 2 * heads + 2 * shape.query_width + 3 * shape.intermediate)
+    backward = BYTES_16BIT * (12 * shape.hidden + 8 * shape.intermediate)
+    elementwise = spec.tokens * shape.layers * (forward * (step.passes - 1) + backward)
+    is_written = 1 - step.cached_layers / shape.layers
+    return elementwise + step.passes * shape.linear_parameters * _WRITTEN_OUT[spec.quantization] * is_written

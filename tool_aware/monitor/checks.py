@@ -17,9 +17,11 @@ from typing import Any, Literal, get_args
 
 from tool_aware.config.environment import Environment
 from tool_aware.config.settings import Config
-from tool_aware.console import UserError
+from tool_aware.console import UserError, warn
 from tool_aware.database import DatabaseUnreachable, connect_to_database
+from tool_aware.gpu.device_facts import OLDEST_CAPABILITY, DeviceFacts
 from tool_aware.gpu.nvml import DriverUnavailable, open_driver
+from tool_aware.gpu.published_cards import published_card
 from tool_aware.gpu.readings import DriverInfo, GpuReading, MigInstance
 from tool_aware.gpu.visible import chosen_gpus
 from tool_aware.memory.architectures import Architecture, cached_snapshot, find_architecture, hub_cache
@@ -34,8 +36,6 @@ from tool_aware.units import GIB
 Status = Literal["ok", "warning", "problem"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
-BF16_CAPABILITY = (8, 0)  # Ampere; earlier cards compute in float16 with a gradient scaler
-OLDEST_CAPABILITY = (6, 0)  # bitsandbytes needs Pascal or newer
 CHECKPOINT_BYTES_PER_PARAMETER = 16  # adapter 4, optimizer state and masters 12
 
 
@@ -76,6 +76,7 @@ def check_machine(
     if visible is not None and chosen is not None:
         lines += [check_precision(chosen), *check_mig(visible)]
         if spec:
+            spec = spec.on(DeviceFacts("cuda", chosen.compute_capability))
             plan = plan_of(config, spec, [chosen])
             lines.append(check_memory(chosen, estimate_training(plan.spec), memory_remedies(spec, chosen, config)))
     if is_deep:
@@ -108,6 +109,19 @@ def gpu_here() -> tuple[GpuReading | None, list[CheckLine]]:
     gpus = driver.read()
     driver.close()
     return gpu_for_training(gpus), list(check_visible(gpus))
+
+
+def card_of(card: str | None, vram_gib: float | None) -> tuple[str | None, float | None, DeviceFacts]:
+    """Return name, memory and facts of the card to fit: as named, else the GPU or slice that a run here would take."""
+    named = published_card(card) if card else None
+    if vram_gib is not None:
+        return card, vram_gib * GIB, DeviceFacts("cuda", named and named.capability)
+    gpu, lines = gpu_here()
+    for line in lines:
+        warn(line.finding)
+    name = gpu.name if gpu and not gpu.is_mig else None  # a slice is slower than its card
+    capability = named.capability if named else gpu.compute_capability if gpu else None
+    return card or name, gpu.total_bytes if gpu else None, DeviceFacts("cuda", capability)
 
 
 def visible_gpu(gpus: Sequence[GpuReading], environ: Mapping[str, str] = os.environ) -> GpuReading | None:
@@ -229,8 +243,12 @@ def check_precision(gpu: GpuReading) -> CheckLine:
     if capability < OLDEST_CAPABILITY:
         remedy = "use a card of the Pascal generation (2016) or newer"
         return CheckLine("problem", "precision", f"compute capability {shown} is too old for bitsandbytes", remedy)
-    if capability < BF16_CAPABILITY:
-        return CheckLine("warning", "precision", f"compute capability {shown}: no bfloat16, float16 is used instead")
+    if not DeviceFacts("cuda", gpu.compute_capability).has_bf16:
+        return CheckLine(
+            "warning",
+            "precision",
+            f"compute capability {shown}: no bfloat16, so float16 and transformers' slower pass",
+        )
     return CheckLine("ok", "precision", f"bfloat16 (compute capability {shown})")
 
 

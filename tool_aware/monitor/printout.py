@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tool_aware.console import table
+from tool_aware.gpu.device_facts import DeviceFacts
+from tool_aware.gpu.published_cards import published_card
 from tool_aware.gpu.readings import GpuReading
 from tool_aware.memory.budget import needed_bytes
 from tool_aware.memory.estimate import MemoryEstimate, unmeasured_features
@@ -16,7 +18,7 @@ from tool_aware.memory.evaluation_estimate import EvaluationFit
 from tool_aware.memory.fit import LARGEST_BATCH, Fit, as_yaml, fit_card, largest_batch, longest_sequence
 from tool_aware.memory.knobs import KNOBS
 from tool_aware.memory.spec import TrainingSpec
-from tool_aware.memory.speed import MEAN_ERROR_PERCENT, MEASURED_ON, WORST_ERROR_PERCENT, estimate_speed
+from tool_aware.memory.speed import MEAN_ERROR_PERCENT, MEASURED_ON, NINE_OF_TEN_PERCENT, estimate_speed
 from tool_aware.memory.trace import TracedBytes
 from tool_aware.monitor.checks import STATUSES, CheckLine
 from tool_aware.monitor.display import gib, power, process_text, with_unit
@@ -24,6 +26,7 @@ from tool_aware.units import GIB
 
 SHOWN_FROM_GIB = 0.005  # smaller terms would be shown as 0.00
 COMMON_CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 80)
+COMMON_CARDS = ("RTX 3060", "RTX 4060 Ti", "RTX 4070 Ti", "RTX 4090", "RTX 5070", "T4", "L4", "A10")
 
 
 def overview(gpus: Sequence[GpuReading]) -> Iterator[str]:
@@ -74,7 +77,8 @@ def spec_text(spec: TrainingSpec) -> str:
     else:
         batch = f"{spec.batch_size} examples of up to {spec.seq_length:,} tokens, packing {spec.packing}"
         batch += f": {spec.tokens:,} tokens"
-    return f"{spec.architecture.name}, {spec.quantization}, LoRA r={spec.lora_r} on {targets}; {batch}"
+    decoder = "" if spec.has_own_decoder else ", transformers' pass"
+    return f"{spec.architecture.name}, {spec.quantization}, LoRA r={spec.lora_r} on {targets}; {batch}{decoder}"
 
 
 def estimate_table(estimate: MemoryEstimate) -> str:
@@ -204,14 +208,16 @@ def speed_text(spec: TrainingSpec, card: str | None, examples_in_run: float | No
         return None
     examples = f"{spec.batch_size} example{'s' * (spec.batch_size > 1)}"
     lines = [
-        f"time on {card}: {speed.expected_s:.2f} s a micro-step of {examples}, "
-        f"{spec.tokens / speed.expected_s:,.0f} tokens/s; no faster than {speed.limit_s:.2f} s by its published rate"
+        f"time on {card}: {speed.expected_s:.2f} s a micro-step of {examples} ({speed.least_s:.2f} to "
+        f"{speed.most_s:.2f}), {spec.tokens / speed.expected_s:,.0f} tokens/s; no faster than {speed.limit_s:.2f} s "
+        "by its published rate"
     ]
     if examples_in_run:
         minutes = examples_in_run / spec.batch_size * speed.expected_s / 60
         lines.append(f"  some {minutes:,.0f} minutes for the run's {examples_in_run:,.0f} examples, without validation")
-    error = f"{MEAN_ERROR_PERCENT} % off on average, {WORST_ERROR_PERCENT} % at most, over {MEASURED_ON}"
-    return "\n".join([*lines, f"  an estimate: {error}; slower cards were not measured"])
+    error = f"{MEAN_ERROR_PERCENT} % off on average, nine of ten within {NINE_OF_TEN_PERCENT} %, over {MEASURED_ON}"
+    others = "" if speed.is_measured else "; this card was not measured, so the band is wider"
+    return "\n".join([*lines, f"  an estimate: {error}{others}"])
 
 
 def fit_table(spec: TrainingSpec, is_open: frozenset[str], allowed_gib: float | None = None) -> str:
@@ -230,6 +236,31 @@ def fit_table(spec: TrainingSpec, is_open: frozenset[str], allowed_gib: float | 
         lines.append(
             f"| {size} GB | {plan_phrase(fitting)} | {gib(needed_bytes(fitting))} GiB | {edits or 'none'} "
             f"| {longest_sequence(answer.lean, limit):,} tokens | {largest_batch(answer.lean, limit)} examples |"
+        )
+    return "\n".join(lines)
+
+
+def cards_table(spec: TrainingSpec, is_open: frozenset[str], allowed_gib: float | None = None) -> str:
+    """Return a Markdown table of cards that people own: the plan, what it needs, and the time of an optimizer step."""
+    lines = [
+        "| card | computes in | decoder | how the plan uses it | needed | seconds a step (from, to) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in COMMON_CARDS:
+        card = published_card(name)
+        assert card is not None, "a row of published_cards.CARDS"
+        device, size = DeviceFacts("cuda", card.capability), card.sizes_gib[-1]
+        answer = fit_card(spec.on(device), size * GIB, is_open, allowed_gib)
+        fitting = answer.final_plan.spec
+        speed = estimate_speed(fitting, name)
+        assert speed is not None, "the card is in the table"
+        seconds, least, most = (fitting.accumulation * s for s in (speed.expected_s, speed.least_s, speed.most_s))
+        decoder = "own" if fitting.has_own_decoder else "transformers'"
+        edits = ", ".join(f"`{key}: {value}`" for key, value in answer.keys.items())
+        plan = plan_phrase(fitting) + (f", with {edits}" if edits else "")
+        lines.append(
+            f"| {name}, {size:g} GiB | {device.dtype} | {decoder} | {plan} | {gib(needed_bytes(fitting))} GiB "
+            f"| {seconds:.1f} ({least:.1f}, {most:.1f}) |"
         )
     return "\n".join(lines)
 

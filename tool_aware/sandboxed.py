@@ -3,6 +3,9 @@
 Started as a script in isolated mode; it imports nothing of this package, so that no more code than this page is in the
 process. Arguments: seconds, bytes of memory, bytes of output, 1 for isolation or 0 for the limits alone, and the number
 of a pipe on which it says that it is ready. The pipe is closed before the program begins, which so cannot say anything.
+
+With a sixth argument there are several programs on standard input, each behind its length in 8 bytes. Each is executed
+in a copy of this process (fork) that then goes the same way; its exit code follows on the pipe, between line breaks.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ class _Filter(ctypes.Structure):
 def main() -> None:
     """Limit this process, load what the program imports, seal the process, and execute the program."""
     time_s, memory_bytes, output_bytes, is_isolated, parent = map(int, sys.argv[1:6])
-    code = sys.stdin.buffer.read()
+    code = next_program(parent) if len(sys.argv) > 6 else sys.stdin.buffer.read()
     sys.stdin.close()
     sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # input() meets the end of the file
     sys.argv = ["program"]
@@ -96,6 +99,32 @@ def main() -> None:
     os.write(parent, READY)
     os.close(parent)
     exec(program, {"__name__": "__main__"})
+
+
+def next_program(parent: int) -> bytes:
+    """Copy this process for each program on standard input; return the program, in the copy alone."""
+    for name in LOADED_LATER:
+        if not name.startswith("numpy"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+    while True:
+        code = read_bytes(int.from_bytes(read_bytes(8), "big"))
+        process = os.fork()
+        if not process:
+            return code
+        _, status = os.waitpid(process, 0)
+        os.write(parent, b"\n%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def read_bytes(count: int) -> bytes:
+    """Read as many bytes from standard input, unbuffered; end the process if there are no more."""
+    found = b""
+    while len(found) < count:
+        part = os.read(0, count - len(found))
+        if not part:
+            os._exit(0)
+        found += part
+    return found
 
 
 def limit(time_s: int, memory_bytes: int, output_bytes: int) -> None:

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tool_aware import sandboxed
-from tool_aware.sandbox import Limits, NotIsolated, run_program
+from tool_aware.sandbox import Limits, NotIsolated, ProgramRun, WarmInterpreter, run_program
 
 PRINTS = {
     "print(1 + 1)": "2\n",
@@ -34,6 +34,20 @@ PRINTS = {
 def test_a_program_that_computes_and_prints_runs(code):
     run = run_program(code)
     assert (run.printed, run.problem) == (PRINTS[code], None)
+
+
+def test_a_warm_interpreter_runs_programs_as_one_of_their_own_does():
+    last = ["1 / 0", "def (", "raise SystemExit(3)", "import time\ntime.sleep(60)", "print('x' * 10**6)", "print(7)"]
+    limits = Limits(time_s=1)
+    with WarmInterpreter(limits) as warm:
+        for code in [*PRINTS, *last]:
+            assert warm.run(code) == (ProgramRun(PRINTS[code]) if code in PRINTS else run_program(code, limits))
+
+
+def test_what_a_program_leaves_in_a_warm_interpreter_reaches_no_other():
+    with WarmInterpreter() as warm:
+        warm.run("import json, math\nmath.pi = 3\njson.mark = 1\nprint('x' * 5000)")
+        assert warm.run("import json, math\nprint(math.pi > 3, hasattr(json, 'mark'))").printed == "True False\n"
 
 
 # Ways to a file, the parent's secrets, another program or the network. Each prints ESCAPED if it succeeds.
@@ -205,6 +219,16 @@ def test_no_way_out_is_open(name, monkeypatch):
         run = run_program(ESCAPES[name])
     assert "ESCAPED" not in run.printed
     assert "a secret" not in run.printed
+
+
+@pytest.mark.skipif(not IS_X86, reason="some are machine code for x86-64")
+def test_no_way_out_of_a_warm_interpreter_is_open(monkeypatch):
+    monkeypatch.setenv("POSTGRES_PASSWORD", "a secret")
+    with open(__file__, encoding="utf-8") as inherited, socket.socket() as listening, WarmInterpreter() as warm:
+        os.set_inheritable(inherited.fileno(), True)
+        os.set_inheritable(listening.fileno(), True)
+        runs = {name: warm.run(code).printed for name, code in ESCAPES.items()}
+    assert not [name for name, printed in runs.items() if "ESCAPED" in printed or "a secret" in printed]
 
 
 def test_machine_code_can_be_executed_at_all_so_that_its_refusal_says_something():

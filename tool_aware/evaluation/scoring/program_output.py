@@ -8,10 +8,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal, localcontext
+from queue import SimpleQueue
 
-from tool_aware.sandbox import DEFAULT_LIMITS, Limits, ProgramRun, run_program
+from tool_aware.sandbox import DEFAULT_LIMITS, Limits, ProgramRun, WarmInterpreter, run_program
 
 LIMITS = replace(DEFAULT_LIMITS, time_s=2)  # of one program; what people ask an agent for takes milliseconds
 RELATIVE = Decimal("1e-6")  # between numbers that are equal
@@ -47,9 +49,26 @@ class ProgramRuns:
     def run(self, programs: Iterable[str]) -> None:
         """Run the programs that are new; one whose output may differ from run to run, several times."""
         new = [program for program in dict.fromkeys(programs) if program not in self._done]
-        due = [program for program in new for _ in range(RUNS_OF_VARYING if may_vary(program) else 1)]
-        with ThreadPoolExecutor(self._at_once) as pool:
-            for program, done in zip(due, pool.map(self._run, due), strict=True):
+        varying = {program for program in new if may_vary(program)}
+        due = [program for program in new for _ in range(RUNS_OF_VARYING if program in varying else 1)]
+        if not due:
+            return
+        warm: SimpleQueue[WarmInterpreter] = SimpleQueue()
+
+        def run(program: str) -> ProgramRun:
+            if program in varying or not self._is_isolated:
+                return run_program(program, self._limits, is_isolated=self._is_isolated)
+            interpreter = warm.get()
+            try:
+                return interpreter.run(program)
+            finally:
+                warm.put(interpreter)
+
+        at_once = min(self._at_once, len(due))
+        with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
+            for _ in range(at_once):
+                warm.put(stack.enter_context(WarmInterpreter(self._limits)))
+            for program, done in zip(due, pool.map(run, due), strict=True):
                 self._done.setdefault(program, []).append(done)
 
     def of(self, program: str) -> list[ProgramRun]:
@@ -63,9 +82,6 @@ class ProgramRuns:
         first, second = self.of(one)[0], self.of(other)[0]
         printed = first.printed.strip()
         return not first.problem and not second.problem and bool(printed) and printed == second.printed.strip()
-
-    def _run(self, program: str) -> ProgramRun:
-        return run_program(program, self._limits, is_isolated=self._is_isolated)
 
 
 def may_vary(program: str) -> bool:

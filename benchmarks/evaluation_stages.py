@@ -1,0 +1,83 @@
+"""Measure the processor seconds of each stage of evaluate.py where all answers are known: what is not answering.
+
+    python evaluate.py --config config.real.yaml                       # once, so that the answers are there
+    python benchmarks/evaluation_stages.py --config config.real.yaml
+
+Arguments are those of evaluate.py. Seconds are those of this process, so that other work on the machine does not
+count; those of the programs that it starts (the sandbox) are a line of their own.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+_BEGUN_S = time.process_time()
+
+import evaluate  # noqa: E402
+from tool_aware.console import run, say, table  # noqa: E402
+from tool_aware.evaluation import results  # noqa: E402
+from tool_aware.evaluation.report import output  # noqa: E402
+from tool_aware.evaluation.scoring.usable import ParameterJudge  # noqa: E402
+
+STAGES: tuple[tuple[Any, str, str], ...] = (
+    (evaluate, "prepare", "checks, data, earlier answers"),
+    (evaluate, "print_plan", "plan"),
+    (evaluate, "collect_answers", "earlier answers again"),
+    (evaluate, "baseline_predictions", "cheap baselines"),
+    (ParameterJudge, "run_programs", "programs, this process"),
+    (results, "_judge", "judging"),
+    (results, "reader_of_reasonings", "reader of reasonings"),
+    (results, "with_reasoning_judged", "reasonings"),
+    (results, "_reference_reasoning", "reasonings of the references"),
+    (results, "summarise_system", "figures with intervals"),
+    (results, "reasoning_figures", "figures of reasonings"),
+    (results, "compare", "comparisons"),
+    (results, "_calibration", "calibration"),
+    (output, "draw_confusion", "confusion matrices (PNG)"),
+    (output, "result_rows", "rows of results"),
+    (output, "write_json", "JSON files"),
+    (output, "build_report", "report: chapters"),
+    (output, "render_html", "report: HTML"),
+    (evaluate, "update_adapter", "files beside the adapter"),
+)
+
+
+def main() -> int:
+    """Run evaluate.py with its stages timed, and print the table."""
+    spent: dict[str, float] = defaultdict(float)
+    running: list[float] = []  # of each stage that runs, the seconds of stages inside it
+
+    def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            running.append(0.0)
+            begun_s = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took_s = time.process_time() - begun_s
+                spent[name] += took_s - running.pop()
+                if running:
+                    running[-1] += took_s
+
+        return call
+
+    for owner, attribute, name in STAGES:
+        setattr(owner, attribute, timed(getattr(owner, attribute), name))
+    imports_s = time.process_time() - _BEGUN_S
+    timed(evaluate.main, "all else")(sys.argv[1:])
+    of_programs = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent["programs, their own processes"] = of_programs.ru_utime + of_programs.ru_stime
+    rows = [["imports", f"{imports_s:.1f}"], *([name, f"{seconds:.1f}"] for name, seconds in spent.items())]
+    say(table(["stage", "processor s"], [*rows, ["sum", f"{imports_s + sum(spent.values()):.1f}"]]))
+    return 0
+
+
+if __name__ == "__main__":
+    run(lambda _=None: main())

@@ -50,6 +50,12 @@ def test_what_a_program_leaves_in_a_warm_interpreter_reaches_no_other():
         assert warm.run("import json, math\nprint(math.pi > 3, hasattr(json, 'mark'))").printed == "True False\n"
 
 
+def test_chance_differs_in_each_copy_of_a_warm_interpreter():
+    with WarmInterpreter() as warm:
+        drawn = [warm.run("import random, uuid\nprint(random.random(), uuid.uuid4())").printed for _ in range(3)]
+        assert len({text.split()[0] for text in drawn}) == len({text.split()[1] for text in drawn}) == 3
+
+
 # Ways to a file, the parent's secrets, another program or the network. Each prints ESCAPED if it succeeds.
 READ = "print('ESCAPED', {})"
 PARENT = "'/proc/%s/environ' % {}"

@@ -23,7 +23,8 @@ FEWEST_DECIMALS = 2  # of a rounded number that stands for a longer one
 
 _NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _TOKEN = re.compile(rf"(?P<number>(?<![\w.]){_NUMBER.pattern})|(?P<word>\w+)")
-_SIMPLE_CALLS = frozenset({"set", "frozenset", "hash", "id", "seed"})
+_OF_INTERPRETER = frozenset({"set", "frozenset", "hash", "id"})  # as they are in one interpreter and all its copies
+_SIMPLE_CALLS = _OF_INTERPRETER | {"seed"}
 _VARYING_MODULES = frozenset({"random", "secrets", "uuid", "time", "timeit", "numpy"})
 
 
@@ -56,7 +57,7 @@ class ProgramRuns:
         warm: SimpleQueue[WarmInterpreter] = SimpleQueue()
 
         def run(program: str) -> ProgramRun:
-            if program in varying or not self._is_isolated:
+            if not self._is_isolated or (program in varying and varies_by_interpreter(program)):
                 return run_program(program, self._limits, is_isolated=self._is_isolated)
             interpreter = warm.get()
             try:
@@ -100,6 +101,15 @@ def may_vary(program: str) -> bool:
         if any(name.partition(".")[0] in _VARYING_MODULES for name in names):
             return True
     return False
+
+
+def varies_by_interpreter(program: str) -> bool:
+    """Return whether a program, which is Python, shows the order of a set, a hash or an address."""
+    return any(
+        isinstance(node, ast.Set | ast.SetComp)
+        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _OF_INTERPRETER)
+        for node in ast.walk(ast.parse(program.strip()))
+    )
 
 
 def output_problem(answered: Sequence[ProgramRun], wanted: Sequence[ProgramRun]) -> str:

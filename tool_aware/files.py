@@ -188,8 +188,9 @@ def checked_as(value: object, shape: type[T], *, where: str, fix: str = _WRITE_A
     """
     from pydantic import ValidationError
 
+    hashable: Any = shape  # which mypy does not believe of a type
     try:
-        checked: T = _adapter_of(shape).validate_python(value)
+        checked: T = _adapter_of(hashable).validate_python(value)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in error.errors()]
         shown = "; ".join(faults[:_FAULTS_SHOWN]) + ("; ..." if len(faults) > _FAULTS_SHOWN else "")

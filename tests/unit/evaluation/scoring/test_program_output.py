@@ -83,12 +83,19 @@ def test_each_program_is_run_once_and_one_that_may_vary_several_times(monkeypatc
 
     ran = []
     run_program = program_output.run_program
+    run_warm = program_output.WarmInterpreter.run
     monkeypatch.setattr(program_output, "run_program", lambda code, *a, **k: (ran.append(code), run_program(code))[1])
+    monkeypatch.setattr(
+        program_output.WarmInterpreter, "run", lambda warm, code: (ran.append(code), run_warm(warm, code))[1]
+    )
     runs = ProgramRuns()
-    runs.run(["print(1)", "print(1)", "import random\nprint(random.random())"])
+    draws, shows_a_set = "import random\nprint(random.random())", "print({'a', 'b', 'c', 'd', 'e'})"
+    runs.run(["print(1)", "print(1)", draws, shows_a_set])
     runs.run(["print(1)"])
     assert ran.count("print(1)") == 1
-    assert len(ran) == 1 + program_output.RUNS_OF_VARYING == 1 + len(runs.of("import random\nprint(random.random())"))
+    assert ran.count(draws) == ran.count(shows_a_set) == program_output.RUNS_OF_VARYING == len(runs.of(draws))
+    assert len({run.printed for run in runs.of(draws)}) == program_output.RUNS_OF_VARYING
+    assert len({run.printed for run in runs.of(shows_a_set)}) > 1
 
 
 DICE = "import random\nprint(sum(random.randint(1, 6) for _ in range(2000)) / 2000)"

@@ -65,6 +65,7 @@ PROBE, TEST = "probe", "test"  # the two sets
 COPY = "copy"  # the run of the query as it stands, without a model
 PARTS = ("base", "tuned", "plain")
 TEST_ROWS = 400
+ANSWERS_AT_ONCE = 64  # of each run; several share the card, and a base does not end its answers
 TRAINING: dict[str, dict[str, Any]] = {
     "tuned": {"epochs": 3, "r": 64, "alpha": 128.0, "tool_variation": 0.7, "tool_weight": 20.0},
     "plain": {"epochs": 3, "r": 16, "alpha": 32.0},
@@ -173,7 +174,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
     most = 6 if arguments.tiny else arguments.tests
     test = [row for row in parts["test"] if not row.is_choice_only]
     tests = {PROBE: spread_evenly(probe, most or len(probe)), TEST: spread_evenly(test, most or TEST_ROWS)}
-    return Material(config, train, tests, **({"batch_size": 8} if most else {}))
+    return Material(config, train, tests, batch_size=8 if most else ANSWERS_AT_ONCE)
 
 
 # ---- verdicts -------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ class OptimizationSection(Section):
     library's."""
     cuda_graphs: bool | Auto = "auto"
     """Record passes of the toolkit's own decoder as CUDA graphs and replay them: up to three times as fast where the
-    GPU would wait for Python (few examples a step, a small model), 0.1 GiB more. auto = once it was seen to wait;
+    GPU would wait for Python (few examples a step, a small model), 0.4 GiB more. auto = once it was seen to wait;
     true | false. Only with adamw_torch and adamw_torch_fused."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch_fused"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tool_aware.gpu.device_facts import DeviceFacts
 from tool_aware.model.adapter import base_of, lora_config, lora_variant
 from tool_aware.model.families import Traits
 
@@ -43,18 +44,21 @@ def _unsupported_adapter(model: PeftModel) -> str | None:
 
 
 def _unsupported_device(base: PreTrainedModel) -> str | None:
-    if base.device.type != "cuda":
-        return None
-    if base.dtype == torch.float32 or torch.cuda.get_device_capability(base.device) < (8, 0):
-        return "float32, or GPUs without bfloat16"
-    return None
+    return _unsupported_dtype(base.device, base.dtype)
 
 
-def unsupported_gpu(device: torch.device) -> str | None:
-    """Return why PackedDecoder can run no model on this GPU; None if no reason is known before a model is loaded."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "GPUs without bfloat16"
-    return broken_kernels(device)
+def _unsupported_dtype(device: torch.device, dtype: torch.dtype) -> str | None:
+    if reason := DeviceFacts.of(device).why_not_own_decoder:
+        return reason
+    return "float32 on a GPU" if device.type == "cuda" and dtype == torch.float32 else None
+
+
+def unsupported_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why PackedDecoder can run no model in this precision on this GPU; None if no reason is known yet.
+
+    A loaded model may be another reason (`unsupported`).
+    """
+    return _unsupported_dtype(device, dtype) or broken_kernels(device)
 
 
 def broken_kernels(device: torch.device) -> str | None:

@@ -37,15 +37,10 @@ class DeviceFacts:
 
     @property
     def dtype(self) -> DtypeName:
-        """Return the precision to compute in."""
+        """Return the precision to compute in; gradients in float16 have to be scaled, or small ones would be 0."""
         if self.kind == "cpu":
             return "float32"
         return "bfloat16" if self.has_bf16 else "float16"
-
-    @property
-    def needs_gradient_scaler(self) -> bool:
-        """Return whether gradients have to be scaled: in float16 small ones would be 0."""
-        return self.dtype == "float16"
 
     @property
     def why_not_own_decoder(self) -> str | None:

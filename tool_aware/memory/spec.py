@@ -162,16 +162,21 @@ def why_not_own(config: Config, architecture: Architecture, processes: int = 1) 
         return "optimization.shard_base"
     if config.quantization.kind == "8bit":
         return "8-bit weights"
+    if config.quantization.bnb_4bit_compute_dtype == "float16":
+        return "float16"  # whose adapter is in float32
     if config.lora.dropout > 0:
         return "lora.dropout"
     return architecture.traits.uncovered(config.model.max_seq_length)
 
 
-def decoder_text(config: Config, spec: TrainingSpec, processes: int = 1) -> str:
-    """Return which forward and backward pass runs, and why, for the plan of a run."""
+def decoder_text(config: Config, spec: TrainingSpec, processes: int = 1, *, of_device: str | None = None) -> str:
+    """Return which forward and backward pass runs, and why, for the plan of a run.
+
+    `of_device` is the reason of the device, if it has one.
+    """
     if spec.has_own_decoder:
         return "the toolkit's own"
-    reason = why_not_own(config, spec.architecture, processes) or "this GPU, or its Triton"
+    reason = why_not_own(config, spec.architecture, processes) or of_device or "this GPU, or its Triton"
     return f"transformers' pass, which takes longer; the toolkit's own does not cover {reason}"
 
 

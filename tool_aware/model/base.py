@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
+from tool_aware.gpu.device_facts import DeviceFacts
 from tool_aware.model.families import Traits
 from tool_aware.model.language_part import is_other_part, language_config
 from tool_aware.model.libraries import library_errors, quiet_libraries
@@ -60,13 +61,9 @@ def compute_dtype(setting: str = "auto") -> torch.dtype:
 
     `auto` is bfloat16 if the GPU has it, else float16; float32 on a CPU.
     """
-    import torch
-
     if setting != "auto":
         return dtype_named(setting)
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return dtype_named(DeviceFacts.of(device()).dtype)
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -24,7 +24,7 @@ def plan_memory(
     from tool_aware.gpu.visible import visible_gpus
     from tool_aware.memory.plan import plan_of
     from tool_aware.memory.spec import TrainingSpec
-    from tool_aware.model.base import device, start_gpu
+    from tool_aware.model.base import compute_dtype, device, start_gpu
 
     shared = common_prefix_length([example.prompt for example in examples])
     longest, answer = max(map(len, examples)), max(len(example.completion) for example in examples)
@@ -40,6 +40,6 @@ def plan_memory(
         answer_tokens=answer,
     )
     uuids = start_gpu()
-    if unsupported_gpu(device()):
+    if unsupported_gpu(device(), compute_dtype(config.quantization.bnb_4bit_compute_dtype)):
         spec = replace(spec, decoder="transformers")
     return plan_of(config, spec, visible_gpus(uuids)[:processes] if uuids else [], has_context=True)

@@ -23,6 +23,7 @@ from tool_aware.console import Fallbacks, Interrupted, UserError, say
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.micro_step import MicroStep
 from tool_aware.engine.optimizer import FlatAdamW, build_optimizer, clip_gradients_, gradients_in
+from tool_aware.model.adapter import base_of
 from tool_aware.model.base import device
 from tool_aware.training.choice import ToolNames, label_weight, right_tool
 from tool_aware.training.distributed import ALONE, Processes
@@ -94,7 +95,7 @@ class TrainingLoop:
         if why_not:
             self.fallbacks.add(why_not)
         self.optimizer = build_optimizer(self.trained, config)
-        self.scaler = scaler or gradient_scaler(self.device)
+        self.scaler = scaler or gradient_scaler(self.device, base_of(self.model).dtype)
         self.micro_step = MicroStep(
             model,
             packing=config.training.packing,
@@ -293,7 +294,6 @@ class TrainingLoop:
             self._validate()
 
 
-def gradient_scaler(device: torch.device) -> torch.amp.GradScaler:
-    """Return a scaler for GPUs that compute in float16 because they have no bfloat16; elsewhere it does nothing."""
-    needs_scaling = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.amp.GradScaler(device.type, enabled=needs_scaling)
+def gradient_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """Return a scaler for a GPU that computes in float16, as one without bfloat16 does; elsewhere it does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and dtype == torch.float16)

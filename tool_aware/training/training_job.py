@@ -83,17 +83,24 @@ class Job:
 
 def plan_text(job: Job) -> str:
     """Return what the run will do, for the terminal."""
+    import torch
+
+    from tool_aware.engine.supported import unsupported_gpu
+    from tool_aware.model.base import compute_dtype, device
+
     config, training = job.config, job.engine_config.training
     processes = job.processes.count
     schedule = Schedule.of(config, len(job.examples["train"]), processes)
     form = chat_format(job.tokenizer)
+    dtype = compute_dtype(config.quantization.bnb_4bit_compute_dtype)
+    precision = str(dtype).removeprefix("torch.") + ", gradients are scaled" * (dtype == torch.float16)
     facts = [
-        ("base model", f"{config.model.name}, {config.quantization.kind}"),
+        ("base model", f"{config.model.name}, {config.quantization.kind}, computes in {precision}"),
         (
             "prompts",
             f"wrapped by {form.name}, an answer ends with {form.end}",
         ),
-        ("decoder", decoder_text(config, job.memory.spec, processes)),
+        ("decoder", decoder_text(config, job.memory.spec, processes, of_device=unsupported_gpu(device(), dtype))),
         ("adapter", f"LoRA r={config.lora.r} alpha={config.lora.alpha:g} on {config.lora.target_modules}"),
         (
             "steps",

@@ -1,0 +1,84 @@
+"""What is chosen on GPUs of every compute capability, none of which is here: torch is made to say that it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tool_aware.engine.supported import unsupported_gpu
+from tool_aware.gpu.device_facts import DeviceFacts
+from tool_aware.gpu.readings import GpuReading
+from tool_aware.memory.architectures import PRESETS
+from tool_aware.memory.spec import TrainingSpec, decoder_text, why_not_own
+from tool_aware.model.base import compute_dtype, device
+from tool_aware.monitor.checks import check_precision
+from tool_aware.training.loop import gradient_scaler
+
+OLD = [(6, 1), (7, 0), (7, 5)]
+NEW = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
+MISTRAL = PRESETS["mistral-7b-v0.2"]
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Let torch see one GPU of a compute capability; nothing can be computed on it."""
+
+    def see(capability):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: capability)
+        return device()
+
+    return see
+
+
+@pytest.mark.parametrize("capability", OLD)
+def test_without_bfloat16_it_is_transformers_pass_in_float16_with_scaled_gradients(pretend, config, capability):
+    gpu, dtype = pretend(capability), compute_dtype()
+    assert dtype == torch.float16
+    assert gradient_scaler(gpu, dtype).is_enabled()
+    reason = unsupported_gpu(gpu, dtype)
+    assert reason == "GPUs without bfloat16"
+    spec = TrainingSpec.from_config(config, architecture=MISTRAL).on(DeviceFacts.of(gpu))
+    assert (spec.resolved.decoder, spec.resolved.attention) == ("transformers", "sdpa")
+    assert (spec.resolved.offload, spec.resolved.cached_layers) == (False, 0)
+    assert decoder_text(config, spec, of_device=reason).endswith("does not cover GPUs without bfloat16")
+    line = check_precision(GpuReading(0, compute_capability=capability))
+    assert line.status == "warning"
+    assert "float16 and transformers' slower pass" in line.finding
+
+
+@pytest.mark.parametrize("capability", NEW)
+def test_from_ampere_on_it_is_the_own_decoder_in_bfloat16_if_its_kernels_run(pretend, config, capability):
+    gpu, dtype = pretend(capability), compute_dtype()
+    assert dtype == torch.bfloat16
+    assert not gradient_scaler(gpu, dtype).is_enabled()
+    spec = TrainingSpec.from_config(config, architecture=MISTRAL).on(DeviceFacts.of(gpu))
+    assert spec.resolved.decoder == "own"
+    assert decoder_text(config, spec) == "the toolkit's own"
+    assert check_precision(GpuReading(0, compute_capability=capability)).status == "ok"
+    reason = unsupported_gpu(gpu, dtype)  # there is no such GPU here: a kernel was tried, and failed
+    assert "as Triton does not work" in reason
+    fallback = spec.with_fields({"decoder": "transformers"})
+    assert reason in decoder_text(config, fallback, of_device=reason)
+
+
+def test_what_the_config_names_is_computed_in_and_the_plan_says_what_runs_then(pretend, config):
+    gpu = pretend((8, 6))
+    half, full = (
+        config.with_settings({"quantization.bnb_4bit_compute_dtype": name}) for name in ("float16", "float32")
+    )
+    assert why_not_own(half, MISTRAL) == "float16"
+    assert not TrainingSpec.from_config(half, architecture=MISTRAL).has_own_decoder
+    assert gradient_scaler(gpu, compute_dtype("float16")).is_enabled()
+    assert unsupported_gpu(gpu, compute_dtype(full.quantization.bnb_4bit_compute_dtype)) == "float32 on a GPU"
+
+
+def test_a_cpu_computes_in_float32_with_the_own_decoder(config):
+    cpu = torch.device("cpu")
+    assert (DeviceFacts.of(cpu).dtype, unsupported_gpu(cpu, torch.float32)) == ("float32", None)
+    assert not gradient_scaler(cpu, torch.float16).is_enabled()
+    assert TrainingSpec.from_config(config, architecture=MISTRAL).on(DeviceFacts.of(cpu)).has_own_decoder
+
+
+def test_a_card_that_does_not_tell_is_taken_for_a_new_one():
+    assert DeviceFacts("cuda").why_not_own_decoder is None

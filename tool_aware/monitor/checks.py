@@ -115,7 +115,7 @@ def card_of(card: str | None, vram_gib: float | None) -> tuple[str | None, float
     """Return name, memory and facts of the card to fit: as named, else the GPU or slice that a run here would take."""
     named = published_card(card) if card else None
     if vram_gib is not None:
-        return card, vram_gib * GIB, DeviceFacts("cuda", named and named.capability)
+        return card, vram_gib * GIB, DeviceFacts("cuda", named.capability if named else None)
     gpu, lines = gpu_here()
     for line in lines:
         warn(line.finding)

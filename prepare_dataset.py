@@ -263,6 +263,7 @@ def finish(
     write(
         folder,
         contents,
+        result.split.rows,
         fallbacks,
         config=config,
         config_path=options.config,

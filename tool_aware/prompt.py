@@ -75,6 +75,7 @@ def render_question(query: str, history: Sequence[Turn] = ()) -> str:
     return earlier + _QUERY_LABEL + without_inst(query.strip())
 
 
+@lru_cache(maxsize=8)  # rows are rendered by the hundred thousand, for one list of tools
 def render_preamble(tools: Toolbox, *, task: str = _TASK) -> str:
     """Write everything of the user turn that precedes the query."""
     descriptions = "\n".join(map(tool_line, tools))

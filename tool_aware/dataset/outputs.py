@@ -1,4 +1,4 @@
-"""The files of the stage: rendered in memory first, then replaced all together; files of the user stay."""
+"""The files of the stage: written beside the old ones, then replaced all together; files of the user stay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,6 @@ OUTPUT_NAMES = (
     *(SAMPLE_NAME, SPLIT_REPORT_NAME, DATASET_REPORT_NAME, CARD_NAME, TO_LABEL_NAME, IMPORTED_CONFIG_NAME),
 )
 _ANSWER_BYTES = 1_000  # query, answer and metadata of a row, rounded up
-_OTHER_BYTES = 100_000  # report, samples, manifest
 _OTHER_BYTES = 100_000  # report, samples, manifest
 
 if TYPE_CHECKING:
@@ -84,11 +83,27 @@ class Result:
         }
 
 
+@dataclass(frozen=True)
+class RowsFile:
+    """The text of a file of rows, written row by row: as a whole it would take more memory than the rows."""
+
+    rows: Sequence[Row]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the parts of what `json.dumps(rows, indent=2)` writes, several times as fast."""
+        for number, row in enumerate(self.rows):
+            metadata = json.dumps(dict(row.metadata), ensure_ascii=False, indent=2).replace("\n", "\n    ")
+            values = {"instruction": _text(row.instruction), "response": _text(row.response), "metadata": metadata}
+            lines = ",\n".join(f'    "{name}": {value}' for name, value in values.items())
+            yield f"{',' if number else '['}\n  {{\n{lines}\n  }}"
+        yield "\n]\n" if self.rows else "[]\n"
+
+
 def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str]:
-    """Return the content of every file, by name."""
+    """Return the content of every file but those of the rows, by name."""
     parts = result.split.rows
     rows = [row for name in SPLITS for row in parts[name]]
-    files = {split_name(name): _json([asdict(row) for row in parts[name]]) for name in SPLITS}
+    files: dict[str, str] = {}
     files[SAMPLE_NAME] = _json([preview(row, tokenizer) for row in preview_rows(rows)])
     files[SPLIT_REPORT_NAME] = _json(split_report(result))
     dropped = {
@@ -200,6 +215,7 @@ def estimated_bytes(config: Config, sources: Iterable[Path], *, is_import: bool)
 def write(
     folder: Path,
     contents: Mapping[str, str],
+    rows: Mapping[str, Sequence[Row]],
     fallbacks: Fallbacks,
     *,
     config_path: Path,
@@ -212,25 +228,24 @@ def write(
     Files that a manifest of this stage lists, as they were written, are replaced, or deleted if there is no new one.
     Of what else has their names, a dataset card stays and the others get another name.
     """
-    ours, contents = own_files(folder), dict(contents)
-    foreign = [name for name in contents if name not in ours and os.path.lexists(folder / name)]
+    ours = own_files(folder)
+    parts: dict[str, Iterable[str]] = {name: [text] for name, text in contents.items()}
+    parts |= {split_name(name): RowsFile(part) for name, part in rows.items()}
+    foreign = [name for name in parts if name not in ours and os.path.lexists(folder / name)]
     if CARD_NAME in foreign:
-        del contents[CARD_NAME]
+        del parts[CARD_NAME]
         foreign.remove(CARD_NAME)
         what = "is not this stage's, or was edited: it stays, and no dataset card is written"
         fallbacks.add(f"{folder / CARD_NAME} {what}")
     kept_as = {name: _free_name(folder, name) for name in foreign}
     for name, other in kept_as.items():
         fallbacks.add(f"{folder / name} is not this stage's, or was edited: it is now {other}")
-    outdated = ours.keys() - contents.keys()
+    outdated = ours.keys() - parts.keys()
     in_use = {name for name in outdated if (folder / name).samefile(config_path)}
     files = FileSet(folder)
     try:
         hashes = {name: ours[name] for name in in_use}
-        for name, text in contents.items():
-            data = text.encode("utf-8")
-            files.path(name).write_bytes(data)
-            hashes[name] = hashlib.sha256(data).hexdigest()
+        hashes |= {name: _written(files.path(name), texts) for name, texts in parts.items()}
         if IMPORTED_CONFIG_NAME in contents:  # it has all tools of the data, which training compares with
             config = _imported_config(folder, contents[IMPORTED_CONFIG_NAME], overrides)
         settings = config.as_dict()
@@ -238,6 +253,21 @@ def write(
         files.commit(outdated - in_use, kept_as)
     finally:
         files.discard()
+
+
+def _written(path: Path, texts: Iterable[str]) -> str:
+    """Write the texts one after the other; return the sha256 of the file."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for text in texts:
+            data = text.encode("utf-8")
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _free_name(folder: Path, name: str) -> str:

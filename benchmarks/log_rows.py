@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def measure(path: Path, sets: Sequence[str]) -> dict[str, Any]:
     """Run the stage on a log in this process, each phase timed."""
     import prepare_dataset
 
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     peaks: dict[str, float] = {}
     for phase, place in {**PHASES, **INNER}.items():
         timed(phase, place, seconds, None if phase in INNER else peaks)
@@ -177,7 +177,7 @@ def measure(path: Path, sets: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def timed(phase: str, place: str, seconds: Counter[str], peaks: dict[str, float] | None) -> None:
+def timed(phase: str, place: str, seconds: dict[str, float], peaks: dict[str, float] | None) -> None:
     """Replace the function at `place`, module:name, by one that adds its seconds and the peak of its memory."""
     module, _, name = place.partition(":")
     holder: Any = importlib.import_module(module)
@@ -200,7 +200,7 @@ def timed(phase: str, place: str, seconds: Counter[str], peaks: dict[str, float]
     setattr(holder, name, wrapper)
 
 
-def _timed_items(items: Iterator[Any], phase: str, seconds: Counter[str]) -> Iterator[Any]:
+def _timed_items(items: Iterator[Any], phase: str, seconds: dict[str, float]) -> Iterator[Any]:
     while True:
         started_s = time.process_time()
         item = next(items, None)

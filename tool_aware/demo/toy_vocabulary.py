@@ -47,7 +47,9 @@ def save_part(sentencepiece_model: Path, pieces: set[str], target: Path) -> None
     """Write a SentencePiece model with these pieces only, in the same order, and its control tokens and bytes."""
     from sentencepiece import sentencepiece_model_pb2
 
-    model: Any = sentencepiece_model_pb2.ModelProto()
+    protocol: Any = sentencepiece_model_pb2  # its names are made when it is imported
+
+    model = protocol.ModelProto()
     model.ParseFromString(sentencepiece_model.read_bytes())
     kept = [entry for entry in model.pieces if entry.type != entry.NORMAL or entry.piece in pieces]
     del model.pieces[:]

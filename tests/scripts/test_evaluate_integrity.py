@@ -20,7 +20,7 @@ from tool_aware import sandboxed
 from tool_aware.evaluation.preflight import RESULT_NAMES
 from tool_aware.files import sha256_of
 from tool_aware.manifest import write_manifest
-from tool_aware.sandbox import run_program
+from tool_aware.sandbox import WarmInterpreter, run_program
 from tool_aware.transaction import is_interrupted, locked
 
 
@@ -84,18 +84,25 @@ def test_running_them_all_the_same_is_said_everywhere(run, gold_answers, tmp_pat
 
 
 def test_where_they_can_be_isolated_they_are_and_nothing_is_said(run, gold_answers, tmp_path, monkeypatch):
-    modes = []
+    isolated, others = [], []
+
+    class Counted(WarmInterpreter):
+        def run(self, code):
+            isolated.append(code)
+            return super().run(code)
 
     def counted(*arguments, is_isolated=True):
-        modes.append(is_isolated)
+        (isolated if is_isolated else others).append(arguments)
         return run_program(*arguments, is_isolated=is_isolated)
 
     monkeypatch.setattr("tool_aware.evaluation.scoring.program_output.run_program", counted)
+    monkeypatch.setattr("tool_aware.evaluation.scoring.program_output.WarmInterpreter", Counted)
     answers = json.loads(gold_answers.read_text())
     gold_answers.write_text(json.dumps([answer.replace("print(", "print(0 or ") for answer in answers]))
     result = run(tmp_path / "r", "--predictions", gold_answers, "--run-unisolated")
     assert result.code == 0, result.stderr
-    assert set(modes) == {True}
+    assert isolated
+    assert not others
     assert "rights to files" not in result.stderr + (tmp_path / "r/report.md").read_text()
 
 

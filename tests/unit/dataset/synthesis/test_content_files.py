@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tool_aware.config.settings import Config
-from tool_aware.dataset.assembly import Collected, assemble
-from tool_aware.dataset.outputs import Result, render
+from tool_aware.dataset.assembly import assemble
+from tool_aware.dataset.outputs import RowsFile
 from tool_aware.dataset.splitting import split_rows
 from tool_aware.dataset.synthesis.content import CONTENT_DIR, load_content
 from tool_aware.dataset.synthesis.generator import Generator
@@ -130,6 +130,6 @@ def test_the_data_of_a_seed_is_the_recorded_one(config: Config) -> None:
     small = config.model_copy(update={"dataset": dataset})
     rows = assemble(small, load_content(), []).rows
     split = split_rows(rows, dataset.splits, dataset.seed)
-    files = render(Result(split, dataset.seed, Collected(rows)), small.toolbox, None)
-    found = {name: hashlib.sha256(files[f"{name}.json"].encode()).hexdigest() for name in SPLITS}
+    texts = {name: "".join(RowsFile(split.rows[name])) for name in SPLITS}
+    found = {name: hashlib.sha256(texts[name].encode()).hexdigest() for name in SPLITS}
     assert found == RECORDED_SHA256, f"the data of seed 42 changed; if that is meant, record {found}"

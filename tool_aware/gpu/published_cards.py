@@ -20,6 +20,7 @@ class PublishedCard:
     sizes_gib: tuple[float, ...]
 
 
+# Written down without the papers at hand; compare a figure with its source before you rely on it.
 # Sources: NVIDIA's architecture white papers, their tables of "peak FP16 tensor TFLOPS with FP32 accumulate", dense,
 # and of memory bandwidth (Ampere GA102, Ada, RTX Blackwell), and the data sheets of the T4, V100, A10, A100, RTX A6000,
 # L4, L40S, H100 SXM and H200 SXM, whose figures with sparsity are halved. A GeForce card since Ampere does 512 such

@@ -42,6 +42,7 @@ from dataset_probe import PROBES, Labelled, labelled, load_probe, without_lookal
 from real_model import (
     TINY,
     default_splits,
+    demand_all,
     described_set,
     earlier_results,
     is_known,
@@ -50,7 +51,7 @@ from real_model import (
     unlike_probes,
 )
 
-from tool_aware.console import GateFailed, UserError, run, say
+from tool_aware.console import UserError, run, say
 from tool_aware.evaluation.scoring.earlier_turns import without_earlier_turns
 from tool_aware.files import write_json
 from tool_aware.rows import Row
@@ -87,8 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_json(output, results)
     print(markdown(results))
     say(f"{output}: {len(results['runs'])} runs, {time.monotonic() - began_s:.0f} s")
-    if lacking := [each.name for wanted in runs.values() for each in wanted if not is_known(each, results)]:
-        raise GateFailed(f"not measured: {', '.join(lacking)}; run the same again for them")
+    demand_all([each for wanted in runs.values() for each in wanted], results)
     return 0
 
 

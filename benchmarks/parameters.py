@@ -50,10 +50,19 @@ from _parameters_tables import markdown, side_by_side
 from _random_mistral import environment, results_file
 from _real_model import Material, Run, perform_all, perform_in_child
 from dataset_probe import labelled
-from real_model import TINY, default_splits, described_set, earlier_results, is_known, settings_of, unlike_probes
+from real_model import (
+    TINY,
+    default_splits,
+    demand_all,
+    described_set,
+    earlier_results,
+    is_known,
+    settings_of,
+    unlike_probes,
+)
 
 from tool_aware.config.settings import Config, load_config
-from tool_aware.console import GateFailed, UserError, run, say, warn
+from tool_aware.console import UserError, run, say, warn
 from tool_aware.evaluation.scoring.program_output import ProgramRuns
 from tool_aware.evaluation.scoring.reasoning import Reader, reader_of_reasonings
 from tool_aware.evaluation.scoring.usable import ParameterJudge
@@ -102,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_json(output, results)
     print(markdown(results))
     say(f"{output}: {len(results['runs'])} runs, {time.monotonic() - began_s:.0f} s")
-    if lacking := [each.name for each in wanted if not is_known(each, results)]:
-        raise GateFailed(f"not measured: {', '.join(lacking)}; run the same again for them")
+    demand_all(wanted, results)
     return 0
 
 

@@ -90,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(output, results)
     print(markdown(results))
     say(f"{output}: {len(results['runs'])} runs, {time.monotonic() - began_s:.0f} s")
-    if lacking := [each.name for each in runs if not is_known(each, results)]:
-        raise GateFailed(f"not measured: {', '.join(lacking)}; run the same again for them")
+    demand_all(runs, results)
     return 0
 
 
@@ -109,6 +108,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the tables of these results and stop")
     return parser.parse_args(argv)
+
+
+def demand_all(wanted: Sequence[Run], results: dict[str, Any]) -> None:
+    """Raise GateFailed if runs failed or were not begun in time."""
+    if lacking := [each.name for each in wanted if not is_known(each, results)]:
+        raise GateFailed(f"not measured: {', '.join(lacking)}; run the same again for them")
 
 
 def wanted_parts(arguments: argparse.Namespace) -> list[str]:

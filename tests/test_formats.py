@@ -145,8 +145,8 @@ def test_every_figure_of_a_logged_step_is_shown():
 
     step, validation = (value for value in examples_in("Stage 2: output") if "steps" in value)
     assert set(Throughput().lap(1, 2)) <= set(step)
-    assert step_line(step).startswith("step 10/476  loss 0.6449")
-    assert validation_line(validation).endswith("48.7% of 117 rows")
+    assert step_line(step).startswith("step 10/714  loss 0.8720")
+    assert validation_line(validation).endswith("63.2% of 117 rows")
 
 
 def test_every_field_of_the_thresholds_is_shown():

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,9 +135,9 @@ def plan(config: Config, environment: Environment, options: Options) -> str:
     else:
         slices = "all" if dataset.slices == "all" else ", ".join(dataset.slices)
         kinds = {kind: count for kind, count in config.synthetic_kinds.items() if count}
-        made = dataset.synthetic_per_tool * len(config.tools) + sum(kinds.values())
-        parts = [f"{len(config.tools)} x {dataset.synthetic_per_tool}", *(f"{n} {kind}" for kind, n in kinds.items())]
-        number = f"{made} = {' + '.join(parts)}"
+        of_tools = Counter(config.synthetic_by_tool.values())
+        parts = [f"{tools} x {n}" for n, tools in of_tools.items()] + [f"{n} {kind}" for kind, n in kinds.items()]
+        number = f"{sum([*config.synthetic_by_tool.values(), *kinds.values()])} = {' + '.join(parts)}"
         source = log_source(config, environment, options)
         rows = [("query log", source), ("synthetic rows", f"{number}; slices: {slices}")]
     if options.generator == "openai":

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, listing
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
-from tool_aware.evaluation.scoring.parameter_kinds import PYTHON_MEDIA_TYPE
 from tool_aware.evaluation.scoring.two_requests import (
     has_several_calls,
     names_rest,
@@ -21,7 +20,7 @@ from tool_aware.evaluation.scoring.two_requests import (
 from tool_aware.history import shown_turns
 from tool_aware.prompt import Turn, parse_response, render_instruction, render_response
 from tool_aware.rows import Row
-from tool_aware.tools import Toolbox, ToolCall
+from tool_aware.tools import PYTHON_MEDIA_TYPE, Toolbox, ToolCall
 
 if TYPE_CHECKING:
     from _real_model import Answerer

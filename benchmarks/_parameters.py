@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,12 @@ from tool_aware.config.settings import Config
 from tool_aware.console import UserError, listing
 from tool_aware.evaluation.scoring.bfcl import accepted_values
 from tool_aware.evaluation.scoring.judgement import Prediction, judge
-from tool_aware.evaluation.scoring.parameter_kinds import CODE, PYTHON_MEDIA_TYPE
+from tool_aware.evaluation.scoring.parameter_kinds import CODE
 from tool_aware.evaluation.scoring.reasoning import Reader, with_reasoning_judged
 from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.prompt import Turn, parse_response, render_instruction, render_response
 from tool_aware.rows import Row
-from tool_aware.tools import Toolbox, ToolCall
+from tool_aware.tools import PYTHON_MEDIA_TYPE, Toolbox, ToolCall
 
 if TYPE_CHECKING:
     from _real_model import Answerer, Material, Outcome
@@ -52,7 +53,7 @@ def load_parameters_probe(config: Config, path: Path = PROBE_FILE) -> list[Row]:
 
 def _row(tool: str, item: Item, tools: Toolbox) -> Row:
     call = ToolCall(tool, item["parameters"], REASONING)
-    details = {key: item[key] for key in ("language", "topic", "prints") if key in item}
+    details = {key: item[key] for key in ("language", "topic", "taught_by", "prints") if key in item}
     metadata = {"source": SOURCE, "tool": tool, "group": item["query"], **details}
     return Row(render_instruction(item["query"], tools), render_response(call), metadata)
 
@@ -62,7 +63,7 @@ def _problems(tool: str, item: Item, tools: Toolbox) -> Iterator[str]:
         yield f"is for an unknown tool; known: {', '.join(tools.names)}"
         return
     is_code = any("contentMediaType" in schema for schema in tools[tool].properties.values())
-    if item.keys() != {"query", "language", "parameters"} | ({"topic", "prints"} if is_code else set()):
+    if item.keys() != {"query", "language", "parameters"} | ({"topic", "taught_by", "prints"} if is_code else set()):
         yield f"keys are {', '.join(sorted(item))}"
         return
     if item["language"] not in LANGUAGES:
@@ -73,6 +74,26 @@ def _problems(tool: str, item: Item, tools: Toolbox) -> Iterator[str]:
         yield from tools.problems(ToolCall(tool, item["parameters"], REASONING))
     except ValueError as error:
         yield str(error)
+
+
+# ---- what the training rows teach of them ---------------------------------------------------------------
+
+
+def without_kinds(train: Sequence[Row], probe: Sequence[Row], tools: Toolbox) -> list[Row]:
+    """Return the rows without those whose program does what a hand-written row asks for, whatever their query.
+
+    `taught_by` names these programs of the content; a row is left out if its program is one of them but for the values
+    in it. So the model has to put together a program that it has not seen.
+    """
+    names = {f"program-{name}" for row in probe for name in row.metadata.get("taught_by", ())}
+    shapes = {shape(code) for row in train if row.metadata.get("group") in names for code in programs_of(row, tools)}
+    return [row for row in train if not any(shape(code) in shapes for code in programs_of(row, tools))]
+
+
+def shape(code: str) -> str:
+    """Return a program without its values: texts, lists, dates and numbers."""
+    code = re.sub(r"'''.*?'''|'[^'\n]*'|\"[^\"\n]*\"", "_", code, flags=re.DOTALL)
+    return re.sub(r"\[[\s\d._,+*/-]*\]|\d+(?:\.\d+)?", "_", code)
 
 
 # ---- rows in the results --------------------------------------------------------------------------------

@@ -15,7 +15,13 @@ from tool_aware.evaluation.scoring.intervals import Estimate, share
 from tool_aware.prompt import parse_response
 from tool_aware.reasoning_text import boilerplate
 
-SYSTEMS = {"copy": "query copied", "base": "base", "tuned": "tuned (defaults)", "plain": "tuned, tools as they are"}
+SYSTEMS = {
+    "copy": "query copied",
+    "base": "base",
+    "tuned": "tuned (defaults)",
+    "unseen": "tuned without the programs asked for",
+    "plain": "tuned, tools as they are",
+}
 UNTRAINED = ("copy", "base")
 SETS = {"probe": "probe", "test": "test split"}
 QUESTIONS = {
@@ -40,7 +46,7 @@ def markdown(results: Results) -> str:
     """Return all tables for which there are results."""
     found = kinds(results)
     parts = [
-        (f"Model {results['model']}, {results['train_rows']:,} training rows.", []),
+        (f"Model {results['model']}, {taught(results)}.", []),
         ("Given the right tool, in %, with 95 % interval:", main_table(results, found)),
         ("Goals, on the probe:", goals_table(results, found)),
         ("Usable calls of the probe by tool, in %:", by_table(results, found, "tool")),
@@ -54,6 +60,18 @@ def markdown(results: Results) -> str:
     ]
     written = [f"{title}\n\n{lines(table)}" if table else title for title, table in parts if len(table) != 1]
     return "\n\n".join([*written, origins(results)])
+
+
+def taught(results: Results) -> str:
+    """Write how many rows the trainings had, and how many of them programs."""
+    if "taught" not in results:
+        return f"{results['train_rows']:,} training rows"
+    counted = [
+        f"{sum(of_tools.values()):,} training rows{f' of part {part}' * bool(part)}, "
+        f"{of_tools.get('code_execution', 0):,} of them programs"
+        for part, of_tools in results["taught"].items()
+    ]
+    return "; ".join(counted)
 
 
 def figure(

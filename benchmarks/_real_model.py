@@ -67,6 +67,7 @@ class Run:
     answers: tuple[str, ...] = ()
     lists: str = ""  # name of the set that other lists of tools are tried on
     alone: bool = False
+    taught: str = ""  # name of the training rows, of those that differ from `train`
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -91,13 +92,14 @@ class Run:
 class Material:
     """What all runs of a benchmark share: settings with the model's folder, training rows, and the sets of test rows.
 
-    `batch_size` is that of answering.
+    `batch_size` is that of answering; `other_train` holds the training rows of runs that have others.
     """
 
     config: Config
     train: Sequence[Row]
     tests: Mapping[str, Sequence[Row]]
     batch_size: int = 256
+    other_train: Mapping[str, Sequence[Row]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write it where the runs' processes read it."""
@@ -145,7 +147,7 @@ def perform(run: Run, material: Material, folder: Path, score: Score) -> Outcome
     tokenizer = load_tokenizer(config.model.name)
     outcome, adapter = Outcome(asdict(run)), None
     if run.stack != "base":
-        rows = drawn(material.train, run.rows, run.seed)
+        rows = drawn(material.other_train[run.taught] if run.taught else material.train, run.rows, run.seed)
         examples = [
             with_heavy_name(
                 tokenizer, encode_example(tokenizer, row.instruction, row.response), row.tool, run.tool_weight

@@ -132,7 +132,10 @@ def wanted_parts(arguments: argparse.Namespace) -> list[str]:
 def is_known(run: Run, results: Mapping[str, Any]) -> bool:
     """Return whether the results hold this run, with these settings."""
     known = results["runs"].get(run.name)
-    return bool(known) and known["run"] == json.loads(json.dumps(asdict(run)))  # tuples are lists in JSON
+    if not known:
+        return False
+    its = asdict(Run(run.name)) | known["run"]  # older results lack newer settings
+    return bool(json.loads(json.dumps(its)) == json.loads(json.dumps(asdict(run))))  # tuples are lists in JSON
 
 
 def runs_of(part: str, arguments: argparse.Namespace) -> list[Run]:
@@ -179,7 +182,10 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
 
 
 def settings_of(arguments: argparse.Namespace, folder: Path, *, follow_ups: int = 8, two_requests: int = 8) -> Config:
-    """Return config.yaml for the model that is measured; the numbers of rows are those of a trial with `--tiny`."""
+    """Return config.yaml for the model that is measured, with the options of `--set` where a script has it.
+
+    The numbers of rows are those of a trial with `--tiny`.
+    """
     model = arguments.model.resolve() if arguments.model else tiny_model(folder / "model")
     overrides = [f"model.name={model}", "quantization.load_in_4bit=false", "logging.tensorboard=false"]
     if arguments.tiny:
@@ -190,7 +196,7 @@ def settings_of(arguments: argparse.Namespace, folder: Path, *, follow_ups: int 
             f"dataset.two_requests={two_requests}",
             "evaluation.max_new_tokens=8",
         ]
-    return load_config(REPOSITORY / "config.yaml", overrides)
+    return load_config(REPOSITORY / "config.yaml", [*overrides, *getattr(arguments, "set", [])])
 
 
 def default_splits(config: Config) -> Mapping[str, list[Row]]:
@@ -217,6 +223,12 @@ def unlike_probes(train: Sequence[Row], probe: Sequence[Labelled]) -> list[Row]:
     described = labelled(train)
     groups = {row.group for row in without_lookalikes(described, probe)}
     return [row for row, its in zip(train, described, strict=True) if its.group in groups]
+
+
+def unlike_queries(train: Sequence[Row], probe: Sequence[Labelled]) -> list[Row]:
+    """Return the rows that resemble no probe query themselves; others of their templates stay."""
+    rows = [Labelled(row.query, row.tool, group=str(number)) for number, row in enumerate(train)]
+    return [train[int(row.group)] for row in without_lookalikes(rows, probe)]
 
 
 def probe_rows(probe: Sequence[Labelled], config: Config) -> list[Row]:
@@ -266,7 +278,7 @@ def digest(material: Material) -> str:
     """Return the identity of the rows, the settings and the model's files."""
     folder = Path(material.config.model.name)
     files = [(path.name, path.stat().st_size) for path in sorted(folder.iterdir()) if path.is_file()]
-    parts = [material.train, *material.tests.values()]
+    parts = [material.train, *material.tests.values(), *material.other_train.values()]
     rows = [(row.instruction, row.response) for part in parts for row in part]
     return hashlib.sha256(json.dumps([files, rows]).encode()).hexdigest()
 

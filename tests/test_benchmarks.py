@@ -224,6 +224,30 @@ def test_hand_written_calls_print_what_was_worked_out_and_their_references_are_u
     assert found["runs"] == found["value"] == "".join("-1"["prints" in row.metadata] for row in rows)
 
 
+def test_programs_that_do_what_a_hand_written_query_asks_for_are_left_out_under_any_name(config, benchmark_module):
+    from tool_aware.dataset.synthesis.content import load_content
+    from tool_aware.prompt import render_instruction, render_response
+    from tool_aware.rows import Row
+    from tool_aware.tools import ToolCall
+
+    module = benchmark_module("_parameters")
+    probe = module.load_parameters_probe(config)
+    named = {f"program-{name}" for row in probe for name in row.metadata.get("taught_by", ())}
+    assert named <= {frame.group for frame in load_content().frames if frame.code}
+
+    def row(code, group):
+        call = ToolCall("code_execution", {"code": code}, "So.")
+        instruction = render_instruction(code, config.toolbox)
+        return Row(instruction, render_response(call), {"tool": "code_execution", "group": group})
+
+    rows = [
+        row("values = [1, 2.5]\nprint(max(values))", "program-mode"),
+        row("values = ['a', 'b']\nprint(max(values))", "follow-up"),
+        row("values = [1, 2]\nprint(min(values))", "program-minimum"),
+    ]
+    assert module.without_kinds(rows, probe, config.toolbox) == rows[2:]
+
+
 def test_an_answer_under_the_right_tool_is_judged_by_its_parameters(config, benchmark_module):
     from tool_aware.evaluation.scoring.program_output import ProgramRuns
     from tool_aware.evaluation.scoring.usable import ParameterJudge

@@ -20,6 +20,7 @@ from tool_aware.validator import validator_of
 
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # the names OpenAI, Mistral and vLLM all accept
 
+PYTHON_MEDIA_TYPE = "text/x-python"  # JSON Schema's contentMediaType of a parameter that holds a program
 _OF_NO_QUERY = {"format", "pattern", "enum", "const", "contentMediaType"}  # an address, a key, one of a few, a program
 
 
@@ -86,6 +87,11 @@ class Tool:
         needed = [name for name in self.properties if name in self.required]
         schema = self.properties[needed[0]] if len(needed) == 1 else {}
         return needed[0] if schema.get("type") == "string" and not _OF_NO_QUERY & schema.keys() else None
+
+    @cached_property
+    def takes_program(self) -> bool:
+        """Return whether a call needs a Python program."""
+        return any(self.properties.get(name, {}).get("contentMediaType") == PYTHON_MEDIA_TYPE for name in self.required)
 
     @cached_property
     def defaults(self) -> Mapping[str, Any]:

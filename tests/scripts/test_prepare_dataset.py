@@ -98,7 +98,7 @@ def test_counts_per_source_tool_and_split_are_the_result_on_stdout(tmp_path: Pat
 
 def test_the_default_test_split_is_large_enough_to_mean_something(config: Config) -> None:
     dataset = config.dataset
-    rows = dataset.synthetic_per_tool * len(config.tools) + sum(config.synthetic_kinds.values())
+    rows = sum([*config.synthetic_by_tool.values(), *config.synthetic_kinds.values()])
     assert rows * dataset.splits[2] >= 120
 
 

@@ -32,8 +32,11 @@ class DatasetSection(Section):
     """Kinds of synthetic queries: all, or a list such as [plain, terse]; tool_aware/dataset/synthesis/content/mix.yaml
     names them. Ambiguous rows, follow-ups and two requests are counted separately."""
     synthetic_per_tool: Count = 3000
-    """Synthetic rows per tool, >= 0; chosen by a learning curve (docs/benchmarks/dataset.md). 25 with `ambiguous: 5`,
+    """Synthetic rows per tool, >= 0; chosen by a learning curve (docs/benchmarks/dataset.md). 20 with `ambiguous: 5`,
     `follow_ups: 0` and `two_requests: 0` gives the ~100 rows of a first quick try."""
+    program_factor: PositiveInt = 2
+    """Times as many of these rows, >= 1, for tools that take a program: choosing the tool is learnt from few rows, and
+    computing what was asked from many (docs/benchmarks/quality.md)."""
     ambiguous: Count = 800
     """Rows that need careful reasoning, >= 0: two tools look right, the wording decides."""
     follow_ups: Count = 1600

@@ -117,6 +117,12 @@ class Config(Section):
         return Toolbox(tool.as_tool() for tool in self.tools)
 
     @property
+    def synthetic_by_tool(self) -> dict[str, int]:
+        """Return how many synthetic rows are wanted of each tool, by its name."""
+        rows, factor = self.dataset.synthetic_per_tool, self.dataset.program_factor
+        return {tool.name: rows * (factor if tool.takes_program else 1) for tool in self.toolbox}
+
+    @property
     def synthetic_kinds(self) -> dict[str, int]:
         """Return how many synthetic rows are wanted of each kind that is counted apart from the tools', by its name."""
         dataset = self.dataset

@@ -61,7 +61,7 @@ def check_tools(config: Config, content: Content) -> None:
 
 def assemble(config: Config, content: Content, logged: Sequence[Row]) -> Assembled:
     """Make the synthetic rows that `config.dataset` asks for and join them to the logged ones."""
-    wanted = dict.fromkeys(config.toolbox.names, config.dataset.synthetic_per_tool)
+    wanted = config.synthetic_by_tool
     spare = SPARE
     for _ in range(ROUNDS):
         made = _synthesise(config, content, wanted, spare)

@@ -206,8 +206,7 @@ def own_files(folder: Path) -> dict[str, str]:
 
 def estimated_bytes(config: Config, sources: Iterable[Path], *, is_import: bool) -> int:
     """Return about how much will be written: rows as long as the prompt, or as many as the source files hold."""
-    dataset = config.dataset
-    made = 0 if is_import else dataset.synthetic_per_tool * len(config.tools) + sum(config.synthetic_kinds.values())
+    made = 0 if is_import else sum([*config.synthetic_by_tool.values(), *config.synthetic_kinds.values()])
     row_bytes = len(render_instruction("", config.toolbox).encode()) + _ANSWER_BYTES
     return _OTHER_BYTES + made * row_bytes + sum(source.stat().st_size for source in sources if source.is_file())
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,12 +174,15 @@ class Generator:
                 heapq.heappush(queue, (time_ + 1 / rate, identity, use + 1, stale, frame, rate))
 
     def _rates(self, frames: Sequence[Frame]) -> list[tuple[Frame, float]]:
+        """Return how often each frame comes; a program that is asked for in few words comes oftener in these."""
+        ways = Counter((frame.slice, frame.group) for frame in frames if frame.code)
+        shares = [frame.share / math.sqrt(ways[frame.slice, frame.group] or 1) for frame in frames]
         weights: dict[str, float] = {}
-        for frame in frames:
-            weights[frame.slice] = weights.get(frame.slice, 0.0) + frame.share
+        for frame, share in zip(frames, shares, strict=True):
+            weights[frame.slice] = weights.get(frame.slice, 0.0) + share
         return [
-            (frame, self._content.share(frame.slice, frame.tool) * frame.share / weights[frame.slice])
-            for frame in frames
+            (frame, self._content.share(frame.slice, frame.tool) * share / weights[frame.slice])
+            for frame, share in zip(frames, shares, strict=True)
         ]
 
     def _example_frames(self, tool: str) -> Iterator[Frame]:
@@ -245,7 +250,7 @@ class Generator:
         for slot in slots:
             if slot == COUNT_SLOT:
                 number = random_.choice(_COUNTS)
-                is_word = number in _COUNT_WORDS and random_.random() < 0.4
+                is_word = number in _COUNT_WORDS and random_.random() < 0.4 and frame.language == "en"
                 values[slot] = fillers.Value(_COUNT_WORDS[number] if is_word else str(number), str(number))
             else:
                 spec = next(source[slot] for source in sources if slot in source)
@@ -298,9 +303,7 @@ class Generator:
         parameters: dict[str, Any] = {text_name: text}
         count_name = next((name for name, schema in tool.properties.items() if schema.get("type") == "integer"), None)
         if count_name and COUNT_SLOT in values:
-            number = int(values[COUNT_SLOT].code)
-            if number != tool.defaults.get(count_name):
-                parameters[count_name] = number
+            parameters[count_name] = int(values[COUNT_SLOT].code)
         return parameters, {text_name: list(dict.fromkeys([text, whole]))}
 
     def _example(self, frame: Frame) -> Example | None:

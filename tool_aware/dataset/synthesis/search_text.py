@@ -2,9 +2,9 @@
 
 One rule for all searches, so that a small model can learn it: the words of the asking are left out, and articles,
 prepositions, pronouns, auxiliary verbs and question words before and behind what is asked about. All that stands
-between two words that stay, stays too: a span that is copied loses no negation, and a small model copies more surely
-than it picks words. The words to leave out are in content/search_words.yaml, by language. A language that is not there,
-such as Japanese, is written without spaces: its frames name their search text.
+between two words of a sentence that stay, stays too, commas included: a span that is copied loses no negation, and a
+small model copies more surely than it picks words. The words to leave out are in content/search_words.yaml, by
+language. A language that is not there, such as Japanese, is written without spaces: its frames name their search text.
 """
 
 from __future__ import annotations
@@ -42,11 +42,16 @@ class SearchWords:
 
 @dataclass(frozen=True)
 class _Word:
-    """A word without the marks around it; whether a sentence begins with it, and whether a filler brought it."""
+    """A word without the marks around it; whether a sentence begins with it, and whether a filler brought it.
+
+    `start` and `end` are its place in the text, with what `_bare` takes off.
+    """
 
     text: str
     is_first: bool
     is_value: bool
+    start: int = 0
+    end: int = 0
 
     @property
     def is_name(self) -> bool:
@@ -84,9 +89,10 @@ def search_text(text: str, words: SearchWords | None, values: Collection[str] = 
     if words is None:
         return about or text
     found = list(_words(text, words, values))
-    kept = _places_of(content_words(about, words, values), found) if about else _places_by_rule(found, words)
+    if not about:
+        return _spans(text, found, _places_by_rule(found, words)) or text.strip(_EDGES + " ")
+    kept = _places_of(content_words(about, words, values), found)
     if kept is None:  # `about` has other words than the request
-        assert about is not None
         return search_text(about, words, values)
     return " ".join(_with_joints(found, kept, words)) or text.strip(_EDGES + " ")
 
@@ -136,6 +142,18 @@ def _places_of(wanted: Sequence[str], found: Sequence[_Word]) -> list[int] | Non
     return places
 
 
+def _spans(text: str, found: Sequence[_Word], kept: Sequence[int]) -> str:
+    """Return of each sentence what stands from its first kept word to its last."""
+    said = ""
+    for before, place in zip([None, *kept], kept, strict=False):
+        word = found[place]
+        if before is not None:
+            is_apart = any(other.is_first for other in found[before + 1 : place + 1])
+            said += " " if is_apart else text[found[before].end : word.start]
+        said += word.text
+    return " ".join(said.split())
+
+
 def _with_joints(found: Sequence[_Word], kept: Sequence[int], words: SearchWords) -> Iterator[str]:
     """Yield the kept words, with what stands between two of them if that is function words of the same sentence."""
     for number, place in enumerate(kept):
@@ -170,10 +188,12 @@ def _words(text: str, words: SearchWords, values: Collection[str]) -> Iterator[_
         done = end
         is_first = not text[:start].strip(_EDGES + " ") or bool(_SENTENCE_END.search(text[:start]))
         if (start, end) in quoted:
-            yield _Word(text[start:end], is_first, is_value=True)
+            yield _Word(text[start:end], is_first, is_value=True, start=start, end=end)
             continue
         piece = text[last if first <= start else start : end].strip(_EDGES)  # qu'est-ce qu'on
-        yield _Word(_bare(piece, words.language), is_first, _within((start, start + 1), fixed))
+        bare, stop = _bare(piece, words.language), end - len(text[start:end]) + len(text[start:end].rstrip(_EDGES))
+        first_letter = text.find(bare, start, end)
+        yield _Word(bare, is_first, _within((start, start + 1), fixed), first_letter, stop)
 
 
 def _bare(word: str, language: str) -> str:

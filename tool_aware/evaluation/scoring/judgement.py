@@ -11,14 +11,13 @@ from typing import Any
 from tool_aware.evaluation.scoring.bfcl import Accepted, accepted_values, call_verdict, same_json
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.parameter_kinds import (
-    PYTHON_MEDIA_TYPE,
     CallUse,
     ParameterVerdict,
     alternatives_for_text,
 )
 from tool_aware.prompt import ParsedAnswer, read_response
 from tool_aware.rows import Row
-from tool_aware.tools import Tool, Toolbox, ToolCall
+from tool_aware.tools import PYTHON_MEDIA_TYPE, Tool, Toolbox, ToolCall
 
 INVALID = "invalid"  # the confusion matrix's column for answers that name no tool an agent could call
 ERRORS = (

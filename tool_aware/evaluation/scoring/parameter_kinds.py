@@ -22,9 +22,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tool_aware.tools import PYTHON_MEDIA_TYPE
+
 EXACT, SEARCH, CODE, MESSAGE = "exact", "search", "code", "message"
 KINDS = (EXACT, SEARCH, CODE, MESSAGE)
-PYTHON_MEDIA_TYPE = "text/x-python"  # JSON Schema's contentMediaType of a parameter that holds a program
 
 _EXACT_KEYWORDS = ("enum", "const", "pattern", "format")
 _EXACT_NAMES = frozenset({

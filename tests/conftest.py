@@ -1,4 +1,4 @@
-"""What tests of all rooms share: the shipped config, a tiny Mistral with the real vocabulary, a handful of rows."""
+"""What tests of all rooms share: the shipped config, the real vocabulary, a handful of rows."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ pytest_plugins = [
     "tests.fixtures.evaluate_script",
     "tests.fixtures.nvidia_driver",
     "tests.fixtures.quantized_model",
+    "tests.fixtures.tiny_model",
     "tests.fixtures.training",
 ]
 
@@ -111,15 +112,4 @@ def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_rows: list[Row]) 
     folder = tmp_path_factory.mktemp("data")
     for split, part in (("train", toy_rows[:32]), ("val", toy_rows[32:40]), ("test", toy_rows[40:])):
         write_rows(folder / f"{split}.json", part)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a Mistral of random weights (hidden 64, 2 layers, 32,000 pieces) and its tokenizer."""
-    from tool_aware.demo.toy_model import new_model, save_tokenizer
-
-    folder = tmp_path_factory.mktemp("tiny_model")
-    new_model(hidden_size=64, seed=1).save_pretrained(folder)
-    save_tokenizer(folder)
     return folder

@@ -35,13 +35,13 @@ ALLOWED = (0, 2, 3)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, config, tokenizer, tiny_model_dir, adapter, toy_rows) -> World:
+def world(tmp_path_factory, config, tiny_tokenizer, tiny_model_dir, adapter, toy_rows) -> World:
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(tiny_model_dir, folder / "base")
     shutil.copytree(adapter, folder / "output" / "lora_adapters")
     settings = folder / "output" / "lora_adapters" / "adapter_config.json"
     settings.write_text(settings.read_text().replace(str(tiny_model_dir), str(folder / "base")))
-    world = World(folder, config, tokenizer, toy_rows)
+    world = World(folder, config, tiny_tokenizer, toy_rows)
     for split, part in (("train", toy_rows[:12]), ("val", toy_rows[28:32]), ("test", toy_rows[32:38])):
         write_rows(world.data / f"{split}.json", part)
     tools = {"tools": config.as_dict()["tools"]}

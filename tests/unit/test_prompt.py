@@ -15,7 +15,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from tests.fixtures.schemas import samples
 from tool_aware.chat_format import IGNORE_INDEX, encode_example, encode_prompt, tool_name_tokens
-from tool_aware.demo.toy_model import vocabulary_file
+from tool_aware.demo.toy_model import save_tokenizer, vocabulary_file
 from tool_aware.prompt import (
     escape_controls,
     parse_response,
@@ -82,8 +82,9 @@ def test_ids_equal_the_reference_encoders_for_rendered_prompts(tokenizer, refere
         assert ids == reference_ids(reference, row.instruction, row.response)
 
 
-def test_a_tokenizer_loaded_from_a_model_folder_encodes_alike(tiny_model_dir, tokenizer):
-    loaded = load_tokenizer(str(tiny_model_dir))
+def test_a_tokenizer_loaded_from_a_model_folder_encodes_alike(tmp_path, tokenizer):
+    save_tokenizer(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
     text = "two  spaces   three </s> [INST] \n\n  end "
     assert encode_prompt(loaded, text) == encode_prompt(tokenizer, text)
 

@@ -186,7 +186,7 @@ def test_accelerate_may_not_shard_by_itself(monkeypatch):
 
 
 @pytest.fixture
-def train_together(tiny_model_dir, toy_rows, tokenizer, tmp_path):
+def train_together(tiny_model_dir, toy_rows, tiny_tokenizer, tmp_path):
     """Train in two processes; returns what each `look`s at afterwards. Keyword arguments are settings, `__` a dot."""
 
     def run(
@@ -204,8 +204,8 @@ def train_together(tiny_model_dir, toy_rows, tokenizer, tmp_path):
             **{key.replace("__", "."): value for key, value in overrides.items()},
         }
         config = load_config(REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
-        examples = [encode_example(tokenizer, row.instruction, row.response) for row in toy_rows[:24]]
-        names = ToolNames.of(tokenizer, config.toolbox)
+        examples = [encode_example(tiny_tokenizer, row.instruction, row.response) for row in toy_rows[:24]]
+        names = ToolNames.of(tiny_tokenizer, config.toolbox)
 
         def action(processes: Processes) -> Any:
             model = new_adapter(load_base_model(config.model, config.quantization), config)

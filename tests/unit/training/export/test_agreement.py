@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tool_aware.chat_format import encode_example
@@ -34,17 +35,17 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def names(tokenizer, config) -> ToolNames:
-    return ToolNames.of(tokenizer, config.toolbox)
+def names(tiny_tokenizer, config) -> ToolNames:
+    return ToolNames.of(tiny_tokenizer, config.toolbox)
 
 
 @pytest.fixture(scope="module")
-def sample(toy_rows, tokenizer) -> Sample:
-    return Sample.take(Path("val.json"), toy_rows[:20], tokenizer, limit=20, max_tokens=4096)
+def sample(toy_rows, tiny_tokenizer) -> Sample:
+    return Sample.take(Path("val.json"), toy_rows[:20], tiny_tokenizer, limit=20, max_tokens=4096)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_model_dir, config: Config, tokenizer):
+def trained(tmp_path_factory, tiny_model_dir, config: Config, tiny_tokenizer):
     """The tiny NF4 model with an adapter that matters, a function of its answers' states, and a merger of the two."""
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(tiny_model_dir)})})
     model = new_adapter(load_base_model(config.model, config.quantization), config).eval()
@@ -54,7 +55,7 @@ def trained(tmp_path_factory, tiny_model_dir, config: Config, tokenizer):
             parameter.data = torch.randn_like(parameter) * 0.2
     folder = tmp_path_factory.mktemp("trained") / "lora_adapters"
     model.save_pretrained(folder, save_embedding_layers=False)
-    tokenizer.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
 
     def answer_states(examples):
         packed = pack(examples, "prefix")
@@ -74,7 +75,7 @@ def trained(tmp_path_factory, tiny_model_dir, config: Config, tokenizer):
 def test_streaming_layer_by_layer_gives_the_states_of_the_whole_model(tmp_path, tiny_model_dir, sample, is_tied):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     if not is_tied:
-        head = torch.nn.Linear(64, 32000, bias=False)
+        head = torch.nn.Linear(64, model.config.vocab_size, bias=False)
         model.lm_head, model.config.tie_word_embeddings = head, False
     model.save_pretrained(tmp_path)
     packed = pack_rows(sample.examples, 8)
@@ -122,13 +123,13 @@ def test_the_quantized_weights_are_those_that_bitsandbytes_replaced(trained, tin
 # ---- choices --------------------------------------------------------------------------------------------
 
 
-def test_a_choice_is_the_tool_that_greedy_decoding_ends_at(tokenizer, config, toy_rows):
+def test_a_choice_is_the_tool_that_greedy_decoding_ends_at(tiny_tokenizer, config, toy_rows):
     """A head that prefers one token after another decides the choice, whatever the right answer is."""
-    names = ToolNames.of(tokenizer, config.toolbox)
-    examples = [encode_example(tokenizer, row.instruction, row.response) for row in toy_rows[:4]]
+    names = ToolNames.of(tiny_tokenizer, config.toolbox)
+    examples = [encode_example(tiny_tokenizer, row.instruction, row.response) for row in toy_rows[:4]]
     labels = sum(len(example.completion) for example in examples)
     for number, ids in enumerate(names.ids):
-        head = torch.zeros(32000, 1)
+        head = torch.zeros(len(tiny_tokenizer), 1)
         head[ids[0]] = 1.0
         chosen = chosen_tools(examples, torch.ones(labels, 1), head, names)
         assert chosen == [(number,)] * 4
@@ -154,12 +155,12 @@ def replace_completion(ids: list[int]):
     return EncodedExample([0], ids)
 
 
-def test_a_sample_is_spread_over_the_file_and_keeps_its_row_numbers(toy_rows, tokenizer, names):
-    few = Sample.take(Path("test.json"), toy_rows, tokenizer, limit=6, max_tokens=4096)
+def test_a_sample_is_spread_over_the_file_and_keeps_its_row_numbers(toy_rows, tiny_tokenizer, names):
+    few = Sample.take(Path("test.json"), toy_rows, tiny_tokenizer, limit=6, max_tokens=4096)
     assert few.numbers == [1, 9, 17, 25, 33, 41]
     assert few.queries[1] == toy_rows[8].query
     longest = max(map(len, few.examples))
-    assert len(Sample.take(Path("test.json"), toy_rows, tokenizer, limit=6, max_tokens=longest - 1).numbers) < 6
+    assert len(Sample.take(Path("test.json"), toy_rows, tiny_tokenizer, limit=6, max_tokens=longest - 1).numbers) < 6
     short = few.cut_after_name(names)
     assert all(len(a.completion) < len(b.completion) for a, b in zip(short.examples, few.examples, strict=True))
 
@@ -201,9 +202,9 @@ def test_a_final_model_that_chooses_otherwise_fails_the_gate_and_names_the_rows(
     reference = as_trained(answer_states, sample.cut_after_name(names), names)
     merger.save(MergeMethod("dequantized", "float32"), tmp_path / "final_model")
     shard = tmp_path / "final_model" / "model.safetensors"
-    content = bytearray(shard.read_bytes())
-    content[-200_000:] = bytes(200_000)  # something went wrong with the file
-    shard.write_bytes(content)
+    tensors = load_file(shard)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].flip(0)  # something went wrong
+    save_file(tensors, shard, {"format": "pt"})
     checked = merger.check(tmp_path / "final_model", reference, names)
     assert len(checked.different) > 0
     with pytest.raises(GateFailed, match=rf"on {len(checked.different)} of 20 rows of val.json") as caught:

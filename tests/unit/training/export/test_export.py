@@ -45,7 +45,7 @@ def base_dir(request, tmp_path_factory, tiny_model_dir) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapter_dir(base_dir, tmp_path_factory, tokenizer) -> Path:
+def adapter_dir(base_dir, tmp_path_factory, tiny_tokenizer) -> Path:
     """An adapter whose update is not zero, in 16 bits where the base is."""
     base = AutoModelForCausalLM.from_pretrained(base_dir)
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def adapter_dir(base_dir, tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("adapter") / "lora_adapters"
     model.peft_config["default"].base_model_name_or_path = str(base_dir)
     model.save_pretrained(folder, save_embedding_layers=False)
-    tokenizer.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -139,9 +139,9 @@ def test_the_merged_model_differs_from_the_base_and_needs_nothing_else(make_merg
     assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer.model"} <= files
 
 
-def test_the_adapter_folder_holds_the_prompt_it_was_trained_on(config, base_dir, adapter_dir, tmp_path, tokenizer):
+def test_the_adapter_folder_holds_the_prompt_it_was_trained_on(config, base_dir, adapter_dir, tmp_path, tiny_tokenizer):
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_dir), adapter_dir)
-    save_adapter(model, tmp_path / "lora_adapters", tokenizer, config)
+    save_adapter(model, tmp_path / "lora_adapters", tiny_tokenizer, config)
     text = (tmp_path / "lora_adapters" / "prompt_template.txt").read_text()
     assert text.endswith("Query: {query}")
     assert (tmp_path / "lora_adapters" / "adapter_model.safetensors").is_file()

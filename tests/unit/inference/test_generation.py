@@ -23,8 +23,23 @@ NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def prompts(tokenizer):
-    return [encode_prompt(tokenizer, PREAMBLE + query) for query in QUERIES]
+def prompts(tiny_tokenizer):
+    return [encode_prompt(tiny_tokenizer, PREAMBLE + query) for query in QUERIES]
+
+
+@pytest.fixture(scope="module", params=["on", "off"])
+def reference(request, quantized, prompts):
+    """How the adapter is switched, an end-of-answer token, and the answers one by one with it."""
+    with switched(quantized, request.param):
+        # A random model never says EOS; a token that it does say stands in, so that rows end at different steps.
+        eos_id = one_by_one(quantized, prompts[:1], eos_id=2)[0][5]
+        expected = one_by_one(quantized, prompts, eos_id)
+    assert len({tuple(ids) for ids in expected}) > 5  # the reference tells the prompts apart
+    return request.param, eos_id, expected
+
+
+def switched(model, adapter):
+    return model.disable_adapter() if adapter == "off" else contextlib.nullcontext()
 
 
 def one_by_one(model, prompts, eos_id):
@@ -56,16 +71,11 @@ def batched(model, prompts, eos_id, batch_size):
     return [answers[index] for index in range(len(prompts))]
 
 
-@pytest.mark.parametrize("adapter", ["on", "off"])
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
-def test_batched_answers_equal_greedy_generation_one_by_one(quantized, prompts, adapter, batch_size):
-    with quantized.disable_adapter() if adapter == "off" else contextlib.nullcontext():
-        free = one_by_one(quantized, prompts, eos_id=2)
-        # A random model never says EOS; a token that it does say stands in, so that rows end at different steps.
-        eos_id = free[0][5]
-        expected = one_by_one(quantized, prompts, eos_id)
+def test_batched_answers_equal_greedy_generation_one_by_one(quantized, prompts, reference, batch_size):
+    adapter, eos_id, expected = reference
+    with switched(quantized, adapter):
         answers = batched(quantized, prompts, eos_id, batch_size)
-    assert len({tuple(ids) for ids in expected}) > 5  # the reference tells the prompts apart
     for ids, answer in zip(expected, answers, strict=True):
         assert answer.is_truncated == (eos_id not in ids)
         assert answer.ids == (ids if answer.is_truncated else ids[:-1])

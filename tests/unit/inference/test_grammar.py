@@ -96,17 +96,17 @@ def test_llguidance_accepts_rendered_answers_and_enforces_bounds(tokenizer):
 
 
 @pytest.mark.parametrize("batch_size", [2, 8])
-def test_constrained_decoding_makes_even_a_random_model_call_tools_well_formed(quantized, tokenizer, batch_size):
+def test_constrained_decoding_makes_even_a_random_model_call_tools_well_formed(quantized, tiny_tokenizer, batch_size):
     tools = Toolbox([Tool("ping", "p", {"type": "object", "properties": {"n": {"enum": [1, 2]}}}), Tool("stop", "s")])
-    grammar = AnswerGrammar(tokenizer, tools, vocabulary=32000)
-    prompts = [encode_prompt(tokenizer, f"Choose. Query: {query}") for query in ("a", "why not", "17 * 23")]
+    grammar = AnswerGrammar(tiny_tokenizer, tools, vocabulary=len(tiny_tokenizer))
+    prompts = [encode_prompt(tiny_tokenizer, f"Choose. Query: {query}") for query in ("a", "why not", "17 * 23")]
     batches = generate(
         quantized, prompts, eos_id=2, max_new_tokens=400, batch_size=batch_size, make_processor=grammar.processor
     )
     answers = [answer for batch in batches for _, answer in batch]
     assert len(answers) == 3
     for answer in answers:
-        text = decode(tokenizer, answer.ids)
+        text = decode(tiny_tokenizer, answer.ids)
         assert re.match(r'Tool: (ping\nParameters: \{("n": [12])?\}|stop\nParameters: \{\})\nReasoning: ', text)
         call = parse_response(text).call
         assert answer.is_truncated or (call and not tools.problems(call))

@@ -11,9 +11,9 @@ QUERIES = ["hi", "latest news about the elections in four countries", "17 * 23",
 
 
 @pytest.fixture(scope="module")
-def prompts(tokenizer):
-    label = tool_label_tokens(tokenizer)
-    return [encode_prompt(tokenizer, f"Choose a tool.\n\nQuery: {query}") + label for query in QUERIES]
+def prompts(tiny_tokenizer):
+    label = tool_label_tokens(tiny_tokenizer)
+    return [encode_prompt(tiny_tokenizer, f"Choose a tool.\n\nQuery: {query}") + label for query in QUERIES]
 
 
 def name_by_name(model, prompt, ids):
@@ -26,8 +26,8 @@ def name_by_name(model, prompt, ids):
 
 
 @pytest.mark.parametrize("adapter", ["on", "off"])
-def test_one_pass_over_the_trie_equals_a_pass_per_name(quantized, tokenizer, prompts, adapter):
-    names = tool_name_tokens(tokenizer, NAMES)
+def test_one_pass_over_the_trie_equals_a_pass_per_name(quantized, tiny_tokenizer, prompts, adapter):
+    names = tool_name_tokens(tiny_tokenizer, NAMES)
     with quantized.disable_adapter() if adapter == "off" else contextlib.nullcontext():
         scores = {}
         for batch in score_names(quantized, prompts, names, batch_size=2):

@@ -69,10 +69,10 @@ def router(folder):
         yield router
 
 
-def test_choices_are_those_of_the_evaluation_alone_and_together(router, quantized, tokenizer):
-    label = tool_label_tokens(tokenizer)
-    prompts = [encode_prompt(tokenizer, render_instruction(query, router.tools)) + label for query in QUERIES]
-    names, scores = tool_name_tokens(tokenizer, router.tools.names), {}
+def test_choices_are_those_of_the_evaluation_alone_and_together(router, quantized, tiny_tokenizer):
+    label = tool_label_tokens(tiny_tokenizer)
+    prompts = [encode_prompt(tiny_tokenizer, render_instruction(query, router.tools)) + label for query in QUERIES]
+    names, scores = tool_name_tokens(tiny_tokenizer, router.tools.names), {}
     for batch in score_names(quantized, prompts, names, batch_size=1):
         scores |= dict(batch)
     together = router.route_many(QUERIES, parameters=False)
@@ -85,19 +85,21 @@ def test_choices_are_those_of_the_evaluation_alone_and_together(router, quantize
             assert (decision.fallback, decision.parameters, decision.abstained) == (None, {}, False)
 
 
-def test_answers_are_those_of_constrained_decoding_alone_and_together(router, quantized, tokenizer):
-    begun = tool_label_tokens(tokenizer) + tool_name_tokens(tokenizer, ["ping"])["ping"]
-    prompts = [encode_prompt(tokenizer, render_instruction(query, router.tools)) for query in QUERIES[:3]]
-    grammar = AnswerGrammar(tokenizer, router.tools, vocabulary=32000)
+def test_answers_are_those_of_constrained_decoding_alone_and_together(router, quantized, tiny_tokenizer):
+    begun = tool_label_tokens(tiny_tokenizer) + tool_name_tokens(tiny_tokenizer, ["ping"])["ping"]
+    prompts = [encode_prompt(tiny_tokenizer, render_instruction(query, router.tools)) for query in QUERIES[:3]]
+    grammar = AnswerGrammar(tiny_tokenizer, router.tools, vocabulary=len(tiny_tokenizer))
     batches = generate(
         quantized,
         [prompt + begun for prompt in prompts],
-        eos_id=end_id(tokenizer),
+        eos_id=end_id(tiny_tokenizer),
         max_new_tokens=MOST_TOKENS,
         batch_size=1,
         make_processor=lambda members: grammar.processor(members, dict.fromkeys(members, begun)),
     )
-    expected = {place: f"Tool: ping\n{tokenizer.decode(answer.ids)}" for batch in batches for place, answer in batch}
+    expected = {
+        place: f"Tool: ping\n{tiny_tokenizer.decode(answer.ids)}" for batch in batches for place, answer in batch
+    }
     waiting = [router._decider.engine.complete(prompt, "ping") for prompt in prompts]
     assert [future.result() for future in waiting] == [expected[place] for place in range(3)]
     assert router._decider.engine.complete(prompts[1], "ping").result() == expected[1]
@@ -115,10 +117,10 @@ def test_threads_and_coroutines_get_the_same_decisions(router):
     assert [decision.tool for decision in asyncio.run(all_at_once())] == expected
 
 
-def test_earlier_turns_are_shown_and_the_oldest_left_out_where_there_is_no_room(router, quantized, tokenizer):
+def test_earlier_turns_are_shown_and_the_oldest_left_out_where_there_is_no_room(router, quantized, tiny_tokenizer):
     turns = [Turn("statutory leave in Sweden", "chat"), Turn("and in Norway", "ping")]
-    names, label = tool_name_tokens(tokenizer, router.tools.names), tool_label_tokens(tokenizer)
-    prompt = encode_prompt(tokenizer, render_instruction("same for Poland", router.tools, turns)) + label
+    names, label = tool_name_tokens(tiny_tokenizer, router.tools.names), tool_label_tokens(tiny_tokenizer)
+    prompt = encode_prompt(tiny_tokenizer, render_instruction("same for Poland", router.tools, turns)) + label
     ((_, scores),) = next(score_names(quantized, [prompt], names, batch_size=1))
     decision = router.route("same for Poland", turns, parameters=False)
     assert decision.probabilities == pytest.approx(probabilities(scores), abs=1e-4)

@@ -13,7 +13,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tool_aware.console import UserError, listing
@@ -21,6 +21,7 @@ from tool_aware.dataset.synthesis import fillers
 from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Content, Frame
 from tool_aware.dataset.synthesis.frames import Expansion, choose, expand, fill_known, slots_of
 from tool_aware.dataset.synthesis.noise import Noise, Noisy
+from tool_aware.dataset.synthesis.pools import pools
 from tool_aware.dataset.synthesis.search_text import SearchWords, search_text
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row
@@ -29,6 +30,8 @@ from tool_aware.tools import Toolbox, ToolCall
 
 MIN_EXAMPLES = 3  # one for each split
 MAX_STALE_USES = 40  # a frame that yields nothing new this often in a row is exhausted
+ROUNDED_SHARE = 0.25  # of the programs that print one rounded number: so many are asked for a number of decimals
+_ROUNDED = re.compile(r"print\(round\(result, \d\)\)\s*$")
 _NAME = re.compile(r"\b[A-Z]\w{3,}")  # nobody could correct a mistyped name
 _COUNT_WORDS = {
     2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve",
@@ -207,6 +210,7 @@ class Generator:
         values, domain = self._values(frame, random.Random(f"{self._seed}/{key}/{use}"))
         random_ = random.Random(f"{self._seed}/{frame.id}/{use}/text")
         said = expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
+        frame, said = rounded(frame, said, random.Random(f"{self._seed}/{frame.id}/{use}/decimals"))
         noisy = Noisy(said.text)
         if frame.is_wrapped and frame.language == "en":
             noisy = self._noise.apply(
@@ -322,3 +326,17 @@ class Generator:
 def hash_unit(seed: int, text: str) -> float:
     """Return a number in [0, 1) for a text, the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:6], "big") / 2**48
+
+
+def rounded(frame: Frame, said: Expansion, random_: random.Random) -> tuple[Frame, Expansion]:
+    """Return frame and sentence, of some programs with a number of decimals that is asked for and printed."""
+    ways = pools()["rounding"].get(frame.language)
+    if not (ways and frame.code and _ROUNDED.search(frame.code) and "\n" not in said.text):
+        return frame, said
+    if random_.random() >= ROUNDED_SHARE:
+        return frame, said
+    decimals = random_.choice((0, 1, 2, 2, 3))
+    printed = f"print(round(result, {decimals}))" if decimals else "print(round(result))"
+    text = said.text.rstrip(" ?.!")
+    text += f", {random_.choice(ways[decimals])}{said.text[len(text) :].strip()}"
+    return replace(frame, code=_ROUNDED.sub(printed, frame.code)), replace(said, text=text)

@@ -18,7 +18,8 @@ from tests.unit.dataset.synthesis.expected_values import AS_IN_THE_QUERY, EXPECT
 from tests.unit.dataset.synthesis.other_ways import Expected
 from tool_aware.dataset.synthesis import fillers
 from tool_aware.dataset.synthesis.content import Content, Frame, load_content
-from tool_aware.dataset.synthesis.frames import fill_known
+from tool_aware.dataset.synthesis.frames import Expansion, fill_known
+from tool_aware.dataset.synthesis.generator import rounded
 
 DRAWS = 6
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -108,6 +109,19 @@ def test_a_program_names_its_inputs_and_prints_its_result(content: Content) -> N
     with_result = [name for name, code in kinds if re.search(r"print\((?:round\()?result\b", code)]
     assert len(with_result) > 0.8 * len(kinds)
     assert all(len(code) < 700 and "print(" in code for _, code in kinds)
+
+
+def test_a_number_of_decimals_that_is_asked_for_is_printed(content: Content) -> None:
+    frame = next(one for one in content.frames if one.group == "program-vat" and one.language == "fr")
+    made = [rounded(frame, Expansion("combien TTC ?", None, None), random.Random(seed)) for seed in range(400)]
+    changed = [(str(one.code), said.text) for one, said in made if said.text != "combien TTC ?"]
+    assert 0.2 < len(changed) / 400 < 0.3
+    assert all(one == frame for one, said in made if said.text == "combien TTC ?")
+    shown = {"une": "result, 1", "deux": "result, 2", "trois": "result, 3", "l'entier": "result"}
+    for code, text in changed:
+        assert any(word in text and code.endswith(f"print(round({end}))") for word, end in shown.items()), (code, text)
+        assert text.startswith("combien TTC, ")
+        assert text.endswith("?")
 
 
 @pytest.mark.parametrize(

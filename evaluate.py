@@ -36,14 +36,16 @@ from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.judgement import SameCode
 from tool_aware.paths import REPORT_HTML_NAME
 from tool_aware.secret_values import without_login
+from tool_aware.stage_times import begin_run, stage, stages_in_words
 from tool_aware.text import shortlist
 from tool_aware.transaction import locked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit code."""
-    started_s = time.monotonic()
-    job = prepare(parse_arguments(argv))
+    started_s = begin_run()
+    with stage("checks and rows"):
+        job = prepare(parse_arguments(argv))
     print_plan(job)
     if job.options.dry_run:
         return 0
@@ -123,7 +125,9 @@ def delete_earlier_answers(job: Job) -> None:
 def assemble_results(job: Job, answers: Answers) -> Results:
     """Judge the answers, choose tools with the baselines too, and compute all figures."""
     test, config = job.test, job.config
-    baselines = baseline_predictions(test.train, test.rows, config.evaluation.keyword_router, config.toolbox.names)
+    with stage("rivals"):
+        keywords = config.evaluation.keyword_router
+        baselines = baseline_predictions(test.train, test.rows, keywords, config.toolbox.names)
     return assemble(
         config,
         test.rows,
@@ -149,21 +153,23 @@ def same_code(job: Job) -> SameCode:
 def finish(job: Job, results: Results, started_s: float) -> None:
     """Write the results and print them. Raises GateFailed if a demand of the command line is not met."""
     folder = job.results_dir
-    outputs = write_results(
-        folder,
-        results,
-        job.config,
-        job.test,
-        partial=job.partial,
-        fallbacks=job.fallbacks,
-        inputs=job.inputs,
-        served=job.served,
-        started_s=started_s,
-    )
+    with stage("report and files"):
+        outputs = write_results(
+            folder,
+            results,
+            job.config,
+            job.test,
+            partial=job.partial,
+            fallbacks=job.fallbacks,
+            inputs=job.inputs,
+            served=job.served,
+            started_s=started_s,
+        )
     if job.adapter and job.options.is_local and job.test.is_whole and job.is_as_trained:
         update_adapter(job.adapter, results, job.config, job.test, weights_sha256=job.adapter_sha256)
     print_results(results)
     say(f"\n{len(outputs)} files in {folder}/ after {duration(time.monotonic() - started_s)}")
+    say(f"time: {stages_in_words()}")
     print(f"\nNext: open {folder / REPORT_HTML_NAME}")
     missed = failures(job.gates, results)
     if missed:

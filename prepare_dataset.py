@@ -33,6 +33,7 @@ from tool_aware.console import Fallbacks, Progress, duration, heading, run, say,
 from tool_aware.files import unchanged
 from tool_aware.paths import DATASET_REPORT_NAME, IMPORTED_CONFIG_NAME, PARAPHRASES_NAME
 from tool_aware.rows import SPLITS
+from tool_aware.stage_times import begin_run, stages_in_words
 from tool_aware.text import shortlist
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Options(ConfigOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage: plan, collect rows, split, check, write."""
-    started_s = time.monotonic()
+    started_s = begin_run()
     options = parse_arguments(argv)
     config, environment = load_config(options.config, options.overrides), read_environment()
     if options.check:
@@ -278,6 +279,7 @@ def finish(
     own_config = folder / IMPORTED_CONFIG_NAME if IMPORTED_CONFIG_NAME in contents else None
     print(summary(result.split.rows))
     say(f"\n{folder}/ is ready after {duration(time.monotonic() - started_s)}; look at {DATASET_REPORT_NAME} there")
+    say(f"time: {stages_in_words()}")
     print(f"Next: {next_command('train_tool_aware.py', options, config=own_config)}")
 
 

@@ -39,6 +39,7 @@ from tool_aware.config.options import (
 from tool_aware.config.settings import load_config
 from tool_aware.console import Fallbacks, UserError, duration, heading, run, say
 from tool_aware.paths import ADAPTER_FOLDER, FINAL_MODEL_FOLDER
+from tool_aware.stage_times import begin_run, import_libraries, stage, stages_in_words
 from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.data import encode_data, read_data
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
@@ -72,7 +73,7 @@ class Options(ConfigOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage: plan, load, train, export."""
-    started_s = time.monotonic()
+    started_s = begin_run()
     options = parse_arguments(argv)
     # Packs of all lengths share what is reserved.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes.is_first:  # the others are done
             merged = merge_model(job, trained)
             finish(job, trained, merged, started_s)
+            say(f"time: {stages_in_words()}")
             print(f"Trained {trained.steps} step{'s' * (trained.steps > 1)} in {duration(trained.seconds)}.")
             print(f"Next: {next_command('evaluate.py', options)}")
             if merged:
@@ -133,7 +135,9 @@ def plan(options: Options, processes: Processes) -> Job:
     config, environment = load_config(options.config, options.overrides), read_environment()
     model, token, fallbacks = config.model, environment.hf_token, Fallbacks()
     check_output_dir(config, options.wish)
-    data, test = read_data(config, fallbacks)
+    with stage("reading rows"):
+        data, test = read_data(config, fallbacks)
+    import_libraries("torch", "transformers")
     check_model_available(model.name, revision=model.revision, hf_token=token)
     check_windows(model)
     config = with_lora_of(options.adapter, config) if options.adapter else config
@@ -141,12 +145,15 @@ def plan(options: Options, processes: Processes) -> Job:
     if not options.skip_final_model:
         check_mergeable(config.model)
     lineage = lineage_of(options.adapter, data, test, fallbacks)
-    tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
+    with stage("loading the tokenizer"):
+        tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
     if options.adapter:
         refuse_another_chat_format(options.adapter, chat_format(tokenizer), model.name)
-    examples, rows = encode_data(data, tokenizer, config)
-    varied = StepExamples.of(config, rows["train"], examples["train"], tokenizer)
-    memory = plan_memory(config, examples["train"], processes.count, varied)
+    with stage("tokenising"):
+        examples, rows = encode_data(data, tokenizer, config)
+        varied = StepExamples.of(config, rows["train"], examples["train"], tokenizer)
+    with stage("memory plan"):
+        memory = plan_memory(config, examples["train"], processes.count, varied)
     check_disk_space(config, merges=not options.skip_final_model)
     return Job(
         *(config, environment, tokenizer, data, examples, varied, options.adapter),
@@ -165,6 +172,7 @@ def begin(job: Job, options: Options, held: contextlib.ExitStack) -> Path | None
     return starting_point(job.output_dir, job.identity, job.fallbacks, is_resumed=options.resume)
 
 
+@stage("loading the model")
 def load_trainable(job: Job) -> PeftModel:
     """Load the frozen base model and put a new or an earlier adapter on it."""
     from tool_aware.model.adapter import attach_adapter, new_adapter, prepare_for_training
@@ -172,6 +180,7 @@ def load_trainable(job: Job) -> PeftModel:
     from tool_aware.training.sharding import load_sharded_base
 
     config = job.engine_config
+    import_libraries("peft")
     if config.optimization.shard_base and job.processes.count > 1:
         base = load_sharded_base(config.model, config.quantization, job.processes, hf_token=job.environment.hf_token)
     else:
@@ -185,6 +194,7 @@ def load_trainable(job: Job) -> PeftModel:
     return model
 
 
+@stage("training")
 def train(job: Job, model: PeftModel, resume_from: Path | None, *, measures_merge: bool) -> Trained:
     """Train, and leave in `model` the adapter to export."""
     import torch
@@ -234,6 +244,7 @@ def train(job: Job, model: PeftModel, resume_from: Path | None, *, measures_merg
 # ---- finish ---------------------------------------------------------------------------------------------
 
 
+@stage("saving the adapter")
 def save(job: Job, model: PeftModel) -> dict[str, str]:
     """Save the adapter; return the sha256 of its files by name."""
     from tool_aware.training.export.export import save_adapter

@@ -29,6 +29,7 @@ FLOORS = {
             "sandbox",
             "sandboxed",
             "streams",
+            "stage_times",
             "transaction",
             "chat_server",
             "paths",

@@ -9,6 +9,7 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
+from tool_aware.batch_encoding import encode_examples
 from tool_aware.chat_format import EncodedExample, encode_example
 from tool_aware.config.data_sections import ConversationSection
 from tool_aware.prompt import Turn, with_history
@@ -17,6 +18,7 @@ from tool_aware.rows import Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_ROWS_A_CALL = 1024  # of the tokenizer, which returns more than ids
 _TOKENS_PER_BYTE = 0.29  # of UTF-8: Mistral's tokenizer needs 0.22 for English, 0.3 for Polish or Japanese
 
 
@@ -37,6 +39,26 @@ def history_in_words(rows: Iterable[Row]) -> str:
     if not turns:
         return ""
     return f"{len(turns)} rows show earlier turns of their conversation: median {median(turns):g}, most {max(turns)}"
+
+
+def fit_histories(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], limit: int, *, shared: str = ""
+) -> list[tuple[Row, EncodedExample, int]]:
+    """Do as `fit_history` for many rows, in few calls of the tokenizer; what begins with `shared` is cut in it."""
+    encoded: dict[int, EncodedExample] = {}
+    for begins in (True, False):
+        numbers = [number for number, row in enumerate(rows) if row.instruction.startswith(shared) == begins]
+        for start in range(0, len(numbers), _ROWS_A_CALL):
+            part = numbers[start : start + _ROWS_A_CALL]
+            pairs = [(rows[number].instruction, rows[number].response) for number in part]
+            examples = encode_examples(tokenizer, pairs, shared=shared if begins else "")
+            encoded.update(zip(part, examples, strict=True))
+    return [
+        fit_history(tokenizer, row, limit)
+        if row.history and len(encoded[number]) > limit
+        else (row, encoded[number], 0)
+        for number, row in enumerate(rows)
+    ]
 
 
 def fit_history(tokenizer: PreTrainedTokenizerBase, row: Row, limit: int) -> tuple[Row, EncodedExample, int]:

@@ -17,6 +17,7 @@ from tool_aware.console import UserError
 from tool_aware.files import checked_as, read_json, write_json
 from tool_aware.paths import MANIFEST_NAME
 from tool_aware.secret_values import redacted
+from tool_aware.stage_times import stages_as_dict
 from tool_aware.transaction import is_interrupted, locked
 from tool_aware.versions import VERSION, git_commit, package_versions
 
@@ -47,6 +48,7 @@ def write_manifest(
         "command": [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])],
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started_s, 1),
+        "stages": stages_as_dict(),
         "seed": seed,
         "toolkit": VERSION,
         "git_commit": git_commit(),

@@ -10,7 +10,7 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware.chat_format import encode_example
 from tool_aware.config.data_sections import ConversationSection
 from tool_aware.config.settings import load_config
-from tool_aware.history import fit_history, history_in_words, shown_turns
+from tool_aware.history import fit_histories, fit_history, history_in_words, shown_turns
 from tool_aware.prompt import Turn, question_of, render_instruction, render_preamble, render_response, with_history
 from tool_aware.rows import Row
 from tool_aware.tool_lists import masked
@@ -98,6 +98,16 @@ def test_turns_that_the_longest_example_has_no_room_for_are_dropped_oldest_first
         assert example == encode_example(tokenizer, fitted.instruction, fitted.response)
         assert len(example) <= limit
     assert fit_history(tokenizer, row(), bare - 1)[0] == row()
+
+
+def test_many_rows_are_fitted_as_each_by_itself(tokenizer):
+    elsewhere = Row("Pick a tool for: hi", render_response(CALL), {"tool": CALL.tool})
+    rows = [row(), row(()), elsewhere, row(EARLIER[1:], "and in Oslo?"), row(), row((), "x")]
+    limit = len(encode_example(tokenizer, row().instruction, row().response)) - 1
+    for shared in (render_preamble(TOOLS), ""):
+        found = fit_histories(tokenizer, rows, limit, shared=shared)
+        assert found == [fit_history(tokenizer, one, limit) for one in rows]
+    assert [dropped for *_, dropped in found] == [1, 0, 0, 0, 1, 0]
 
 
 def test_instructions_of_others_keep_their_form():

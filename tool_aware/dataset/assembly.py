@@ -15,6 +15,7 @@ from tool_aware.dataset.synthesis.content import Content
 from tool_aware.dataset.synthesis.dialogues import load_follow_ups
 from tool_aware.dataset.synthesis.generator import Example, Generator
 from tool_aware.rows import Row
+from tool_aware.stage_times import stage
 from tool_aware.tools import Toolbox
 
 SPARE = 1.08  # near-duplicates cost a few per cent, so that many more are made than kept
@@ -59,6 +60,7 @@ def check_tools(config: Config, content: Content) -> None:
         make_generator(config, config.toolbox, content).check_examples(config.toolbox.names)
 
 
+@stage("synthesising")
 def assemble(config: Config, content: Content, logged: Sequence[Row]) -> Assembled:
     """Make the synthetic rows that `config.dataset` asks for and join them to the logged ones."""
     wanted = config.synthetic_by_tool

@@ -15,6 +15,7 @@ from tool_aware.dataset.log_findings import LogFindings
 from tool_aware.dataset.query_log import read_query_log
 from tool_aware.dataset.redaction import Redactor
 from tool_aware.dataset.session_turns import SessionTurns
+from tool_aware.stage_times import stage
 
 _NAMES_SHOWN = 10
 _REMEDIES = {
@@ -26,6 +27,7 @@ _REMEDIES = {
 }
 
 
+@stage("reading the log")
 def read_log(
     config: Config,
     environment: Environment,

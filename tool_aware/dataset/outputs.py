@@ -35,6 +35,7 @@ from tool_aware.paths import (
 )
 from tool_aware.prompt import render_instruction
 from tool_aware.rows import SPLITS, Row
+from tool_aware.stage_times import stage
 from tool_aware.tools import Toolbox
 from tool_aware.transaction import FileSet
 
@@ -99,6 +100,7 @@ class RowsFile:
         yield "\n]\n" if self.rows else "[]\n"
 
 
+@stage("rendering")
 def render(result: Result, tools: Toolbox, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str]:
     """Return the content of every file but those of the rows, by name."""
     parts = result.split.rows
@@ -211,6 +213,7 @@ def estimated_bytes(config: Config, sources: Iterable[Path], *, is_import: bool)
     return _OTHER_BYTES + made * row_bytes + sum(source.stat().st_size for source in sources if source.is_file())
 
 
+@stage("writing")
 def write(
     folder: Path,
     contents: Mapping[str, str],

@@ -13,6 +13,7 @@ from tool_aware.chat_format import IGNORE_INDEX, encode_example
 from tool_aware.config.sections import ModelSection
 from tool_aware.console import Fallbacks, UserError, say
 from tool_aware.rows import Row
+from tool_aware.stage_times import stage
 from tool_aware.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 ROWS_PER_KIND = 3
 
 
+@stage("loading the tokenizer")
 def load_local_tokenizer(
     model: ModelSection, token: str | None, fallbacks: Fallbacks
 ) -> PreTrainedTokenizerBase | None:

@@ -10,8 +10,10 @@ from tool_aware.console import Fallbacks, GateFailed, UserError, heading, say
 from tool_aware.dataset.earlier_splits import EarlierSplits
 from tool_aware.dataset.splitting import Split, split_rows
 from tool_aware.rows import SPLITS, Row
+from tool_aware.stage_times import stage
 
 
+@stage("splitting and checking")
 def split_and_check(
     rows: Sequence[Row], config: Config, earlier: EarlierSplits | None, fallbacks: Fallbacks, *, source: Path | None
 ) -> Split:

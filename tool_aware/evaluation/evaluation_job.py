@@ -34,6 +34,7 @@ from tool_aware.inference.grammar_check import check_references
 from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
 from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.secret_values import without_login
+from tool_aware.stage_times import import_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -217,6 +218,7 @@ def prepare(options: Options) -> Job:
     job = Job(options, config, environment, test, adapter, gates, tasks, notes, trained, programs)
     job.check_results_folder()
     if job.loads_model:
+        import_libraries("torch", "transformers")
         tokenizer = check_weights(job.model, adapter, hf_token=environment.hf_token)
         job = replace(job, tokenizer=tokenizer)
         constrained = [task for task in tasks if task.kind == "constrained" and job.is_due(task)]

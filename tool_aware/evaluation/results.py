@@ -33,6 +33,7 @@ from tool_aware.evaluation.scoring.worst_parameters import WorstParameter, worst
 from tool_aware.inference.name_scores import probabilities
 from tool_aware.prompt import read_response
 from tool_aware.rows import Row
+from tool_aware.stage_times import stage
 from tool_aware.text import spread_evenly
 from tool_aware.tools import Tool, Toolbox
 
@@ -102,6 +103,7 @@ def title(system: str) -> str:
 
 
 @on_one_thread()
+@stage("judging")
 def assemble(
     config: Config,
     test: Mapping[int, Row],
@@ -123,11 +125,15 @@ def assemble(
     aside = {task.name for task in tasks if task.variant or task.name == VAL_CHOICE}  # compared elsewhere
     systems = {name: answers for name, answers in predictions.items() if name not in aside} | dict(baselines)
     if parameter_judge:
-        parameter_judge.run_programs(_calls(systems.values(), test, tools))
+        with stage("running programs"):
+            parameter_judge.run_programs(_calls(systems.values(), test, tools))
     judgements = {name: _judge(answers, test, tools, same_code, parameter_judge) for name, answers in systems.items()}
     is_answered = any(answer.text is not None for answers in systems.values() for answer in answers)
-    read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
-    judgements = {name: with_reasoning_judged(judged, systems[name], test, read) for name, judged in judgements.items()}
+    with stage("reading reasonings"):
+        read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
+        judgements = {
+            name: with_reasoning_judged(judged, systems[name], test, read) for name, judged in judgements.items()
+        }
     metrics = {
         name: replace(
             summarise_system(name, judged, config),
@@ -137,6 +143,7 @@ def assemble(
     }
     main = _compared_systems(metrics)
 
+    @stage("comparisons")
     def against(first: str, second: str) -> Comparison:
         names = title(first), title(second)
         return compare(judgements[first], judgements[second], tools.names, names=names, seed=config.evaluation.seed)
@@ -188,6 +195,7 @@ def _compared_systems(systems: Collection[str]) -> tuple[str, ...]:
     raise ValueError(f"neither base nor tuned model among {', '.join(systems)}")
 
 
+@stage("figures with intervals")
 def summarise_system(name: str, judgements: Sequence[Judgement], config: Config) -> Metrics:
     """Compute the figures of one system under the config's settings."""
     settings, tools = config.evaluation, config.toolbox

@@ -10,8 +10,9 @@ from tool_aware.chat_format import EncodedExample, with_heavy_name
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, listing, say, warn
 from tool_aware.data_folder import read_data_folder, refuse_other_tools
-from tool_aware.history import fit_history
+from tool_aware.history import fit_histories
 from tool_aware.paths import split_file
+from tool_aware.prompt import render_preamble
 from tool_aware.rows import LoadedRows, Row
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def encode_data(
     too_long: list[tuple[int, str]] = []
     shortened = 0
     for split, loaded in data.items():
-        fitted = [fit_history(tokenizer, row, limit) for row in loaded.rows]
+        fitted = fit_histories(tokenizer, loaded.rows, limit, shared=render_preamble(config.toolbox))
         shortened += sum(turns > 0 for *_, turns in fitted)
         file = split_file(config.dataset.dir, split)
         too_long += [(len(e), f"{file}: row {n}") for n, (_, e, _) in enumerate(fitted, start=1) if len(e) > limit]

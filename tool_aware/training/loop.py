@@ -25,6 +25,7 @@ from tool_aware.engine.micro_step import MicroStep
 from tool_aware.engine.optimizer import FlatAdamW, build_optimizer, clip_gradients_, gradients_in
 from tool_aware.model.adapter import base_of
 from tool_aware.model.base import device
+from tool_aware.stage_times import stage
 from tool_aware.training.choice import ToolNames, label_weight, right_tool
 from tool_aware.training.distributed import ALONE, Processes
 from tool_aware.training.run.checkpoints import new_checkpoint, remove_old
@@ -257,6 +258,7 @@ class TrainingLoop:
         self.model.train()
         return found
 
+    @stage("scoring val.json")
     def _validate(self) -> None:
         with self.throughput.paused():
             found = self.score()
@@ -268,6 +270,7 @@ class TrainingLoop:
         if self.is_complete and found.step < self.schedule.steps:
             say(f"stopping early: no better scoring of val.json in {self.validations.since_best}")
 
+    @stage("checkpoints")
     def save(self) -> None:
         """Write a checkpoint of this step; the first process writes what all of them hold."""
         with self.throughput.paused():

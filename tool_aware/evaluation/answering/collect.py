@@ -19,7 +19,10 @@ from tool_aware.model.adapter import attach_adapter
 from tool_aware.model.base import load_base_model
 from tool_aware.paths import ADAPTER_WEIGHTS_NAME, PROBE_NAME
 from tool_aware.prompt import COMMON_CONTROLS, escape_controls
+from tool_aware.stage_times import import_libraries, stage
 from tool_aware.tokenizer import control_tokens_in, load_tokenizer
+
+_ANSWERING = {"free": "answering", "constrained": "answering under the grammar", "choice": "choosing"}  # by kind
 
 Answers = dict[str, list[Prediction]]  # by the name of the task, in the order of its rows
 
@@ -59,15 +62,18 @@ def run_models(job: Job) -> Answers:
             continue
         local = local or load(job)
         begun_s = time.monotonic()
-        answers[task.name] = local.run(task, log)
+        with stage(_ANSWERING[task.kind]):
+            answers[task.name] = local.run(task, log)
         say(f"{task.name}: {len(task.rows)} rows, {duration(time.monotonic() - begun_s)}")
     return answers
 
 
+@stage("loading the model")
 def load(job: Job) -> LocalModel:
     """Load the base model with the adapter on it, or a merged model."""
     config, model, token = job.config, job.model, job.environment.hf_token
     heading(f"Loading {model.name}")
+    import_libraries("peft")
     tokenizer = job.tokenizer or load_tokenizer(model.name, revision=model.revision, token=token)
     base = load_base_model(model, config.quantization, hf_token=token)
     adapter = attach_adapter(base, job.adapter, base_name=config.model.name).eval() if job.adapter else None

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tool_aware.chat_format import decode, encode_prompt, end_id, tool_label_tokens, tool_name_tokens
+from tool_aware.chat_format import decode, end_id, tool_label_tokens, tool_name_tokens
 from tool_aware.config.data_sections import EvaluationSection
 from tool_aware.console import Fallbacks, Progress, UserError
 from tool_aware.evaluation.answering.predictions import Append, PredictionLog
 from tool_aware.evaluation.answering.tasks import Task
 from tool_aware.evaluation.scoring.judgement import Prediction
-from tool_aware.history import fit_history
+from tool_aware.history import fit_histories
 from tool_aware.inference.constrained import AnswerGrammar
 from tool_aware.inference.generation import Generation, generate
 from tool_aware.inference.name_scores import score_names
+from tool_aware.prompt import render_preamble
 from tool_aware.rows import Row
 from tool_aware.tools import Toolbox
 
@@ -42,7 +43,7 @@ class LocalModel:
         """Answer what `log` does not hold yet, batch by batch, and return all predictions in row order."""
         missing = {index: row for index, row in task.rows.items() if index not in log.done}
         if missing:
-            prompts = {index: self._prompt(row) for index, row in missing.items()}
+            prompts = dict(zip(missing, self._prompts(task, [*missing.values()]), strict=True))
             batches = self._choose(task, prompts) if task.kind == "choice" else self._answer(task, prompts)
             with (
                 self._switched(task.uses_adapter),
@@ -52,11 +53,10 @@ class LocalModel:
                 _append_all(batches, append, Progress(task.name, len(missing)))
         return [log.done[index] for index in task.rows]
 
-    def _prompt(self, row: Row) -> list[int]:
-        """Return a prompt as training has it (`training.data.encode_data`)."""
-        if not row.history:
-            return encode_prompt(self.tokenizer, row.instruction)
-        return fit_history(self.tokenizer, row, self.limit)[1].prompt
+    def _prompts(self, task: Task, rows: Sequence[Row]) -> list[list[int]]:
+        """Return prompts as training has them (`training.data.encode_data`)."""
+        fitted = fit_histories(self.tokenizer, rows, self.limit, shared=render_preamble(task.tools))
+        return [example.prompt for _, example, _ in fitted]
 
     def _switched(self, uses_adapter: bool) -> AbstractContextManager[None]:
         """Return a context in which the adapter is off, unless the task uses it or there is none."""

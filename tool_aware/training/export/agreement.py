@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tool_aware.chat_format import EncodedExample, encode_example
+from tool_aware.batch_encoding import encode_examples
+from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
 from tool_aware.engine.packing import Pack, pack_rows
 from tool_aware.model.base import device
 from tool_aware.paths import split_file
 from tool_aware.rows import LoadedRows, Row
+from tool_aware.stage_times import stage
 from tool_aware.training.choice import AnswerStates, ToolNames, chosen_tools, label_count, right_tool
 from tool_aware.training.export.layerwise import StreamedModel, Weights
 
@@ -48,7 +50,7 @@ class Sample:
         """Return up to `limit` rows, spread evenly over the file; examples above `max_tokens` are left out."""
         count = min(limit, len(rows))
         chosen = [place * len(rows) // count for place in range(count)]
-        encoded = [encode_example(tokenizer, rows[index].instruction, rows[index].response) for index in chosen]
+        encoded = encode_examples(tokenizer, [(rows[index].instruction, rows[index].response) for index in chosen])
         kept = [place for place, example in enumerate(encoded) if len(example) <= max_tokens]
         numbers = [chosen[place] + 1 for place in kept]
         return cls(file, numbers, [rows[number - 1].query for number in numbers], [encoded[place] for place in kept])
@@ -96,6 +98,7 @@ class References:
     test: AsTrained | None = None
 
 
+@stage("answers to compare merges with")
 def references(
     answer_states: AnswerStates,
     config: Config,

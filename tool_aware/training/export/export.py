@@ -44,6 +44,7 @@ from tool_aware.paths import (
 )
 from tool_aware.prompt import render_template
 from tool_aware.router_settings import RouterSettings, write_router_settings
+from tool_aware.stage_times import stage
 from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.choice import ToolNames
 from tool_aware.training.export.agreement import Agreement, AsTrained, References, compare_with_trained
@@ -150,6 +151,7 @@ def _names(numbers: Sequence[int], tools: Sequence[str]) -> str:
 class Merger:
     """An adapter and the base model it is merged into: measure the merge methods, merge, check the result."""
 
+    @stage("choosing among merges")
     def __init__(self, config: Config, adapter: Path, *, hf_token: str | None = None) -> None:
         self._config, self._adapter = config, adapter
         self._base = base_folder(config.model, hf_token)
@@ -166,6 +168,7 @@ class Merger:
         dtypes = [own, *(["float16"] if own == "bfloat16" else [])] if export.dtype == "auto" else [export.dtype]
         return [MergeMethod(base, dtype) for base in bases for dtype in dtypes]
 
+    @stage("choosing among merges")
     def measure(self, reference: AsTrained, names: ToolNames) -> dict[MergeMethod, Agreement]:
         """Compare every method with base + adapter as trained, without writing anything."""
         found = {}
@@ -174,6 +177,7 @@ class Merger:
             found[method] = compare_with_trained(reference, model, self._weights(method, device()), names)
         return found
 
+    @stage("merging")
     def save(self, method: MergeMethod, folder: Path) -> None:
         """Write the merged model, loadable by `AutoModelForCausalLM.from_pretrained(folder)`, all of it or nothing.
 
@@ -182,7 +186,7 @@ class Merger:
         headers = {shard: shard_header(shard, dtype_named(method.dtype)) for shard in self._files.shards}
         sizes = [next(reversed(header.values()))["data_offsets"][1] for header in headers.values()]
         _check_space(folder, sum(sizes))
-        weights = self._weights(method)
+        weights = self._weights(method, device())
         with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: sum(sizes), fix=_FULL_DISK_FIX):
             for shard, header in headers.items():
                 write_shard(part / shard.name, header, weights.__getitem__)
@@ -192,6 +196,7 @@ class Merger:
                 write_json(part / MODEL_WEIGHTS_INDEX_NAME, index)
             _write_configs(self._base, self._adapter, part, method.dtype)
 
+    @stage("reading back")
     def check(self, folder: Path, reference: AsTrained, names: ToolNames) -> Agreement:
         """Read the merged model back and compare it with base + adapter as trained."""
         return compare_with_trained(reference, empty_model(folder), WeightFiles(folder), names)

@@ -7,6 +7,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,14 +134,18 @@ def write_shard(target: Path, header: Mapping[str, Any], tensor_of: Callable[[st
 
     The file is the length of the header (8 bytes, little-endian), the header (JSON, padded with spaces to a multiple of
     8 bytes) and the tensors in its order: https://huggingface.co/docs/safetensors
+    A tensor is written while the next one is made.
     """
     import torch
 
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
-    with target.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+    with target.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        written = writer.submit(file.write, struct.pack("<Q", len(text)) + text)
         for name in header:
-            file.write(tensor_of(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            content = tensor_of(name).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            written.result()
+            written = writer.submit(file.write, content)
+        written.result()
         file.flush()
         os.fsync(file.fileno())

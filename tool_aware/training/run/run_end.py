@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.manifest import write_manifest
 from tool_aware.paths import ADAPTER_FOLDER, MANIFEST_NAME, split_file
+from tool_aware.stage_times import stage
 from tool_aware.training.run.run_card import RunFacts, device_name, license_of, write_run_card
 from tool_aware.training.run.run_record import claimed
 
@@ -48,7 +49,8 @@ def finish(job: Job, trained: Trained, merged: Merged | None, started_s: float) 
         fallbacks=tuple(job.fallbacks),
         merged=merged.as_dict() if merged else None,
     )
-    write_run_card(job.output_dir, facts, job.fallbacks)
+    with stage("run card"):
+        write_run_card(job.output_dir, facts, job.fallbacks)
     details: dict[str, Any] = {
         "steps": trained.steps,
         "training_seconds": round(trained.seconds, 1),

@@ -19,7 +19,7 @@ from tool_aware.model.adapter import attach_adapter
 from tool_aware.model.base import load_base_model
 from tool_aware.paths import ADAPTER_WEIGHTS_NAME, PROBE_NAME
 from tool_aware.prompt import COMMON_CONTROLS, escape_controls
-from tool_aware.stage_times import import_libraries, stage
+from tool_aware.stage_times import stage
 from tool_aware.tokenizer import control_tokens_in, load_tokenizer
 
 _ANSWERING = {"free": "answering", "constrained": "answering under the grammar", "choice": "choosing"}  # by kind
@@ -73,7 +73,6 @@ def load(job: Job) -> LocalModel:
     """Load the base model with the adapter on it, or a merged model."""
     config, model, token = job.config, job.model, job.environment.hf_token
     heading(f"Loading {model.name}")
-    import_libraries("peft")
     tokenizer = job.tokenizer or load_tokenizer(model.name, revision=model.revision, token=token)
     base = load_base_model(model, config.quantization, hf_token=token)
     adapter = attach_adapter(base, job.adapter, base_name=config.model.name).eval() if job.adapter else None

@@ -260,8 +260,7 @@ def finish(
 
     heading("Writing")
     folder = config.dataset.dir
-    tokenizer = load_local_tokenizer(config.model, hf_token, fallbacks)
-    contents = render(result, config.toolbox, tokenizer)
+    contents = render(result, config.toolbox, load_local_tokenizer(config.model, hf_token, fallbacks))
     write(
         folder,
         contents,

@@ -72,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tool_aware.dataset.earlier_splits import read_earlier_splits
     from tool_aware.dataset.outputs import Result
     from tool_aware.dataset.split_check import split_and_check
+    from tool_aware.garbage_collection import no_search_for_circles
     from tool_aware.transaction import locked
 
     dataset, fallbacks = config.dataset, Fallbacks()
-    with locked(dataset.dir):
+    with locked(dataset.dir), no_search_for_circles():
         check_folder(config, options)
         earlier = read_earlier_splits(dataset.splits_from) if dataset.splits_from else None
         if options.import_path:
@@ -197,8 +198,7 @@ def make_rows(config: Config, environment: Environment, options: Options, fallba
     for kind, missing in assembled.shortfalls.items():
         fallbacks.add(f"{kind}: {missing} rows fewer than asked for; its content or examples are used up")
     collected = Collected(assembled.rows, exact, near, inputs=inputs)
-    if logged:
-        collected = with_log(collected, logged)
+    collected = with_log(collected, logged) if logged else collected
     if options.generator == "openai":
         heading("Paraphrasing")
         collected = add_paraphrases(collected, config, environment, options, fallbacks)

@@ -3,12 +3,14 @@
     python evaluate.py --config config.real.yaml                       # once, so that the answers are there
     python benchmarks/evaluation_stages.py --config config.real.yaml
 
-Arguments are those of evaluate.py. Seconds are those of this process, so that other work on the machine does not
-count; those of the programs that it starts (the sandbox) are a line of their own.
+Arguments are those of evaluate.py; `--stages-json FILE` behind them writes the seconds to a file. Seconds are those
+of this process, so that other work on the machine does not count; those of the programs that it starts (the sandbox)
+are a line of their own.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -71,9 +73,15 @@ def main() -> int:
     for owner, attribute, name in STAGES:
         setattr(owner, attribute, timed(getattr(owner, attribute), name))
     imports_s = time.process_time() - _BEGUN_S
-    timed(evaluate.main, "all else")(sys.argv[1:])
+    arguments, file = sys.argv[1:], None
+    if arguments[-2:-1] == ["--stages-json"]:
+        file = Path(arguments[-1])
+        del arguments[-2:]
+    timed(evaluate.main, "all else")(arguments)
     of_programs = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent["programs, their own processes"] = of_programs.ru_utime + of_programs.ru_stime
+    if file:
+        file.write_text(json.dumps({"imports": imports_s, **spent}), encoding="utf-8")
     rows = [["imports", f"{imports_s:.1f}"], *([name, f"{seconds:.1f}"] for name, seconds in spent.items())]
     say(table(["stage", "processor s"], [*rows, ["sum", f"{imports_s + sum(spent.values()):.1f}"]]))
     return 0

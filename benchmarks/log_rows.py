@@ -9,7 +9,8 @@ Exit    0 done; 2 something to fix
 
 The log is an export in JSON Lines: sentences of the sample log, two of three with words of their own, the others said
 before. The real script runs in a process of its own for each size. Seconds are of its processor time, so that others
-on the machine do not count; memory is what the kernel calls resident, its peak within each phase.
+on the machine do not count (--json has those of the clock too); memory is what the kernel calls resident, its peak
+within each phase.
 """
 
 from __future__ import annotations
@@ -147,10 +148,11 @@ def logged_rows(count: int) -> Iterator[dict[str, Any]]:
 def measured_apart(path: Path, sets: Sequence[str]) -> dict[str, Any]:
     """Measure in a process of its own; return seconds, memory and phases."""
     command = [sys.executable, __file__, "--measure", str(path), *(part for text in sets for part in ("--set", text))]
+    started_s = time.monotonic()
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise UserError(f"exit code {done.returncode}", where=" ".join(command))
-    return json.loads(done.stdout.splitlines()[-1])
+    return {"wall_s": round(time.monotonic() - started_s, 1), **json.loads(done.stdout.splitlines()[-1])}
 
 
 def measure(path: Path, sets: Sequence[str]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ FLOORS = {
             "data_folder",
             "config",
             "units",
+            "garbage_collection",
         ),
         0,
     ),

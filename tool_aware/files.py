@@ -12,6 +12,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -143,7 +144,44 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, all of it or nothing; numbers that are not finite as null, as JSON has none."""
-    write_text(path, json.dumps(with_finite_numbers(value), ensure_ascii=False, indent=2) + "\n")
+    write_text(path, indented_json(value) + "\n")
+
+
+def write_json_array(path: Path, items: Iterable[object]) -> None:
+    """Write items as `write_json` writes a list of them, one after the other: they need not be held at once."""
+    with atomic_path(path) as part, part.open("w", encoding="utf-8") as file:
+        is_empty = True
+        for item in items:
+            file.write(("[\n  " if is_empty else ",\n  ") + indented_json(item, "  "))
+            is_empty = False
+        file.write("[]\n" if is_empty else "\n]\n")
+
+
+def indented_json(value: object, margin: str = "") -> str:
+    """Return what `json.dumps(value, ensure_ascii=False, indent=2)` does, several times as fast, behind a margin.
+
+    Numbers that are not finite become null, as JSON has none.
+    """
+    if isinstance(value, str):
+        return encode_basestring(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if type(value) is int:
+        return repr(value)
+    inner = margin + "  "
+    if isinstance(value, dict) and value:
+        lines = [f"{inner}{_key(name)}: {indented_json(item, inner)}" for name, item in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
+    if isinstance(value, list | tuple) and value:
+        lines = [inner + indented_json(item, inner) for item in value]
+        return "[\n" + ",\n".join(lines) + f"\n{margin}]"
+    return "null" if isinstance(value, float) and not math.isfinite(value) else json.dumps(value)
+
+
+def _key(name: object) -> str:
+    return encode_basestring(name) if isinstance(name, str) else encode_basestring(json.dumps(name))
 
 
 def with_finite_numbers(value: Any) -> Any:

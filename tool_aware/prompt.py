@@ -110,28 +110,36 @@ def question_of(instruction: str) -> tuple[str, tuple[Turn, ...]]:
 
     An instruction that someone else wrote is a query as a whole.
     """
-    _, query, history = _parts(instruction) or ("", instruction, ())
-    return query, history
+    return question_of_parts(*split_instruction(instruction))
+
+
+def split_instruction(instruction: str) -> tuple[str, str]:
+    """Return what precedes the question of a rendered instruction, which rows share, and the question with the turns.
+
+    Of an instruction that someone else wrote the first part is empty.
+    """
+    head, found, question = instruction.partition(_ANSWER_FORMAT)
+    is_rendered = found and question.startswith((_QUERY_LABEL, _HISTORY_LABEL))
+    return (head + found, question) if is_rendered else ("", instruction)
+
+
+def question_of_parts(head: str, question: str) -> tuple[str, tuple[Turn, ...]]:
+    """Return the same as `question_of`, of an instruction that `split_instruction` has divided."""
+    if head and question.startswith(_QUERY_LABEL):
+        return question.removeprefix(_QUERY_LABEL), ()
+    if head and question.startswith(_HISTORY_LABEL):
+        lines, labelled, query = question.removeprefix(_HISTORY_LABEL).partition(_QUERY_LABEL)
+        turns = [_TURN.fullmatch(line) for line in lines.split("\n")]
+        if labelled and all(turns):
+            return query, tuple(Turn(turn["query"], _tool_or_none(turn["tool"])) for turn in turns if turn)
+    return head + question, ()
 
 
 def with_history(instruction: str, history: Sequence[Turn]) -> str:
     """Return a rendered instruction with other earlier turns; one that someone else wrote stays as it is."""
-    parts = _parts(instruction)
-    return parts[0] + render_question(parts[1], history) if parts else instruction
-
-
-def _parts(instruction: str) -> tuple[str, str, tuple[Turn, ...]] | None:
-    """Return what precedes the earlier turns of a rendered instruction, its query, and the turns; None for others."""
-    head, found, question = instruction.partition(_ANSWER_FORMAT)
-    if found and question.startswith(_QUERY_LABEL):
-        return head + found, question.removeprefix(_QUERY_LABEL), ()
-    if not found or not question.startswith(_HISTORY_LABEL):
-        return None
-    lines, labelled, query = question.removeprefix(_HISTORY_LABEL).partition(_QUERY_LABEL)
-    turns = [_TURN.fullmatch(line) for line in lines.split("\n")]
-    if not labelled or not all(turns):
-        return None
-    return head + found, query, tuple(Turn(turn["query"], _tool_or_none(turn["tool"])) for turn in turns if turn)
+    head, question = split_instruction(instruction)
+    query, _ = question_of_parts(head, question)
+    return head + render_question(query, history) if query != instruction else instruction
 
 
 def _tool_or_none(name: str) -> str | None:

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tool_aware.console import UserError, listing
 from tool_aware.files import write_json
@@ -17,9 +18,11 @@ from tool_aware.prompt import (
     ParsedAnswer,
     Turn,
     question_of,
+    question_of_parts,
     read_response,
     render_instruction,
     render_response,
+    split_instruction,
     unwrap_instruction,
     unwrap_response,
 )
@@ -34,34 +37,66 @@ SPLITS = ("train", "val", "test")
 OPTIONAL = ""  # BFCL's mark among accepted values: the parameter may be left out
 
 
+@lru_cache(maxsize=256)
+def _once(head: str) -> str:
+    """Return of equal texts the same object."""
+    return head
+
+
+class _Instruction:
+    """Holds a row's instruction in two parts, of which the first, with the tools, is the same object in many rows.
+
+    It is most of a row: without this half a million rows take some 600 MB more.
+    """
+
+    def __get__(self, row: Row | None, owner: type[Row]) -> str:
+        if row is None:
+            raise AttributeError("instruction")  # to dataclass() this means that the field has no default
+        return row._head + row._question
+
+    def __set__(self, row: Row, instruction: str) -> None:
+        head, question = split_instruction(instruction)
+        object.__setattr__(row, "_head", _once(head))
+        object.__setattr__(row, "_question", question)
+
+
 @dataclass(frozen=True)
 class Row:
     """One example as the JSON files hold it; `metadata` has at least `source` and `tool`."""
 
-    instruction: str
+    instruction: _Instruction = _Instruction()
     response: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    if TYPE_CHECKING:  # the two parts of the instruction
+        _head: ClassVar[str]
+        _question: ClassVar[str]
+
+    @property
+    def question(self) -> tuple[str, tuple[Turn, ...]]:
+        """Return the query and the earlier turns."""
+        return question_of_parts(self._head, self._question)
 
     @property
     def query(self) -> str:
         """Return what the user typed: the end of the instruction, or all of it in a file of another origin."""
-        return question_of(self.instruction)[0]
+        return self.question[0]
 
     @property
     def history(self) -> tuple[Turn, ...]:
         """Return the earlier turns that the instruction shows, the newest last."""
-        return question_of(self.instruction)[1]
+        return self.question[1]
 
     @property
     def conversation(self) -> str:
         """Return the earlier queries and the query, a line each: what makes a row another one than its neighbours."""
-        query, history = question_of(self.instruction)
+        query, history = self.question
         return "\n".join([*(turn.query for turn in history), query])
 
     @property
     def identity(self) -> str:
         """Return what equal rows have in common: see `identity_of`."""
-        return identity_of(self.instruction)
+        return identity_of_question(*self.question)
 
     @property
     def is_choice_only(self) -> bool:
@@ -70,7 +105,7 @@ class Row:
 
     def shows(self, tools: Toolbox) -> bool:
         """Return whether the instruction is the one that this toolkit renders for these tools."""
-        query, history = question_of(self.instruction)
+        query, history = self.question
         return self.instruction == render_instruction(query, tools, history)
 
     @property

@@ -24,6 +24,11 @@ PYTHON_MEDIA_TYPE = "text/x-python"  # JSON Schema's contentMediaType of a param
 _OF_NO_QUERY = {"format", "pattern", "enum", "const", "contentMediaType"}  # an address, a key, one of a few, a program
 
 
+# Keywords of a schema that leave it to `properties` and `required` what fits, and those that allow any text.
+_OF_PLAIN_OBJECTS = {"type", "properties", "required", "additionalProperties", "title", "description"}
+_OF_ANY_TEXT = {"type", "title", "description", "default", "examples", "contentMediaType"}
+
+
 @dataclass(frozen=True)
 class ToolCall:
     """One decision: the tool, what to send it, and why, in one line.
@@ -109,8 +114,25 @@ class Tool:
         # Function calling treats an undeclared parameter as an error, JSON Schema does not by default.
         return validator_of({"additionalProperties": False, **self.parameters})
 
+    @cached_property
+    def _plain_texts(self) -> frozenset[str]:
+        """Return the parameters of which the schema says nothing but that they are texts; none if it says more."""
+        is_plain = self.parameters.keys() <= _OF_PLAIN_OBJECTS and self.parameters.get("type") == "object"
+        texts = (name for name, part in self.properties.items() if part.get("type") == "string")
+        return frozenset(name for name in texts if is_plain and self.properties[name].keys() <= _OF_ANY_TEXT)
+
+    def _are_plain_texts(self, parameters: object) -> bool:
+        """Return whether a call's parameters fit for sure, as most do: the validator takes fifty times as long."""
+        return (
+            isinstance(parameters, dict)
+            and self.required <= parameters.keys() <= self._plain_texts
+            and all(type(value) is str for value in parameters.values())
+        )
+
     def parameter_problems(self, parameters: object) -> list[str]:
         """Return what is wrong with a call's parameters, in words; an empty list if they fit the schema."""
+        if self._are_plain_texts(parameters):
+            return []
         errors = sorted(self._validator.iter_errors(parameters), key=lambda error: list(map(str, error.absolute_path)))
         return [
             f"parameter {'.'.join(map(str, error.absolute_path))}: {error.message}"

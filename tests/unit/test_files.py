@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tool_aware.files import atomic_folder, atomic_path, write_json
+from tool_aware.files import atomic_folder, atomic_path, indented_json, write_json, write_json_array
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -27,6 +27,28 @@ def test_a_folder_appears_whole_or_keeps_its_old_content(tmp_path):
         (part / str(1 / 0)).write_text("never written")
     assert [file.name for file in target.iterdir()] == ["a"]
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+VALUES = [
+    {"text": 'é "quoted"\n\u2028', "list": [1, -2.5, True, None, [], {}], "nested": {"a": ({"b": "c"},)}, 3: 10**30},
+    [[[1]], {"x": [{}]}],
+    [],
+    "text",
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_json_is_indented_as_the_library_does_it(value, tmp_path):
+    assert indented_json(value) == json.dumps(value, ensure_ascii=False, indent=2)
+    write_json_array(tmp_path / "array.json", iter([value] * 2))
+    write_json(tmp_path / "value.json", [value] * 2)
+    assert (tmp_path / "array.json").read_bytes() == (tmp_path / "value.json").read_bytes()
+
+
+def test_an_array_of_nothing_is_empty_and_what_is_not_finite_is_null(tmp_path):
+    write_json_array(tmp_path / "array.json", iter([]))
+    assert json.loads((tmp_path / "array.json").read_text()) == []
+    assert indented_json([float("nan"), float("-inf")]) == json.dumps([None, None], indent=2)
 
 
 MODES = [(0o002, 0o664, 0o775), (0o022, 0o644, 0o755), (0o077, 0o600, 0o700)]

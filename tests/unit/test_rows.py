@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tool_aware.console import UserError
-from tool_aware.rows import load_rows, write_rows
+from tool_aware.prompt import render_instruction
+from tool_aware.rows import Row, load_rows, write_rows
 
 GOOD = {"instruction": "q", "response": 'Tool: web_search\nParameters: {"query": "x"}\nReasoning: r'}
 
@@ -23,6 +25,16 @@ def problems_of(folder: Path, items: object, toolbox) -> str:
     with pytest.raises(UserError) as caught:
         load(folder, items, toolbox)
     return str(caught.value)
+
+
+def test_rows_share_the_beginning_of_their_prompts_in_memory(config):
+    one, other = (Row(render_instruction(query, config.toolbox), "") for query in ("a", "b"))
+    assert one._head is other._head
+    assert one.instruction == render_instruction("a", config.toolbox)
+    assert (one.query, other.query) == ("a", "b")
+    assert replace(one, response="x").instruction == one.instruction
+    with pytest.raises(TypeError, match="instruction"):
+        Row()
 
 
 def test_rows_survive_writing_and_reading(tmp_path, toy_rows, config):

@@ -214,3 +214,18 @@ def test_references_that_grow_without_bound_are_refused_at_once():
     circle: dict = {"type": "array"}
     circle["items"] = circle  # a YAML alias can do this
     assert "too deeply" in schema_problems("f", of(circle))[0]
+
+
+@pytest.mark.parametrize("parameters", [{"q": "x"}, {"q": "x", "r": "y"}, {"r": "y"}, {"q": 1}, {"q": "x", "z": "y"}])
+def test_calls_of_plain_texts_are_judged_as_the_validator_judges_them(parameters):
+    text = {"type": "string", "description": "any"}
+    schema = {"type": "object", "properties": {"q": text, "r": text}, "required": ["q"]}
+    plain, asks_the_validator = Tool("f", "f", schema), Tool("f", "f", {**schema, "minProperties": 0})
+    assert plain._plain_texts
+    assert not asks_the_validator._plain_texts
+    assert plain.parameter_problems(parameters) == asks_the_validator.parameter_problems(parameters)
+
+
+def test_a_text_that_must_fit_a_pattern_is_no_plain_text():
+    tool = Tool("f", "f", {"type": "object", "properties": {"q": {"type": "string", "pattern": "^a"}}})
+    assert tool.parameter_problems({"q": "b"})

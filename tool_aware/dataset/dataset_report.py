@@ -173,7 +173,7 @@ def _histogram(heights: Sequence[int]) -> str:
 
 def _reasoning(rows: Sequence[Row]) -> str:
     """Write how often evidence stands in the query, and how many reasonings are the same sentence but for a slot."""
-    taught = [(row.conversation, row.answer.reasoning or "") for row in rows if not row.is_choice_only]
+    taught = [(row.conversation, _reasoning_of(row)) for row in rows if not row.is_choice_only]
     found = boilerplate([reasoning for _, reasoning in taught])
     if found is None:
         return "<p>No row has one that is taught.</p>"
@@ -186,6 +186,11 @@ def _reasoning(rows: Sequence[Row]) -> str:
         f"numbers; {found.sentences:,} different sentences ({how}). The commonest:"
     )
     return f'<p class="soft">{note}</p>{_bar_table(found.commonest)}'
+
+
+def _reasoning_of(row: Row) -> str:
+    """Return the last line of an answer that `render_response` wrote, as it wrote all of this stage; not parsed."""
+    return row.response.rpartition("\nReasoning: ")[2]
 
 
 def _pairs(data: ReportData) -> str:

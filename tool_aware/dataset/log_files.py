@@ -174,7 +174,8 @@ def _json_row(line: JsonLine) -> LoggedRow:
     if line.repeated:
         what = f"has {', '.join(map(repr, line.repeated))} twice: which one counts is not said"
         return LoggedRow(line.number, {}, FieldProblem("key_given_twice", what))
-    return LoggedRow(line.number, {key: _plain(value) for key, value in line.value.items()})
+    values = {key: _plain(value) if isinstance(value, dict) else value for key, value in line.value.items()}
+    return LoggedRow(line.number, values)
 
 
 # ---- CSV ------------------------------------------------------------------------------------------------

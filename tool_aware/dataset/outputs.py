@@ -22,7 +22,7 @@ from tool_aware.dataset.deduplication import NEAR_DUPLICATE
 from tool_aware.dataset.earlier_splits import EarlierSplits
 from tool_aware.dataset.previews import preview, preview_rows
 from tool_aware.dataset.splitting import Split
-from tool_aware.files import sha256_of
+from tool_aware.files import indented_json, sha256_of
 from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.paths import (
     CARD_NAME,
@@ -65,10 +65,10 @@ class Result:
         """Return the numbers for the manifest and the card."""
         rows = [row for name in SPLITS for row in self.split.rows[name]]
         by_key = {
-            key: dict(Counter(str(row.metadata.get(key)) for row in rows).most_common())
+            key: dict(Counter([str(row.metadata.get(key)) for row in rows]).most_common())
             for key in ("tool", "source", "slice", "language")
         }
-        with_history = sum(bool(row.history) for row in rows)
+        with_history = sum([bool(row.history) for row in rows])
         return {
             "rows": {name: len(self.split.rows[name]) for name in SPLITS},
             **by_key,
@@ -93,10 +93,8 @@ class RowsFile:
     def __iter__(self) -> Iterator[str]:
         """Yield the parts of what `json.dumps(rows, indent=2)` writes, several times as fast."""
         for number, row in enumerate(self.rows):
-            metadata = json.dumps(dict(row.metadata), ensure_ascii=False, indent=2).replace("\n", "\n    ")
-            values = {"instruction": _text(row.instruction), "response": _text(row.response), "metadata": metadata}
-            lines = ",\n".join(f'    "{name}": {value}' for name, value in values.items())
-            yield f"{',' if number else '['}\n  {{\n{lines}\n  }}"
+            item = {"instruction": row.instruction, "response": row.response, "metadata": dict(row.metadata)}
+            yield f"{',' if number else '['}\n  {indented_json(item, '  ')}"
         yield "\n]\n" if self.rows else "[]\n"
 
 
@@ -268,10 +266,6 @@ def _written(path: Path, texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _free_name(folder: Path, name: str) -> str:
     """Return a name that nothing in the folder has: train.json -> train.before-1.json."""
     stem, suffix = Path(name).stem, Path(name).suffix
@@ -288,4 +282,4 @@ def _imported_config(folder: Path, text: str, overrides: Sequence[str]) -> Confi
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    return indented_json(value) + "\n"

@@ -35,7 +35,7 @@ def reason_to_quarantine(text: str) -> str | None:
             return "zero_width"
         if any(0xE0000 <= ord(character) <= 0xE007F for character in characters):
             return "tag_characters"
-    if any(
+    if not text.isprintable() and any(
         unicodedata.category(character) in ("Cc", "Cs", "Co") and character not in "\n\t\r" for character in set(text)
     ):
         return "control_character"

@@ -30,6 +30,8 @@ BUCKET_NEIGHBOURS = 48  # members of one bucket that each row is compared with, 
 EXACT_PAIRS = 40_000_000
 CHUNK_ROWS = 512
 CHUNK_PAIRS = 50_000
+CHUNK_TEXTS = 20_000
+CHUNK_SETS = 4_000  # pairs whose sets are compared at a time: what fits in a processor's cache
 _SEED = 0x5EED
 
 
@@ -55,17 +57,21 @@ def compared(row: Row) -> str | Compared:
 
 
 class GramIndex:
-    """The trigram sets of many texts, as one sorted array of (row, gram hash)."""
+    """The trigram sets of many texts: the hashes of each set in order, one text behind the other.
+
+    Of texts with earlier turns the queries alone stand behind all texts, as rows of their own.
+    """
 
     def __init__(self, texts: Sequence[str | Compared]) -> None:
         whole = [text if isinstance(text, str) else text.conversation for text in texts]
-        has_history = any(isinstance(text, Compared) for text in texts)
-        self._queries = GramIndex([t if isinstance(t, str) else t.query for t in texts]) if has_history else None
-        self._has_history = [isinstance(text, Compared) for text in texts]
-        self._rows, self._hashes = _grams([f" {normalised(text)} " for text in whole])
+        alone = [text.query for text in texts if isinstance(text, Compared)]
         self.size = len(texts)
-        self._kept: tuple[int, csr_matrix] | None = None
-        self._starts = np.searchsorted(self._rows, np.arange(self.size + 1))  # (size + 1,)
+        self._hashes, self._starts = _grams([*whole, *alone])
+        self._lengths = np.diff(self._starts)  # (size + queries alone,)
+        self._has_history = np.fromiter((isinstance(text, Compared) for text in texts), bool, self.size)
+        self._of_query = np.arange(self.size)  # of each text the row that has its query alone
+        self._of_query[self._has_history] = self.size + np.arange(len(alone))
+        self._kept: tuple[int, csr_matrix, csr_matrix] | None = None  # transposed, from one row on
 
     @cached_property
     def _matrix(self) -> csr_matrix:
@@ -73,69 +79,81 @@ class GramIndex:
         from scipy.sparse import csr_matrix
 
         _, columns = np.unique(self._hashes, return_inverse=True)
-        lengths = np.diff(self._starts)
-        weights = np.repeat(1 / np.sqrt(lengths), lengths).astype(np.float32)
-        shape = (self.size, int(columns.max()) + 1)
+        weights = np.repeat(1 / np.sqrt(self._lengths), self._lengths).astype(np.float32)
+        shape = (len(self._lengths), int(columns.max()) + 1)
         return csr_matrix((weights, columns.astype(np.int32), self._starts), shape=shape)
 
     @cached_property
     def _signatures(self) -> np.ndarray:
-        """Return the MinHash signatures, (BANDS * ROWS_PER_BAND, size) uint32."""
+        """Return the MinHash signatures, (size, BANDS * ROWS_PER_BAND) uint32.
+
+        A few rows at a time, whose hashes fit in the processor's cache however often they are mixed anew.
+        """
         generator = np.random.default_rng(_SEED)
         count = BANDS * ROWS_PER_BAND
         factors = generator.integers(1, 2**32, count, dtype=np.uint64).astype(np.uint32) | np.uint32(1)
         offsets = generator.integers(0, 2**32, count, dtype=np.uint64).astype(np.uint32)
-        hashes, starts = self._hashes, self._starts[:-1]
-        return np.stack(
-            [np.minimum.reduceat(_mixed(hashes * a + b), starts) for a, b in zip(factors, offsets, strict=True)]
-        )
+        signatures = np.empty((self.size, count), np.uint32)
+        for start in range(0, self.size, CHUNK_ROWS):
+            end = min(start + CHUNK_ROWS, self.size)
+            first, last = self._starts[start], self._starts[end]
+            hashes, starts = self._hashes[first:last], self._starts[start:end] - first
+            mixed, spare = np.empty_like(hashes), np.empty_like(hashes)
+            for column, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
+                np.multiply(hashes, factor, out=mixed)
+                _mix(np.add(mixed, offset, out=mixed), spare)
+                signatures[start:end, column] = np.minimum.reduceat(mixed, starts)
+        return signatures
 
-    @cached_property
-    def _sets(self) -> csr_matrix:
-        """Return the binary row-by-gram matrix whose columns are the hashes themselves: nothing has to be sorted."""
+    def _sets(self, rows: np.ndarray) -> csr_matrix:
+        """Return the binary row-by-gram matrix of some rows; its columns are the hashes, so that nothing is sorted."""
         from scipy.sparse import csr_matrix
 
-        ones = np.ones(len(self._hashes), np.int16)
-        return csr_matrix((ones, self._hashes.astype(np.int64), self._starts), shape=(self.size, 2**32))
+        lengths = self._lengths[rows]
+        ends = np.cumsum(lengths)
+        at = np.arange(ends[-1]) + np.repeat(self._starts[rows] - (ends - lengths), lengths)
+        columns, bounds = self._hashes[at].astype(np.int64), np.concatenate([[0], ends])
+        return csr_matrix((np.ones(len(at), np.int16), columns, bounds), shape=(len(rows), 2**32))
 
     def similarities(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return the cosines of pairs of rows' trigram sets; with history the lesser of conversations' and queries'.
 
         Rows are given by index, (P,) each; so are the cosines, in float64.
         """
+        values = self._cosines(first, second)
+        several = np.flatnonzero(self._has_history[first] | self._has_history[second])
+        of_queries = self._cosines(self._of_query[first[several]], self._of_query[second[several]])
+        values[several] = np.minimum(values[several], of_queries)
+        return values
+
+    def _cosines(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         values = np.empty(len(first))
-        lengths = np.diff(self._starts)
-        for start in range(0, len(first), CHUNK_PAIRS):
-            a, b = first[start : start + CHUNK_PAIRS], second[start : start + CHUNK_PAIRS]
-            common = np.asarray(self._sets[a].multiply(self._sets[b]).sum(axis=1)).ravel()
-            values[start : start + CHUNK_PAIRS] = common / np.sqrt(lengths[a] * lengths[b])
-        if self._queries:
-            has_history = np.asarray(self._has_history)
-            several = np.flatnonzero(has_history[first] | has_history[second])
-            of_queries = self._queries.similarities(first[several], second[several])
-            values[several] = np.minimum(values[several], of_queries)
+        for start in range(0, len(first), CHUNK_SETS):
+            a, b = first[start : start + CHUNK_SETS], second[start : start + CHUNK_SETS]
+            common = np.asarray(self._sets(a).multiply(self._sets(b)).sum(axis=1)).ravel()
+            values[start : start + CHUNK_SETS] = common / np.sqrt(self._lengths[a] * self._lengths[b])
         return values
 
     def _of_queries(self, first: int, second: int) -> float:
         """Return the similarity of the queries alone where a row has history, else the highest that there is."""
-        if self._queries and (self._has_history[first] or self._has_history[second]):
-            return float(self._queries.similarities(np.array([first]), np.array([second]))[0])
+        if self._has_history[first] or self._has_history[second]:
+            return float(self._cosines(self._of_query[[first]], self._of_query[[second]])[0])
         return 1.0
 
     def _with_others(self, start: int, end: int, first_other: int) -> np.ndarray:
         """Return the similarities of the rows from `start` to `end` to those from `first_other` on."""
-        block = (self._matrix[start:end] @ self._transposed(first_other)).toarray()
-        return np.minimum(block, self._queries._with_others(start, end, first_other)) if self._queries else block
-
-    def _transposed(self, first: int) -> csr_matrix:
-        """Return the columns of the matrix's transpose from `first` on; kept, as they are wanted chunk by chunk."""
-        if self._kept is None or self._kept[0] != first:
-            self._kept = first, self._matrix[first:].T.tocsc()
-        return self._kept[1]
+        if self._kept is None or self._kept[0] != first_other:  # it is wanted chunk by chunk
+            others = [self._matrix[first_other : self.size], self._matrix[self._of_query[first_other:]]]
+            self._kept = first_other, *(matrix.T.tocsc() for matrix in others)
+        _, whole, alone = self._kept
+        block = (self._matrix[start:end] @ whole).toarray()
+        if not self._has_history.any():
+            return block
+        return np.minimum(block, (self._matrix[self._of_query[start:end]] @ alone).toarray())
 
     def pairs(self, threshold: float, groups: Sequence[object] | None = None) -> list[Pair]:
         """Return all pairs at or above `threshold`, without those within one group; sorted by (second, first)."""
-        codes = np.arange(self.size) if groups is None else np.unique(np.asarray(groups, str), return_inverse=True)[1]
+        codes = np.arange(self.size) if groups is None else _numbers_of(groups)
         if self.size**2 / 2 <= EXACT_PAIRS:
             return sorted(self._exact_pairs(threshold, codes), key=lambda pair: (pair.second, pair.first))
         first, second, values = self._banded_pairs(threshold, codes)
@@ -143,9 +161,9 @@ class GramIndex:
         return list(map(Pair, first[order].tolist(), second[order].tolist(), values[order].tolist()))
 
     def _exact_pairs(self, threshold: float, codes: np.ndarray) -> Iterator[Pair]:
-        transposed = self._matrix.T.tocsc()
+        transposed = self._matrix[: self.size].T.tocsc()
         for start in range(0, self.size, CHUNK_ROWS):
-            block = (self._matrix[start : start + CHUNK_ROWS] @ transposed).tocoo()
+            block = (self._matrix[start : min(start + CHUNK_ROWS, self.size)] @ transposed).tocoo()
             first, second = block.row + start, block.col
             keep = (first < second) & (block.data >= threshold - 1e-6) & (codes[first] != codes[second])
             for a, b, value in zip(first[keep], second[keep], block.data[keep], strict=True):
@@ -159,24 +177,41 @@ class GramIndex:
         found = [np.zeros((0, 3))]
         for start in range(0, len(candidates), CHUNK_PAIRS):
             first, second = np.divmod(candidates[start : start + CHUNK_PAIRS], self.size)
-            estimate = (self._signatures[:, first] == self._signatures[:, second]).mean(axis=0)  # of Jaccard
-            likely = estimate >= threshold / 2  # far below the 0.72 that a true pair has: 4 standard errors
+            likely = self._are_near_in_length(first, second, threshold)
+            first, second = first[likely], second[likely]
+            likely = self._estimates(first, second) >= threshold / 2  # far below the 0.72 of a true pair: 4 std. errors
             first, second = first[likely], second[likely]
             values = self.similarities(first, second)
             found.append(np.stack([first, second, values], axis=1)[values >= threshold])
         first, second, values = np.concatenate(found).T
         return first.astype(np.int64), second.astype(np.int64), values
 
+    def _are_near_in_length(self, first: np.ndarray, second: np.ndarray, threshold: float) -> np.ndarray:
+        """Return of pairs, (P,), whether they can reach the threshold: a cosine is at most sqrt(shorter / longer)."""
+        one, other = self._lengths[first], self._lengths[second]
+        return np.minimum(one, other) >= (threshold**2 - 1e-9) * np.maximum(one, other)
+
+    def _estimates(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return the share of equal numbers in the signatures of pairs, (P,): an estimate of Jaccard's measure."""
+        same = np.empty(len(first), np.uint8)
+        for start in range(0, len(first), CHUNK_ROWS):
+            a, b = first[start : start + CHUNK_ROWS], second[start : start + CHUNK_ROWS]
+            equal = (self._signatures[a] == self._signatures[b]).view(np.uint8)
+            same[start : start + CHUNK_ROWS] = equal.sum(axis=1, dtype=np.uint8)
+        return same / self._signatures.shape[1]
+
     def _bucket_pairs(self, band: int, codes: np.ndarray) -> np.ndarray:
         """Return the pairs that agree in one band, coded as first * size + second."""
-        rows = self._signatures[band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND].astype(np.uint64)
+        columns = self._signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND].astype(np.uint64)
         key = np.zeros(self.size, np.uint64)
-        for values in rows:
+        for values in columns.T:
             key = key * np.uint64(0x9E3779B97F4A7C15) + values
         order = np.argsort(key, kind="stable")
         sorted_key, coded = key[order], []
+        same = np.arange(self.size)  # places that share a key with the place at a distance; farther off, fewer do
         for distance in range(1, BUCKET_NEIGHBOURS + 1):
-            same = np.flatnonzero(sorted_key[distance:] == sorted_key[:-distance])
+            same = same[: np.searchsorted(same, self.size - distance)]
+            same = same[sorted_key[same + distance] == sorted_key[same]]
             if not len(same):
                 break
             first, second = order[same], order[same + distance]  # stable sort: first < second
@@ -211,19 +246,36 @@ def nearest(texts: Sequence[str | Compared], others: Sequence[str | Compared]) -
     return values, indices, False
 
 
-def _grams(padded: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and hashes of the distinct trigrams of each text, sorted by row; every text yields at least one."""
-    lengths = np.fromiter((max(len(text), GRAM_CHARACTERS) for text in padded), np.int64, len(padded))
-    joined = "".join(text.ljust(GRAM_CHARACTERS) for text in padded)
-    points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+def _grams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of the distinct trigrams of each text, in order, one text behind the other, and where each
+    text begins, (len(texts) + 1,); every text yields at least one.
+    """
+    parts, counts = [np.zeros(0, np.uint32)], [np.zeros(1, np.int64)]
+    for start in range(0, len(texts), CHUNK_TEXTS):
+        padded = [f" {normalised(text)} ".ljust(GRAM_CHARACTERS) for text in texts[start : start + CHUNK_TEXTS]]
+        coded = _coded_grams(padded)
+        parts.append(coded.astype(np.uint32))
+        counts.append(np.bincount((coded >> np.uint64(32)).astype(np.int64), minlength=len(padded)))
+    return np.concatenate(parts), np.cumsum(np.concatenate(counts))
+
+
+def _coded_grams(padded: Sequence[str]) -> np.ndarray:
+    """Return the distinct trigrams of each text as row * 2^32 + hash, in order."""
+    lengths = np.fromiter(map(len, padded), np.int64, len(padded))
+    points = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     windows = points[:-2] * np.uint64(0x1F123BB5) + points[1:-1] * np.uint64(0x5A8B0D1F3) + points[2:]
-    rows = np.repeat(np.arange(len(padded)), lengths)[:-2]
+    rows = np.repeat(np.arange(len(padded), dtype=np.uint64), lengths)[:-2]
     within = np.ones(len(windows), bool)
     ends = np.cumsum(lengths)[:-1]
     within[ends - 1] = within[ends - 2] = False  # windows that would straddle two texts
-    mixed = _mixed((windows ^ (windows >> np.uint64(29))).astype(np.uint32))
-    coded = _distinct((rows[within].astype(np.uint64) << np.uint64(32)) | mixed[within])
-    return (coded >> np.uint64(32)).astype(np.int64), coded.astype(np.uint32)
+    hashes = (windows ^ (windows >> np.uint64(29))).astype(np.uint32)
+    return _distinct((rows[within] << np.uint64(32)) | _mix(hashes, np.empty_like(hashes))[within])
+
+
+def _numbers_of(names: Sequence[object]) -> np.ndarray:
+    """Return numbers, (len(names),), that are equal where the names are."""
+    numbers: dict[str, int] = {}
+    return np.fromiter((numbers.setdefault(str(name), len(numbers)) for name in names), np.int64, len(names))
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:
@@ -234,10 +286,11 @@ def _distinct(values: np.ndarray) -> np.ndarray:
     return ordered[is_new]
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Return uint32 values scattered over the whole range (the finaliser of MurmurHash3)."""
-    values = values ^ (values >> np.uint32(16))
-    values = values * np.uint32(0x85EBCA6B)
-    values = values ^ (values >> np.uint32(13))
-    values = values * np.uint32(0xC2B2AE35)
-    return values ^ (values >> np.uint32(16))
+def _mix(values: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """Scatter uint32 values over the whole range, in place (the finaliser of MurmurHash3); `spare` is overwritten."""
+    values ^= np.right_shift(values, np.uint32(16), out=spare)
+    values *= np.uint32(0x85EBCA6B)
+    values ^= np.right_shift(values, np.uint32(13), out=spare)
+    values *= np.uint32(0xC2B2AE35)
+    values ^= np.right_shift(values, np.uint32(16), out=spare)
+    return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -23,6 +24,9 @@ from tool_aware.rows import Row
 from tool_aware.text import normalised
 from tool_aware.tools import Tool, Toolbox
 
+ROWS_PER_TOOL = int(
+    os.environ.get("ROWS_PER_TOOL", "6000")
+)  # what the default asks for; 20,000 in docs/benchmarks/dataset.md
 PROBES = sorted((REPOSITORY / "benchmarks/probe").glob("*.yaml"))
 
 
@@ -111,9 +115,12 @@ def test_asking_for_more_rows_only_adds_rows(content: Content, config: Config) -
     assert many[:50] == few
 
 
-def test_twenty_thousand_distinct_rows_can_be_made_for_every_tool(content: Content, config: Config) -> None:
-    rows = generate(content, config.toolbox, 20_000)
-    assert {tool: len(part) for tool, part in rows.items()} == dict.fromkeys(config.toolbox.names, 20_000)
+def test_as_many_distinct_rows_as_the_default_asks_for_can_be_made_for_every_tool(
+    content: Content, config: Config
+) -> None:
+    assert ROWS_PER_TOOL >= config.dataset.synthetic_per_tool * config.dataset.program_factor
+    rows = generate(content, config.toolbox, ROWS_PER_TOOL)
+    assert {tool: len(part) for tool, part in rows.items()} == dict.fromkeys(config.toolbox.names, ROWS_PER_TOOL)
 
 
 def test_every_program_runs_and_prints(content: Content, config: Config) -> None:

@@ -118,7 +118,7 @@ def test_asking_for_more_rows_only_adds_rows(content: Content, config: Config) -
 def test_as_many_distinct_rows_as_the_default_asks_for_can_be_made_for_every_tool(
     content: Content, config: Config
 ) -> None:
-    assert ROWS_PER_TOOL >= config.dataset.synthetic_per_tool * config.dataset.program_factor
+    assert config.dataset.synthetic_per_tool * config.dataset.program_factor <= ROWS_PER_TOOL
     rows = generate(content, config.toolbox, ROWS_PER_TOOL)
     assert {tool: len(part) for tool, part in rows.items()} == dict.fromkeys(config.toolbox.names, ROWS_PER_TOOL)
 

@@ -32,6 +32,7 @@ hypothesis.settings.load_profile("patient")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the demo starts its scripts: the same libraries serve them
 
 # What takes longest begins first, so that no worker ends alone; `make test` keeps this order.
 LONGEST_FIRST = ("test_demo", "test_train_tool_aware", "test_train_faults", "test_train_together", "test_fuzz")

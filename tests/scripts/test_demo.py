@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import warm_python
 from tool_aware.console import UserError
 from tool_aware.demo.__main__ import main
 
@@ -18,6 +19,13 @@ SHRINK = (
     "--logged-queries=800", "--pretraining-steps=40", "--set=training.max_steps=30",
     "--set=dataset.synthetic_per_tool=40", "--set=evaluation.max_new_tokens=48",
 )  # fmt: skip
+# `python -m tool_aware.demo`, which starts its scripts with an interpreter that has the libraries.
+START = """
+import runpy, sys
+sys.path.insert(0, {repository!r})
+sys.executable = {python!r}
+runpy.run_module("tool_aware.demo", run_name="__main__", alter_sys=True)
+"""
 REAL_FILES = ("data/train.json", "output/checkpoint-100/optimizer.pt", "evaluation_results/comparison.json")
 
 
@@ -28,16 +36,17 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     for name in REAL_FILES:
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("real")
-    command = [sys.executable, "-m", "tool_aware.demo", "--config", str(REPOSITORY / "config.demo.yaml"), *SHRINK]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "HF_TOKEN": "hf_planted",
-        "POSTGRES_PASSWORD": "planted",
-    }
+    words = " ".join(map(shlex.quote, warm_python()))
+    warm = tmp_path_factory.mktemp("bin") / "python"  # what the demo starts its scripts with
+    warm.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    warm.chmod(0o755)
+    (folder / "start.py").write_text(START.format(repository=str(REPOSITORY), python=str(warm)))
+    environment = {**os.environ, "HF_TOKEN": "hf_planted", "POSTGRES_PASSWORD": "planted"}
     result = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=1800
-    )
+        [*warm_python(), "start.py", "--config", str(REPOSITORY / "config.demo.yaml"), *SHRINK],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=1800,
+    )  # fmt: skip
+    (folder / "start.py").unlink()
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder / ".demo", result
 

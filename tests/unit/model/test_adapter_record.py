@@ -26,14 +26,14 @@ WEIGHTS, SETTINGS, RECORD = "adapter_model.safetensors", "adapter_config.json", 
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model_dir):
+def settings(tiny_model_dir):
     return load_config(REPOSITORY / "config.yaml", [f"model.name={tiny_model_dir}", "lora.r=2"])
 
 
 @pytest.fixture(scope="module")
-def saved(config, tmp_path_factory) -> Path:
+def saved(settings, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "lora_adapters"
-    model = new_adapter(load_base_model(config.model, config.quantization), config)
+    model = new_adapter(load_base_model(settings.model, settings.quantization), settings)
     model.save_pretrained(folder, save_embedding_layers=False)
     write_adapter_record(folder)
     return folder
@@ -45,11 +45,11 @@ def adapter(saved, tmp_path) -> Path:
     return tmp_path / "lora_adapters"
 
 
-def refusal(adapter: Path, config) -> str:
+def refusal(adapter: Path, settings) -> str:
     """Return the one message with which every way to load it refuses it."""
     messages = []
     for load in (
-        lambda: check_saved_adapter(adapter, ModelSection(name=config.model.name)),
+        lambda: check_saved_adapter(adapter, ModelSection(name=settings.model.name)),
         lambda: LoraUpdates.load(adapter),
     ):
         with pytest.raises(UserError) as caught:
@@ -59,15 +59,15 @@ def refusal(adapter: Path, config) -> str:
     return messages[0]
 
 
-def test_an_adapter_as_it_was_written_is_used_wherever_it_lies(adapter, config):
-    check_saved_adapter(adapter, config.model)
+def test_an_adapter_as_it_was_written_is_used_wherever_it_lies(adapter, settings):
+    check_saved_adapter(adapter, settings.model)
     LoraUpdates.load(adapter)
     moved = json.loads((adapter / SETTINGS).read_text())
     (adapter / SETTINGS).write_text(json.dumps({**moved, "revision": "main"}, indent=4))  # another layout, same content
     check_adapter_record(adapter)
 
 
-def test_a_flipped_bit_anywhere_in_the_weights_is_found(adapter, config):
+def test_a_flipped_bit_anywhere_in_the_weights_is_found(adapter, settings):
     path = adapter / WEIGHTS
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
@@ -76,24 +76,24 @@ def test_a_flipped_bit_anywhere_in_the_weights_is_found(adapter, config):
     for place in places:
         for bit in (0, 6):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-            refusal(adapter, config)
+            refusal(adapter, settings)
     for damaged in (whole[:-1], whole + b"\0", whole[:header], b"", whole[:100]):
         path.write_bytes(damaged)
-        refusal(adapter, config)
+        refusal(adapter, settings)
 
 
-def test_the_base_is_not_given_a_damaged_adapter(adapter, config):
+def test_the_base_is_not_given_a_damaged_adapter(adapter, settings):
     whole = (adapter / WEIGHTS).read_bytes()
     (adapter / WEIGHTS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    base = load_base_model(config.model, config.quantization)
+    base = load_base_model(settings.model, settings.quantization)
     with pytest.raises(UserError, match="is damaged or of another run"):
-        attach_adapter(base, adapter, base_name=config.model.name)
+        attach_adapter(base, adapter, base_name=settings.model.name)
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("lora_alpha", 17), ("target_modules", ["q_proj"]), ("use_rslora", True), ("r", 4)]
 )
-def test_settings_that_change_what_it_computes_are_found(adapter, config, key, value):
+def test_settings_that_change_what_it_computes_are_found(adapter, settings, key, value):
     settings = json.loads((adapter / SETTINGS).read_text())
     (adapter / SETTINGS).write_text(json.dumps({**settings, key: value}))
     with pytest.raises(UserError, match=key) as caught:
@@ -104,12 +104,12 @@ def test_settings_that_change_what_it_computes_are_found(adapter, config, key, v
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"sha256": 3}', '{"sha256": {}}', '{"sha256": {"a": "b"}}'])
-def test_a_damaged_record_is_no_proof(adapter, config, content):
+def test_a_damaged_record_is_no_proof(adapter, settings, content):
     (adapter / RECORD).write_text(content)
-    assert RECORD in refusal(adapter, config)
+    assert RECORD in refusal(adapter, settings)
 
 
-def test_the_manifest_beside_it_and_the_list_of_a_checkpoint_tell_too(adapter, config):
+def test_the_manifest_beside_it_and_the_list_of_a_checkpoint_tell_too(adapter, settings):
     (adapter / RECORD).unlink()
     manifest = {"stage": "train", "outputs": {f"{adapter.name}/{WEIGHTS}": sha256_of(adapter / WEIGHTS)}}
     (adapter.parent / "manifest.json").write_text(json.dumps(manifest))
@@ -117,10 +117,10 @@ def test_the_manifest_beside_it_and_the_list_of_a_checkpoint_tell_too(adapter, c
     check_adapter_record(adapter)
     tensors = load_file(adapter / WEIGHTS)
     save_file({name: tensor + torch.ones(1) * 1e-3 for name, tensor in tensors.items()}, adapter / WEIGHTS)
-    assert "manifest.json says" in refusal(adapter, config)
+    assert "manifest.json says" in refusal(adapter, settings)
     (adapter.parent / "manifest.json").unlink()
     (adapter / "checkpoint.json").write_text(json.dumps(listed))
-    assert "checkpoint.json says" in refusal(adapter, config)
+    assert "checkpoint.json says" in refusal(adapter, settings)
 
 
 def test_an_adapter_under_another_chat_template_is_refused(adapter):

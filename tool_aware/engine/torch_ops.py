@@ -77,9 +77,8 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
 def swiglu_backward_(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> None:
     """See Operations.swiglu_backward_."""
     wide_gate, wide = _wide(gate), _wide(gradient)
-    sigmoid = torch.sigmoid(wide_gate)
-    grad_gate = wide * up * sigmoid * (1 + wide_gate * (1 - sigmoid))
-    up.copy_(wide * wide_gate * sigmoid)
+    grad_gate = torch.ops.aten.silu_backward(wide * up, wide_gate)
+    up.copy_(functional.silu(wide_gate).mul_(wide))
     gate.copy_(grad_gate)
 
 

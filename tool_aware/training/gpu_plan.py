@@ -1,19 +1,27 @@
-"""The memory plan of a run, from its tokenised examples and what is free on the GPUs of its processes."""
+"""The memory plan of a run, from its tokenised examples and what is free on its GPUs, or on the host without one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
 from tool_aware.text import common_prefix_length
 from tool_aware.training.schedule import Schedule
+from tool_aware.units import GIB
 
 if TYPE_CHECKING:
+    from tool_aware.memory.budget import Budget
     from tool_aware.memory.plan import Plan
     from tool_aware.training.varied_lists import StepExamples
+
+
+_SAVES_TIME_ON_THE_CPU = frozenset({"checkpointing", "cached_layers"})
+# Half is left to other programs, and the plan's formulas count numbers of 16 bits where a CPU's have 32.
+_SHARE_OF_HOST = 0.25
 
 
 def plan_memory(
@@ -42,4 +50,33 @@ def plan_memory(
     uuids = start_gpu()
     if unsupported_gpu(device(), compute_dtype(config.quantization.bnb_4bit_compute_dtype)):
         spec = replace(spec, decoder="transformers")
-    return plan_of(config, spec, visible_gpus(uuids)[:processes] if uuids else [], has_context=True)
+    plan = plan_of(config, spec, visible_gpus(uuids)[:processes] if uuids else [], has_context=True)
+    if device().type == "cpu" and config.training.memory_budget_gib == "auto":
+        return on_the_cpu(config, plan, free_host_budget(processes))
+    return plan
+
+
+def on_the_cpu(config: Config, plan: Plan, budget: Budget) -> Plan:
+    """Return the plan of a run without a GPU: no layer is computed or dequantised twice if there is room for that.
+
+    Micro-batches stay as they are, and so does all of the plan if there is no room.
+    """
+    from tool_aware.memory.plan import make_plan, open_choices
+
+    if budget.limit_bytes is None:
+        return plan
+    found = make_plan(plan.spec, budget, open_choices(config) & _SAVES_TIME_ON_THE_CPU)
+    return found if found.fits else plan
+
+
+def free_host_budget(processes: int) -> Budget:
+    """Return what each of some processes may take of this machine's memory; no limit where it does not tell."""
+    from tool_aware.memory.budget import Budget, KnownBudget
+
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return Budget(None, "no GPU")
+    source = f"no GPU; a quarter of the {free_bytes / GIB:.1f} GiB that are free"
+    return KnownBudget(_SHARE_OF_HOST * free_bytes / processes, source)

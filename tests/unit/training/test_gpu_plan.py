@@ -9,10 +9,14 @@ from tool_aware.engine.supported import unsupported_gpu
 from tool_aware.gpu.device_facts import DeviceFacts
 from tool_aware.gpu.readings import GpuReading
 from tool_aware.memory.architectures import PRESETS
+from tool_aware.memory.budget import Budget, KnownBudget
+from tool_aware.memory.plan import plan_of
 from tool_aware.memory.spec import TrainingSpec, decoder_text, why_not_own
 from tool_aware.model.base import compute_dtype, device
 from tool_aware.monitor.checks import check_precision
+from tool_aware.training.gpu_plan import free_host_budget, on_the_cpu
 from tool_aware.training.loop import gradient_scaler
+from tool_aware.units import GIB
 
 OLD = [(6, 1), (7, 0), (7, 5)]
 NEW = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
@@ -85,3 +89,26 @@ def test_a_cpu_computes_in_float32_with_the_own_decoder(config):
 
 def test_a_card_that_does_not_tell_is_taken_for_a_new_one():
     assert DeviceFacts("cuda").why_not_own_decoder is None
+
+
+def test_on_a_cpu_nothing_is_computed_or_dequantised_twice_if_the_host_has_room(config):
+    spec = TrainingSpec.from_config(config, architecture=MISTRAL)
+    without = plan_of(config, spec, [])
+    plenty = on_the_cpu(config, without, KnownBudget(200 * GIB, "no GPU"))
+    assert (plenty.spec.checkpointing, plenty.spec.cached_layers) == (False, MISTRAL.layers)
+    assert (plenty.spec.batch_size, plenty.spec.accumulation) == (spec.batch_size, spec.accumulation)
+    assert on_the_cpu(config, without, KnownBudget(GIB, "no GPU")) == without
+    assert on_the_cpu(config, without, Budget(None, "no GPU")) == without
+
+
+def test_what_config_yaml_settles_is_kept_on_a_cpu(config):
+    settled = config.with_settings({"optimization.gradient_checkpointing": True, "optimization.cached_layers": 3})
+    without = plan_of(settled, TrainingSpec.from_config(settled, architecture=MISTRAL), [])
+    found = on_the_cpu(settled, without, KnownBudget(200 * GIB, "no GPU"))
+    assert (found.spec.checkpointing, found.spec.cached_layers) == (True, 3)
+
+
+def test_processes_share_the_memory_of_the_host():
+    one, two = free_host_budget(1).limit_bytes, free_host_budget(2).limit_bytes
+    assert one is not None
+    assert two == pytest.approx(one / 2, rel=0.2)  # other programs run

@@ -7,8 +7,9 @@
     python benchmarks/routing.py --folder output/lora_adapters --url http://localhost:8000/v1 --served router
 
 Hand-written queries are asked by 1, 8 and 64 threads at once, choices alone and whole calls; every thread asks the next
-query when it has its answer. Random weights do not end an answer, so that their whole calls have MOST_TOKENS tokens;
-there are few of them one at a time (WHOLE). The router's own part is timed with an engine that answers at once.
+query when it has its answer. All choices were asked once before, of whole calls the first ones; `first_ms` is the very
+first choice. Random weights do not end an answer, so that their whole calls have MOST_TOKENS tokens; there are few of
+them one at a time (WHOLE). The router's own part is timed with an engine that answers at once.
 
 Cheap routers: TF-IDF with logistic regression, and the nearest of the tools' mean embeddings, as routers by embeddings
 choose. The embedding is the base model's own: its last hidden states, averaged over the query's tokens. It is no
@@ -24,6 +25,7 @@ Exit codes: 0 done, 2 no GPU.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import statistics
 import sys
@@ -75,6 +77,7 @@ def main() -> int:
             else Router.load(folder, batch_size=args.batch_size)
         )
         results = Results(args, time.perf_counter() - started_s)
+        results.content["first_ms"] = round(1e3 * router.route(queries[0], parameters=False).seconds, 2)
         results.add(measure_own_part(router, queries))
         if args.data:
             results.add(measure_tfidf(args.data, asked))
@@ -170,13 +173,14 @@ def random_adapter(scratch: Path, size: str) -> Path:
 def measure(
     router: Router, asked: Sequence[tuple[str, str]], at_once: int, *, parameters: bool, is_real: bool
 ) -> dict[str, Any]:
-    """Ask all queries from `at_once` threads; the first ones are asked once before."""
+    """Ask all queries from `at_once` threads; choices were all asked once before, of whole calls the first ones."""
+    """Ask all queries from `at_once` threads; choices were all asked once before, of whole calls the first ones."""
     queries = [query for query, _ in asked]
-    for warm in (queries[:1], queries[:at_once]):
-        router.route_many(warm, parameters=parameters)
+    ask = functools.partial(router.route, parameters=parameters)
     with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(ask, queries[:at_once] if parameters else queries))
         started_s = time.perf_counter()
-        decisions = list(pool.map(lambda query: router.route(query, parameters=parameters), queries))
+        decisions = list(pool.map(ask, queries))
         seconds = time.perf_counter() - started_s
     failed = sum(decision.confidence is None for decision in decisions)
     latencies = [decision.seconds for decision in decisions]

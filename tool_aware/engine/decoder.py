@@ -11,15 +11,17 @@ projections fill. `grad_y` is the gradient of the loss with respect to y, and ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from tool_aware.config.settings import Config
 from tool_aware.engine.backend import Backend
-from tool_aware.engine.decoder_layer import Activations, DecoderLayer, PackContext
+from tool_aware.engine.decoder_layer import Activations, DecoderLayer, KeysAndValues, PackContext
 from tool_aware.engine.layer_inputs import InputsOnDevice, InputsOnHost, LayerInputs
-from tool_aware.engine.loss import losses_and_gradient
+from tool_aware.engine.loss import label_losses, losses_and_gradient
 from tool_aware.engine.packing import Pack
 from tool_aware.engine.pass_inputs import PassInputs
 from tool_aware.engine.recorded_passes import RecordedPasses
@@ -29,10 +31,11 @@ from tool_aware.model.adapter import base_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class PackedDecoder:
-    """A model with its adapter as two functions of a pack: `hidden` and `add_gradient`.
+    """A model with its adapter as functions of a pack: `hidden` and `add_gradient`; for choices, `losses_behind`.
 
     The last `kept_layers` layers keep their activations instead of computing them again. The first `cached_layers`
     keep their weights dequantised. With `offload`, the inputs of layers are kept in host memory, and so is the
@@ -41,7 +44,7 @@ class PackedDecoder:
 
     def __init__(
         self,
-        model: PeftModel,
+        model: PeftModel | PreTrainedModel,
         *,
         kept_layers: int = 0,
         cached_layers: int = 0,
@@ -90,16 +93,40 @@ class PackedDecoder:
             kept = base_of(model).config.num_hidden_layers
         return cls(model, kept_layers=kept, cached_layers=cached, offload=offload, backend=backend), None
 
-    # ---- the two functions ------------------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        return self._device
+
+    # ---- functions of a pack ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def hidden(self, pack: Pack) -> torch.Tensor:
         """Return the states that predict the labels: (L, H)."""
-        inputs = self._inputs_of(pack)
+        inputs = self.inputs_of(pack)
         x, context = self._start(inputs)  # x (T, H)
         for layer in self._layers:
             x, _ = layer.forward(x, context)
         return self._normed(x[inputs.label_columns])
+
+    @torch.no_grad()
+    def keys_and_values(self, pack: Pack) -> list[KeysAndValues]:
+        """Return what later tokens see of each layer: rotated keys and values of the pack's tokens, (T, K, D) each."""
+        x, context = self._start(self.inputs_of(pack))
+        found = []
+        for layer in self._layers:
+            x, activations = layer.forward(x, context, keep=True)
+            assert activations is not None
+            found.append(layer.keys_and_values(activations))
+        return found
+
+    @torch.no_grad()
+    def losses_behind(self, before: Sequence[KeysAndValues], inputs: PassInputs) -> torch.Tensor:
+        """Return -log p of each label, (L,) float32, of a pack all of whose tokens see those kept in `before`."""
+        x, context = self._start(inputs)
+        for layer, (key, value) in zip(self._layers, before, strict=True):
+            x, _ = layer.forward(x, replace(context, attention=inputs.attention.behind(key, value)))
+        return label_losses(self._normed(x[inputs.label_columns]), self._head.weight, inputs.labels)
 
     @torch.no_grad()
     def add_gradient(self, pack: Pack, weight: torch.Tensor | float) -> torch.Tensor:
@@ -109,7 +136,7 @@ class PackedDecoder:
                 parameter.grad = torch.zeros_like(parameter)
         if self._recorded:
             return self._recorded(pack, weight)
-        return self._pass(self._inputs_of(pack), weight)
+        return self._pass(self.inputs_of(pack), weight)
 
     @torch.no_grad()
     def _pass(self, inputs: PassInputs, weight: torch.Tensor | float) -> torch.Tensor:
@@ -163,7 +190,8 @@ class PackedDecoder:
         else:
             self._prepared = (pack, self._prepare(pack))
 
-    def _inputs_of(self, pack: Pack) -> PassInputs:
+    def inputs_of(self, pack: Pack) -> PassInputs:
+        """Return what a pass over the pack reads, on the device."""
         if self._prepared and self._prepared[0] is pack:
             inputs = self._prepared[1]
             self._prepared = None

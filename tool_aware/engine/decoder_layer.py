@@ -18,6 +18,7 @@ R spare columns of a buffer, which a group of projections fills with its updates
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -39,6 +40,13 @@ class Activations:
     residual: torch.Tensor  # (T, H), after attention
     gate: torch.Tensor  # (T, I + R)
     up: torch.Tensor  # (T, I + R)
+
+
+class KeysAndValues(NamedTuple):
+    """What later tokens see of earlier ones in one layer."""
+
+    keys: torch.Tensor  # (T, K, D), rotated
+    values: torch.Tensor  # (T, K, D)
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,11 @@ class DecoderLayer:
         grad_residual = self._backward_mlp(grad_out, kept)
         grad_projected = self._backward_attention(grad_residual, x, kept, context)
         self._query_key_value.backward_to_updates(grad_projected, lambda: self._attention_input(x))
+
+    def keys_and_values(self, kept: Activations) -> KeysAndValues:
+        """Copy out of a layer's activations what later tokens see of it."""
+        _, key, value = self._split(kept.query_key, kept.projected)
+        return KeysAndValues(key.clone(), value.clone())
 
     # ---- attention, forward and backward ----------------------------------------------------------------
 

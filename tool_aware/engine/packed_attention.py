@@ -7,8 +7,9 @@ are merged by their log-sum-exp; given the merged log-sum-exp, the gradients of 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from torch.nn import functional
@@ -39,6 +40,12 @@ class PackedAttention(Protocol):
         `gradient` (T, A, D) is that of `out`; the others are what `forward` read, wrote and returned.
         """
 
+    def behind(self, key: torch.Tensor, value: torch.Tensor) -> PackedAttention:
+        """Return the same attention with P more keys and values, (P, K, D), before all tokens, which see all of them.
+
+        It has no backward pass.
+        """
+
 
 class SegmentAttention:
     """Torch's SDPA, once per example, over its own tokens and its group's prefix; for the CPU.
@@ -52,6 +59,7 @@ class SegmentAttention:
         self._lengths = _run_lengths(torch.stack([group, example])).tolist()
         self._prefixes: list[int | None] = []  # of each segment: the number of the segment that is its prefix
         self._masks: list[torch.Tensor | None] = []  # (t, keys) bool; None = causal
+        self._before: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values, (P, K, D) each
         prefix_of: dict[int, int] = {}
         start = 0
         for number, length in enumerate(self._lengths):
@@ -85,18 +93,39 @@ class SegmentAttention:
             grad_query, grad_key, grad_value = torch.autograd.grad(self._attend(*inputs), inputs, gradient)
         return grad_query, None, grad_key, grad_value
 
+    def behind(self, key: torch.Tensor, value: torch.Tensor) -> SegmentAttention:
+        """See PackedAttention.behind."""
+        other = copy.copy(self)
+        other._before = (key, value)
+        return other
+
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)  # (T, A, D)
-        queries, keys, values = (x.transpose(0, 1)[None].split(self._lengths, dim=2) for x in (query, key, value))
+        queries = _by_head(query).split(self._lengths, dim=2)
+        keys, values = (_by_head(x, groups).split(self._lengths, dim=2) for x in (key, value))
+        before = [_by_head(x, groups) for x in self._before] if self._before else None  # (1, A, P, D) each
         outs = []
-        for number, (prefix, mask) in enumerate(zip(self._prefixes, self._masks, strict=True)):
-            k, v = keys[number], values[number]  # (1, A, t, D)
+        for number, (prefix, own_mask) in enumerate(zip(self._prefixes, self._masks, strict=True)):
+            mask, k, v = own_mask, keys[number], values[number]  # (1, A, t, D)
             if prefix is not None:
                 k, v = torch.cat((keys[prefix], k), dim=2), torch.cat((values[prefix], v), dim=2)
+            if before:
+                mask = self._mask_behind(mask, k.shape[2], before[0].shape[2])
+                k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
             attended = functional.scaled_dot_product_attention(queries[number], k, v, mask, is_causal=mask is None)
             outs.append(attended)
         return torch.cat(outs, dim=2)[0].transpose(0, 1)
+
+    @staticmethod
+    def _mask_behind(mask: torch.Tensor | None, own: int, before: int) -> torch.Tensor:
+        """Return a segment's mask, (t, keys), with `before` columns that are seen to its left; None was causal."""
+        own_mask = torch.ones(own, own, dtype=torch.bool).tril() if mask is None else mask
+        return functional.pad(own_mask, (before, 0), value=True)
+
+
+def _by_head(tokens: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """Return (T, heads, D) as (1, heads x groups, T, D), each head repeated `groups` times."""
+    return tokens.repeat_interleave(groups, dim=1).transpose(0, 1)[None]
 
 
 # The starts of queries and keys, and the length of the longest of either.
@@ -196,6 +225,10 @@ class FlashAttention:
         grad_value.index_add_(0, columns, grad_shared_value)
         return grad_query, through_prefix, grad_key, grad_value
 
+    def behind(self, key: torch.Tensor, value: torch.Tensor) -> PackedAttention:
+        """See PackedAttention.behind."""
+        return _BehindKept(self, key, value)
+
     @staticmethod
     def _attend(
         segments: _Lengths, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool
@@ -222,6 +255,35 @@ class FlashAttention:
         return torch.ops.aten._flash_attention_backward(
             gradient, query, key, value, out, lse, *segments, dropout, is_causal, no_seed, no_seed
         )
+
+
+@dataclass(frozen=True)
+class _BehindKept:
+    """FlashAttention over a pack and over keys and values before it, (P, K, D)."""
+
+    inner: FlashAttention
+    key: torch.Tensor
+    value: torch.Tensor
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """See PackedAttention.forward."""
+        from tool_aware.engine import triton_ops
+
+        lse = self.inner.forward(query, key, value, out)
+        lengths = (None, None, len(query), len(self.key))
+        before, before_lse, *_ = torch.ops.aten._flash_attention_forward(
+            query[None], self.key[None], self.value[None], *lengths, 0.0, False, False
+        )
+        triton_ops.merge_attention(out, lse, before[0], before_lse[0], out)
+        return lse
+
+    def backward(self, *_: torch.Tensor) -> NoReturn:
+        """Refuse: nothing is trained behind kept keys."""
+        raise NotImplementedError
+
+    def behind(self, key: torch.Tensor, value: torch.Tensor) -> NoReturn:
+        """Refuse: one set of keys is kept before a pack."""
+        raise NotImplementedError
 
 
 def _run_lengths(labels: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ T tokens, L labels, S and G segments, P tokens of prefixes, H hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -53,12 +54,13 @@ class PackSizes(NamedTuple):
     def around(cls, pack: Pack, segments: Segments) -> PackSizes:
         """Return sizes that a few packs of a run have in common, and that leave room for a token of padding."""
         new_segment = int(pack.group_ids[0, -1]) != PADDING
-        tokens = rounded_up(pack.input_ids.shape[1] + new_segment, _step(pack.input_ids.shape[1], parts=8, least=32))
+        own_tokens = pack.input_ids.shape[1]
+        tokens = rounded_up(own_tokens + new_segment, size_step(own_tokens, parts=8, least=32))
         prefix_tokens = len(segments.prefix_columns)
-        longest = max(segments.longest_own, tokens - pack.input_ids.shape[1] + 32)
+        longest = max(segments.longest_own, tokens - own_tokens + 32)
         return cls(
             tokens,
-            rounded_up(len(pack.labels), _step(len(pack.labels), parts=4, least=64)),
+            rounded_up(len(pack.labels), size_step(len(pack.labels), parts=4, least=64)),
             rounded_up(len(segments.own) + new_segment, 8),
             rounded_up(len(segments.queries) + new_segment, 4),
             rounded_up(prefix_tokens, 2 * FLASH_ROUNDING),
@@ -66,7 +68,10 @@ class PackSizes(NamedTuple):
         )
 
 
-def _step(size: int, *, parts: int, least: int) -> int:
+SizesOf = Callable[[Pack, Segments], PackSizes]
+
+
+def size_step(size: int, *, parts: int, least: int) -> int:
     """Return the distance between the sizes around `size`: `parts` of them between two powers of two."""
     return max(least, (1 << (size.bit_length() - 1)) // parts)
 
@@ -125,9 +130,9 @@ class HostInputs:
     weights: torch.Tensor  # (L,) float32
 
     @classmethod
-    def of(cls, pack: Pack) -> HostInputs:
+    def of(cls, pack: Pack, sizes_of: SizesOf = PackSizes.around) -> HostInputs:
         """Lay the pack out in the sizes around it."""
-        sizes = PackSizes.around(pack, Segments.of(pack))
+        sizes = sizes_of(pack, Segments.of(pack))
         pack = padded(pack, sizes)
         segments = padded_segments(Segments.of(pack), sizes)
         ids = (pack.input_ids[0], pack.position_ids[0], pack.label_columns, pack.labels, segments.prefix_columns)

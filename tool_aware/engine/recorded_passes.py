@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from tool_aware.engine.packing import Pack
-from tool_aware.engine.pass_inputs import FixedInputs, HostInputs, PackSizes, PassInputs
+from tool_aware.engine.pass_inputs import FixedInputs, HostInputs, PackSizes, PassInputs, SizesOf
 
 _MOST_SIZES = 64  # whose passes are kept: a graph of a 7B takes some MiB
 _PASSES_BEFORE = 1  # of a size that are run as they are: kernels are compiled, and sizes seen once are not worth more
@@ -46,14 +46,17 @@ class _OfSize:
     inputs: FixedInputs
     seen: int = 0
     graph: torch.cuda.CUDAGraph | None = None
-    loss: torch.Tensor | None = None  # where the recorded pass leaves it
+    result: torch.Tensor | None = None  # where the recorded pass leaves it
 
 
 class RecordedPasses:
-    """`run(inputs, weight)`, which adds to gradients that stay in place and returns the loss, recorded by size."""
+    """`run(inputs, weight)`, which returns a tensor and may add to gradients that stay in place, recorded by size.
 
-    def __init__(self, run: Run, device: torch.device) -> None:
-        self._run, self._device = run, device
+    Packs are brought to the sizes that `sizes_of` returns.
+    """
+
+    def __init__(self, run: Run, device: torch.device, sizes_of: SizesOf = PackSizes.around) -> None:
+        self._run, self._device, self._sizes_of = run, device, sizes_of
         self._stream = torch.cuda.Stream(device)
         self._pool: Any = torch.cuda.MemPool()  # its id is a pool handle, which torch's types do not say
         self._by_size: OrderedDict[PackSizes, _OfSize] = OrderedDict()
@@ -66,11 +69,14 @@ class RecordedPasses:
 
     def prepare(self, pack: Pack) -> None:
         """Lay out ahead the pack that comes next."""
-        self._prepared = (pack, HostInputs.of(pack))
+        self._prepared = (pack, self._laid_out(pack))
 
     def __call__(self, pack: Pack, weight: torch.Tensor | float) -> torch.Tensor:
-        """Run the pass over `pack`, recorded if its size was seen before; return the loss, a scalar."""
-        host = self._prepared[1] if self._prepared and self._prepared[0] is pack else HostInputs.of(pack)
+        """Run the pass over `pack`, recorded if its size was seen before; return what it returns.
+
+        The tensor holds it until the next pass of the same size.
+        """
+        host = self._prepared[1] if self._prepared and self._prepared[0] is pack else self._laid_out(pack)
         self._prepared = None
         caller = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(caller)
@@ -81,13 +87,16 @@ class RecordedPasses:
             known.inputs.fill(host, weight)
             if known.graph is None:
                 with torch.cuda.use_mem_pool(self._pool, self._device):
-                    loss = self._run(known.inputs.of_pass, known.inputs.weight)
+                    result = self._run(known.inputs.of_pass, known.inputs.weight)
             else:
                 known.graph.replay()
-                assert known.loss is not None
-                loss = known.loss
+                assert known.result is not None
+                result = known.result
         caller.wait_stream(self._stream)
-        return loss
+        return result
+
+    def _laid_out(self, pack: Pack) -> HostInputs:
+        return HostInputs.of(pack, self._sizes_of)
 
     def _of_size(self, sizes: PackSizes) -> _OfSize:
         known = self._by_size.get(sizes) or _OfSize(FixedInputs(sizes, self._device))
@@ -103,10 +112,10 @@ class RecordedPasses:
         try:
             # Threads of others (a tracker's, say) may call CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool.id, stream=self._stream, capture_error_mode="thread_local"):
-                loss = self._run(known.inputs.of_pass, known.inputs.weight)
+                result = self._run(known.inputs.of_pass, known.inputs.weight)
         except RuntimeError as error:  # out of memory is one too
             raise RecordingError(str(error).splitlines()[0]) from error
-        known.graph, known.loss = graph, loss
+        known.graph, known.result = graph, result
 
 
 class Waiting:

@@ -18,21 +18,30 @@ _LINEAR_KINDS = ("Linear", "Linear4bit")  # plain and 4-bit, of torch, peft and 
 
 
 def unsupported(model: PeftModel, longest: int) -> str | None:
-    """Return why PackedDecoder cannot run `model` on examples of up to `longest` tokens; None if it can."""
+    """Return why PackedDecoder cannot train `model` on examples of up to `longest` tokens; None if it can."""
+    return unsupported_forward(model, longest) or _unsupported_training(model)
+
+
+def unsupported_forward(model: PeftModel | PreTrainedModel, longest: int) -> str | None:
+    """Return why PackedDecoder cannot run `model`, with or without an adapter, over so many tokens; None if it can."""
     base = base_of(model)
     uncovered = Traits.of(vars(base.config) | {"model_type": base.config.model_type}).uncovered(longest)
-    return uncovered or _unsupported_adapter(model) or _unsupported_device(base)
+    return uncovered or _unsupported_layers(model) or _unsupported_dtype(base.device, base.dtype)
 
 
-def _unsupported_adapter(model: PeftModel) -> str | None:
-    base, settings = base_of(model), lora_config(model)
-    if settings.lora_dropout:
+def _unsupported_training(model: PeftModel) -> str | None:
+    if lora_config(model).lora_dropout:
         return "dropout"
-    if lora_variant(settings.to_dict()):
-        return "variants of LoRA"
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if any(parameter.dtype != base.dtype for parameter in trained.values()):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if any(parameter.dtype != base_of(model).dtype for parameter in trained):
         return "an adapter in another precision than its base"
+    return None
+
+
+def _unsupported_layers(model: PeftModel | PreTrainedModel) -> str | None:
+    base = base_of(model)
+    if base is not model and lora_variant(lora_config(model).to_dict()):
+        return "variants of LoRA"
     linear = [
         getattr(module, "base_layer", module)
         for name, module in base.get_submodule("model.layers").named_modules()
@@ -41,10 +50,6 @@ def _unsupported_adapter(model: PeftModel) -> str | None:
     if any(type(layer).__name__ not in _LINEAR_KINDS for layer in linear):
         return "8-bit weights"
     return None
-
-
-def _unsupported_device(base: PreTrainedModel) -> str | None:
-    return _unsupported_dtype(base.device, base.dtype)
 
 
 def _unsupported_dtype(device: torch.device, dtype: torch.dtype) -> str | None:

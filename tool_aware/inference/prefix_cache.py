@@ -78,11 +78,6 @@ class Prefix:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def begins(self, prompts: Sequence[Sequence[int]]) -> bool:
-        """Return whether all prompts begin with these tokens, with at least one more behind them."""
-        size = len(self.ids)
-        return all(len(prompt) > size and tuple(prompt[:size]) == self.ids for prompt in prompts)
-
     @classmethod
     def shared_by(cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prefix:
         """Run what all prompts begin with through `model` once."""

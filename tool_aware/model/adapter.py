@@ -38,13 +38,13 @@ _VARIANTS = (
 )
 
 
-def base_of(model: PeftModel) -> PreTrainedModel:
-    """Return the base model under an adapter; peft's own type for it is any torch module."""
-    base: Any = model.get_base_model()
+def base_of(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+    """Return the base model under an adapter, or the model itself; peft's own type for it is any torch module."""
+    base: Any = getattr(model, "get_base_model", lambda: model)()
     return base
 
 
-def lora_config(model: PeftModel) -> LoraConfig:
+def lora_config(model: PeftModel | PreTrainedModel) -> LoraConfig:
     """Return the settings of the model's adapter; peft's own type for them leaves out what only LoRA has."""
     settings: Any = model.peft_config["default"]
     return settings

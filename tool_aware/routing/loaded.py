@@ -26,7 +26,11 @@ from tool_aware.text import common_prefix_length
 from tool_aware.tools import Toolbox
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tool_aware.engine.continuations import ContinuationScorer
+    from tool_aware.engine.decoder import PackedDecoder
 
 T = TypeVar("T")
 
@@ -45,6 +49,19 @@ class _Listed:
     names: Mapping[str, list[int]]
     grammar: AnswerGrammar
     beginning: list[int]
+
+    def begins(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Return whether all prompts begin with these tokens, with at least one more behind them."""
+        size = len(self.beginning)
+        return all(len(prompt) > size and list(prompt[:size]) == self.beginning for prompt in prompts)
+
+
+@dataclass
+class _Kept:
+    """What was run of a list once: for answers, and for choices."""
+
+    prefix: Prefix | None = None
+    scorer: ContinuationScorer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +89,15 @@ class LocalEngine:
         self._model, self._tokenizer, self._batch_size = model, tokenizer, batch_size
         self._max_new_tokens = settings.max_new_tokens
         self._label, self._own = tool_label_tokens(tokenizer), self._listed(tools)
-        self._prefix = Prefix.of(model, self._own.beginning)
-        self._prefixes: OrderedDict[_Listed, Prefix] = OrderedDict()  # of other lists, the one used last at the end
+        self._decoder_of_choices = _decoder_of_choices(model, settings)
+        self._kept: OrderedDict[_Listed, _Kept] = (
+            OrderedDict()
+        )  # of the own list and others, the one used last at the end
         self._decoders: dict[int, BatchDecoder] = {}
         self._choices, self._answers = deque[_Asked](), deque[_Asked]()
         self._has_work = threading.Condition()
         self._is_closed = False
+        self._scorer(self._own, [])  # with all that takes long the first time
         self._thread = threading.Thread(target=self._work, name="router", daemon=True)
         self._thread.start()
 
@@ -154,7 +174,7 @@ class LocalEngine:
                 one.future.set_result(answer)
         except torch.cuda.OutOfMemoryError as error:
             self._decoders.clear()
-            self._prefixes.clear()
+            self._kept.clear()
             torch.cuda.empty_cache()
             if len(asked) == 1:
                 asked[0].future.set_exception(error)
@@ -167,10 +187,12 @@ class LocalEngine:
                 one.future.set_exception(error)
 
     def _score(self, asked: Sequence[_Asked]) -> list[dict[str, float]]:
-        prompts = [one.prompt for one in asked]
-        prefix = self._prefix_of(asked[0].listed, prompts)
+        prompts, listed = [one.prompt for one in asked], asked[0].listed
+        if scorer := self._scorer(listed, prompts):
+            return [dict(zip(listed.names, scores, strict=True)) for scores in scorer.scores(prompts)]
+        prefix = self._prefix_of(listed, prompts)
         found: dict[int, dict[str, float]] = {}
-        for batch in score_names(self._model, prompts, asked[0].listed.names, batch_size=len(prompts), prefix=prefix):
+        for batch in score_names(self._model, prompts, listed.names, batch_size=len(prompts), prefix=prefix):
             found.update(batch)
         return [found[place] for place in range(len(asked))]
 
@@ -184,16 +206,37 @@ class LocalEngine:
             for one, answer in zip(asked, answers, strict=True)
         ]
 
+    def _scorer(self, listed: _Listed, prompts: Sequence[Sequence[int]]) -> ContinuationScorer | None:
+        """Return what scores the names of a list; None if the own decoder cannot, or the prompts begin otherwise."""
+        if self._decoder_of_choices is None or not listed.begins(prompts):
+            return None
+        from tool_aware.engine.continuations import ContinuationScorer
+
+        kept = self._kept_of(listed)
+        if kept.scorer is None:
+            names = list(listed.names.values())
+            kept.scorer = ContinuationScorer(self._decoder_of_choices, listed.beginning, names)
+            if listed is self._own:
+                kept.scorer.warm_up()
+        return kept.scorer
+
     def _prefix_of(self, listed: _Listed, prompts: Sequence[Sequence[int]]) -> Prefix | None:
         """Return the part of the prompt that a list of tools shares, run once; None if the prompts begin otherwise."""
-        prefix = self._prefix if listed is self._own else self._prefixes.pop(listed, None)
-        if prefix is None:
-            prefix = Prefix.of(self._model, listed.beginning)
-        if listed is not self._own:
-            self._prefixes[listed] = prefix
-            while len(self._prefixes) > 1 and sum(map(len, self._prefixes.values())) > MOST_KEPT_TOKENS:
-                self._prefixes.popitem(last=False)
-        return prefix if prefix.begins(prompts) else None
+        if not listed.begins(prompts):
+            return None
+        kept = self._kept_of(listed)
+        if kept.prefix is None:
+            kept.prefix = Prefix.of(self._model, listed.beginning)
+        return kept.prefix
+
+    def _kept_of(self, listed: _Listed) -> _Kept:
+        """Return what is kept of a list; of those that were asked longest ago, nothing is."""
+        kept = self._kept.pop(listed, None) or _Kept()
+        self._kept[listed] = kept
+        others = [other for other in self._kept if other is not self._own]
+        while len(others) > 1 and sum(len(other.beginning) for other in others) > MOST_KEPT_TOKENS:
+            del self._kept[others.pop(0)]
+        return kept
 
     def _decoder(self, listed: _Listed, prompts: Sequence[Sequence[int]]) -> BatchDecoder:
         """Return a decoder with room for some prompts, kept for the next ones if they are no more and no longer.
@@ -243,6 +286,16 @@ class ListedEngine:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def _decoder_of_choices(model: PeftModel | PreTrainedModel, settings: RouterSettings) -> PackedDecoder | None:
+    """Return the decoder that trains, which runs choices faster than transformers does; None if it cannot run them."""
+    from tool_aware.engine.decoder import PackedDecoder
+    from tool_aware.engine.supported import broken_kernels, unsupported_forward
+
+    if unsupported_forward(model, settings.model.max_seq_length) or broken_kernels(model.device):
+        return None
+    return PackedDecoder(model)
 
 
 def load_engine(

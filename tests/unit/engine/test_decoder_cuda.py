@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from tests.fixtures.architectures import YARN
 from tool_aware.chat_format import EncodedExample
 from tool_aware.engine import torch_ops, triton_ops
+from tool_aware.engine.continuations import ContinuationScorer
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import pack
@@ -264,6 +265,26 @@ def test_recorded_passes_compute_the_same(folder, options, family):
     scored = decoder.hidden(packs[0])
     decoder.stop_recording()
     assert torch.equal(scored, decoder.hidden(packs[0]))
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+def test_recorded_scores_of_continuations_are_those_of_plain_passes(folder, family):
+    model, names = load(folder, family=family), [[3, 4, 5, 13], [3, 4, 6, 13], [7, 13]]
+    scorer = ContinuationScorer(PackedDecoder(model), PROMPT_A, names)
+    for lengths in [(20,), (5, 40, 9), (30, 1, 1, 60, 7, 12)]:
+        prompts = [[*PROMPT_A, *range(300, 300 + length)] for length in lengths]
+        expected = [[plain_score(model, prompt, ids) for ids in names] for prompt in prompts]
+        for _ in range(4):  # as it is, recorded, replayed
+            found = torch.tensor(scorer.scores(prompts))
+            torch.testing.assert_close(found, torch.tensor(expected), rtol=0.01, atol=0.05)
+    assert scorer._recorded.recorded == 3
+
+
+def plain_score(model, prompt, ids):
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + ids], device="cuda")).logits[0]
+    log_p = logits.float().log_softmax(-1)[len(prompt) - 1 : -1]
+    return sum(log_p[place, token].item() for place, token in enumerate(ids))
 
 
 def test_recorded_passes_take_the_memory_of_one(folder):

@@ -18,6 +18,7 @@ from tool_aware.chat_format import encode_prompt, end_id, tool_label_tokens, too
 from tool_aware.config.data_sections import KeywordRouterSection, KeywordRule, ToolSection
 from tool_aware.config.sections import ModelSection
 from tool_aware.console import UserError
+from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.inference.constrained import AnswerGrammar
 from tool_aware.inference.generation import generate
 from tool_aware.inference.name_scores import probabilities, score_names
@@ -157,7 +158,7 @@ def test_a_deadline_is_kept_and_does_not_hold_up_the_next_query(router):
 
 
 def test_an_error_of_the_model_becomes_a_decision_and_the_next_query_is_answered(router, monkeypatch):
-    monkeypatch.setattr(router._decider.engine._model, "forward", None)
+    monkeypatch.setattr(router._decider.engine._decoder_of_choices, "losses_behind", None)
     failed = router.route("hi", parameters=False)
     assert failed.tool == "chat"
     assert failed.fallback
@@ -270,26 +271,26 @@ def test_the_code_of_the_docs_runs(folder, page, heading, capsys):
 
 def test_the_last_other_lists_of_tools_are_run_through_the_model_once(router, monkeypatch):
     engine, seen = router._decider.engine, []
-    forward = engine._model.forward
+    decoder = engine._decoder_of_choices
 
-    def counting(*arguments, **more):
-        seen.append(more["input_ids"].shape[1])
-        return forward(*arguments, **more)
+    def counting(pack):
+        seen.append(pack.input_ids.shape[1])
+        return PackedDecoder.keys_and_values(decoder, pack)
 
     lists = [Toolbox([Tool(name, "does " * 20 + name), Tool("b", "")]) for name in ("a", "c", "d")]
     routers = [router.for_tools(tools) for tools in lists]
-    monkeypatch.setattr(engine._model, "forward", counting)
+    monkeypatch.setattr(decoder, "keys_and_values", counting)
     expected = [other.route("hi", parameters=False).probabilities for other in routers]
     monkeypatch.setattr(loaded, "MOST_KEPT_TOKENS", 2 * max(seen))
     seen.clear()
     assert routers[2].route("hi", parameters=False).probabilities == pytest.approx(expected[2], abs=1e-4)
-    assert max(seen) < 60  # the query alone
-    assert len(engine._prefixes) == 2  # the oldest one went
+    assert not seen
+    assert len(engine._kept) == 3  # its own, and two of the others: the oldest one went
     seen.clear()
     assert routers[0].route("hi", parameters=False).probabilities == pytest.approx(expected[0], abs=1e-4)
-    assert max(seen) > 60
+    assert seen
     routers[0].route("hi there")
-    assert len(engine._prefixes) == 2
+    assert len(engine._kept) == 3
 
 
 def test_only_a_choice_among_the_evaluated_tools_is_calibrated(router, folder, monkeypatch):

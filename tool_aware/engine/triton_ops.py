@@ -352,5 +352,6 @@ def _fill_matrix(
     else:
         rank = row - rows
         column = part * tile + tl.arange(0, tile)
-        values = tl.load(a + rank * inputs + column, mask=(rank < own_ranks) & (column < inputs), other=0.0)
-        tl.store(matrix + (outputs + first_rank + rank) * stride + column, values.to(kind))
+        # An adapter that is only read may be float32: both branches have to give `values` one type.
+        values = tl.load(a + rank * inputs + column, mask=(rank < own_ranks) & (column < inputs), other=0.0).to(kind)
+        tl.store(matrix + (outputs + first_rank + rank) * stride + column, values)

@@ -268,8 +268,12 @@ def test_recorded_passes_compute_the_same(folder, options, family):
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen3"])
-def test_recorded_scores_of_continuations_are_those_of_plain_passes(folder, family):
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])  # peft loads an adapter in float32
+def test_recorded_scores_of_continuations_are_those_of_plain_passes(folder, family, precision):
     model, names = load(folder, family=family), [[3, 4, 5, 13], [3, 4, 6, 13], [7, 13]]
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(precision)
     scorer = ContinuationScorer(PackedDecoder(model), PROMPT_A, names)
     for lengths in [(20,), (5, 40, 9), (30, 1, 1, 60, 7, 12)]:
         prompts = [[*PROMPT_A, *range(300, 300 + length)] for length in lengths]

@@ -154,7 +154,7 @@ def test_the_tool_for_calling_none_is_a_text_where_it_is_not_offered(client, rou
 
 
 def test_a_model_that_fails_is_no_reason_to_say_that_no_tool_is_needed(client, router, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(router._decider.engine._model, "forward", None)
+    monkeypatch.setattr(router._decider.engine._decoder_of_choices, "losses_behind", None)
     with pytest.raises(openai.InternalServerError, match="no tool could be chosen: ") as caught:
         ask(client, user("hi"), tools=offered("ping", "run"))
     assert (caught.value.status_code, caught.value.response.headers["Retry-After"]) == (503, "1")
@@ -344,7 +344,7 @@ def test_decisions_are_counted(router, monkeypatch):  # noqa: F811
 
     with serving(router) as url, openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client:
         ask(client, user("hi"), tool_choice={"type": "function", "function": {"name": "stop"}})
-        monkeypatch.setattr(router._decider.engine._model, "forward", None)
+        monkeypatch.setattr(router._decider.engine._decoder_of_choices, "losses_behind", None)
         ask(client, user("hi"))
         counts = httpx2.get(f"{url.removesuffix('/v1')}/metrics").text
     for line in (

@@ -1,4 +1,4 @@
-"""How likely each of a few continuations is behind each of many prompts that all begin alike.
+"""Scores of a few continuations behind each of many prompts that all begin alike: how likely the model takes them for.
 
 The keys and values of what all prompts begin with are computed once. Of a batch, only the prompts' own ends go through
 the model, each once, with all continuations behind it, as one pack without padding:

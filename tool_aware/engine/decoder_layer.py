@@ -43,7 +43,7 @@ class Activations:
 
 
 class KeysAndValues(NamedTuple):
-    """What later tokens see of earlier ones in one layer."""
+    """The part of one layer that later tokens see of earlier ones."""
 
     keys: torch.Tensor  # (T, K, D), rotated
     values: torch.Tensor  # (T, K, D)

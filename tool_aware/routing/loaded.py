@@ -58,7 +58,7 @@ class _Listed:
 
 @dataclass
 class _Kept:
-    """What was run of a list once: for answers, and for choices."""
+    """The parts of a list that were run once: for answers, and for choices."""
 
     prefix: Prefix | None = None
     scorer: ContinuationScorer | None = None

@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluate-with", default="--no-robustness", help="options of evaluate.py (%(default)s)")
     parser.add_argument("--tag", help="the name of the run in the results (default: the model's)")
     arguments = parser.parse_args(argv)
+    facts = environment()  # what is missing is said before anything slow
     with tempfile.TemporaryDirectory() as temporary:
         scripts = measure(arguments, arguments.folder or Path(temporary))
-    facts = environment()
     tag = arguments.tag or arguments.preset or arguments.model.name
     file = results_file("stages", facts["device"])
     command = "python benchmarks/stages.py " + " ".join(sys.argv[1:] if argv is None else argv)

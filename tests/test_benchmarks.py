@@ -6,11 +6,11 @@ import importlib
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import warm_python
 
 RECORD = {
     "preset", "seq_length", "batch_size", "lora_r", "targets", "checkpointing", "offload", "packing", "quantization",
@@ -30,7 +30,7 @@ def test_the_memory_grid_runs_without_a_gpu(tmp_path, benchmark_module):
     benchmark_module("_random_mistral").make_model(tmp_path / "tiny", "tiny")
     output = tmp_path / "memory.json"
     options = ["--grid", "--preset", "tiny", "--only", "tiny-4bit", "--limit", "4"]
-    command = [sys.executable, "benchmarks/train_memory.py", *options, "--model-dir", tmp_path, "--output", output]
+    command = [*warm_python(), "benchmarks/train_memory.py", *options, "--model-dir", tmp_path, "--output", output]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "stay behind" not in done.stderr
     result = json.loads(output.read_text())

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
-from tests.fixtures.warm_start import warm_python
+from tests.fixtures.warm_start import warm_executable, warm_python
 from tool_aware.console import UserError
 from tool_aware.demo.__main__ import main
 
@@ -36,11 +35,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     for name in REAL_FILES:
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("real")
-    words = " ".join(map(shlex.quote, warm_python()))
-    warm = tmp_path_factory.mktemp("bin") / "python"  # what the demo starts its scripts with
-    warm.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-    warm.chmod(0o755)
-    (folder / "start.py").write_text(START.format(repository=str(REPOSITORY), python=str(warm)))
+    python = warm_executable(tmp_path_factory.mktemp("bin"))
+    (folder / "start.py").write_text(START.format(repository=str(REPOSITORY), python=python))
     environment = {**os.environ, "HF_TOKEN": "hf_planted", "POSTGRES_PASSWORD": "planted"}
     result = subprocess.run(
         [*warm_python(), "start.py", "--config", str(REPOSITORY / "config.demo.yaml"), *SHRINK],

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import textwrap
 import threading
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import evaluate as script
 from tests.fixtures.evaluate_script import REPOSITORY, command, command_line, copy_of
 from tests.fixtures.in_process import outcome
+from tests.fixtures.warm_start import warm_python
 from tool_aware import sandboxed
 from tool_aware.evaluation.preflight import RESULT_NAMES
 from tool_aware.files import sha256_of
@@ -229,7 +229,7 @@ def test_a_kill_while_results_are_replaced_leaves_one_set(
         evaluate.main({words[1:]!r})
     """
     ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY, check=False, capture_output=True
+        [*warm_python(), "-c", textwrap.dedent(program)], cwd=REPOSITORY, check=False, capture_output=True
     )
     assert ended.returncode == -9, ended.stderr
     assert is_interrupted(folder) == (at > 1)

@@ -18,6 +18,7 @@ import pytest
 
 import train_tool_aware
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import warm_executable
 from tool_aware.console import UserError, run
 from tool_aware.files import sha256_of
 from tool_aware.transaction import locked
@@ -71,6 +72,7 @@ def launched(arguments, tmp_path_factory) -> tuple[Path, subprocess.CompletedPro
     command = [REPOSITORY / "launch" / "train.sh", *arguments(output)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     place = {"PATH": path, "GPUS": "2", "MASTER_PORT": free_port(), "SAVE_SECONDS": "100"}
+    place["PYTHON_EXEC"] = warm_executable(output.parent)  # what torchrun starts the processes with
     done = subprocess.run(
         command,
         cwd=output.parent,

@@ -107,14 +107,14 @@ def test_a_call_that_cannot_be_rewritten_exactly_is_refused(query, arguments):
 )  # fmt: skip
 def test_the_time_grows_with_the_length_and_no_faster(repeated):
     def seconds(characters: int) -> float:
-        text, runs = repeated * (characters // len(repeated)), []
-        for _ in range(3):  # a busy machine makes single runs longer, never shorter
-            started = time.process_time()
-            Redactor().redact(text)
-            runs.append(time.process_time() - started)
-        return min(runs)
+        text = repeated * (characters // len(repeated))
+        started = time.process_time()
+        Redactor().redact(text)
+        return time.process_time() - started
 
-    assert seconds(40_000) <= 12 * max(seconds(10_000), 0.01)
+    # A busy machine makes single runs longer, never shorter.
+    least_s = max(min(seconds(10_000) for _ in range(3)), 0.01)
+    assert any(seconds(40_000) <= 12 * least_s for _ in range(3))
 
 
 # ---- every way in ---------------------------------------------------------------------------------------------

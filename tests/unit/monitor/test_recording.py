@@ -23,7 +23,7 @@ from tool_aware.monitor.sampling import Sample, Statistics
 from tool_aware.units import GIB
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-KILLS = 100
+KILLS = int(os.environ.get("KILLS", "25"))
 GPU = GpuReading(0, "RTX 4070 Ti", "GPU-1", total_bytes=12 * GIB, used_bytes=6 * GIB, utilization_percent=98)
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from dataclasses import asdict
 
 import httpx2
@@ -14,6 +13,7 @@ import openai
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import warm_python
 from tests.unit.routing.test_feedback import do, environment, folder, logged, table  # noqa: F401  a real PostgreSQL
 from tests.unit.routing.test_serve import serving
 from tool_aware.config.data_sections import DatabaseSection
@@ -34,7 +34,7 @@ def served(environment, folder):  # noqa: F811
     """The root of a server, as a user starts it, that logs to a real database; stopped by SIGTERM."""
     do(environment, SCHEMA)  # the server checks the table
     variables = {name.upper(): str(value or "") for name, value in asdict(environment).items() if "postgres" in name}
-    command = [sys.executable, "-m", "tool_aware.routing.serve", str(folder), "--port", "0", "--log", "config.yaml"]
+    command = [*warm_python(), "-m", "tool_aware.routing.serve", str(folder), "--port", "0", "--log", "config.yaml"]
     with subprocess.Popen(
         command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, env={**os.environ, **variables}
     ) as process:

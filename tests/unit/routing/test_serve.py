@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ import pytest
 import uvicorn
 
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import warm_python
 from tests.unit.routing.test_router import QUERIES, TOOLS, folder, router  # noqa: F401  the same adapter, loaded
 from tests.unit.routing.test_served import served, server  # noqa: F401  the same behind a server
 from tool_aware.console import UserError
@@ -372,7 +372,7 @@ def test_an_open_address_without_a_key_and_half_an_address_are_refused(arguments
 
 
 def test_a_signal_ends_the_server_after_the_requests_under_way(folder):  # noqa: F811
-    command = [sys.executable, "-m", "tool_aware.routing.serve", str(folder), "--port", "0"]
+    command = [*warm_python(), "-m", "tool_aware.routing.serve", str(folder), "--port", "0"]
     # Replies that the kernel holds back for an acknowledgement would take 40 ms more.
     with _listening("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP

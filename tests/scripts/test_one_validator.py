@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from random import Random
 
 import prepare_dataset
@@ -25,7 +26,7 @@ def is_readable(folder, tools) -> bool:
 
 
 def test_check_and_evaluation_accept_the_same_test_files(tmp_path, toy_rows, config, capsys):
-    whole = json.dumps([row.as_dict() if hasattr(row, "as_dict") else vars(row) for row in toy_rows[:4]], default=dict)
+    whole = json.dumps([asdict(row) for row in toy_rows[:4]])
     contents = [mutate(whole.encode(), Random(seed), mutated_json) for seed in range(ATTEMPTS)]
     contents += [path.read_bytes() for path in sorted((CASES / "hostile").glob("check_*"))]
     write_rows(tmp_path / "train.json", toy_rows[12:36])

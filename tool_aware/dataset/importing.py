@@ -236,7 +236,8 @@ def _row(candidate: Candidate, known: Mapping[str, Tool]) -> Row:
             details["history"] = list(map(asdict, row.history))
     except ValueError as error:
         raise LeftOut("a call that cannot be written down", found=str(error)[:80]) from None
-    if why := next(row_problems(vars(row), Toolbox([kept])), None):
+    item = {"instruction": row.instruction, "response": row.response, "metadata": row.metadata}
+    if why := next(row_problems(item, Toolbox([kept])), None):
         raise LeftOut("a row that cannot be trained on", found=why[:160])
     return row
 

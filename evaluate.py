@@ -34,6 +34,7 @@ from tool_aware.evaluation.results import Results, assemble, parameter_judge_of
 from tool_aware.evaluation.scoring.baselines import baseline_predictions
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.judgement import SameCode
+from tool_aware.garbage_collection import no_search_for_circles
 from tool_aware.paths import REPORT_HTML_NAME
 from tool_aware.secret_values import without_login
 from tool_aware.stage_times import begin_run, stage, stages_in_words
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_plan(job)
     if job.options.dry_run:
         return 0
-    with locked(job.results_dir):
+    with locked(job.results_dir), no_search_for_circles():
         job.check_results_folder()  # again: another run may have ended there since
         if job.options.overwrite:
             delete_earlier_answers(job)

@@ -374,8 +374,14 @@ def _is_usable(value: object, depth: int) -> bool:
     if depth >= MAX_NESTING:
         return not isinstance(value, Mapping | list | tuple)
     if isinstance(value, Mapping):
-        keys = (_is_encodable(key) for key in value if isinstance(key, str))
-        return all(keys) and all(_is_usable(inside, depth + 1) for inside in value.values())
+        for key, inside in value.items():
+            if isinstance(key, str) and not (key.isascii() or _is_encodable(key)):
+                return False
+            if type(inside) is str and inside.isascii():  # as most are
+                continue
+            if inside is not None and not _is_usable(inside, depth + 1):
+                return False
+        return True
     return not isinstance(value, list | tuple) or all(_is_usable(inside, depth + 1) for inside in value)
 
 

@@ -126,8 +126,9 @@ def assemble(
     systems = {name: answers for name, answers in predictions.items() if name not in aside} | dict(baselines)
     if parameter_judge:
         with stage("running programs"):
-            parameter_judge.run_programs(_calls(systems.values(), test, tools))
-    judgements = {name: _judge(answers, test, tools, same_code, parameter_judge) for name, answers in systems.items()}
+            coding = {tool.name for tool in tools if parameter_judge.takes_programs(tool)}
+            parameter_judge.run_programs(_calls(systems.values(), test, tools, coding))
+    judgements = _judge_row_by_row(systems, test, tools, same_code, parameter_judge)
     is_answered = any(answer.text is not None for answers in systems.values() for answer in answers)
     with stage("reading reasonings"):
         read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
@@ -210,8 +211,29 @@ def _judge(
     same_code: SameCode,
     parameter_judge: ParameterJudge | None = None,
 ) -> list[Judgement]:
+    return _judge_row_by_row({"": predictions}, rows, tools, same_code, parameter_judge)[""]
+
+
+def _judge_row_by_row(
+    systems: Mapping[str, Sequence[Prediction]],
+    rows: Mapping[int, Row],
+    tools: Toolbox,
+    same_code: SameCode,
+    parameter_judge: ParameterJudge | None,
+) -> dict[str, list[Judgement]]:
+    """Judge the answers of systems that answered the same rows in the same order.
+
+    Row by row: what is worked out for the row, or for an answer that several systems give, is then still there.
+    """
     use = parameter_judge.judge_call if parameter_judge else None
-    return [judge(given, rows[given.row], tools, same_code=same_code, judge_use=use) for given in predictions]
+    judged: dict[str, list[Judgement]] = {name: [] for name in systems}
+    for answers in zip(*systems.values(), strict=True):
+        row = rows[answers[0].row]
+        is_asked = any(given.text is not None for given in answers) and not row.is_choice_only and row.tool in tools
+        accepted = accepted_values(row, tools[row.tool]) if is_asked else None
+        for given, kept in zip(answers, judged.values(), strict=True):
+            kept.append(judge(given, row, tools, same_code=same_code, judge_use=use, accepted=accepted))
+    return judged
 
 
 def _worst_parameters(
@@ -225,12 +247,15 @@ def _worst_parameters(
 
 
 def _calls(
-    systems: Iterable[Sequence[Prediction]], rows: Mapping[int, Row], tools: Toolbox
+    systems: Iterable[Sequence[Prediction]], rows: Mapping[int, Row], tools: Toolbox, among: Collection[str]
 ) -> Iterator[tuple[Tool, Mapping[str, Any], Mapping[str, Accepted]]]:
-    """Yield the calls of their rows' own tools, with the accepted values."""
-    for prediction in (prediction for predictions in systems for prediction in predictions if prediction.text):
-        row, call = rows[prediction.row], read_response(prediction.text or "").call
-        if call and call.tool == row.tool and call.tool in tools and not row.is_choice_only:
+    """Yield the calls of their rows' own tools, as far as these are `among` some, with the accepted values."""
+    for prediction in (prediction for answers in zip(*systems, strict=True) for prediction in answers):
+        row = rows[prediction.row]
+        if not prediction.text or row.tool not in among or row.is_choice_only:
+            continue
+        call = read_response(prediction.text).call
+        if call and call.tool == row.tool:
             yield tools[call.tool], call.parameters, accepted_values(row, tools[call.tool])
 
 

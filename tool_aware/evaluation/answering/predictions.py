@@ -77,7 +77,7 @@ def _read_log(path: Path, tools: Collection[str]) -> tuple[Any, dict[int, Predic
     return origin, dict(answers)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)  # the tasks of a run: some forty
 def _read_once(path: Path, tools: Collection[str], _as_of: object) -> tuple[Any, dict[int, Prediction]]:
     first, *lines = path.read_bytes().split(b"\n")
     header = _parsed(first)

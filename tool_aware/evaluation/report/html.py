@@ -19,8 +19,9 @@ from tool_aware.evaluation.report.line_breaks import breakable
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.judgement import INVALID, Judgement, Prediction
 from tool_aware.rows import Row
-from tool_aware.text import common_prefix_length
+from tool_aware.text import common_prefix_length, spread_evenly
 
+MOST_ROWS_LISTED = 10_000  # some 25 MB of text; all rows are in the results as JSON
 MOST_COMPARISONS = 250_000  # words of one text times words of the other
 _TEMPLATE = Path(__file__).with_name("template.html")
 
@@ -89,11 +90,20 @@ def _anchor(text: str) -> str:
 # ---- rows -------------------------------------------------------------------------------------------------
 
 
+def shown_rows(results: Results) -> list[int]:
+    """Return the rows that the report lists: all, or as many as a browser still opens, spread evenly over them."""
+    return spread_evenly(list(results.rows), MOST_ROWS_LISTED)
+
+
 def _rows(results: Results) -> list[dict[str, Any]]:
     """Return what the table of rows shows: query, right answer, and each system's answer, judgement and diff."""
-    answered = {name: zip(results.predictions[name], results.judgements[name], strict=True) for name in results.main}
+    answered = {
+        name: {pair[0].row: pair for pair in zip(results.predictions[name], results.judgements[name], strict=True)}
+        for name in results.main
+    }
     rows = []
-    for index, row in results.rows.items():
+    for index in shown_rows(results):
+        row = results.rows[index]
         rows.append(
             {
                 "row": index,
@@ -106,7 +116,7 @@ def _rows(results: Results) -> list[dict[str, Any]]:
                 ],
                 "prompt": row.instruction,
                 "expected": row.response,
-                "answers": [_answer(name, row, *next(pairs)) for name, pairs in answered.items()],
+                "answers": [_answer(name, row, *pairs[index]) for name, pairs in answered.items()],
             }
         )
     return rows
@@ -152,6 +162,8 @@ def word_diff(expected: str, answer: str) -> list[list[str]]:
 
     Of texts so long that comparing them takes long, what lies between the same beginning and the same end differs.
     """
+    if expected == answer:
+        return [["=", expected]] if expected else []
     one, other = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (expected, answer))
     pieces = []
     for operation, i1, i2, j1, j2 in _operations(one, other):

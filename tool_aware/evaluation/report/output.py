@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tool_aware.evaluation.held_out import TestSet
 from tool_aware.evaluation.preflight import RESULT_NAMES
 from tool_aware.evaluation.report.chapters import build_report
 from tool_aware.evaluation.report.figures import draw_confusion
-from tool_aware.evaluation.report.html import render_html
+from tool_aware.evaluation.report.html import render_html, shown_rows
 from tool_aware.evaluation.report.markdown import render_markdown
 from tool_aware.evaluation.report.tables import (
     comparison_table,
@@ -32,7 +32,7 @@ from tool_aware.evaluation.report.tables import (
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.calibration import routing_thresholds
 from tool_aware.evaluation.scoring.intervals import Estimate
-from tool_aware.files import sha256_of, write_json, write_text
+from tool_aware.files import sha256_of, write_json, write_json_array, write_text
 from tool_aware.inference import grammar
 from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.paths import (
@@ -112,12 +112,12 @@ def _write_all(files: FileSet, results: Results, config: Config, test: TestSet) 
     for system in results.main:
         name = _FILES[system]
         put(metrics_name(name), write_json, results.metrics[system].as_dict())
-        put(results_name(name), write_json, result_rows(results, system))
+        put(results_name(name), write_json_array, result_rows(results, system))
         put(confusion_name(name), draw_confusion, title(system), results.metrics[system])
     put(COMPARISON_NAME, write_json, comparison(results))
     sections = build_report(results)
     put(REPORT_MARKDOWN_NAME, write_text, render_markdown(sections))
-    put(REPORT_HTML_NAME, write_text, render_html(results, sections, facts=_facts(config, test)))
+    put(REPORT_HTML_NAME, write_text, render_html(results, sections, facts=_facts(config, test, results)))
     put(GRAMMAR_GBNF_NAME, write_text, grammar.gbnf(config.toolbox))
     put(GRAMMAR_REGEX_NAME, write_text, grammar.regex(config.toolbox) + "\n")
 
@@ -128,24 +128,22 @@ def _outdated(folder: Path, names: Collection[str]) -> list[str]:
     return [] if earlier.get("stage") != "evaluate" else sorted(RESULT_NAMES & earlier["outputs"].keys() - set(names))
 
 
-def result_rows(results: Results, system: str) -> list[dict[str, Any]]:
-    """Return one object a row: the row, the answer, the judgement."""
-    rows = []
+def result_rows(results: Results, system: str) -> Iterator[dict[str, Any]]:
+    """Yield one object a row: the row, the answer, the judgement."""
     for prediction, judgement in zip(results.predictions[system], results.judgements[system], strict=True):
         row = results.rows[prediction.row]
-        verdict = {key: value for key, value in asdict(judgement).items() if key != "row"}
-        rows.append(
-            {
-                "row": prediction.row,
-                "query": row.query,
-                "expected_response": row.response,
-                "response": prediction.text,
-                **verdict,
-                "scores": prediction.scores,
-                "metadata": dict(row.metadata),
-            }
-        )
-    return rows
+        verdict = {field.name: getattr(judgement, field.name) for field in fields(judgement) if field.name != "row"}
+        yield {
+            "row": prediction.row,
+            "query": row.query,
+            "expected_response": row.response,
+            "response": prediction.text,
+            **verdict,
+            "parameters": list(map(asdict, judgement.parameters)),
+            "uses": list(map(asdict, judgement.uses)),
+            "scores": prediction.scores,
+            "metadata": dict(row.metadata),
+        }
 
 
 def comparison(results: Results) -> dict[str, Any]:
@@ -169,10 +167,13 @@ def comparison(results: Results) -> dict[str, Any]:
     }
 
 
-def _facts(config: Config, test: TestSet) -> list[str]:
+def _facts(config: Config, test: TestSet, results: Results) -> list[str]:
     rows = f"{len(test.rows) - test.added} of {test.total} rows of {test.path} (sha256 {test.sha256[:12]})"
     rows += f" and {test.added} made from examples of new tools" if test.added else ""
-    return [rows, f"base model {config.model.name}", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")]
+    listed = len(shown_rows(results))
+    files = " and ".join(results_name(_FILES[system]) for system in results.main)
+    few = [f"{listed} rows are listed here, spread evenly; {files} have all"] if listed < len(results.rows) else []
+    return [rows, *few, f"base model {config.model.name}", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")]
 
 
 def update_adapter(

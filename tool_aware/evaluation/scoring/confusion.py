@@ -1,4 +1,4 @@
-"""Confusion matrices of right tool and chosen tool, resampled, and the figures that each of them gives."""
+"""Confusion matrices of right tool and chosen tool, resampled, and the figures of each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from tool_aware.evaluation.scoring.intervals import Resamples
 from tool_aware.evaluation.scoring.judgement import INVALID, Judgement
 
 if TYPE_CHECKING:
@@ -16,40 +17,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConfusionCells:
-    """The right and the chosen tool of each row, each as one-hot rows, shape (rows, tools).
+    """The cell of each row in the matrix: the columns of its right and of its chosen tool, (rows,) each.
 
     Of a resample only the sums of the matrix's rows, columns and diagonal are computed: with hundreds of tools the
     matrices themselves would need gigabytes.
     """
 
     expected: np.ndarray
-    credited: np.ndarray  # a row that chose no tool (INVALID) is all zeros
+    credited: np.ndarray  # `tools` for a row that chose no tool (INVALID)
+    tools: int
 
     @classmethod
     def of(cls, judgements: Sequence[Judgement], tools: Sequence[str]) -> ConfusionCells:
-        """Mark each judgement's right tool and its chosen tool."""
+        """Take each judgement's right tool and its chosen tool."""
         import numpy as np
 
         columns = {name: index for index, name in enumerate([*tools, INVALID])}
-        marks = np.eye(len(columns))[:, : len(tools)]
-        expected, credited = ([columns[name] for name in names] for names in _names(judgements))
-        return cls(marks[expected], marks[credited])
+        expected, credited = (np.array([columns[name] for name in names]) for names in _names(judgements))
+        return cls(expected, credited, len(tools))
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """Return the cells as numbers, (rows,): rows with the same number count alike in every figure."""
+        return self.expected * (self.tools + 1) + self.credited
 
     def matrix(self) -> list[list[int]]:
         """Count the rows by right tool and chosen tool, shape (tools, tools + 1), INVALID last."""
         import numpy as np
 
-        invalid = 1 - self.credited.sum(1, keepdims=True)
-        counts = self.expected.T @ np.hstack([self.credited, invalid])
-        return counts.astype(int).tolist()
+        counts = np.bincount(self.kinds, minlength=self.tools * (self.tools + 1))
+        return counts[: self.tools * (self.tools + 1)].reshape(self.tools, -1).tolist()
 
-    def statistic(self, statistic: Statistic) -> Callable[[np.ndarray], np.ndarray]:
-        """Return `statistic` as a function of the rows' weights: (..., rows) -> (...)."""
-        return lambda weights: statistic(self._weighted(weights.astype(float)))
+    def statistic(self, statistic: Statistic, resamples: Resamples) -> Callable[[np.ndarray], np.ndarray]:
+        """Return `statistic` as a function of how often the units of the resamples occur: (..., units) -> (...)."""
+        import numpy as np
 
-    def _weighted(self, weights: np.ndarray) -> ConfusionCounts:
-        hits = self.expected * self.credited
-        return ConfusionCounts(weights @ hits, weights @ self.expected, weights @ self.credited)
+        number = self.tools + 1
+        hits = np.where(self.expected == self.credited, self.expected, self.tools)
+        of_units = [resamples.sums(cells, number)[:, :-1] for cells in (hits, self.expected, self.credited)]
+
+        def of(drawn: np.ndarray) -> np.ndarray:
+            weights = drawn.astype(float)
+            return statistic(ConfusionCounts(*(weights @ counts for counts in of_units)))
+
+        return of
 
 
 def _names(judgements: Sequence[Judgement]) -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ CONFIDENCE = 0.95
 BLOCK = 256  # resamples that are added up at a time
 MOST_KEPT_BYTES = 128 * MIB  # of draws: those of 200 numbers of groups of some 300 groups each, or of one of 67,000
 RESAMPLES = 2000  # the interval's ends then wobble by about a tenth of its width from seed to seed
+MOST_DRAWN_APART = 1024  # groups of rows; of more, those that count alike are drawn together
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,11 @@ def share(flags: Sequence[bool], groups: Sequence[str], *, seed: int) -> Figure:
     estimate = proportion(sum(flags), len(flags))
     if len(set(groups)) == len(flags):
         return estimate
-    draws, group_of_row = _drawn_groups(groups, seed, RESAMPLES)
-    counts = np.stack([np.bincount(group_of_row, flags), np.bincount(group_of_row)], axis=1)  # (groups, hits and rows)
-    return widest(estimate, bootstrap(lambda drawn: _ratio(drawn, counts), draws))
+    is_hit = np.asarray(flags, bool).astype(np.int64)
+    resamples = resamples_of(groups, is_hit, seed=seed)
+    misses_and_hits = resamples.sums(is_hit, 2)
+    counts = np.stack([misses_and_hits[:, 1], misses_and_hits.sum(1)], axis=1)  # (units, hits and rows)
+    return widest(estimate, bootstrap(lambda drawn: _ratio(drawn, counts), resamples))
 
 
 def _ratio(draws: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -126,22 +129,72 @@ def widest(one: Figure, other: Figure) -> Figure:
     return Estimate(one.value, min(one.low, other.low), max(one.high, other.high), one.n)
 
 
-def bootstrap_weights(groups: Sequence[str], *, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """Draw how often each row occurs in each resample, shape (resamples, rows).
+@dataclass(frozen=True)
+class Resamples:
+    """Counts of how often each unit of rows is drawn in each resample.
 
     Whole groups are drawn, not rows: rows of one template stand or fall together, and drawing them one by one would
     make the interval too narrow. With as many groups as rows this is the ordinary bootstrap (Efron 1979).
+
+    A unit is a group, or, of more than MOST_DRAWN_APART groups, all groups whose rows count alike: how many of these a
+    resample has is multinomial as well, so the distribution is the same, and there are dozens of numbers to draw
+    instead of tens of thousands. `once` says how many groups a unit stands for; `rows` are those of one of them.
     """
-    draws, group_of_row = _drawn_groups(groups, seed, resamples)
-    return draws[:, group_of_row]
+
+    draws: np.ndarray  # (resamples, units)
+    once: np.ndarray  # (units,)
+    rows: np.ndarray  # (K,)
+    unit_of_row: np.ndarray  # (K,)
+    count: int  # of all rows
+
+    def sums(self, kinds: np.ndarray, number: int) -> np.ndarray:
+        """Count the rows of each kind, 0 to `number` - 1, in one group of each unit: (all rows,) -> (units, number)."""
+        import numpy as np
+
+        places = self.unit_of_row * number + kinds[self.rows]
+        return np.bincount(places, minlength=len(self.once) * number).reshape(-1, number)
 
 
-def _drawn_groups(groups: Sequence[str], seed: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how often each group is drawn, shape (resamples, groups), and the number of each row's group."""
+def resamples_of(groups: Sequence[str], kinds: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Resamples:
+    """Draw resamples of groups of rows. Rows of one kind, (rows,) integers, count alike in every figure."""
     import numpy as np
 
-    _, group_of_row = np.unique(np.asarray(groups), return_inverse=True)
-    return _draws(int(group_of_row.max()) + 1, seed, resamples), group_of_row
+    numbers, count = _group_numbers(groups)
+    if count <= MOST_DRAWN_APART:
+        draws, once = _draws(count, seed, resamples), np.ones(count, np.int64)
+        return Resamples(draws, once, np.arange(len(groups)), numbers, len(groups))
+    _, first, once = np.unique(_types(numbers, kinds), return_index=True, return_counts=True)
+    unit_of_group = np.full(count, -1)
+    unit_of_group[first] = np.arange(len(first))
+    rows = np.flatnonzero(unit_of_group[numbers] >= 0)
+    draws = np.random.default_rng(seed).multinomial(count, once / count, size=resamples)
+    return Resamples(draws, once, rows, unit_of_group[numbers[rows]], len(groups))
+
+
+def _group_numbers(groups: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Return the number of each row's group, (rows,), and how many groups there are; few are numbered by name."""
+    import numpy as np
+
+    names = dict.fromkeys(groups)
+    number = {name: at for at, name in enumerate(names if len(names) > MOST_DRAWN_APART else sorted(names))}
+    return np.fromiter(map(number.__getitem__, groups), np.int64, len(groups)), len(names)
+
+
+def _types(numbers: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Return a number for each group, (groups,), the same for groups with as many rows of each kind."""
+    import numpy as np
+
+    order = np.lexsort((kinds, numbers))
+    kinds, sizes = kinds[order], np.bincount(numbers)
+    starts = np.cumsum(sizes) - sizes
+    types, used = np.zeros(len(sizes), np.int64), 1
+    for place in range(int(sizes.max())):  # the row at this place within its group; fewer and fewer groups have one
+        there = np.flatnonzero(sizes > place)
+        pairs = types[there] * (int(kinds.max()) + 1) + kinds[starts[there] + place]
+        _, found = np.unique(pairs, return_inverse=True)
+        types[there] = used + found
+        used += len(there)
+    return types
 
 
 def _draws(count: int, seed: int, resamples: int) -> np.ndarray:
@@ -161,20 +214,19 @@ def _draws(count: int, seed: int, resamples: int) -> np.ndarray:
     return _KEPT[key]
 
 
-def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> Figure:
-    """Estimate `statistic`, which maps weights (..., rows) to values (...), with a percentile interval.
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], resamples: Resamples) -> Figure:
+    """Estimate `statistic`, which maps how often units occur, (..., units), to values (...); a percentile interval.
 
     Resamples in which it is undefined (NaN) are left out.
     """
-    return bootstrap_each(lambda weights: statistic(weights)[..., None], weights)[0]
+    return bootstrap_each(lambda drawn: statistic(drawn)[..., None], resamples)[0]
 
 
-def bootstrap_each(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> list[Figure]:
-    """Estimate each column of `statistic`, which maps weights (..., rows) to values (..., columns)."""
+def bootstrap_each(statistic: Callable[[np.ndarray], np.ndarray], resamples: Resamples) -> list[Figure]:
+    """Estimate each column of `statistic`, which maps (..., units) to values (..., columns)."""
     import numpy as np
 
-    rows = weights.shape[-1]
-    values, resampled = statistic(np.ones(rows, dtype=weights.dtype)), statistic(weights)
+    values, resampled = statistic(resamples.once), statistic(resamples.draws)
     tail = 100 * (1 - CONFIDENCE) / 2
     figures: list[Figure] = []
     for value, drawn in zip(values.tolist(), resampled.T, strict=True):
@@ -182,5 +234,5 @@ def bootstrap_each(statistic: Callable[[np.ndarray], np.ndarray], weights: np.nd
             figures.append(NOT_AVAILABLE)
             continue
         low, high = np.nanpercentile(drawn, [tail, 100 - tail])
-        figures.append(Estimate(value, float(low), float(high), rows))
+        figures.append(Estimate(value, float(low), float(high), resamples.count))
     return figures

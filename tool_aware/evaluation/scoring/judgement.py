@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tool_aware.evaluation.scoring.bfcl import Accepted, accepted_values, call_verdict, same_json
@@ -31,13 +32,14 @@ ERRORS = (
     "wrong-value parameter",
 )
 
+Wanted = Mapping[str, Accepted]  # by parameter
 NOT_ASKED_FOR = Accepted((), (), may_be_absent=True)
 SameCode = Callable[[str, str], bool]
 # What a call of the right tool is worth to an agent: by the accepted values, the query, and the queries before it.
 JudgeUse = Callable[[Tool, Mapping[str, Any], Mapping[str, Accepted], str, str], CallUse]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """A system's answer for one row of the test file.
 
@@ -55,7 +57,7 @@ class Prediction:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ParameterMatch:
     """One parameter of a row: asked for, given, matching, and the overlap of words (0-1)."""
 
@@ -66,7 +68,7 @@ class ParameterMatch:
     token_f1: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """The verdict on one prediction.
 
@@ -112,16 +114,22 @@ def judge(
     *,
     same_code: SameCode = same_syntax,
     judge_use: JudgeUse | None = None,
+    accepted: Mapping[str, Accepted] | None = None,
 ) -> Judgement:
-    """Judge one prediction by its row; whether its call is usable, only with `judge_use`."""
+    """Judge one prediction by its row; whether its call is usable, only with `judge_use`.
+
+    `accepted` are the row's `accepted_values`, for those who judge several answers to it.
+    """
     group = str(row.metadata.get("group") or row.metadata.get("template") or f"row {prediction.row}")
     if prediction.text is None:
         return _judge_choice(prediction, row, tools, group)
     answer = read_response(prediction.text)
     call = answer.call
     chosen = answer.tool if call and answer.tool in tools else None
-    verdict = _judge_call(answer, call, row, tools, same_code)
-    use = _use(call, verdict, row, tools, judge_use) if judge_use else None
+    if accepted is None:
+        accepted = accepted_values(row, tools[row.tool]) if row.tool in tools and not row.is_choice_only else {}
+    verdict = _judge_call(answer, call, row, tools, same_code, accepted=accepted)
+    use = _use(call, verdict, row, tools, judge_use, accepted=accepted) if judge_use else None
     is_cut_off = prediction.is_truncated and call is None
     return Judgement(
         row=prediction.row,
@@ -136,12 +144,18 @@ def judge(
         is_call_correct=verdict.is_call_correct,
         is_call_usable=use.is_usable if use else None,
         is_truncated=prediction.is_truncated,
-        parameters=verdict.parameters,
-        uses=use.parameters if use else (),
+        parameters=_once(verdict.parameters),
+        uses=_once(use.parameters) if use else (),
         is_reasoning_sound=is_reasoning_sound(answer, tools),
         error="truncated" if is_cut_off else verdict.error,
         detail=verdict.detail,
     )
+
+
+@lru_cache(maxsize=16_384)
+def _once(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return of equal verdicts the same object: most rows have the few of right answers."""
+    return parts
 
 
 def _judge_choice(prediction: Prediction, row: Row, tools: Toolbox, group: str) -> Judgement:
@@ -168,20 +182,19 @@ class CallVerdict:
 
 
 def _judge_call(
-    answer: ParsedAnswer, call: ToolCall | None, row: Row, tools: Toolbox, same_code: SameCode
+    answer: ParsedAnswer, call: ToolCall | None, row: Row, tools: Toolbox, same_code: SameCode, *, accepted: Wanted
 ) -> CallVerdict:
     if call is None:
-        return _no_match("no parseable call", answer.problem or "", row, tools)
+        return _no_match("no parseable call", answer.problem or "", row, tools, accepted)
     if call.tool not in tools:
-        return _no_match("unknown tool", call.tool, row, tools)
+        return _no_match("unknown tool", call.tool, row, tools, accepted)
     if call.tool not in row.acceptable_tools:
-        return _no_match("wrong tool", f"{row.tool} -> {call.tool}", row, tools)
+        return _no_match("wrong tool", f"{row.tool} -> {call.tool}", row, tools, accepted)
     problems = tools.problems(call)
     if call.tool != row.tool or row.is_choice_only:  # the parameters have no reference, only their schema
         error = "wrong-type parameter" if problems else None
         return CallVerdict(error, problems[0] if problems else "", (), not problems, is_bfcl_valid=None)
     tool = tools[call.tool]
-    accepted = accepted_values(row, tool)
     matches = match_parameters(call.parameters, tool, accepted, same_code)
     bfcl = call_verdict(call.parameters, accepted, tool)
     if all(match.is_match for match in matches) and not problems:
@@ -190,22 +203,22 @@ def _judge_call(
     return CallVerdict(error, detail, matches, is_bfcl_valid=bfcl.valid)
 
 
-def _use(call: ToolCall | None, verdict: CallVerdict, row: Row, tools: Toolbox, judge_use: JudgeUse) -> CallUse:
+def _use(
+    call: ToolCall | None, verdict: CallVerdict, row: Row, tools: Toolbox, judge_use: JudgeUse, *, accepted: Wanted
+) -> CallUse:
     """Judge whether a call does the job; where its parameters have no reference, whether it fits the schema."""
     if call is None or call.tool != row.tool or row.is_choice_only or call.tool not in tools:
         return CallUse(verdict.is_call_correct)
     tool = tools[call.tool]
-    return judge_use(
-        tool, call.parameters, accepted_values(row, tool), row.query, "\n".join(turn.query for turn in row.history)
-    )
+    return judge_use(tool, call.parameters, accepted, row.query, "\n".join(turn.query for turn in row.history))
 
 
-def _no_match(error: str, detail: str, row: Row, tools: Toolbox) -> CallVerdict:
+def _no_match(error: str, detail: str, row: Row, tools: Toolbox, accepted: Wanted) -> CallVerdict:
     """Return the verdict on an answer without an acceptable tool: all parameters that the row asks for are missing."""
     tool = tools[row.tool]
     if row.is_choice_only:
         return CallVerdict(error, detail, (), is_bfcl_valid=None)
-    return CallVerdict(error, detail, match_parameters({}, tool, accepted_values(row, tool)))
+    return CallVerdict(error, detail, match_parameters({}, tool, accepted))
 
 
 def _parameter_error(call: ToolCall, matches: tuple[ParameterMatch, ...], tool: Tool) -> tuple[str, str]:
@@ -274,6 +287,8 @@ def same_value(value: Any, answer: Any, schema: Mapping[str, Any], same_code: Sa
         return value == answer
     if any(part.get("contentMediaType") == PYTHON_MEDIA_TYPE for part in parts):
         return same_code(value, answer)
+    if value == answer:
+        return True
     words, wanted = _words(value), _words(answer)
     return words == wanted if words or wanted else value.split() == answer.split()  # nothing but punctuation
 
@@ -286,6 +301,8 @@ def _words(text: str) -> list[str]:
 
 def token_f1(one: str, other: str) -> float:
     """Return the overlap of two texts' words as F1, SQuAD's measure (Rajpurkar et al. 2016); 1 if both are empty."""
+    if one == other:
+        return 1.0
     ours, theirs = Counter(_words(one)), Counter(_words(other))
     if not ours or not theirs:
         return float(ours == theirs)

@@ -14,10 +14,10 @@ from tool_aware.evaluation.scoring.intervals import (
     Figure,
     bootstrap,
     bootstrap_each,
-    bootstrap_weights,
     f1_proportion,
     known,
     proportion,
+    resamples_of,
     share,
     widest,
 )
@@ -25,8 +25,6 @@ from tool_aware.evaluation.scoring.judgement import INVALID, Judgement, Paramete
 from tool_aware.evaluation.scoring.parameter_kinds import KINDS, MESSAGE, SEARCH, ParameterVerdict
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tool_aware.evaluation.scoring.confusion import Statistic
     from tool_aware.evaluation.scoring.reasoning import ReasoningFigures
 
@@ -125,12 +123,14 @@ def summarise(
 ) -> Metrics:
     """Add up `judgements`, at least one, of the system called `system`; `no_tool` names the tool for plain chat."""
     cells = ConfusionCells.of(judgements, tools)
-    weights = bootstrap_weights([judgement.group for judgement in judgements], seed=seed)
-    per_tool = _per_tool(judgements, tools, cells, weights, seed)
+    resamples = resamples_of([judgement.group for judgement in judgements], cells.kinds, seed=seed)
+    per_tool = _per_tool(
+        judgements, tools, bootstrap_each(cells.statistic(ConfusionCounts.f1, resamples), resamples), seed
+    )
     precisions, recalls, f1s = zip(*((m.precision, m.recall, m.f1) for m in per_tool.values()), strict=True)
 
     def average(statistic: Statistic, parts: Sequence[Figure]) -> Estimate:
-        return _average(known(bootstrap(cells.statistic(statistic), weights)), parts)
+        return _average(known(bootstrap(cells.statistic(statistic, resamples), resamples)), parts)
 
     answered = [j for j in judgements if j.is_parsed is not None]
     right = [j for j in answered if j.is_tool_right]
@@ -191,9 +191,8 @@ def _average(estimate: Estimate, parts: Sequence[Figure]) -> Estimate:
 
 
 def _per_tool(
-    judgements: Sequence[Judgement], tools: Sequence[str], cells: ConfusionCells, weights: np.ndarray, seed: int
+    judgements: Sequence[Judgement], tools: Sequence[str], over_groups: Sequence[Figure], seed: int
 ) -> dict[str, ToolMetrics]:
-    over_groups = bootstrap_each(cells.statistic(ConfusionCounts.f1), weights)
     return {tool: _tool_metrics(tool, judgements, f1, seed) for tool, f1 in zip(tools, over_groups, strict=True)}
 
 

@@ -50,7 +50,7 @@ _SAYS_PYTHON = re.compile(r"\bpython\b|\bprogram\b", re.IGNORECASE)
 _NAME_PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ParameterVerdict:
     """The verdict on one parameter, or on one part of an array or object (`filters.city`, `tags.0`).
 

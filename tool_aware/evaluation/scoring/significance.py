@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tool_aware.evaluation.scoring.confusion import ConfusionCells, ConfusionCounts
-from tool_aware.evaluation.scoring.intervals import Estimate, bootstrap, bootstrap_weights, known
+from tool_aware.evaluation.scoring.intervals import Estimate, bootstrap, known, resamples_of
 from tool_aware.evaluation.scoring.judgement import Judgement
 
 if TYPE_CHECKING:
@@ -122,12 +122,13 @@ def compare(
 ) -> Comparison:
     """Compare two systems' judgements of the same rows, in the same order."""
     assert [j.row for j in first] == [j.row for j in second], "paired comparison needs the same rows"
-    weights = bootstrap_weights([judgement.group for judgement in first], seed=seed)
     first_cells, second_cells = ConfusionCells.of(first, tools), ConfusionCells.of(second, tools)
+    kinds = first_cells.kinds * (len(tools) + 1) + second_cells.credited
+    resamples = resamples_of([judgement.group for judgement in first], kinds, seed=seed)
 
     def difference(statistic: Statistic) -> Estimate:
-        before, after = first_cells.statistic(statistic), second_cells.statistic(statistic)
-        return known(bootstrap(lambda weights: after(weights) - before(weights), weights))
+        before, after = first_cells.statistic(statistic, resamples), second_cells.statistic(statistic, resamples)
+        return known(bootstrap(lambda drawn: after(drawn) - before(drawn), resamples))
 
     accuracy_difference = difference(ConfusionCounts.accuracy)
     tool_choice = mcnemar([j.is_tool_right for j in first], [j.is_tool_right for j in second])

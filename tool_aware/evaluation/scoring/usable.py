@@ -93,6 +93,10 @@ class ParameterJudge:
         """Return what a parameter of a tool is judged by."""
         return self._judged_as.get(f"{tool.name}.{name}") or kind_of(name, tool.properties.get(name, {}))
 
+    def takes_programs(self, tool: Tool) -> bool:
+        """Return whether a parameter of a tool is a program."""
+        return any(self.kind(tool, name) == CODE for name in tool.properties)
+
     def search_texts(self, tool: Tool, parameters: Mapping[str, Any]) -> list[str]:
         """Return the texts to search for among a call's parameters."""
         return [v for name, v in parameters.items() if isinstance(v, str) and self.kind(tool, name) == SEARCH]

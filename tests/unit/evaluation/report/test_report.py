@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tool_aware.evaluation.answering.tasks import Plan, plan_tasks
+from tool_aware.evaluation.report import html as html_report
 from tool_aware.evaluation.report.chapters import build_report
 from tool_aware.evaluation.report.html import render_html, word_diff
 from tool_aware.evaluation.report.markdown import render_markdown
@@ -151,6 +152,13 @@ def test_a_diff_holds_both_texts():
     assert "".join(text for mark, text in pieces if mark != "+") == "Tool: web_search\nnow"
     assert "".join(text for mark, text in pieces if mark != "-") == "Tool: direct_chat\nnow then"
     assert ["=", "Tool: "] in pieces
+
+
+def test_a_report_lists_no_more_rows_than_a_browser_opens(results, monkeypatch):
+    assert html_report.shown_rows(results) == list(results.rows)
+    monkeypatch.setattr(html_report, "MOST_ROWS_LISTED", 3)
+    page = render_html(results, [], facts=[])
+    assert page.count('"prompt": ') == 3
 
 
 def test_markdown_shows_text_from_data_as_text(results):

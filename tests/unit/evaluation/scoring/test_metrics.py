@@ -1,9 +1,11 @@
 import math
+import random
 
 import numpy as np
 import pytest
 
-from tool_aware.evaluation.scoring.intervals import bootstrap_weights, proportion
+from tool_aware.evaluation.scoring import intervals
+from tool_aware.evaluation.scoring.intervals import bootstrap, proportion, resamples_of, share
 from tool_aware.evaluation.scoring.judgement import Judgement
 from tool_aware.evaluation.scoring.metrics import summarise
 from tool_aware.evaluation.scoring.significance import compare, mcnemar, rows_to_settle
@@ -85,13 +87,32 @@ def test_wilson_intervals_have_the_published_half_widths():
 
 
 def test_rows_of_one_group_are_drawn_together_and_widen_the_interval():
-    weights = bootstrap_weights(["a", "a", "b", "c"], seed=0)
-    assert (weights[:, 0] == weights[:, 1]).all()
-    assert weights.shape == (2000, 4)
+    resamples = resamples_of(["a", "a", "b", "c"], np.arange(4), seed=0)
+    assert resamples.unit_of_row.tolist() == [0, 0, 1, 2]
+    assert resamples.draws.shape == (2000, 3)
     pairs = [("rag", "rag"), ("rag", "web")] * 30
     alone = figures(pairs).accuracy
     together = figures(pairs, groups=[f"g{index % 6}" for index in range(60)]).accuracy
     assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_many_groups_that_count_alike_are_drawn_together_with_the_same_distribution(monkeypatch):
+    random_ = random.Random(1)
+    groups = [f"g{random_.randrange(900)}" for _ in range(1500)]
+    right = [random_.random() < 0.7 for _ in groups]
+    apart = share(right, groups, seed=3)
+    kinds = np.array(right).astype(int) * 2 + 1
+    monkeypatch.setattr(intervals, "MOST_DRAWN_APART", 10)
+    together = share(right, groups, seed=3)
+    assert (together.value, together.n) == (apart.value, apart.n)
+    for one, other in ((together.low, apart.low), (together.high, apart.high)):
+        assert one == pytest.approx(other, abs=0.1 * (apart.high - apart.low))
+    resamples = resamples_of(groups, kinds, seed=3)
+    assert resamples.once.sum() == len(set(groups))
+    assert len(resamples.once) < 40
+    counts = resamples.sums(kinds, 4)
+    assert (resamples.once @ counts).tolist() == np.bincount(kinds, minlength=4).tolist()
+    assert bootstrap(lambda drawn: drawn @ counts[:, 3], resamples).value == sum(right)
 
 
 def test_a_perfect_score_still_has_an_interval():

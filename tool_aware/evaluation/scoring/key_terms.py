@@ -8,6 +8,7 @@ Chinese and Japanese, which have no spaces, are cut into pairs of neighbouring c
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -229,9 +230,24 @@ def _word_lists() -> Any:
 def _function_words(language: str) -> frozenset[str]:
     if language not in _LANGUAGES:
         return frozenset(_word_lists()["function_words"][language].split())
-    from bm25s import stopwords
+    return frozenset(getattr(bm25s_module().stopwords, f"STOPWORDS_{_LANGUAGES[language]}"))
 
-    return frozenset(getattr(stopwords, f"STOPWORDS_{_LANGUAGES[language]}"))
+
+@cache
+def bm25s_module() -> Any:
+    """Import bm25s without JAX.
+
+    Where JAX is installed, bm25s computes with it while it is imported, which takes three quarters of a GPU's memory.
+    """
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "jax"}
+    sys.modules["jax"] = None  # type: ignore[assignment]
+    try:
+        import bm25s
+        import bm25s.stopwords
+    finally:
+        del sys.modules["jax"]
+        sys.modules.update(hidden)
+    return bm25s
 
 
 @cache

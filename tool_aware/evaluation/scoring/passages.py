@@ -10,7 +10,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from tool_aware.evaluation.scoring.key_terms import index_tokens
+from tool_aware.evaluation.scoring.key_terms import bm25s_module, index_tokens
 
 SHIPPED = Path(__file__).with_name("passages.txt.gz")
 TOP = 10  # passages of a search that are compared
@@ -34,9 +34,7 @@ class Passages:
 
     @cached_property
     def _index(self) -> Any:
-        import bm25s
-
-        index = bm25s.BM25(method="lucene", backend="numpy")
+        index = bm25s_module().BM25(method="lucene", backend="numpy")
         index.index([index_tokens(text) for text in self.texts], show_progress=False)
         return index
 

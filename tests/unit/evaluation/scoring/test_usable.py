@@ -1,5 +1,8 @@
 import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +13,7 @@ from tests.fixtures.labelled_calls import (
     texts_of,
     tools_of_labelled_calls,
 )
+from tests.fixtures.repository import REPOSITORY
 from tool_aware.evaluation.scoring.key_terms import NEGATION, language_of, readings, same_word, terms_of
 from tool_aware.evaluation.scoring.parameter_kinds import kind_of
 from tool_aware.evaluation.scoring.passages import SHIPPED, TOP, Passages, shipped_passages
@@ -260,3 +264,12 @@ def test_any_text_is_judged_in_little_time(judge, value):
     wanted = {"query": "SLA Gold accounts", "message": "explain recursion", "code": "print(1)"}
     assert not use(judge, schema, wanted, dict.fromkeys(wanted, value), asked="explain SLA Gold accounts").is_usable
     assert not use(judge, schema, dict.fromkeys(wanted, value), wanted, asked=value).is_usable
+
+
+def test_searching_loads_no_jax_where_it_is_installed(tmp_path):
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("raise SystemExit('jax was loaded, which takes most of a GPU')")
+    code = "from tool_aware.evaluation.scoring.passages import Passages; print(len(Passages().top('travel policy')))"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "10\n"), result.stderr

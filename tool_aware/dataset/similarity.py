@@ -28,6 +28,7 @@ GRAM_CHARACTERS = 3
 BANDS, ROWS_PER_BAND = 25, 5  # finds a pair of Jaccard 0.7225 (the least that cosine 0.85 allows) with p = 0.996
 BUCKET_NEIGHBOURS = 48  # members of one bucket that each row is compared with, which bounds the cost of a huge bucket
 EXACT_PAIRS = 40_000_000
+SKETCH_BITS = 512  # of a text's trigrams, some fifty
 CHUNK_ROWS = 512
 CHUNK_PAIRS = 50_000
 CHUNK_TEXTS = 20_000
@@ -173,12 +174,9 @@ class GramIndex:
 
     def _banded_pairs(self, threshold: float, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return first rows, second rows and similarities, (P,) each, of the candidates that are similar enough."""
-        candidates = _distinct(np.concatenate([self._bucket_pairs(band, codes) for band in range(BANDS)]))
         found = [np.zeros((0, 3))]
-        for start in range(0, len(candidates), CHUNK_PAIRS):
-            first, second = np.divmod(candidates[start : start + CHUNK_PAIRS], self.size)
-            likely = self._are_near_in_length(first, second, threshold)
-            first, second = first[likely], second[likely]
+        for candidates in self._candidates(threshold, codes):
+            first, second = np.divmod(candidates, self.size)
             likely = self._estimates(first, second) >= threshold / 2  # far below the 0.72 of a true pair: 4 std. errors
             first, second = first[likely], second[likely]
             values = self.similarities(first, second)
@@ -186,10 +184,67 @@ class GramIndex:
         first, second, values = np.concatenate(found).T
         return first.astype(np.int64), second.astype(np.int64), values
 
-    def _are_near_in_length(self, first: np.ndarray, second: np.ndarray, threshold: float) -> np.ndarray:
-        """Return of pairs, (P,), whether they can reach the threshold: a cosine is at most sqrt(shorter / longer)."""
-        one, other = self._lengths[first], self._lengths[second]
-        return np.minimum(one, other) >= (threshold**2 - 1e-9) * np.maximum(one, other)
+    def _candidates(self, threshold: float, codes: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the pairs that agree in a band, each once and in order, coded as first * size + second.
+
+        A few rows at a time: of a million there are hundreds of millions of pairs.
+        """
+        bands = [self._buckets(band) for band in range(BANDS)]
+        for start in range(0, self.size, CHUNK_ROWS):
+            rows = np.arange(start, min(start + CHUNK_ROWS, self.size))
+            coded = []
+            for order, places, followers in bands:
+                counts = followers[rows].astype(np.int64)
+                first = np.repeat(rows, counts)
+                distance = np.arange(1, len(first) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
+                second = order[places[first] + distance].astype(np.int64)
+                apart = codes[first] != codes[second]
+                coded.append(first[apart] * self.size + second[apart])
+            pairs = _distinct(np.concatenate(coded))
+            yield pairs[self._may_reach(*np.divmod(pairs, self.size), threshold)]
+
+    def _buckets(self, band: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the rows sorted by what they have in a band, the place of each row in that, and how many rows behind
+        it have the same, at most BUCKET_NEIGHBOURS; (size,) each.
+        """
+        columns = self._signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND].astype(np.uint64)
+        key = np.zeros(self.size, np.uint64)
+        for values in columns.T:
+            key = key * np.uint64(0x9E3779B97F4A7C15) + values
+        order = np.argsort(key, kind="stable")  # of equal ones the first row comes first
+        key = key[order]
+        ends = np.append(np.flatnonzero(key[1:] != key[:-1]) + 1, self.size)
+        place = np.arange(self.size)
+        behind = ends[np.searchsorted(ends, place, side="right")] - place - 1
+        places, followers = np.empty(self.size, np.int32), np.empty(self.size, np.uint8)
+        places[order], followers[order] = place, np.minimum(behind, BUCKET_NEIGHBOURS)
+        return order.astype(np.int32), places, followers
+
+    @cached_property
+    def _bits(self) -> np.ndarray:
+        """Return a set of SKETCH_BITS for each text, (size, SKETCH_BITS / 64) uint64: the last bits of its hashes."""
+        words = SKETCH_BITS // 64
+        bits = np.zeros(self.size * words, np.uint64)
+        for start in range(0, self.size, CHUNK_TEXTS):
+            rows = np.arange(start, min(start + CHUNK_TEXTS, self.size))
+            hashes = self._hashes[self._starts[rows[0]] : self._starts[rows[-1] + 1]]
+            places = np.repeat(rows * words, self._lengths[rows]) + (hashes >> np.uint32(6)) % np.uint32(words)
+            np.bitwise_or.at(bits, places, np.uint64(1) << (hashes & np.uint32(63)).astype(np.uint64))
+        return bits.reshape(self.size, words)
+
+    def _may_reach(self, first: np.ndarray, second: np.ndarray, threshold: float) -> np.ndarray:
+        """Return of pairs, (P,), whether their cosine can reach the threshold; where not, the sets need no comparison.
+
+        A bit that one has and the other has not stands for a trigram, at least, that they do not have in common.
+        """
+        may_reach = np.empty(len(first), bool)
+        for start in range(0, len(first), CHUNK_SETS):
+            a, b = first[start : start + CHUNK_SETS], second[start : start + CHUNK_SETS]
+            bits, others = self._bits[a], self._bits[b]
+            common = np.minimum(self._lengths[a] - _ones(bits & ~others), self._lengths[b] - _ones(others & ~bits))
+            most = common / np.sqrt(self._lengths[a] * self._lengths[b])
+            may_reach[start : start + CHUNK_SETS] = most >= threshold - 1e-9
+        return may_reach
 
     def _estimates(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return the share of equal numbers in the signatures of pairs, (P,): an estimate of Jaccard's measure."""
@@ -199,25 +254,6 @@ class GramIndex:
             equal = (self._signatures[a] == self._signatures[b]).view(np.uint8)
             same[start : start + CHUNK_ROWS] = equal.sum(axis=1, dtype=np.uint8)
         return same / self._signatures.shape[1]
-
-    def _bucket_pairs(self, band: int, codes: np.ndarray) -> np.ndarray:
-        """Return the pairs that agree in one band, coded as first * size + second."""
-        columns = self._signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND].astype(np.uint64)
-        key = np.zeros(self.size, np.uint64)
-        for values in columns.T:
-            key = key * np.uint64(0x9E3779B97F4A7C15) + values
-        order = np.argsort(key, kind="stable")
-        sorted_key, coded = key[order], []
-        same = np.arange(self.size)  # places that share a key with the place at a distance; farther off, fewer do
-        for distance in range(1, BUCKET_NEIGHBOURS + 1):
-            same = same[: np.searchsorted(same, self.size - distance)]
-            same = same[sorted_key[same + distance] == sorted_key[same]]
-            if not len(same):
-                break
-            first, second = order[same], order[same + distance]  # stable sort: first < second
-            apart = codes[first] != codes[second]
-            coded.append(first[apart] * self.size + second[apart])
-        return np.concatenate(coded) if coded else np.zeros(0, np.int64)
 
 
 def nearest(texts: Sequence[str | Compared], others: Sequence[str | Compared]) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -284,6 +320,11 @@ def _distinct(values: np.ndarray) -> np.ndarray:
     is_new = np.ones(len(ordered), bool)
     is_new[1:] = ordered[1:] != ordered[:-1]
     return ordered[is_new]
+
+
+def _ones(bits: np.ndarray) -> np.ndarray:
+    """Count the ones of each row of words, (P, words) uint64 -> (P,)."""
+    return np.bitwise_count(bits).sum(axis=1, dtype=np.int64)
 
 
 def _mix(values: np.ndarray, spare: np.ndarray) -> np.ndarray:

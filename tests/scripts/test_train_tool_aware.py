@@ -261,8 +261,9 @@ def test_data_of_other_tools_is_stale(train, toy_data_dir, tmp_path):
 
 LONG = (
     "--set", "training.num_train_epochs=8", "--set", "training.save_steps=4", "--set", "lora.dropout=0.1",
+    "--set", "logging.logging_steps=1",  # tests wait for the line of a step
     # Too fast on purpose: the best scoring of val.json comes early, and its adapter has to outlive old checkpoints.
-    "--set", "training.learning_rate=5e-2", "--set", "training.lr_scheduler_type=constant",
+    "--set", "training.learning_rate=5e-1", "--set", "training.lr_scheduler_type=constant",
     "--skip-final-model",
 )  # fmt: skip
 
@@ -291,8 +292,8 @@ def test_a_signal_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(trai
             if line.startswith("step "):
                 process.send_signal(signum)
                 break
-        process.communicate(timeout=300)
-        assert process.returncode == code
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == code, said
         assert not (train.output / "lora_adapters").exists()
     assert "unfinished run" in refused(train(*LONG))
     result = train(*LONG, "--resume")

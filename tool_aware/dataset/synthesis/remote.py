@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tool_aware.chat_server import ChatServer, chat_reply
@@ -133,12 +133,18 @@ def paraphrase(
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """One finished request, a line of the journal: candidates, those stopped at each gate, and rows that passed."""
+class _Counted:
+    """How many candidates a finished request had, and how many of them each gate stopped."""
 
     source: str  # its query
     candidates: int
     stopped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Outcome(_Counted):
+    """One finished request, a line of the journal, with the rows that passed."""
+
     rows: list[Row]
 
 
@@ -164,11 +170,11 @@ def _outcome(value: object, tools: Toolbox) -> _Outcome | None:
     if None in rows or type(value.get("candidates")) is not int:
         return None
     try:
-        outcome = checked_as({**value, "rows": []}, _Outcome, where="")
+        counted = checked_as(value, _Counted, where="")
     except UserError:
         return None
-    is_counted = min((outcome.candidates, *outcome.stopped.values())) >= 0 and outcome.stopped.keys() <= set(GATES)
-    return replace(outcome, rows=[row for row in rows if row]) if is_counted else None
+    is_counted = min((counted.candidates, *counted.stopped.values())) >= 0 and counted.stopped.keys() <= set(GATES)
+    return _Outcome(**vars(counted), rows=[row for row in rows if row]) if is_counted else None
 
 
 def _ask(source: Row, known: Sequence[str], tools: Toolbox, chat: Chat, is_isolated: bool) -> _Outcome:

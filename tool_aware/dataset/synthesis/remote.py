@@ -134,7 +134,7 @@ def paraphrase(
 
 @dataclass(frozen=True)
 class _Counted:
-    """How many candidates a finished request had, and how many of them each gate stopped."""
+    """Holds how many candidates a finished request had, and how many of them each gate stopped."""
 
     source: str  # its query
     candidates: int

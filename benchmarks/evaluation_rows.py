@@ -9,9 +9,8 @@ Exit    0 done; 2 something to fix
 
 prepare_dataset.py makes the rows of the log of log_rows.py. The answers of six systems are made of the references,
 each system with its own share of other tools, other parameters and texts that are no call; some are in files of an
-earlier run, as evaluate.py finds them. Then evaluate.py runs in a process of its own, as a person starts it: wall
-seconds, processor seconds of it and of the programs that it starts, and the most memory that was resident. A second
-run counts the processor seconds of each stage.
+earlier run, as evaluate.py finds them. Then evaluate.py runs in a process of its own with its stages timed: wall
+seconds, processor seconds of it and of the programs that it starts, and the most memory that was resident.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stages = list(dict.fromkeys(stage for point in points for stage in point["stages"]))
     growth = {stage: exponent(points, stage) for stage in stages}
     lines = [(stage, *(f"{p['stages'].get(stage, 0.0):.1f} s" for p in points), growth[stage]) for stage in stages]
-    lines.append(("the whole, by itself", *(_whole(point["whole"]) for point in points), ""))
+    lines.append(("the whole", *(_whole(point["whole"]) for point in points), ""))
     headers = ("processor time", *(f"{point['rows']:,} rows" for point in points), "exponent")
     print(table(headers, lines, "<" + ">" * (len(points) + 1)))
     if arguments.json:
@@ -222,14 +221,13 @@ def _said_otherwise(value: Any, random_: random.Random) -> Any:
 
 
 def measured(folder: Path, sets: Sequence[str], more: Sequence[str]) -> dict[str, Any]:
-    """Run evaluate.py twice: by itself, and with its stages timed."""
-    options = [*_as_options(sets), *more]
-    whole = by_itself([sys.executable, "evaluate.py", *options])
+    """Run evaluate.py with its stages timed."""
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".json") as file:
-        stages = [sys.executable, "benchmarks/evaluation_stages.py", *options]
-        _done([*stages, "--stages-json", file.name])
+        stages = [sys.executable, "benchmarks/evaluation_stages.py", *_as_options(sets), *more]
+        whole = by_itself([*stages, "--stages-json", file.name])
         found = json.loads(Path(file.name).read_text(encoding="utf-8"))
-    return {"whole": whole, "stages": found}
+    seconds = {stage: round(spent, 2) for stage, spent in found["seconds"].items()}
+    return {"whole": whole, "stages": seconds, "peak_resident_mib_until_the_end_of": found["peaks"]}
 
 
 def by_itself(command: Sequence[str]) -> dict[str, float]:

@@ -3,7 +3,7 @@
     python evaluate.py --config config.real.yaml                       # once, so that the answers are there
     python benchmarks/evaluation_stages.py --config config.real.yaml
 
-Arguments are those of evaluate.py; `--stages-json FILE` behind them writes the seconds to a file. Seconds are those
+Arguments are those of evaluate.py; `--stages-json FILE` behind them writes seconds and memory to a file. Seconds are those
 of this process, so that other work on the machine does not count; those of the programs that it starts (the sandbox)
 are a line of their own.
 """
@@ -27,6 +27,7 @@ from tool_aware.console import run, say, table  # noqa: E402
 from tool_aware.evaluation import results  # noqa: E402
 from tool_aware.evaluation.report import output  # noqa: E402
 from tool_aware.evaluation.scoring.usable import ParameterJudge  # noqa: E402
+from tool_aware.units import MIB  # noqa: E402
 
 STAGES: tuple[tuple[Any, str, str], ...] = (
     (evaluate, "prepare", "checks, data, earlier answers"),
@@ -54,6 +55,7 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
 def main() -> int:
     """Run evaluate.py with its stages timed, and print the table."""
     spent: dict[str, float] = defaultdict(float)
+    peaks: dict[str, float] = {}  # of resident memory since the start of the process, at the end of a stage, in MiB
     running: list[float] = []  # of each stage that runs, the seconds of stages inside it
 
     def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -65,6 +67,7 @@ def main() -> int:
             finally:
                 took_s = time.process_time() - begun_s
                 spent[name] += took_s - running.pop()
+                peaks[name] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB, 1)
                 if running:
                     running[-1] += took_s
 
@@ -81,7 +84,7 @@ def main() -> int:
     of_programs = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent["programs, their own processes"] = of_programs.ru_utime + of_programs.ru_stime
     if file:
-        file.write_text(json.dumps({"imports": imports_s, **spent}), encoding="utf-8")
+        file.write_text(json.dumps({"seconds": {"imports": imports_s, **spent}, "peaks": peaks}), encoding="utf-8")
     rows = [["imports", f"{imports_s:.1f}"], *([name, f"{seconds:.1f}"] for name, seconds in spent.items())]
     say(table(["stage", "processor s"], [*rows, ["sum", f"{imports_s + sum(spent.values()):.1f}"]]))
     return 0

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 NEIGHBOURS = 5
+QUERIES_AT_ONCE = 5_000
+WORKING_MEMORY_MIB = 64  # of distances to training rows that are held at once; scikit-learn takes 1,024
 FEWEST_TRAINING_ROWS = 2 * NEIGHBOURS
 
 Choice = tuple[str, dict[str, float] | None]  # a tool and, where the baseline has them, the tools' probabilities
@@ -91,8 +93,15 @@ def nearest_neighbours(queries: Sequence[str], labels: Sequence[str]) -> Chooser
 
 
 def _classifier(model: Pipeline) -> Chooser:
+    from sklearn import config_context
+
     def choose(queries: Sequence[str]) -> list[Choice]:
-        rows = [dict(zip(model.classes_.tolist(), row, strict=True)) for row in model.predict_proba(queries).tolist()]
-        return [(max(row, key=row.__getitem__), row) for row in rows]
+        found: list[Choice] = []
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            with config_context(working_memory=WORKING_MEMORY_MIB):
+                shares = model.predict_proba(queries[start : start + QUERIES_AT_ONCE]).tolist()
+            rows = [dict(zip(model.classes_.tolist(), row, strict=True)) for row in shares]
+            found += [(max(row, key=row.__getitem__), row) for row in rows]
+        return found
 
     return choose

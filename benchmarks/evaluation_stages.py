@@ -3,9 +3,9 @@
     python evaluate.py --config config.real.yaml                       # once, so that the answers are there
     python benchmarks/evaluation_stages.py --config config.real.yaml
 
-Arguments are those of evaluate.py; `--stages-json FILE` behind them writes seconds and memory to a file. Seconds are those
-of this process, so that other work on the machine does not count; those of the programs that it starts (the sandbox)
-are a line of their own.
+Arguments are those of evaluate.py; `--stages-json FILE` behind them writes seconds and memory to a file. Seconds are
+those of this process, so that other work on the machine does not count; those of the programs that it starts (the
+sandbox) are a line of their own.
 """
 
 from __future__ import annotations

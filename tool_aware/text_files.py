@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +23,8 @@ from tool_aware.console import UserError
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
+
+_LINES_AT_ONCE = 10_000
 
 # First bytes of files, https://en.wikipedia.org/wiki/List_of_file_signatures
 _COMPRESSIONS: Mapping[bytes, tuple[str, Any]] = {
@@ -205,7 +208,9 @@ def read_text(
     path: Path, encoding: str | None = None, *, option: str | None = None, digest: Digest | None = None
 ) -> str:
     """Read a whole text file; see `lines_of`. Raises UserError for what is not text."""
-    return "".join(lines_of(path, encoding, option=option, digest=digest))
+    lines = lines_of(path, encoding, option=option, digest=digest)
+    parts = iter(lambda: "".join(islice(lines, _LINES_AT_ONCE)), "")  # a text as millions of lines takes twice its size
+    return "".join(parts)
 
 
 def parse_json(text: str | bytes) -> Any:

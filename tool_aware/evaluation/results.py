@@ -133,7 +133,7 @@ def assemble(
     with stage("reading reasonings"):
         read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
         judgements = {
-            name: with_reasoning_judged(judged, systems[name], test, read) for name, judged in judgements.items()
+            name: with_reasoning_judged(judgements.pop(name), systems[name], test, read) for name in list(judgements)
         }
     metrics = {
         name: replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -110,6 +111,8 @@ def _prediction(value: Any, kind: str | None, tools: Collection[str]) -> Predict
         found = checked_as(value, Prediction, where="")
     except UserError:
         return None
+    if found.scores:  # the names are the same object in all answers
+        found = replace(found, scores={sys.intern(name): score for name, score in found.scores.items()})
     if kind == "choice":
         return found if found.scores and (not tools or found.scores.keys() == set(tools)) else None
     return found if kind is None or found.text is not None else None

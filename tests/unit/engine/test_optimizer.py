@@ -1,4 +1,4 @@
-"""The flat optimizer where its neighbours expect an ordinary one."""
+"""The flat optimizer: its steps are those of torch, also where its neighbours expect an ordinary one."""
 
 from __future__ import annotations
 
@@ -40,3 +40,55 @@ def test_a_gradient_scaler_unscales_the_flat_gradient_and_skips_infinite_ones(fu
         scaler.step(optimizer)
         scaler.update()
         assert torch.equal(before, parameters[0]) != moves
+
+
+def test_sixteen_bit_adapters_keep_a_float32_master():
+    torch.manual_seed(0)
+    start = torch.randn(8, 8)
+    exact, rounded = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.bfloat16())
+    reference = torch.optim.AdamW([exact], lr=1e-4, weight_decay=0.0)
+    ours = FlatAdamW([rounded], lr=1e-4, weight_decay=0.0)
+    begin = ours.param_groups[0]["params"][0].clone()
+    for _ in range(20):
+        exact.grad = torch.ones(8, 8)
+        rounded.grad = torch.ones(8, 8, dtype=torch.bfloat16)
+        reference.step()
+        ours.step()
+    moved = (ours.param_groups[0]["params"][0] - begin).view(8, 8)
+    torch.testing.assert_close(moved, exact.detach() - start, rtol=1e-3, atol=1e-7)
+    assert rounded.dtype == torch.bfloat16
+
+
+def test_the_flat_optimizer_steps_like_torchs_own():
+    torch.manual_seed(0)
+    shapes = [(3, 4), (5,), (2, 2)]
+    ours, theirs = (
+        [torch.nn.Parameter(torch.arange(1.0, 1 + torch.Size(s).numel()).view(s)) for s in shapes] for _ in "ab"
+    )
+    flat, reference = FlatAdamW(ours, lr=0.1, weight_decay=0.01), torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.01)
+    for _ in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            gradient = torch.randn_like(b)
+            a.grad.copy_(gradient)
+            b.grad = gradient.clone()
+        norms = clip_gradients_([flat.collect_gradients()], 1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        torch.testing.assert_close(*norms)
+        flat.step()
+        reference.step()
+        flat.zero_grad(set_to_none=True)
+        assert all((a.grad == 0).all() for a in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_master_survives_saving_and_loading(tmp_path):
+    parameter = torch.nn.Parameter(torch.randn(8).bfloat16())
+    optimizer = FlatAdamW([parameter], lr=1e-3)
+    parameter.grad.fill_(1)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    restored = torch.nn.Parameter(torch.zeros(8).bfloat16())
+    other = FlatAdamW([restored], lr=1e-3)
+    other.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    torch.testing.assert_close(other.param_groups[0]["params"][0], optimizer.param_groups[0]["params"][0])
+    torch.testing.assert_close(restored, parameter)

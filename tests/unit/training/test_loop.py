@@ -1,85 +1,23 @@
-"""The loop: effective batches, the meaning of the loss, validation, and what happens when a step goes wrong."""
+"""The loop: the meaning of the loss, validation, and what happens when a step goes wrong."""
 
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
 
 import pytest
 import torch
 
-from tool_aware.config.settings import Config
 from tool_aware.console import Interrupted
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.micro_step import MicroStep
-from tool_aware.engine.optimizer import FlatAdamW, clip_gradients_
 from tool_aware.training.loop import NotFiniteError, TrainingLoop
-from tool_aware.training.schedule import MicroBatches, Schedule, learning_rate_at
 from tool_aware.training.stop_signals import StopSignals
 from tool_aware.training.validation import choose_adapter
 
 
 def adapter_of(loop: TrainingLoop) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in loop.model.parameters() if p.requires_grad])
-
-
-def test_every_row_is_seen_once_an_epoch_in_an_order_that_the_seed_decides():
-    batches = MicroBatches(10, 4, seed=1)
-    epochs = []
-    for first_step in (0, 3):
-        epochs.append([rows for step in range(first_step, first_step + 3) for rows in batches.of_step(step)])
-        assert sorted(row for rows in epochs[-1] for row in rows) == list(range(10))
-    assert epochs[0] != epochs[1]
-    assert [MicroBatches(10, 4, seed=1).of_step(step)[0] for step in range(3)] == epochs[0]
-
-
-def test_a_step_takes_the_rows_of_its_micro_batches_and_the_last_of_an_epoch_what_is_left():
-    whole, split = MicroBatches(10, 4, seed=1), MicroBatches(10, 2, seed=1, accumulation=2)
-    assert [len(split.of_step(step)) for step in range(4)] == [2, 2, 1, 2]
-    for step in range(6):
-        assert [[row for rows in split.of_step(step) for row in rows]] == whole.of_step(step)
-    assert [split.epochs_at(step) for step in range(4)] == [0, 0.4, 0.8, 1]
-
-
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
-@pytest.mark.parametrize("warmup_ratio", [0.0, 0.25])
-def test_learning_rates_are_those_of_transformers(config, kind, warmup_ratio):
-    from transformers import get_scheduler
-
-    training = config.training.model_copy(update={"lr_scheduler_type": kind, "warmup_ratio": warmup_ratio})
-    schedule = Schedule(examples=80, effective_batch=8, steps_per_epoch=10, steps=20)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=training.learning_rate)
-    scheduler = get_scheduler(kind, optimizer, int(warmup_ratio * 20), 20)
-    for step in range(20):
-        assert learning_rate_at(step, training, schedule) == scheduler.get_last_lr()[0]
-        optimizer.step()
-        scheduler.step()
-
-
-def test_processes_share_an_effective_batch_between_them():
-    alone = MicroBatches(10, 4, seed=1)
-    shared = [MicroBatches(10, 2, seed=1, rank=rank, processes=2) for rank in range(2)]
-    for step in range(3):
-        assert sorted(shared[0].of_step(step)[0] + shared[1].of_step(step)[0]) == sorted(alone.of_step(step)[0])
-
-
-def test_processes_get_packs_of_nearly_equal_length():
-    generator = random.Random(0)
-    lengths = [generator.randrange(30, 300) for _ in range(640)]
-    shares = [MicroBatches(640, 32, seed=1, rank=rank, processes=2, lengths=lengths) for rank in range(2)]
-    for index in range(10):
-        first, second = (sum(lengths[row] for row in share.of_step(index)[0]) for share in shares)
-        assert abs(first - second) < 0.02 * first
-
-
-def test_no_row_is_taken_twice_where_there_are_fewer_rows_than_processes():
-    shared = [MicroBatches(9, 1, seed=1, rank=rank, processes=4) for rank in range(4)]
-    assert [len(shared[rank].of_step(2)[0]) for rank in range(4)] == [1, 0, 0, 0]
-
-
-def test_the_schedule_counts_the_last_partial_batch(config: Config):
-    assert Schedule.of(config, 81) == Schedule(examples=81, effective_batch=8, steps_per_epoch=11, steps=33)
 
 
 @pytest.mark.parametrize("packing", ["prefix", "block", "none"])
@@ -424,55 +362,3 @@ def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finit
 def _holds(packed: object, completion: list[int]) -> bool:
     labels = packed.labels.tolist()
     return any(labels[i : i + len(completion)] == completion for i in range(len(labels)))
-
-
-def test_sixteen_bit_adapters_keep_a_float32_master():
-    torch.manual_seed(0)
-    start = torch.randn(8, 8)
-    exact, rounded = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.bfloat16())
-    reference = torch.optim.AdamW([exact], lr=1e-4, weight_decay=0.0)
-    ours = FlatAdamW([rounded], lr=1e-4, weight_decay=0.0)
-    begin = ours.param_groups[0]["params"][0].clone()
-    for _ in range(20):
-        exact.grad = torch.ones(8, 8)
-        rounded.grad = torch.ones(8, 8, dtype=torch.bfloat16)
-        reference.step()
-        ours.step()
-    moved = (ours.param_groups[0]["params"][0] - begin).view(8, 8)
-    torch.testing.assert_close(moved, exact.detach() - start, rtol=1e-3, atol=1e-7)
-    assert rounded.dtype == torch.bfloat16
-
-
-def test_the_flat_optimizer_steps_like_torchs_own():
-    torch.manual_seed(0)
-    shapes = [(3, 4), (5,), (2, 2)]
-    ours, theirs = (
-        [torch.nn.Parameter(torch.arange(1.0, 1 + torch.Size(s).numel()).view(s)) for s in shapes] for _ in "ab"
-    )
-    flat, reference = FlatAdamW(ours, lr=0.1, weight_decay=0.01), torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.01)
-    for _ in range(5):
-        for a, b in zip(ours, theirs, strict=True):
-            gradient = torch.randn_like(b)
-            a.grad.copy_(gradient)
-            b.grad = gradient.clone()
-        norms = clip_gradients_([flat.collect_gradients()], 1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
-        torch.testing.assert_close(*norms)
-        flat.step()
-        reference.step()
-        flat.zero_grad(set_to_none=True)
-        assert all((a.grad == 0).all() for a in ours)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_the_master_survives_saving_and_loading(tmp_path):
-    parameter = torch.nn.Parameter(torch.randn(8).bfloat16())
-    optimizer = FlatAdamW([parameter], lr=1e-3)
-    parameter.grad.fill_(1)
-    optimizer.step()
-    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
-    restored = torch.nn.Parameter(torch.zeros(8).bfloat16())
-    other = FlatAdamW([restored], lr=1e-3)
-    other.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
-    torch.testing.assert_close(other.param_groups[0]["params"][0], optimizer.param_groups[0]["params"][0])
-    torch.testing.assert_close(restored, parameter)

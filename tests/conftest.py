@@ -20,6 +20,7 @@ pytest_plugins = [
     "tests.fixtures.changed_tokenizer",
     "tests.fixtures.evaluate_script",
     "tests.fixtures.nvidia_driver",
+    "tests.fixtures.postgres",
     "tests.fixtures.quantized_model",
     "tests.fixtures.tiny_model",
     "tests.fixtures.training",

@@ -21,7 +21,6 @@ from tool_aware.console import GateFailed
 from tool_aware.database import is_listening
 from tool_aware.dataset.split_check import check_split
 from tool_aware.dataset.splitting import Leak, Split
-from tool_aware.demo.postgres_server import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log
 from tool_aware.files import sha256_of
 from tool_aware.manifest import read_manifest
@@ -135,10 +134,10 @@ def test_a_database_that_was_named_and_does_not_answer_ends_the_stage(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_logged_rows_are_used_counted_and_free_of_personal_data(tmp_path: Path) -> None:
-    with embedded_postgres("cipher_analytics", "cipher") as variables:
-        fill_query_log(variables, count=400)
-        result = prepare(*SMALL, "--require-database", folder=tmp_path, **variables)
+def test_logged_rows_are_used_counted_and_free_of_personal_data(tmp_path: Path, new_database) -> None:
+    variables = new_database("cipher_analytics", "cipher")
+    fill_query_log(variables, count=400)
+    result = prepare(*SMALL, "--require-database", folder=tmp_path, **variables)
     assert result.returncode == 0, result.stderr
     counts = read_manifest(tmp_path)["counts"]
     assert counts["source"]["query_log"] > 50

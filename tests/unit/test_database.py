@@ -27,7 +27,6 @@ from tool_aware.console import Fallbacks, UserError
 from tool_aware.database import DatabaseUnreachable, begin, connect_to_database, is_listening
 from tool_aware.dataset.logged import read_log
 from tool_aware.dataset.query_log import read_query_log
-from tool_aware.demo.postgres_server import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log
 from tool_aware.monitor.checks import check_database
 
@@ -203,10 +202,10 @@ def test_only_without_any_variable_the_stage_goes_on(config: Config, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
-    with embedded_postgres("cipher_analytics", "cipher") as variables:
-        fill_query_log(variables, count=300, seed=3)
-        yield variables
+def server(new_database) -> dict[str, str]:
+    variables = new_database("cipher_analytics", "cipher")
+    fill_query_log(variables, count=300, seed=3)
+    return variables
 
 
 @pytest.mark.parametrize(

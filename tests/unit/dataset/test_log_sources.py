@@ -7,17 +7,17 @@ import csv
 import gzip
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pyarrow
 import pyarrow.parquet
 import pytest
 from psycopg2.extras import execute_values
 
+from tests.fixtures.postgres import connected
 from tool_aware.config.data_sections import DatabaseSection
 from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.settings import Config
@@ -29,31 +29,21 @@ from tool_aware.dataset.log_records import LogRecord
 from tool_aware.dataset.logged import read_log
 from tool_aware.dataset.newest_first import newest_first
 from tool_aware.dataset.query_log import read_query_log
-from tool_aware.demo.postgres_server import embedded_postgres
 
 COLUMNS = ("id", "query_text", "tool_used", "success", "result_quality", "timestamp", "session_id", "error_message")
 START = datetime(2026, 3, 1, 9, 0)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
-    with embedded_postgres("agent", "reader") as variables:
-        with contextlib.closing(connected(variables, "postgres", "postgres")) as admin:
-            admin.autocommit = True
-            admin.cursor().execute(
-                "CREATE DATABASE plain_bytes OWNER reader ENCODING 'SQL_ASCII' TEMPLATE template0"
-                " LC_COLLATE 'C' LC_CTYPE 'C'"
-            )
-        yield variables
-
-
-def connected(variables: Mapping[str, str], database: str | None = None, user: str | None = None) -> Any:
-    return psycopg2.connect(
-        host=variables["POSTGRES_HOST"],
-        port=variables["POSTGRES_PORT"],
-        dbname=database or variables["POSTGRES_DB"],
-        user=user or variables["POSTGRES_USER"],
-    )
+def server(new_database) -> dict[str, str]:
+    variables = new_database("agent", "reader")
+    with contextlib.closing(connected(variables, "postgres", "postgres")) as admin:
+        admin.autocommit = True
+        admin.cursor().execute(
+            "CREATE DATABASE plain_bytes OWNER reader ENCODING 'SQL_ASCII' TEMPLATE template0"
+            " LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    return variables
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,16 +21,15 @@ from tool_aware.dataset.curation import code_in, curate, derive_parameters
 from tool_aware.dataset.log_files import read_log_file
 from tool_aware.dataset.log_findings import LogFindings
 from tool_aware.dataset.query_log import LogRecord, read_query_log
-from tool_aware.demo.postgres_server import embedded_postgres
 from tool_aware.demo.sample_log import fill_query_log, route_by_keywords, sample_query_log
 from tool_aware.tools import Tool
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
-    with embedded_postgres("cipher_analytics", "cipher") as variables:
-        fill_query_log(variables, count=700, seed=3)
-        yield variables
+def server(new_database) -> dict[str, str]:
+    variables = new_database("cipher_analytics", "cipher")
+    fill_query_log(variables, count=700, seed=3)
+    return variables
 
 
 @pytest.fixture

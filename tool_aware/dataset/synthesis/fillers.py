@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from tool_aware.dataset.synthesis.pools import pools
+from tool_aware.dataset.synthesis.frames import fill, fill_known
+from tool_aware.dataset.synthesis.pools import pools, steps
 
 _LIST_STYLES = (", ", ", ", ", ", " ", "; ", ",", " and ")
 _LIST_STYLES_OF_COMMA_NUMBERS = ("; ", " ", " / ", " and ")
@@ -40,7 +41,8 @@ def draw(spec: object, random_: random.Random, language: str = "en") -> Value:
     `{text: [low, high]}`, so many pasted clauses; `{sentences: [low, high]}`, the same with full stops;
     `{table: [SPEC for each column], head: TEXT, rows: [low, high]}`, perhaps with `mark: TEXT` between the cells;
     `{priced: NAME of a pool, numbers: SPEC, count: [low, high]}`, things with their prices; `{durations: [low, high]}`,
-    so many times such as 7:45. Raises ValueError for anything else.
+    so many times such as 7:45; `{steps: NAME in steps.yaml, count: [low, high]}`, so many steps and a last one, a line
+    of the program each, perhaps with `indent: N`. Raises ValueError for anything else.
     """
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         text = str(random_.choice(spec))
@@ -136,6 +138,23 @@ def _durations(spec: Mapping[str, Any], random_: random.Random, language: str) -
     return Value(text, f"[{', '.join(f'{hours} * 60 + {minutes}' for hours, minutes in times)}]")
 
 
+def _steps(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    """Return steps as a person names them one after the other, and the lines that do them."""
+    among = steps()[spec["steps"]]
+    language = language if language in among["last"][0]["say"] else "en"
+    chosen = random_.sample(among["steps"], random_.randint(*spec["count"]))
+    needs_some = not any(step.get("may_empty") for step in chosen)
+    chosen.append(random_.choice([one for one in among["last"] if needs_some or not one.get("needs_some")]))
+    said, lines = "", []
+    for step in chosen:
+        values = {slot: draw(one, random_, language) for slot, one in step.get("slots", {}).items()}
+        text = fill(random_.choice(step["say"][language]), {slot: value.text for slot, value in values.items()})
+        said += (random_.choice(steps()["then"][language]) if said else "") + text
+        code = fill_known(step["code"], {slot: value.code for slot, value in values.items()})
+        lines.append(" " * spec.get("indent", 0) + code)
+    return Value(said, "\n".join(lines))
+
+
 def _sentences(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     sentences = random_.sample(_texts(language), random_.randint(*spec["sentences"]))
     return pasted(" ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences))
@@ -182,7 +201,7 @@ def pasted(text: str) -> Value:
 
 
 _KINDS = {
-    "priced": _priced,
+    "steps": _steps, "priced": _priced,
     "choose": _choose, "verbatim": _verbatim, "int": _int, "decimal": _decimal, "amount": _amount, "numbers": _numbers,
     "words": _words, "date": _date,
     "pool": _one_of_pool, "text": _text, "table": _table, "durations": _durations, "sentences": _sentences,

@@ -1,4 +1,4 @@
-"""Loads what fillers are drawn from, content/pools.yaml: words, sentences, and how languages write numbers."""
+"""Loads what fillers are drawn from: words, how languages write numbers (pools.yaml), program steps (steps.yaml)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from typing import Any
 import yaml
 
 POOLS_FILE = Path(__file__).parent / "content" / "pools.yaml"
+STEPS_FILE = POOLS_FILE.with_name("steps.yaml")
 
 
 @cache
 def pools() -> Mapping[str, Any]:
     """Return the content of pools.yaml."""
+    return _read(POOLS_FILE)
+
+
+@cache
+def steps() -> Mapping[str, Any]:
+    """Return the content of steps.yaml: the lines that programs are put together from."""
+    return _read(STEPS_FILE)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(POOLS_FILE.read_text(encoding="utf-8"), Loader=loader)  # safe loaders only: plain values
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # safe loaders only: plain values

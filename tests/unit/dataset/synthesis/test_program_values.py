@@ -14,12 +14,14 @@ from fractions import Fraction
 
 import pytest
 
+from tests.unit.dataset.synthesis.expected_steps import done
 from tests.unit.dataset.synthesis.expected_values import AS_IN_THE_QUERY, EXPECTED
 from tests.unit.dataset.synthesis.other_ways import Expected
 from tool_aware.dataset.synthesis import fillers
 from tool_aware.dataset.synthesis.content import Content, Frame, load_content
 from tool_aware.dataset.synthesis.frames import Expansion, fill_known
 from tool_aware.dataset.synthesis.generator import rounded
+from tool_aware.dataset.synthesis.pools import steps
 
 DRAWS = 6
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -75,7 +77,7 @@ def _is_same(shown: str, wanted: float) -> bool:
 
 
 def test_every_kind_of_program_prints_the_value_worked_out_in_another_way(content: Content) -> None:
-    kinds = dict(kinds_of_programs(content))
+    kinds = {name: frame for name, frame in kinds_of_programs(content) if "steps" not in (frame.slots or {})}
     assert len(kinds) >= 420
     assert kinds.keys() - AS_IN_THE_QUERY <= EXPECTED.keys()
     for name, frame in kinds.items():
@@ -87,6 +89,33 @@ def test_every_kind_of_program_prints_the_value_worked_out_in_another_way(conten
             code = fill_known(str(frame.code), {slot: value.code for slot, value in drawn.items()})
             wanted = expected(name, {slot: value_of(value.code) for slot, value in drawn.items()})
             assert is_printed(printed_by(code), wanted), f"{name}: {printed_by(code)!r}, not {wanted!r}\n{code}"
+
+
+def test_steps_one_after_the_other_come_to_what_their_words_say(content: Content) -> None:
+    """The program is run; the words of the query are done by hand, whatever the program says."""
+    frames = [frame for name, frame in kinds_of_programs(content) if "steps" in (frame.slots or {})]
+    assert len(frames) == 16
+    shapes = set()
+    for frame in frames:
+        slots = dict(frame.slots or {})
+        for draw in range(40):
+            random_ = random.Random(f"steps/{frame.id}/{draw}")
+            drawn = {slot: fillers.draw(spec, random_, "en") for slot, spec in slots.items()}
+            code = fill_known(str(frame.code), {slot: value.code for slot, value in drawn.items()})
+            kind, said = slots["steps"]["steps"], drawn["steps"].text
+            first = value_of(next(value.code for slot, value in drawn.items() if slot != "steps"))
+            start = Fraction(str(first)) if kind in ("of_a_number", "of_an_amount") else first
+            wanted = done(kind, start, said, times=int(drawn["n"].code) if "n" in drawn else 1)
+            assert is_printed(printed_by(code), wanted), f"{said}: {printed_by(code)!r}, not {wanted!r}\n{code}"
+            shapes.add(re.sub(r"\d+", "", code.partition("\n")[2]))
+    assert len(shapes) > 300  # of 640: hardly one is there twice
+
+
+def test_steps_are_named_in_all_languages_of_their_first_and_each_can_be_drawn() -> None:
+    for kind, parts in list(steps().items())[1:]:
+        languages = {frozenset(step["say"]) for step in [*parts["steps"], *parts["last"]]}
+        assert len(languages) == 1, kind
+        assert next(iter(languages)) <= steps()["then"].keys()
 
 
 def test_a_wrong_program_would_be_found() -> None:

@@ -64,13 +64,14 @@ class _Instruction:
 class Row:
     """One example as the JSON files hold it; `metadata` has at least `source` and `tool`."""
 
-    instruction: _Instruction = _Instruction()
+    if TYPE_CHECKING:
+        _head: ClassVar[str]  # the two parts of the instruction
+        _question: ClassVar[str]
+        instruction: str
+    else:
+        instruction: str = _Instruction()
     response: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    if TYPE_CHECKING:  # the two parts of the instruction
-        _head: ClassVar[str]
-        _question: ClassVar[str]
 
     @property
     def question(self) -> tuple[str, tuple[Turn, ...]]:

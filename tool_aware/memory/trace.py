@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
@@ -195,6 +195,10 @@ class _AttentionBuffers:
         shared = key[: self._prefix_tokens].clone(), value[: self._prefix_tokens].clone()
         through_prefix = self._backward(query, shared[0], segments=2)
         return own[0], through_prefix[0], own[1], own[2]
+
+    def behind(self, key: torch.Tensor, value: torch.Tensor) -> NoReturn:
+        """Refuse: training keeps no keys before a pack."""
+        raise NotImplementedError
 
     @staticmethod
     def _forward(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,8 +15,8 @@ from tool_aware.console import UserError
 from tool_aware.demo.__main__ import main
 
 SHRINK = (
-    "--logged-queries=800", "--pretraining-steps=40", "--set=training.max_steps=30",
-    "--set=dataset.synthetic_per_tool=40", "--set=evaluation.max_new_tokens=48",
+    "--logged-queries=800", "--pretraining-steps=12", "--set=training.max_steps=12",
+    "--set=dataset.synthetic_per_tool=40", "--set=evaluation.max_new_tokens=24",
 )  # fmt: skip
 # `python -m tool_aware.demo`, which starts its scripts with an interpreter that has the libraries.
 START = """
@@ -103,7 +103,7 @@ def test_each_manifest_vouches_for_what_the_stage_before_left(demo):
     folder, _ = demo
     prepared, trained = (json.loads((folder / name / "manifest.json").read_text()) for name in ("data", "output"))
     assert prepared["outputs"]["train.json"] in trained["inputs"].values()
-    assert trained["steps"] == 30
+    assert trained["steps"] == 12
 
 
 def test_the_merged_model_loads_by_itself(demo):

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _follow_ups import load_conversations, load_two_requests
 from _follow_ups_tables import markdown
+from _options import add_run_options
 from _random_mistral import environment, results_file
 from _real_model import Material, Run, perform_all, perform_in_child
 from dataset_probe import PROBES, Labelled, labelled, load_probe, without_lookalikes
@@ -96,16 +97,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", type=Path, metavar="DIR", help="folder of an instruct model and its tokenizer")
-    add("--parts", default=",".join(PARTS), metavar="A,B", help=f"which parts: {', '.join(PARTS)}")
-    add("--seeds", type=int, default=3, metavar="N", help="trainings of each kind (default: 3)")
+    add_run_options(parser, PARTS)
     add("--steps", type=int, metavar="N", help="train so many steps instead of 3 epochs: for a trial on a CPU")
     add("--tests", type=int, metavar="N", help="the first N rows of each set: for a trial on a CPU")
     add("--side-by-side", type=int, default=3, metavar="N", help="runs on the card at once (default: 3)")
-    add("--seconds", type=float, default=1e9, metavar="S", help="begin no run after so long")
-    add("--tiny", action="store_true", help="a few rows; without --model on a tiny random model")
-    add("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
-    add("--markdown", type=Path, metavar="FILE", help="print the tables of these results and stop")
     return parser.parse_args(argv)
 
 

@@ -41,6 +41,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from _options import add_run_options
 from _parameters import (
     answer_under_right_tool,
     copied,
@@ -130,18 +131,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", type=Path, metavar="DIR", help="folder of an instruct model and its tokenizer")
-    add("--parts", default=",".join(PARTS), metavar="A,B", help=f"which parts: {', '.join(PARTS)}")
-    add("--seeds", type=int, default=3, metavar="N", help="trainings of each kind (default: 3)")
+    add_run_options(parser, PARTS)
     add("--steps", type=int, metavar="N", help="train so many steps instead of 3 epochs: for a trial on a CPU")
     add("--set", action="append", default=[], metavar="K=V", help="other settings of config.yaml, such as more rows")
     add("--tests", type=int, metavar="N", help="N rows of each set, spread evenly: for a trial on a CPU")
     add("--side-by-side", type=int, default=7, metavar="N", help="runs on the card at once (default: 7)")
-    add("--seconds", type=float, default=1e9, metavar="S", help="begin no run after so long")
-    add("--tiny", action="store_true", help="a few rows; without --model on a tiny random model")
     add("--run-unisolated", action="store_true", help="run programs also where the kernel does not isolate them")
-    add("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
-    add("--markdown", type=Path, metavar="FILE", help="print the tables of these results and stop")
     add("--judge-again", type=Path, metavar="FILE", help="judge the answers of these results again and stop")
     add("--read", type=Path, metavar="FILE", help="print queries, references and answers of these results and stop")
     add("--run", default="tuned-seed-1", metavar="NAME", help="whose answers --read prints (default: tuned-seed-1)")

@@ -42,6 +42,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from _options import add_run_options
 from _random_mistral import REPOSITORY, environment, results_file
 from _real_model import PROBE, Material, Run, drawn, perform_all, perform_in_child
 from _real_model_tables import markdown
@@ -97,16 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, metavar="DIR", help="folder of an instruct model and its tokenizer")
-    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help=f"which parts: {', '.join(PARTS)}")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each kind (default: 3)")
+    add_run_options(parser, PARTS)
     parser.add_argument(
         "--side-by-side", type=int, default=4, metavar="N", help="runs on the card at once (default: 4)"
     )
-    parser.add_argument("--seconds", type=float, default=1e9, metavar="S", help="begin no run after so long")
-    parser.add_argument("--tiny", action="store_true", help="a few rows; without --model on a tiny random model")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the tables of these results and stop")
     return parser.parse_args(argv)
 
 

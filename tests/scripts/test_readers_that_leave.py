@@ -14,6 +14,7 @@ import pytest
 
 from tests.fixtures.evaluate_script import command_line
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import warm_python
 
 PIPES = ["2>&1 | head -1", "2>&1 | true", "| true", ">&- 2>&-"]
 
@@ -37,7 +38,7 @@ def test_a_failed_gate_stays_one(tiny_model_dir, adapter, evaluation_data_dir, g
     answers = ["Tool: direct_chat\nParameters: {}\nReasoning: x."] * 16
     gold_answers.write_text(json.dumps(answers))
     options = ["--predictions", gold_answers, "--min", "accuracy=0.99"]
-    words = [sys.executable, *command_line(tiny_model_dir, adapter, evaluation_data_dir, tmp_path / "r", *options)]
+    words = [*warm_python(), *command_line(tiny_model_dir, adapter, evaluation_data_dir, tmp_path / "r", *options)]
     code, messages = code_of(words, pipe)
     assert code == 3
     assert "Traceback" not in messages
@@ -54,7 +55,7 @@ def test_data_is_made_to_the_end(tmp_path, pipe):
         "dataset.use_query_log=false",
     )
     settings = (*small, f"dataset.dir={tmp_path / 'data'}")
-    words = [sys.executable, "prepare_dataset.py", *(part for setting in settings for part in ("--set", setting))]
+    words = [*warm_python(), "prepare_dataset.py", *(part for setting in settings for part in ("--set", setting))]
     code, messages = code_of(words, pipe)
     assert code == 0
     assert "Traceback" not in messages
@@ -71,7 +72,7 @@ def test_a_model_is_trained_to_the_end(tiny_model_dir, toy_data_dir, tmp_path, p
         "logging.logging_steps": 1,
         "logging.tensorboard": "false",
     }
-    words = [sys.executable, "train_tool_aware.py", "--skip-final-model"]
+    words = [*warm_python(), "train_tool_aware.py", "--skip-final-model"]
     words += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     code, messages = code_of(words, pipe)
     assert code == 0, messages

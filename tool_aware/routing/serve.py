@@ -116,6 +116,7 @@ def _serve(router: Router, listener: socket.socket, options: argparse.Namespace,
     serving = Serving(options.model_name, options.deadline_s, options.at_once, key, options.any_tools)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
+    listener.listen()  # who reads the address in the next line may ask at once
     say(f"serving {', '.join(router.tools.names)} as model {serving.model!r} at http://{shown}:{port}/v1")
     config = uvicorn.Config(
         make_app(router, serving),

@@ -42,8 +42,12 @@ class StopSignals:
             raise Interrupted(signum)
         self.received = signum
         hint = "" if _is_launched() else " (again to stop at once)"
+        message = f"{signal.Signals(signum).name}: {self._answer()}{hint}"
         with contextlib.suppress(OSError):  # the terminal may be gone
-            say(f"{signal.Signals(signum).name}: {self._answer()}{hint}")
+            try:
+                say(message)
+            except RuntimeError:  # it came while a line was being written, which must not be begun again inside
+                os.write(2, f"{message}\n".encode())
 
 
 def _is_launched() -> bool:

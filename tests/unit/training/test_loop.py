@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -262,6 +265,18 @@ def test_a_signal_is_answered_with_what_will_happen(make_loop, monkeypatch, caps
     with pytest.raises(Interrupted) if step == 1 else contextlib.nullcontext():
         loop.run()
     assert f"SIGTERM: {told}" in capsys.readouterr().err
+
+
+def test_a_signal_that_comes_while_a_line_is_being_written_is_answered_all_the_same(monkeypatch, capfd):
+    class Busy(io.StringIO):
+        def write(self, text: str) -> int:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name=2>")
+
+    monkeypatch.setattr(sys, "stderr", Busy())
+    with StopSignals(lambda: "saving") as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.received == signal.SIGTERM
+    assert "SIGTERM: saving" in capfd.readouterr().err
 
 
 def test_a_second_signal_stops_at_once_unless_a_launcher_passes_on_what_slurm_has_sent_to_all(monkeypatch):

@@ -31,6 +31,7 @@ from tool_aware.config.settings import Config, load_config
 from tool_aware.config.yaml_file import path_override
 from tool_aware.console import Fallbacks, Progress, duration, heading, run, say, table
 from tool_aware.files import unchanged
+from tool_aware.library_imports import load_no_models
 from tool_aware.paths import DATASET_REPORT_NAME, IMPORTED_CONFIG_NAME, PARAPHRASES_NAME
 from tool_aware.rows import SPLITS
 from tool_aware.stage_times import begin_run, stages_in_words
@@ -105,9 +106,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     parser = script_parser(__doc__)
     add_config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="rename data files that are not this script's, or were edited"
-    )
+    foreign = "rename data files that are not this script's, or were edited"
+    parser.add_argument("--overwrite", action="store_true", help=foreign)
     parser.add_argument("--require-database", action="store_true", help="fail if the query log cannot be read")
     export = "a JSONL, CSV or Parquet export instead of the database"
     parser.add_argument("--logs", type=path_argument, metavar="FILE", help=export)
@@ -118,9 +118,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     unisolated = "run programs of paraphrases without a sandbox where this machine has none (docs/SECURITY.md)"
     parser.add_argument("--run-unisolated", action="store_true", help=unisolated)
     only = parser.add_mutually_exclusive_group()
-    only.add_argument(
-        "--check", type=path_argument, metavar="PATH", help="check a data file, or a folder of them, and stop"
-    )
+    checked = "check a data file, or a folder of them, and stop"
+    only.add_argument("--check", type=path_argument, metavar="PATH", help=checked)
     convert = "convert conversations with tool calls, BFCL or xLAM: JSON Lines, Parquet, CSV, or a dataset of the Hub"
     only.add_argument("--import", type=path_argument, dest="import_path", metavar="PATH", help=convert)
     bfcl = "BFCL's answers (default: possible_answer/ beside PATH)"
@@ -297,4 +296,5 @@ def check_files(path: Path, config: Config, environment: Environment, options: O
 
 
 if __name__ == "__main__":
+    load_no_models()
     run(main)

@@ -38,8 +38,9 @@ from tool_aware.config.options import (
 )
 from tool_aware.config.settings import load_config
 from tool_aware.console import Fallbacks, UserError, duration, heading, run, say
+from tool_aware.library_imports import import_libraries
 from tool_aware.paths import ADAPTER_FOLDER, FINAL_MODEL_FOLDER
-from tool_aware.stage_times import begin_run, import_libraries, stage, stages_in_words
+from tool_aware.stage_times import begin_run, stage, stages_in_words
 from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.data import encode_data, read_data
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
@@ -137,7 +138,7 @@ def plan(options: Options, processes: Processes) -> Job:
     check_output_dir(config, options.wish)
     with stage("reading rows"):
         data, test = read_data(config, fallbacks)
-    import_libraries("torch", "transformers")
+    import_libraries("torch", "transformers", "transformers.modeling_utils")
     check_model_available(model.name, revision=model.revision, hf_token=token)
     check_windows(model)
     config = with_lora_of(options.adapter, config) if options.adapter else config

@@ -30,6 +30,7 @@ FLOORS = {
             "sandboxed",
             "streams",
             "stage_times",
+            "library_imports",
             "transaction",
             "chat_server",
             "paths",

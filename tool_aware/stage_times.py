@@ -7,8 +7,6 @@ is still queued when a stage ends counts to the stage that waits for it.
 from __future__ import annotations
 
 import contextlib
-import gc
-import importlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -108,23 +106,6 @@ def stage(name: str) -> Iterator[None]:
     """Count the time until the end of the block to a stage of the run; as a decorator, that of each call."""
     with _run.stage(name):
         yield
-
-
-@stage(IMPORTS)
-def import_libraries(*names: str) -> None:
-    """Import heavy libraries now, which would else be counted to the first stage that needs them.
-
-    Garbage is not collected meanwhile: nothing of a module is garbage, and looking for it takes a sixth of the time.
-    """
-    was_collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for name in names:
-            importlib.import_module(name)
-    finally:
-        gc.freeze()  # modules are not looked at again
-        if was_collecting:
-            gc.enable()
 
 
 def stages_as_dict() -> dict[str, dict[str, float]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.chat_format import MISTRAL_TEMPLATE, chat_format
 from tool_aware.console import UserError
+from tool_aware.library_imports import import_transformers
 from tool_aware.paths import MODEL_CONFIG_NAME, TOKENIZER_CONFIG_NAME
 from tool_aware.text_files import read_json_text, text_format
 
@@ -35,6 +36,7 @@ def load_tokenizer(
     Raises UserError if there is no tokenizer, it cannot be read, it has no chat template that `chat_format` can use,
     or it has more tokens than the model.
     """
+    import_transformers()
     from transformers import AutoTokenizer
     from transformers.utils.hub import cached_file
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 
-from tool_aware.stage_times import IMPORTS, Spent, StageTimes, import_libraries
+from tool_aware.stage_times import IMPORTS, Spent, StageTimes
 
 
 class Clock:
@@ -58,11 +56,3 @@ def test_a_stage_that_fails_is_counted():
     with pytest.raises(ZeroDivisionError):
         fail()
     assert times.all()["merging"].seconds == 1.0
-
-
-def test_garbage_is_collected_again_after_imports():
-    import_libraries("json")
-    assert gc.isenabled()
-    with pytest.raises(ModuleNotFoundError):
-        import_libraries("no_such_library")
-    assert gc.isenabled()

@@ -31,10 +31,10 @@ from tool_aware.evaluation.tool_changes import Earlier, earlier_tools, warning_o
 from tool_aware.files import sha256_of
 from tool_aware.inference.constrained import AnswerGrammar, readable_schemas
 from tool_aware.inference.grammar_check import check_references
+from tool_aware.library_imports import import_libraries
 from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
 from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.secret_values import without_login
-from tool_aware.stage_times import import_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,78 @@
+"""Heavy libraries imported without what a process does not need of them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.fixtures.repository import REPOSITORY
+from tool_aware.library_imports import compiled_at_first_call, import_libraries
+
+TOKENISE = """
+import json, sys
+from tool_aware.library_imports import load_no_models
+if sys.argv[2] == "no models":
+    load_no_models()
+from tool_aware.chat_format import encode_prompt
+from tool_aware.tokenizer import load_tokenizer
+ids = encode_prompt(load_tokenizer(sys.argv[1]), "Which tool? Query: Grüße,   42 €")
+is_loaded = "torch" in sys.modules
+import torch
+print(json.dumps([ids, is_loaded, torch.tensor([1]).tolist()]))
+"""
+
+
+def test_garbage_is_collected_again_after_imports():
+    import_libraries("json")
+    assert gc.isenabled()
+    with pytest.raises(ModuleNotFoundError):
+        import_libraries("no_such_library")
+    assert gc.isenabled()
+
+
+def test_a_process_without_models_tokenises_the_same_without_torch_and_may_import_it_later(tiny_model_dir):
+    def run(how: str) -> list:
+        command = [sys.executable, "-c", TOKENISE, str(tiny_model_dir), how]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert "PyTorch was not found" not in result.stderr
+        return json.loads(result.stdout)
+
+    ids, is_loaded, tensor = run("no models")
+    assert (is_loaded, tensor) == (False, [1])
+    assert [ids, True, [1]] == run("models")
+
+
+def test_what_is_given_to_the_compiler_while_it_waits_is_compiled_at_its_first_call():
+    given = []
+
+    def backend(graph, _example_inputs):
+        given.append(graph)
+        return graph.forward
+
+    with compiled_at_first_call():
+
+        @torch.compile(backend=backend)
+        def double(x):
+            return x * 2
+
+        add = torch.compile(lambda x: x + 1, backend=backend)
+    assert double.__name__ == "double"
+    assert not given
+    assert double(torch.tensor(2)).item() == 4
+    assert add(torch.tensor(2)).item() == 3
+    assert len(given) == 2
+    assert isinstance(torch.compile(torch.nn.Linear(1, 1)), torch._dynamo.OptimizedModule)
+
+
+def test_importing_peft_leaves_the_compiler_out():
+    code = (
+        "import sys; from tool_aware.library_imports import import_libraries; "
+        "import_libraries('torch', 'transformers', 'peft'); print('torch._inductor.compile_fx' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"

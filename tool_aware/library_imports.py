@@ -59,7 +59,7 @@ def compiled_at_first_call() -> Iterator[None]:
 
         return call
 
-    torch.compile = compile_later
+    torch.compile = compile_later  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.manifest import read_manifest
 from tool_aware.paths import MANIFEST_NAME
+from tool_aware.schema_check import against_metaschema
 from tool_aware.text import shortlist
 from tool_aware.tools import Tool, Toolbox
 
@@ -74,6 +75,8 @@ def earlier_tools(folder: Path, config: Config, *, stage: str) -> Earlier | None
     listed = settings["tools"]
     try:
         tools = Toolbox(Tool(tool["name"], tool.get("description"), tool.get("parameters") or {}) for tool in listed)
+        if faults := [fault for tool in tools for fault in against_metaschema(tool.parameters, tool.name)]:
+            raise ValueError(faults[0])
         share = float((settings.get("training") or {}).get("tool_variation") or 0.0)
     except (AttributeError, TypeError, ValueError) as error:
         what = f"lists tools or settings of a training that cannot be read: {error}"

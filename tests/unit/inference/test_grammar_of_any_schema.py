@@ -11,7 +11,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from tests.fixtures.schemas import samples
 from tool_aware.console import UserError
 from tool_aware.inference.constrained import readable_schemas
-from tool_aware.inference.grammar import gbnf, lark, regex
+from tool_aware.inference.grammar import FREE_DEPTH, gbnf, lark, regex
 from tool_aware.prompt import render_response
 from tool_aware.tools import Tool, Toolbox, ToolCall
 
@@ -50,12 +50,20 @@ def accepted_by(tools, call, tokenizer):
     return {**verdicts, "regex": bool(re.fullmatch(written["regex"], text))}
 
 
+def nesting(value):
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(nesting, value.values() if isinstance(value, dict) else value), default=0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(samples())
 def test_every_grammar_accepts_a_call_that_fits(bytes_of_text, sample):
     tools = tools_of(sample.parameters)
     for call in filter(None, (sample.call, sample.changed)):
         verdicts = accepted_by(tools, call, bytes_of_text)
+        if nesting(call) > 1 + FREE_DEPTH:  # a regular expression ends there where the schema leaves a value open
+            del verdicts["regex"]
         assert all(verdicts.values()), (verdicts, answer(call))
 
 

@@ -162,7 +162,8 @@ class TrainingSection(Section):
     memory_budget_gib: Annotated[float, Field(gt=0, le=100_000)] | Auto | None = "auto"
     """GiB of the card, > 0, that the run may fill: the memory plan chooses every `auto` under `optimization` so that a
     step is as short as the budget allows. auto = what is free on the card, less 0.3; null = no plan: what is auto gets
-    the value named as without a budget."""
+    the value named as without a budget. Without a GPU auto is a quarter of the free memory, and the plan decides only
+    whether layers are computed or dequantised twice (gradient_checkpointing, cached_layers)."""
 
     @property
     def effective_batch(self) -> int:

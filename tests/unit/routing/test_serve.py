@@ -141,7 +141,8 @@ def test_only_what_is_offered_is_chosen(client):
     reply = ask(client, user("hi"), tool_choice=wanted)
     assert reply.choices[0].message.tool_calls[0].function.name == "ping"
     assert reply.decision["confidence"] is None
-    assert "chat" not in ask(client, user("hi"), tool_choice="required").decision["probabilities"]
+    required = ask(client, user("hi"), tools=offered("chat", "ping", "stop"), tool_choice="required")
+    assert set(required.decision["probabilities"]) == {"ping", "stop"}
 
 
 def test_the_tool_for_calling_none_is_a_text_where_it_is_not_offered(client, router, monkeypatch):  # noqa: F811

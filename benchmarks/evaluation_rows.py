@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -34,8 +32,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # benchmarks run from a checkout, nothing is installed
 
 import evaluate  # noqa: E402
+from benchmarks._growth import exponent, report  # noqa: E402
 from tool_aware.config.settings import Config, load_config  # noqa: E402
-from tool_aware.console import UserError, run, say, table  # noqa: E402
+from tool_aware.console import UserError, run, say  # noqa: E402
 from tool_aware.evaluation.answering.tasks import Task  # noqa: E402
 from tool_aware.evaluation.evaluation_job import Job, prepare  # noqa: E402
 from tool_aware.evaluation.scoring.judgement import Prediction  # noqa: E402
@@ -75,14 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         whole = points[-1]["whole"]
         say(f"{count:,} rows: {whole['processor_s']:.0f} s of processor time, {whole['peak_resident_mib']:,.0f} MiB")
     stages = list(dict.fromkeys(stage for point in points for stage in point["stages"]))
-    growth = {stage: exponent(points, stage) for stage in stages}
+    growth = {stage: exponent(points, [point["stages"].get(stage, 0.0) for point in points], 1e-2) for stage in stages}
     lines = [(stage, *(f"{p['stages'].get(stage, 0.0):.1f} s" for p in points), growth[stage]) for stage in stages]
     lines.append(("the whole", *(_whole(point["whole"]) for point in points), ""))
-    headers = ("processor time", *(f"{point['rows']:,} rows" for point in points), "exponent")
-    print(table(headers, lines, "<" + ">" * (len(points) + 1)))
-    if arguments.json:
-        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        write_json(arguments.json, {**machine, "measured": points, "exponents": growth})
+    report("processor time", points, lines, growth, arguments.json)
     return 0
 
 
@@ -98,15 +93,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(given[:at])
     arguments.evaluate = given[at + 1 :]
     return arguments
-
-
-def exponent(points: Sequence[Mapping[str, Any]], stage: str) -> float:
-    """Return the slope of log seconds over log rows between the two largest measurements."""
-    if len(points) < 2:
-        return math.nan
-    first, last = points[-2:]
-    seconds = [max(point["stages"].get(stage, 0.0), 1e-2) for point in (first, last)]
-    return round(math.log(seconds[1] / seconds[0]) / math.log(last["rows"] / first["rows"]), 2)
 
 
 def _whole(figures: Mapping[str, float]) -> str:

@@ -19,9 +19,6 @@ import argparse
 import functools
 import importlib
 import json
-import math
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -35,8 +32,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # benchmarks run from a checkout, nothing is installed
 
-from tool_aware.console import UserError, run, say, table  # noqa: E402
-from tool_aware.files import write_json  # noqa: E402
+from benchmarks._growth import exponent, report  # noqa: E402
+from tool_aware.console import UserError, run, say  # noqa: E402
 from tool_aware.units import MIB  # noqa: E402
 
 # phase -> the function that is it; inner ones are part of an outer one's seconds.
@@ -72,14 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             points.append({"rows": count, **measured_apart(path, arguments.sets)})
             say(f"{count:,} rows: {points[-1]['processor_s']:.0f} s")
     names = list(points[0]["phases"])
-    growth = {name: exponent(points, name) for name in names}
+    growth = {
+        name: exponent(points, [point["phases"][name]["processor_s"] for point in points], 1e-3) for name in names
+    }
     lines = [(name, *(_cell(point["phases"][name]) for point in points), growth[name]) for name in names]
     lines.append(("all", *(f"{p['processor_s']:.1f} s {p['peak_resident_mib']:,.0f} MiB" for p in points), ""))
-    headers = ("phase", *(f"{point['rows']:,} rows" for point in points), "exponent")
-    print(table(headers, lines, "<" + ">" * (len(points) + 1)))
-    if arguments.json:
-        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        write_json(arguments.json, {**machine, "measured": points, "exponents": growth})
+    report("phase", points, lines, growth, arguments.json)
     return 0
 
 
@@ -97,15 +92,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         write_log(arguments.write, arguments.rows[0])
         raise SystemExit(0)
     return arguments
-
-
-def exponent(points: Sequence[Mapping[str, Any]], phase: str) -> float:
-    """Return the slope of log seconds over log rows between the two largest measurements."""
-    if len(points) < 2:
-        return math.nan
-    first, last = points[-2:]
-    seconds = [max(point["phases"][phase]["processor_s"], 1e-3) for point in (first, last)]
-    return round(math.log(seconds[1] / seconds[0]) / math.log(last["rows"] / first["rows"]), 2)
 
 
 def _cell(phase: Mapping[str, Any]) -> str:

@@ -16,10 +16,13 @@ from typing import Any
 from tool_aware.dataset.synthesis.frames import fill, fill_known
 from tool_aware.dataset.synthesis.pools import pools, steps
 
-_LIST_STYLES = (", ", ", ", ", ", " ", "; ", ",", " and ")
+_LIST_STYLES = (", ", ", ", ", ", " ", "; ", ",", " / ", " and ")
 _LIST_STYLES_OF_COMMA_NUMBERS = ("; ", " ", " / ", " and ")
+_LIST_STYLES_OF_BLANK_NUMBERS = ("; ", " / ")  # 13 450; 9 800
 _COMMA_SHARE = 0.6  # of numbers in languages with a decimal comma: the others are typed with a point
 _GROUPED_SHARE = 0.35  # of amounts of four digits and more
+_GROUPED_FROM = 10_000  # of whole numbers that go so far, some have a mark between the thousands; years do not
+_PLAIN = "plain"  # in place of a language: numbers as a program writes them, as in the cells of a table
 _SHORT_SHARE = 0.12  # of whole hundreds above a thousand: 12k, 1.5k
 
 
@@ -34,7 +37,8 @@ class Value:
 def draw(spec: object, random_: random.Random, language: str = "en") -> Value:
     """Draw and return one value, as a person types it in a language.
 
-    `spec` is a list of texts, or one of: `{choose: {text: code}}`; `{verbatim: [code]}`; `{int: [low, high, step]}`;
+    `spec` is a list of texts, or one of: `{choose: {text: code}}`; `{verbatim: [code]}`; `{int: [low, high, step]}`,
+    perhaps with `bare: true`, for a number without a mark between its thousands;
     `{decimal: [low, high, digits]}`; `{amount: [low, high, step]}`, of money, perhaps with a mark between the
     thousands; `{numbers: SPEC, count: [low, high]}`; `{words: [...] or the name of a pool, count: [low, high]}`, both
     perhaps with `joint: TEXT` between the items; `{date: [first, last]}`; `{pool: NAME}`, one word of a pool;
@@ -68,15 +72,16 @@ def _verbatim(spec: Mapping[str, Any], random_: random.Random, language: str) ->
 def _int(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     low, high, *step = spec["int"]
     number = str(random_.randrange(low, high + 1, *step))
-    return Value(number, number)
+    is_grouped = _may_be_grouped(spec) and random_.random() < _GROUPED_SHARE
+    mark = pools()["thousands"].get(language, "") if is_grouped else ""
+    return Value(_typed(number, has_comma=False, mark=mark), number)
 
 
 def _decimal(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     low, high, digits = spec["decimal"]
     number = f"{random_.uniform(low, high):.{digits}f}"
     number = number.removesuffix(".0")  # nobody types 5.0 %
-    has_comma = language in pools()["decimal_comma"] and random_.random() < _COMMA_SHARE
-    return Value(number.replace(".", ",") if has_comma else number, number)
+    return Value(_typed(number, has_comma=_has_comma(random_, language)), number)
 
 
 def _amount(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
@@ -84,23 +89,50 @@ def _amount(spec: Mapping[str, Any], random_: random.Random, language: str) -> V
     is_whole = step >= 1
     steps = random_.randint(0, round((high - low) / step))
     number = f"{low + steps * step:.{0 if is_whole else 2}f}"
-    whole, _, cents = number.partition(".")
+    whole = number.partition(".")[0]
     if is_whole and language == "en" and len(whole) > 3 and whole.endswith("00") and random_.random() < _SHORT_SHARE:
         return Value(f"{int(whole) / 1000:g}k", number)
-    has_comma = language in pools()["decimal_comma"] and random_.random() < _COMMA_SHARE
-    is_grouped = (
-        len(whole) > 3 and random_.random() < _GROUPED_SHARE and (has_comma or language not in pools()["decimal_comma"])
+    has_comma = _has_comma(random_, language)
+    is_grouped = len(whole) > 3 and random_.random() < _GROUPED_SHARE
+    return Value(
+        _typed(number, has_comma=has_comma, mark=_thousands(language, has_comma) if is_grouped else ""), number
     )
-    mark = pools()["thousands"].get(language, ",") if is_grouped else ""
-    shown = f"{int(whole):,}".replace(",", mark) if mark else whole
-    return Value(shown + (("," if has_comma else ".") + cents if cents else ""), number)
 
 
 def _numbers(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
-    numbers = [draw(spec["numbers"], random_, language) for _ in range(random_.randint(*spec["count"]))]
+    """Return a list whose numbers are all typed in one manner, with a mark between them that is none within them."""
+    drawn = [draw(spec["numbers"], random_, _PLAIN) for _ in range(random_.randint(*spec["count"]))]
+    has_comma = _has_comma(random_, language)
+    is_grouped = _may_be_grouped(spec["numbers"]) and random_.random() < _GROUPED_SHARE
+    mark = _thousands(language, has_comma) if is_grouped else ""
+    typed = [_typed(number.text, has_comma=has_comma, mark=mark) for number in drawn]
+    numbers = [Value(text, number.code) for text, number in zip(typed, drawn, strict=True)]
+    if any(" " in number.text for number in numbers):
+        return _listing(numbers, random_, _LIST_STYLES_OF_BLANK_NUMBERS, language)
     if any("," in number.text for number in numbers):
         return _listing(numbers, random_, _LIST_STYLES_OF_COMMA_NUMBERS, language)
     return _listing(numbers, random_, [spec["joint"]] if "joint" in spec else _LIST_STYLES, language)
+
+
+def _has_comma(random_: random.Random, language: str) -> bool:
+    return language in pools()["decimal_comma"] and random_.random() < _COMMA_SHARE
+
+
+def _thousands(language: str, has_comma: bool) -> str:
+    """Return the mark between thousands; none where a point is in the place of a decimal comma."""
+    return pools()["thousands"].get(language, "") if has_comma or language not in pools()["decimal_comma"] else ""
+
+
+def _may_be_grouped(spec: Mapping[str, Any]) -> bool:
+    """Return whether numbers may have a mark between the thousands: amounts do, and large counts; years do not."""
+    return "amount" in spec or ("int" in spec and spec["int"][1] >= _GROUPED_FROM and not spec.get("bare"))
+
+
+def _typed(number: str, *, has_comma: bool, mark: str = "") -> str:
+    """Return a number of a program as it is typed."""
+    whole, _, decimals = number.partition(".")
+    shown = f"{int(whole):,}".replace(",", mark) if mark else whole
+    return shown + (("," if has_comma else ".") + decimals if decimals else "")
 
 
 def _words(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
@@ -191,7 +223,9 @@ def _texts(language: str) -> Sequence[str]:
 
 def _table(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     mark = spec.get("mark", ",")
-    cells = ([draw(cell, random_).text for cell in spec["table"]] for _ in range(random_.randint(*spec["rows"])))
+    cells = (
+        [draw(cell, random_, _PLAIN).text for cell in spec["table"]] for _ in range(random_.randint(*spec["rows"]))
+    )
     return pasted("\n".join([spec["head"].replace(",", mark), *(mark.join(row) for row in cells)]))
 
 

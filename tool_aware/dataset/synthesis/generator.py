@@ -30,8 +30,11 @@ from tool_aware.tools import Toolbox, ToolCall
 
 MIN_EXAMPLES = 3  # one for each split
 MAX_STALE_USES = 40  # a frame that yields nothing new this often in a row is exhausted
-ROUNDED_SHARE = 0.25  # of the programs that print one rounded number: so many are asked for a number of decimals
-_ROUNDED = re.compile(r"print\(round\(result, \d\)\)\s*$")
+ROUNDED_SHARE = 0.3  # of the programs that print rounded numbers: so many are asked for a number of decimals
+_DECIMALS = (0, 1, 2, 2, 3)  # that are asked for
+_DECIMALS_OF_MONEY = (0, 1, "cents", "cents", 2, 2)
+_ROUNDED = re.compile(r"^ *print\(round\(\w+, \d\)(?:, round\(\w+, \d\))*\)\s*\Z", re.MULTILINE)
+_PERCENTAGE = re.compile(r"\* 100$", re.MULTILINE)
 _NAME = re.compile(r"\b[A-Z]\w{3,}")  # nobody could correct a mistyped name
 _COUNT_WORDS = {
     2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve",
@@ -329,14 +332,27 @@ def hash_unit(seed: int, text: str) -> float:
 
 
 def rounded(frame: Frame, said: Expansion, random_: random.Random) -> tuple[Frame, Expansion]:
-    """Return frame and sentence, of some programs with a number of decimals that is asked for and printed."""
-    ways = pools()["rounding"].get(frame.language)
-    if not (ways and frame.code and _ROUNDED.search(frame.code) and "\n" not in said.text):
+    """Return frame and sentence, of some programs with a number of decimals that is asked for and printed.
+
+    It is said behind the sentence, or before the colon and the lines of a table. Money is asked for to the cent, too.
+    """
+    ways: Mapping[object, Sequence[str]] | None = pools()["rounding"].get(frame.language)
+    sentence, table = said.text.partition(":\n")[::2] if ":\n" in said.text else (said.text, "")
+    if not (ways and frame.code and _ROUNDED.search(frame.code) and "\n" not in sentence):
         return frame, said
     if random_.random() >= ROUNDED_SHARE:
         return frame, said
-    decimals = random_.choice((0, 1, 2, 2, 3))
-    printed = f"print(round(result, {decimals}))" if decimals else "print(round(result))"
-    text = said.text.rstrip(" ?.!")
-    text += f", {random_.choice(ways[decimals])}{said.text[len(text) :].strip()}"
-    return replace(frame, code=_ROUNDED.sub(printed, frame.code)), replace(said, text=text)
+    cents = pools()["to_the_cent"].get(frame.language) if is_money(frame) else None
+    decimals = random_.choice(_DECIMALS_OF_MONEY if cents else _DECIMALS)
+    behind = random_.choice(cents if cents and decimals == "cents" else ways[decimals])
+    digits = f", {2 if decimals == 'cents' else decimals}" if decimals else ""
+    text = sentence.rstrip(" ?.!？。")
+    text += f"{'、' if frame.language in ('ja', 'zh') else ', '}{behind}{sentence[len(text) :].strip()}"
+    code = _ROUNDED.sub(lambda printed: re.sub(r", \d\)", f"{digits})", printed[0]), frame.code)
+    return replace(frame, code=code), replace(said, text=f"{text}:\n{table}" if table else text)
+
+
+def is_money(frame: Frame) -> bool:
+    """Return whether a program computes an amount of money, and no percentage, from its slots."""
+    specs = [spec for spec in (frame.slots or {}).values() if isinstance(spec, Mapping)]
+    return any("amount" in spec or "priced" in spec for spec in specs) and not _PERCENTAGE.search(frame.code or "")

@@ -24,6 +24,7 @@ from tool_aware.dataset.synthesis.generator import rounded
 from tool_aware.dataset.synthesis.pools import steps
 
 DRAWS = 6
+TWO_ROUNDED = "mean = 1.23456\nspread = 2.34567\nprint(round(mean, 4), round(spread, 4))"
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -144,13 +145,37 @@ def test_a_number_of_decimals_that_is_asked_for_is_printed(content: Content) -> 
     frame = next(one for one in content.frames if one.group == "program-vat" and one.language == "fr")
     made = [rounded(frame, Expansion("combien TTC ?", None, None), random.Random(seed)) for seed in range(400)]
     changed = [(str(one.code), said.text) for one, said in made if said.text != "combien TTC ?"]
-    assert 0.2 < len(changed) / 400 < 0.3
+    assert 0.22 < len(changed) / 400 < 0.38
     assert all(one == frame for one, said in made if said.text == "combien TTC ?")
-    shown = {"une": "result, 1", "deux": "result, 2", "trois": "result, 3", "l'entier": "result"}
+    shown = {
+        "une": "result, 1",
+        "deux": "result, 2",
+        "trois": "result, 3",
+        "l'entier": "result",
+        "centime": "result, 2",
+    }
     for code, text in changed:
         assert any(word in text and code.endswith(f"print(round({end}))") for word, end in shown.items()), (code, text)
         assert text.startswith("combien TTC, ")
         assert text.endswith("?")
+    assert any("centime" in text for _, text in changed)
+
+
+def test_a_percentage_of_amounts_is_not_asked_for_to_the_cent(content: Content) -> None:
+    frame = next(one for one in content.frames if one.group == "program-percent_more" and one.language == "de")
+    said = [rounded(frame, Expansion("wie viel mehr?", None, None), random.Random(seed))[1].text for seed in range(200)]
+    assert any("Nachkomma" in text for text in said)
+    assert not any("Cent" in text for text in said)
+
+
+def test_decimals_are_asked_for_before_a_table_and_hold_for_all_that_is_printed() -> None:
+    frame = Frame("a", "program-a", "code_execution", "plain", "en", "plain", "sums:\n1\n2", code=TWO_ROUNDED)
+    made = [rounded(frame, Expansion("sums:\n1\n2", None, None), random.Random(seed)) for seed in range(100)]
+    for one, said in made:
+        if said.text != "sums:\n1\n2":
+            assert re.fullmatch(r"sums, [^\n]+:\n1\n2", said.text)
+            assert re.search(r"print\(round\(mean(|, [123])\), round\(spread\1\)\)$", str(one.code)), one.code
+    assert any(said.text != "sums:\n1\n2" for _, said in made)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +198,25 @@ def test_a_list_of_numbers_with_decimal_commas_is_not_separated_by_commas() -> N
         if re.search(r"\d,\d\d", value.text):
             assert ", " not in value.text
         assert value.code.count(",") == 3
+
+
+@pytest.mark.parametrize(
+    ("language", "shown"), [("en", "13,450"), ("de", "13.450"), ("fr", "13 450"), ("ru", "13 450")]
+)
+def test_a_large_count_may_have_a_mark_between_its_thousands_and_a_year_has_none(language: str, shown: str) -> None:
+    texts = {fillers.draw({"int": [13450, 13450]}, random.Random(n), language).text for n in range(60)}
+    assert texts == {"13450", shown}
+    assert fillers.draw({"int": [13450, 13450], "bare": True}, random.Random(0), language).text == "13450"
+    assert {fillers.draw({"int": [2024, 2024]}, random.Random(n), language).text for n in range(60)} == {"2024"}
+
+
+def test_the_numbers_of_a_list_are_typed_in_one_manner_and_can_be_told_apart() -> None:
+    spec = {"numbers": {"amount": [1000, 9000, 0.01]}, "count": [4, 4]}
+    for language in ("en", "de", "fr"):
+        for seed in range(80):
+            text = fillers.draw(spec, random.Random(seed), language).text
+            assert len({mark for mark in ",." if re.search(rf"\{mark}\d\d(?!\d)", text)}) == 1, text
+            assert not re.search(r"\d \d{3}(?!\d).* \d+[,.]\d\d \d", text), text
 
 
 def test_dates_are_typed_in_the_language_of_the_query() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tool_aware.engine.packed_attention import FlashAttention, PackedAttention, SegmentAttention
 from tool_aware.engine.packing import Pack
+from tool_aware.engine.side_stream import Beside, SideStream
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ class Operations(Protocol):
         """Write silu(gate) * up into `out`; all (T, I)."""
 
     def swiglu_backward_(self, gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Replace `gate` and `up` by their gradients, given that of silu(gate) * up; all (T, I)."""
+        """Replace `gate` and `up` by their gradients, and the `gradient` of silu(gate) * up by its value; all (T, I)."""
 
     def fill_matrix(
         self, matrix: torch.Tensor, layer: StackedLinear, *, outputs: int, ranks: int, is_last: bool
@@ -98,10 +99,11 @@ class Operations(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """The operations of a device."""
+    """The operations of a device; `beside` if it can run some beside others."""
 
     operations: Operations
     attention: Callable[[Pack], PackedAttention]
+    beside: Beside | None = None
 
     @classmethod
     def of(cls, device: torch.device) -> Backend:
@@ -112,4 +114,4 @@ class Backend:
             return cls(torch_ops, SegmentAttention)
         from tool_aware.engine import triton_ops
 
-        return cls(triton_ops, lambda pack: FlashAttention.of(pack, device))
+        return cls(triton_ops, lambda pack: FlashAttention.of(pack, device), SideStream(device))

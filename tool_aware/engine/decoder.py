@@ -24,6 +24,7 @@ from tool_aware.engine.layer_inputs import InputsOnDevice, InputsOnHost, LayerIn
 from tool_aware.engine.loss import label_losses, losses_and_gradient
 from tool_aware.engine.packing import Pack
 from tool_aware.engine.pass_inputs import PassInputs
+from tool_aware.engine.projections import Begin, nothing
 from tool_aware.engine.recorded_passes import RecordedPasses
 from tool_aware.engine.supported import broken_kernels, unsupported
 from tool_aware.engine.transformer_modules import head_of, transformer_of
@@ -39,7 +40,7 @@ class PackedDecoder:
 
     The last `kept_layers` layers keep their activations instead of computing them again. The first `cached_layers`
     keep their weights dequantised. With `offload`, the inputs of layers are kept in host memory, and so is the
-    embedding.
+    embedding; and weights are written out where they are used, not beside the products before.
     """
 
     def __init__(
@@ -58,14 +59,17 @@ class PackedDecoder:
         self._operations = self._backend.operations
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._layers = [
-            DecoderLayer(layer, self._operations, is_cached=number < cached_layers)
+            DecoderLayer(layer, self._operations, is_cached=number < cached_layers, beside=self._backend.beside)
             for number, layer in enumerate(self._model.layers)
         ]
+        self._writes_ahead = self._backend.beside is not None
         self._first_kept = len(self._layers) - kept_layers
         self._cached_layers = cached_layers
         self._inputs: LayerInputs = InputsOnDevice()
         self._prepared: tuple[Pack, PassInputs] | None = None
         self._recorded: RecordedPasses | None = None
+        if offload:
+            self._write_one_at_a_time()
         if offload and self._device.type == "cuda":
             self._move_to_host()
 
@@ -105,8 +109,8 @@ class PackedDecoder:
         """Return the states that predict the labels: (L, H)."""
         inputs = self.inputs_of(pack)
         x, context = self._start(inputs)  # x (T, H)
-        for layer in self._layers:
-            x, _ = layer.forward(x, context)
+        for number, layer in enumerate(self._layers):
+            x, _ = layer.forward(x, context, then=self._begin_after(number))
         return self._normed(x[inputs.label_columns])
 
     @torch.no_grad()
@@ -141,24 +145,35 @@ class PackedDecoder:
     @torch.no_grad()
     def _pass(self, inputs: PassInputs, weight: torch.Tensor | float) -> torch.Tensor:
         x, context = self._start(inputs)  # x (T, H)
-        self._inputs.clear()
+        self._drop_interrupted()
         kept: list[Activations] = []
         for number, layer in enumerate(self._layers):
             self._inputs.put(x)
-            x, activations = layer.forward(x, context, keep=number >= self._first_kept)
+            keep, then = number >= self._first_kept, self._begin_after(number)
+            x, activations = layer.forward(x, context, keep=keep, then=then)
             if activations:
                 kept.append(activations)
         del activations
         loss, gradient = self._loss_and_gradient(x, inputs, weight)  # gradient (T, H + R)
         for number, layer in reversed(list(enumerate(self._layers))):
             x = self._inputs.pop()
-            activations = kept.pop() if kept else layer.activations(x, context)
             if number:
-                gradient = layer.backward(gradient, x, activations, context)
+                then = self._layers[number - 1].begin_backward
+                gradient = layer.backward(gradient, x, kept.pop() if kept else None, context, then=then)
             else:
-                layer.backward_to_updates(gradient, x, activations, context)
-            del x, activations  # before those of the next layer are there
+                layer.backward_to_updates(gradient, x, kept.pop() if kept else None, context)
+            del x  # before that of the next layer is there
         return loss
+
+    def _begin_after(self, number: int) -> Begin:
+        """Return what begins the forward pass of the layer after `number`."""
+        return self._layers[number + 1].begin_forward if number + 1 < len(self._layers) else nothing
+
+    def _drop_interrupted(self) -> None:
+        """Drop what an interrupted pass has left."""
+        self._inputs.clear()
+        for layer in self._layers:
+            layer.drop_begun()
 
     def _loss_and_gradient(
         self, x: torch.Tensor, inputs: PassInputs, weight: torch.Tensor | float
@@ -236,7 +251,7 @@ class PackedDecoder:
 
     def reduce_memory(self) -> str | None:
         """Use less memory and more time from here on; return how, in words, or None if nothing more can be done."""
-        self._inputs.clear()  # of the step that ran out of memory
+        self._drop_interrupted()
         if self._recorded:
             self._recorded = None
             return "passes are no longer recorded"
@@ -248,10 +263,18 @@ class PackedDecoder:
                 layer.drop_cached_weights()
             self._cached_layers = 0
             return "no weights are kept dequantised"
+        if self._writes_ahead:
+            self._write_one_at_a_time()
+            return "weights are dequantised where they are used"
         if self._device.type == "cuda" and isinstance(self._inputs, InputsOnDevice):
             self._move_to_host()
             return "the inputs of layers wait in host memory"
         return None
+
+    def _write_one_at_a_time(self) -> None:
+        self._writes_ahead = False
+        for layer in self._layers:
+            layer.write_one_at_a_time()
 
     def _move_to_host(self) -> None:
         self._inputs = InputsOnHost(len(self._layers), self._device)

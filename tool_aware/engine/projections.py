@@ -9,8 +9,9 @@ twice more, and its gradient the whole input. Here the update is computed as a f
     output                  [x | s x A^T] @ M[:N]^T
     gradient of the input   [g | s g B]   @ M[:, :K]
 
-A frozen bias is added to the output by the same product. M is written where it is used, from 4-bit weights in one pass,
-and dropped after use.
+A frozen bias is added to the output by the same product. M is written from 4-bit weights in one pass, where it is used
+or, with a second stream, beside the product before (`begin`). It is dropped after use, or after the use of the backward
+pass that follows at once (`is_held`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tool_aware.engine.sizes import RANKS_MULTIPLE, rounded_up
+from tool_aware.engine.sizes import RANKS_MULTIPLE, rounded_up, row_width
 
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
 
     from tool_aware.engine.backend import Operations
+    from tool_aware.engine.side_stream import Beside
+
+Begin = Callable[[], None]  # starts writing the matrix that is used next
+
+
+def nothing() -> None:
+    """Begin nothing: the matrix that comes next is written where it is used."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,15 @@ class Projections:
     spare columns behind an input or an output's gradient; the products fill them.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], operations: Operations, *, is_cached: bool = False) -> None:
-        self._operations = operations
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        operations: Operations,
+        *,
+        is_cached: bool = False,
+        beside: Beside | None = None,
+    ) -> None:
+        self._operations, self._beside = operations, beside
         self._layers: list[StackedLinear] = []
         self.scale = 1.0
         rows = ranks = 0
@@ -131,6 +146,8 @@ class Projections:
         self.dtype, self._device = first.dtype, first.weight.device
         self._bias = self._stacked_bias()
         self._matrix: torch.Tensor | None = None
+        # Of one use to come: the matrix, and what waits until it is written.
+        self._ahead: tuple[torch.Tensor, Callable[[], None]] | None = None
         self._known_places: tuple[torch.Tensor, list[tuple[torch.Tensor, nn.Parameter]]] | None = None
         if first.quant_state is None:
             self._matrix = self._matrix_that_holds_the_weights()
@@ -152,22 +169,37 @@ class Projections:
 
     def input_buffer(self, tokens: int) -> torch.Tensor:
         """Return an empty buffer for an input: (T, K + R), of which the caller fills [:, :K]."""
-        return torch.empty(tokens, self.inputs + self.ranks, dtype=self.dtype, device=self._device)
+        return self._empty(tokens, self.inputs)
 
     def output_buffer(self, tokens: int) -> torch.Tensor:
         """Return an empty buffer for an output or its gradient: (T, N + R), of which the caller fills [:, :N]."""
-        return torch.empty(tokens, self.outputs + self.ranks, dtype=self.dtype, device=self._device)
+        return self._empty(tokens, self.outputs)
+
+    def _empty(self, rows: int, elements: int) -> torch.Tensor:
+        """Return an empty buffer of `elements` and R columns, whose rows may lie further apart."""
+        width = row_width(elements, self.ranks)
+        return torch.empty(rows, width, dtype=self.dtype, device=self._device)[:, : elements + self.ranks]
 
     # ---- products ---------------------------------------------------------------------------------------
 
     def forward(
-        self, inputs: torch.Tensor, *, residual: torch.Tensor | None = None, out: torch.Tensor | None = None
+        self,
+        inputs: torch.Tensor,
+        *,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+        then: Begin = nothing,
+        is_held: bool = False,
     ) -> torch.Tensor:
         """Project `inputs` (T, K + R), whose last R columns are overwritten; return (T, N), plus `residual` if given.
 
-        `out` may be `residual`.
+        `out` may be `residual`. `then` is called before the product. With `is_held` the next use has the same matrix,
+        which must be in this pass.
         """
         matrix = self._filled()
+        if is_held and self._matrix is None:
+            self._ahead = (matrix, nothing)
+        then()
         inputs = inputs[:, : self.inputs + self.ranks]
         if self.ranks:
             self._append_update(inputs, matrix)
@@ -182,16 +214,23 @@ class Projections:
         return torch.mm(inputs, weight, out=out)
 
     def backward(
-        self, gradient: torch.Tensor, make_inputs: Callable[[], torch.Tensor], *, add: torch.Tensor | None = None
+        self,
+        gradient: torch.Tensor,
+        make_inputs: Callable[[], torch.Tensor],
+        *,
+        add: torch.Tensor | None = None,
+        then: Begin = nothing,
+        has_update: bool = False,
     ) -> torch.Tensor:
         """Add the updates' gradients to their `.grad`; return that of the input, (T, K), plus `add`, which may change.
 
         `gradient` (T, N + R) is that of the output; its last R columns are overwritten. `make_inputs` returns the input
-        (T, K + R), whose last R columns are overwritten too. It is called only if there are updates, and its result is
-        freed before the gradient of the input is made.
+        (T, K + R), whose last R columns are overwritten too, unless it `has_update` there from the forward pass. It is
+        called only if there are updates, and its result is freed before the gradient of the input is made.
         """
         matrix = self._filled(is_refreshed=True)
-        self._add_gradients(gradient, make_inputs, matrix)
+        then()
+        self._add_gradients(gradient, make_inputs, matrix, has_update=has_update)
         weight = matrix[:, : self.inputs]  # (N + R, K)
         return torch.mm(gradient, weight) if add is None else add.addmm_(gradient, weight)
 
@@ -199,28 +238,70 @@ class Projections:
         """Add the updates' gradients as `backward` does, without computing that of the input."""
         self._add_gradients(gradient, make_inputs, self._filled(is_refreshed=True))
 
+    def backward_to_input(self, gradient: torch.Tensor, out: torch.Tensor, *, then: Begin = nothing) -> None:
+        """Write the gradient of the input into `out` (T, K); `backward_of_update` has to follow.
+
+        `gradient` (T, N + R) is that of the output; its last R columns are overwritten.
+        """
+        matrix = self._filled(is_refreshed=True)
+        then()
+        if self.ranks:
+            self._append_gradient(gradient, matrix)
+        torch.mm(gradient, matrix[:, : self.inputs], out=out)
+
+    def backward_of_update(self, gradient: torch.Tensor, inputs: torch.Tensor) -> None:
+        """Add the gradients of the one layer's update to its `.grad`, without its matrix.
+
+        `gradient` (T, N + R) as `backward_to_input` left it; the last R columns of `inputs` (T, K + R) are overwritten.
+        """
+        (layer,) = self._layers
+        update, ranks = layer.update, layer.ranks
+        if not update:
+            return
+        x, through_a = inputs[:, : self.inputs], inputs[:, self.inputs : self.inputs + ranks]  # (T, K), (T, r)
+        through_a.addmm_(x, update.a.T, beta=0, alpha=self.scale)
+        self._add_to_grads(update, gradient, x, through_a)
+
+    def _add_to_grads(
+        self, update: LowRankUpdate, gradient: torch.Tensor, x: torch.Tensor, through_a: torch.Tensor
+    ) -> None:
+        """Add the gradients of the update of a group's only layer."""
+        through_b = gradient[:, self.outputs : self.outputs + len(update.a)]  # (T, r)
+        grad_a, grad_b = update.grads
+        grad_b.addmm_(gradient[:, : self.outputs].T, through_a)
+        grad_a.addmm_(through_b.T, x)
+
     def _add_gradients(
-        self, gradient: torch.Tensor, make_inputs: Callable[[], torch.Tensor], matrix: torch.Tensor
+        self,
+        gradient: torch.Tensor,
+        make_inputs: Callable[[], torch.Tensor],
+        matrix: torch.Tensor,
+        *,
+        has_update: bool = False,
     ) -> None:
         if not self.ranks:
             return
-        grad_output, through_b = gradient[:, : self.outputs], gradient[:, self.outputs :]  # (T, N), (T, R)
-        b = matrix[: self.outputs, self.inputs :]  # (N, R)
-        through_b.addmm_(grad_output, b, beta=0, alpha=self.scale)
+        self._append_gradient(gradient, matrix)
         inputs = make_inputs()[:, : self.inputs + self.ranks]
-        self._append_update(inputs, matrix)
+        if not has_update:
+            self._append_update(inputs, matrix)
         x, through_a = inputs[:, : self.inputs], inputs[:, self.inputs :]  # (T, K), (T, R)
-        if len(self._layers) == 1 and self._layers[0].update and self._layers[0].ranks == self.ranks:
-            grad_a, grad_b = self._layers[0].update.grads
-            grad_b.addmm_(grad_output.T, through_a)
-            grad_a.addmm_(through_b.T, x)
+        first = self._layers[0]
+        if len(self._layers) == 1 and first.update and first.ranks == self.ranks:
+            self._add_to_grads(first.update, gradient, x, through_a)
             return
+        grad_output, through_b = gradient[:, : self.outputs], gradient[:, self.outputs :]  # (T, N), (T, R)
         all_b, all_a = grad_output.T @ through_a, through_b.T @ x  # (N, R) with the blocks on its diagonal, (R, K)
         for layer in self._layers:
             if layer.update:
                 grad_a, grad_b = layer.update.grads
                 grad_b += all_b[layer.in_rows, layer.in_ranks]
                 grad_a += all_a[layer.in_ranks]
+
+    def _append_gradient(self, gradient: torch.Tensor, matrix: torch.Tensor) -> None:
+        """Write s g B into the last R columns of `gradient` (T, N + R)."""
+        b = matrix[: self.outputs, self.inputs :]  # (N, R)
+        gradient[:, self.outputs :].addmm_(gradient[:, : self.outputs], b, beta=0, alpha=self.scale)
 
     def _append_update(self, inputs: torch.Tensor, matrix: torch.Tensor) -> None:
         """Write s x A^T into the last R columns of `inputs` (T, K + R)."""
@@ -240,24 +321,50 @@ class Projections:
 
     # ---- the matrix -------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Start writing the matrix for the next use beside what is launched before it; without effect if it is there.
+
+        The next use must be in this pass: updates change between steps.
+        """
+        if self._matrix is None and self._ahead is None and self._beside:
+            matrix = self._empty(self.outputs + self.ranks, self.inputs)
+            self._ahead = (matrix, self._beside.run(lambda: self._write(matrix)))
+
+    def write_where_used(self) -> None:
+        """Write no matrix ahead from here on."""
+        self._beside = self._ahead = None
+
+    def drop_ahead(self) -> None:
+        """Drop the matrix that an interrupted pass has left."""
+        self._ahead = None
+
     def _filled(self, *, is_refreshed: bool = False) -> torch.Tensor:
         """Return the matrix, (N + R, K + R); a cached one has this step's updates already if `is_refreshed`."""
-        if self._matrix is None:
+        if self._matrix is not None:
+            if not is_refreshed:
+                self._write_updates(self._matrix)
+            return self._matrix
+        if self._ahead is None:
             return self._new_matrix()
-        if not is_refreshed:
-            self._write_updates(self._matrix)
-        return self._matrix
+        matrix, wait = self._ahead
+        self._ahead = None
+        wait()
+        return matrix
 
     def _new_matrix(self) -> torch.Tensor:
-        matrix = torch.empty(self.outputs + self.ranks, self.inputs + self.ranks, dtype=self.dtype, device=self._device)
+        matrix = self._empty(self.outputs + self.ranks, self.inputs)
+        self._write(matrix)
+        return matrix
+
+    def _write(self, matrix: torch.Tensor) -> None:
+        """Write the weights, dequantised, and the updates."""
         if self._fill_in_one_pass(matrix):
-            return matrix
+            return
         for layer in self._layers:
             matrix[layer.in_rows, : self.inputs] = layer.dequantised()
         matrix[: self.outputs, self.inputs :] = 0
         matrix[self.outputs :, : self.inputs] = 0
         self._write_updates(matrix)
-        return matrix
 
     def _fill_in_one_pass(self, matrix: torch.Tensor) -> bool:
         last = self._layers[-1]
@@ -287,7 +394,7 @@ class Projections:
 
     def _matrix_that_holds_the_weights(self) -> torch.Tensor:
         """Move unquantised weights into a matrix and make them views of it, so that no byte is held twice."""
-        matrix = torch.zeros(self.outputs + self.ranks, self.inputs + self.ranks, dtype=self.dtype, device=self._device)
+        matrix = self._empty(self.outputs + self.ranks, self.inputs).zero_()
         for layer in self._layers:
             view = matrix[layer.in_rows, : self.inputs]
             view.copy_(layer.weight)

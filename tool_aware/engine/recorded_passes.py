@@ -57,7 +57,7 @@ class RecordedPasses:
 
     def __init__(self, run: Run, device: torch.device, sizes_of: SizesOf = PackSizes.around) -> None:
         self._run, self._device, self._sizes_of = run, device, sizes_of
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device, priority=-1)  # before what runs beside it (side_stream.py)
         self._pool: Any = torch.cuda.MemPool()  # its id is a pool handle, which torch's types do not say
         self._by_size: OrderedDict[PackSizes, _OfSize] = OrderedDict()
         self._prepared: tuple[Pack, HostInputs] | None = None

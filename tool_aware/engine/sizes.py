@@ -6,6 +6,9 @@ from __future__ import annotations
 LENGTHS_MULTIPLE = 32
 # Ranks: rows of a group's matrix begin at multiples of 16 bytes, which the matrix products of the GPU want.
 RANKS_MULTIPLE = 8
+# Elements: rows of buffers that products read begin at multiples of 128 bytes. On an H100 the products of a 7B with
+# rank 8 take 5 to 10 % longer otherwise.
+ROWS_MULTIPLE = 64
 # Labels whose logits exist at once: 1,024 x 32,000 float32 logits are 125 MiB.
 CHUNK_LABELS = 1024
 # Queries: FlashAttention's backward pass rounds each segment up to this (torch's kernel, not ours).
@@ -15,3 +18,8 @@ FLASH_ROUNDING = 128
 def rounded_up(size: int, multiple: int) -> int:
     """Return the smallest multiple of `multiple` that is at least `size`."""
     return -(-size // multiple) * multiple
+
+
+def row_width(elements: int, ranks: int) -> int:
+    """Return the elements from one row of a buffer to the next; it holds `elements` and `ranks` spare columns."""
+    return rounded_up(elements + ranks, ROWS_MULTIPLE) if ranks else elements

@@ -77,9 +77,11 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
 def swiglu_backward_(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> None:
     """See Operations.swiglu_backward_."""
     wide_gate, wide = _wide(gate), _wide(gradient)
-    grad_gate = torch.ops.aten.silu_backward(wide * up, wide_gate)
-    up.copy_(functional.silu(wide_gate).mul_(wide))
+    grad_gate, activated = torch.ops.aten.silu_backward(wide * up, wide_gate), functional.silu(wide_gate)
+    value = activated * up
+    up.copy_(activated.mul_(wide))
     gate.copy_(grad_gate)
+    gradient.copy_(value)
 
 
 def fill_matrix(matrix: torch.Tensor, layer: StackedLinear, *, outputs: int, ranks: int, is_last: bool) -> bool:

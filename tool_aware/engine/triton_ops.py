@@ -245,6 +245,8 @@ def _swiglu_backward(
     of_gate = upstream * u * sigmoid * (1 + g * (1 - sigmoid))
     tl.store(gate + row * gate_stride + column, of_gate.to(gate.dtype.element_ty), mask=inside)
     tl.store(up + row * up_stride + column, (upstream * g * sigmoid).to(up.dtype.element_ty), mask=inside)
+    product = (g * sigmoid * u).to(gradient.dtype.element_ty)
+    tl.store(gradient + row * gradient_stride + column, product, mask=inside)
 
 
 # ---- two attentions made one ----------------------------------------------------------------------------

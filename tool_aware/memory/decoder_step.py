@@ -1,14 +1,14 @@
 """Memory of a micro-batch under the toolkit's own decoder: what tool_aware/engine/decoder.py has alive.
 
-Its buffers are wider than what they hold by the ranks of the updates (`_padded_rank`), and a layer's weights and
-updates are written out as one matrix while they are used (tool_aware/engine/projections.py).
+Its buffers are wider than what they hold by the ranks of the updates (`_width`). A layer's weights and updates are
+written out as one matrix while they are used, and during the use before (tool_aware/engine/projections.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tool_aware.engine.sizes import CHUNK_LABELS, FLASH_ROUNDING, RANKS_MULTIPLE, rounded_up
+from tool_aware.engine.sizes import CHUNK_LABELS, FLASH_ROUNDING, RANKS_MULTIPLE, rounded_up, row_width
 from tool_aware.memory.spec import (
     BYTES_16BIT,
     LOGIT_BYTES,
@@ -48,9 +48,11 @@ def activation_bytes(spec: TrainingSpec) -> float:
 def working_bytes(spec: ResolvedSpec) -> float:
     """Return the bytes while one layer is differentiated: what it reads, gradients, weights; of MLP or attention."""
     architecture, tokens = spec.architecture, spec.tokens
-    gradient = BYTES_16BIT * (architecture.hidden + _padded_rank(spec, ("down_proj",)))
-    hidden = BYTES_16BIT * (architecture.intermediate + _padded_rank(spec, ("down_proj",)))
-    in_mlp = tokens * (gradient + hidden) + activation_bytes(spec) + _temporary_matrix_bytes(spec, ("down_proj",))
+    gradient = BYTES_16BIT * _width(spec, architecture.hidden, "down_proj")
+    hidden = BYTES_16BIT * _width(spec, architecture.intermediate, "down_proj")
+    # A last layer that is computed again leaves what gate and up have read, of the width of a gradient.
+    rows = gradient + hidden + gradient * (not spec.kept_layers)
+    in_mlp = tokens * rows + activation_bytes(spec) + _written_out_bytes(spec)
     # Of the layer's gradient there are two then: that of its output, which the caller holds, and the residual's.
     of_attention = BYTES_16BIT * architecture.query_width
     in_attention = tokens * (_attention_width(spec) + 2 * gradient + of_attention) + _flash_backward_bytes(spec)
@@ -68,7 +70,7 @@ def matrix_bytes(spec: TrainingSpec, names: tuple[str, ...]) -> float:
     shapes = spec.architecture.linear_shapes
     inputs, outputs = shapes[names[0]][0], sum(shapes[name][1] for name in names)
     rank = _padded_rank(spec, names)
-    return float(BYTES_16BIT * (outputs + rank) * (inputs + rank))
+    return float(BYTES_16BIT * (outputs + rank) * row_width(inputs, rank))
 
 
 def layer_matrices_bytes(spec: TrainingSpec) -> float:
@@ -82,15 +84,14 @@ def _attention_width(spec: TrainingSpec) -> float:
     Where the heads of q and k are normed, those before the norm are kept as well.
     """
     architecture = spec.architecture
-    elements = 2 * architecture.query_width + 2 * architecture.kv_width + architecture.hidden
-    elements += architecture.head_norm_width
-    return BYTES_16BIT * (elements + _padded_rank(spec, ("o_proj",))) + 4 * architecture.heads
+    elements = architecture.query_width + 2 * architecture.kv_width + architecture.hidden
+    elements += architecture.head_norm_width + _width(spec, architecture.query_width, "o_proj")
+    return BYTES_16BIT * elements + 4 * architecture.heads
 
 
 def _mlp_width(spec: TrainingSpec) -> float:
     """Return the bytes per token of gate and up."""
-    ranks = _padded_rank(spec, ("gate_proj",)) + _padded_rank(spec, ("up_proj",))
-    return BYTES_16BIT * (2 * spec.architecture.intermediate + ranks)
+    return BYTES_16BIT * sum(_width(spec, spec.architecture.intermediate, name) for name in ("gate_proj", "up_proj"))
 
 
 def _flash_backward_bytes(spec: TrainingSpec) -> float:
@@ -103,9 +104,19 @@ def _flash_backward_bytes(spec: TrainingSpec) -> float:
     return tokens * results + rounded * 4 * (architecture.query_width + architecture.heads)
 
 
-def _temporary_matrix_bytes(spec: ResolvedSpec, names: tuple[str, ...]) -> float:
-    is_there_already = spec.quantization == "none" or spec.cached_layers == spec.architecture.layers
-    return 0.0 if is_there_already else matrix_bytes(spec, names)
+def _written_out_bytes(spec: ResolvedSpec) -> float:
+    """Return the bytes of the matrices of weights at the peak: the one in use, and the one that is used next."""
+    if spec.quantization == "none" or spec.cached_layers == spec.architecture.layers:
+        return 0.0  # they are there already
+    gate, up, down = (matrix_bytes(spec, (name,)) for name in ("gate_proj", "up_proj", "down_proj"))
+    if spec.offload:
+        return max(gate, up, down)  # one at a time
+    return up + (down if spec.kept_layers else max(down, gate))
+
+
+def _width(spec: TrainingSpec, elements: int, name: str) -> int:
+    """Return the elements of a row of the buffer of so many that linear layer `name` reads or writes."""
+    return row_width(elements, _padded_rank(spec, (name,)))
 
 
 def _padded_rank(spec: TrainingSpec, names: tuple[str, ...]) -> int:

@@ -115,9 +115,10 @@ def _step_and_optimizer(model: PeftModel, spec: TrainingSpec, config: Config) ->
     from tool_aware.engine.decoder import PackedDecoder
     from tool_aware.engine.micro_step import MicroStep
     from tool_aware.engine.optimizer import build_optimizer
+    from tool_aware.engine.side_stream import AtOnce
 
     attention = _AttentionBuffers(spec)
-    decoder, _ = PackedDecoder.of(model, config, Backend(_NoKernels(), lambda pack: attention))
+    decoder, _ = PackedDecoder.of(model, config, Backend(_NoKernels(), lambda pack: attention, AtOnce()))
     optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], config)
     step = MicroStep(
         model,

@@ -16,9 +16,11 @@ from tests.fixtures.repository import REPOSITORY
 from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import load_config
 from tool_aware.engine.attention import attention_mask
+from tool_aware.engine.backend import Backend
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import pack
+from tool_aware.engine.side_stream import AtOnce
 from tool_aware.engine.supported import broken_kernels, unsupported
 from tool_aware.model.adapter import ALL_LINEARS, new_adapter, prepare_for_training
 from tool_aware.model.base import load_base_model
@@ -178,6 +180,72 @@ def test_four_bit_weights_give_the_librarys_gradients(family_dirs, family, cache
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
     for found, wanted in zip(gradients, expected, strict=True):
         assert (found - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+@pytest.fixture
+def in_four_bits(tiny_model_dir):
+    """A quantised model whose adapter's update is not zero."""
+    settings = load_config(CONFIG, [f"model.name={tiny_model_dir}"]).settled()
+    adapted = new_adapter(load_base_model(settings.model, settings.quantization), settings)
+    prepare_for_training(adapted, settings)
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn_like(parameter) * 0.05
+    return adapted
+
+
+class Counting:
+    """Writes each matrix when it is begun, and counts."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def run(self, work):
+        self.begun += 1
+        return AtOnce.run(work)
+
+
+@pytest.mark.parametrize("options", [{}, {"kept_layers": 1}, {"kept_layers": 2}, {"cached_layers": 1}])
+def test_weights_that_are_written_ahead_or_held_give_the_same_bits(in_four_bits, options):
+    packed, beside = pack(EXAMPLES), Counting()
+    ahead = replace(Backend.of(torch.device("cpu")), beside=beside)
+    loss, late = by_decoder(in_four_bits, packed, 1.0, offload=True, **options)  # each where it is used
+    held_loss, held = by_decoder(in_four_bits, packed, 1.0, **options)
+    ahead_loss, found = by_decoder(in_four_bits, packed, 1.0, backend=ahead, **options)
+    assert loss == held_loss == ahead_loss
+    for one, other, another in zip(late, held, found, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, another)
+    assert beside.begun > 5 * (2 - options.get("cached_layers", 0))
+
+
+def test_no_matrix_outlives_its_pass_and_what_an_interrupted_one_began_is_dropped(in_four_bits):
+    ahead = replace(Backend.of(torch.device("cpu")), beside=AtOnce())
+    decoder, packed = PackedDecoder(in_four_bits, backend=ahead), pack(EXAMPLES)
+    groups = [group for layer in decoder._layers for group in layer._groups]
+    decoder.add_gradient(packed, 1.0)
+    decoder.hidden(packed)
+    assert all(group._ahead is None for group in groups)
+    with torch.no_grad():
+        for group in groups:  # as if memory had run out, and a step of the optimizer had followed
+            group.begin()
+    for parameter in decoder.trained:
+        parameter.data += 0.01
+        parameter.grad = None
+    decoder.add_gradient(packed, 1.0)
+    found = [parameter.grad for parameter in decoder.trained]
+    _, expected = by_decoder(in_four_bits, packed, 1.0)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_short_of_memory_weights_are_written_one_at_a_time(in_four_bits):
+    ahead = replace(Backend.of(torch.device("cpu")), beside=AtOnce())
+    decoder = PackedDecoder(in_four_bits, backend=ahead, kept_layers=1)
+    said = [decoder.reduce_memory() for _ in range(3)]
+    assert said == ["all activations are computed again", "weights are dequantised where they are used", None]
+    decoder._layers[0]._gate.begin()
+    assert decoder._layers[0]._gate._ahead is None
 
 
 def test_cached_weights_follow_the_adapter(tiny_model_dir):

@@ -71,7 +71,7 @@ def test_kernels_compute_what_plain_torch_does():
         )
     gate, up, hidden = random(37, 1416), random(37, 1408, seed=5), random(37, 1408, seed=6)
     assert_alike(lambda ops, out: ops.swiglu(gate[:, :1408], up, out), torch.zeros_like(hidden))
-    assert_alike(lambda ops, g, u: ops.swiglu_backward_(g[:, :1408], u, hidden), gate, up)
+    assert_alike(lambda ops, g, u, h: ops.swiglu_backward_(g[:, :1408], u, h), gate, up, hidden)
 
 
 # What each family has of its own: a bias, norms of heads, rotations that are longer than 1, a tied output head.

@@ -219,7 +219,7 @@ def test_the_peak_moves_to_the_loss_and_to_the_optimizer_where_those_are_large()
     assert estimate_training(SPEC).peaks_in == "the last layer's backward pass"
     many_labels = replace(SPEC, architecture=PRESETS["llama-3-8b"], answer_tokens=2047)
     assert estimate_training(many_labels).peaks_in == "the loss"
-    assert estimate_training(replace(SPEC, lora_r=64, seq_length=256)).peaks_in == "the optimizer step"
+    assert estimate_training(replace(SPEC, lora_r=128, seq_length=256)).peaks_in == "the optimizer step"
 
 
 @pytest.mark.parametrize("names", [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("down_proj",)])
@@ -238,8 +238,8 @@ def test_a_matrix_is_as_large_as_the_one_that_the_engine_makes(names):
             module.lora_A = nn.ModuleDict({"default": nn.Linear(module.in_features, 3, bias=False)})
             module.lora_B = nn.ModuleDict({"default": nn.Linear(3, module.out_features, bias=False)})
             module.scaling = {"default": 2.0}
-    matrix = Projections(modules, torch_ops)
-    elements = matrix.output_buffer(1).numel() * matrix.input_buffer(1).numel()
+    matrix = Projections(modules, torch_ops)._filled()
+    elements = matrix.untyped_storage().nbytes() // matrix.itemsize
     assert matrix_bytes(spec, names) == elements * torch.bfloat16.itemsize
 
 

@@ -63,6 +63,8 @@ ROWS: dict[str, tuple[str, int, dict[str, str]]] = {
     "stock-short": ("stock", 8, {"training.per_device_train_batch_size": "1"}),
     "ours-short": ("ours", 8, {}),
     "ours-8": ("ours", 8, {}),
+    "ours-8-kept-2": ("ours", 8, {KEEP: "2"}),
+    "ours-8-kept-12": ("ours", 8, {KEEP: "12"}),
     "ours-8-launched": ("ours", 8, {"optimization.cuda_graphs": "false"}),
     "ours-32-16bit": ("ours", 32, {"quantization.load_in_4bit": "false"}),
     "ours-32-16bit-launched": ("ours", 32, {"quantization.load_in_4bit": "false", "optimization.cuda_graphs": "false"}),

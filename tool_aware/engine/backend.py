@@ -86,7 +86,7 @@ class Operations(Protocol):
         """Write silu(gate) * up into `out`; all (T, I)."""
 
     def swiglu_backward_(self, gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Replace `gate` and `up` by their gradients, and the `gradient` of silu(gate) * up by its value; all (T, I)."""
+        """Replace `gate` and `up` by their gradients, and `gradient`, of silu(gate) * up, by its value; all (T, I)."""
 
     def fill_matrix(
         self, matrix: torch.Tensor, layer: StackedLinear, *, outputs: int, ranks: int, is_last: bool

@@ -244,8 +244,10 @@ class PackedDecoder:
         self._recorded = RecordedPasses(self._pass, self._device)
 
     def stop_recording(self) -> None:
-        """Launch each kernel by itself from here on."""
+        """Launch each kernel by itself from here on; a pass may have failed while it was recorded."""
         self._recorded = None
+        for layer in self._layers:
+            layer.drop_begun(is_running=False)
 
     # ---- memory -----------------------------------------------------------------------------------------
 

@@ -322,10 +322,10 @@ class DecoderLayer:
         for group in self._groups:
             group.drop_cached()
 
-    def drop_begun(self) -> None:
-        """Drop what an interrupted pass has begun."""
+    def drop_begun(self, *, is_running: bool = True) -> None:
+        """Drop what an interrupted pass has begun; of one that was only recorded, nothing is running."""
         for group in self._groups:
-            group.drop_ahead()
+            group.drop_ahead(is_running=is_running)
 
     def write_one_at_a_time(self) -> None:
         """Write each matrix of weights where it is used, and drop it after that use, from here on."""

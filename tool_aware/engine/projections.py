@@ -332,10 +332,16 @@ class Projections:
 
     def write_where_used(self) -> None:
         """Write no matrix ahead from here on."""
-        self._beside = self._ahead = None
+        self.drop_ahead()
+        self._beside = None
 
-    def drop_ahead(self) -> None:
-        """Drop the matrix that an interrupted pass has left."""
+    def drop_ahead(self, *, is_running: bool = True) -> None:
+        """Drop the matrix that an interrupted pass has left; its memory is used again once it is written.
+
+        Of a pass that was only recorded, nothing is running.
+        """
+        if self._ahead and is_running:
+            self._ahead[1]()
         self._ahead = None
 
     def _filled(self, *, is_refreshed: bool = False) -> torch.Tensor:

@@ -81,6 +81,7 @@ class ContinuationScorer:
                 return self._recorded(pack, 1.0)[: len(pack.labels)]
             except RecordingError:
                 self._recorded = None
+                self._decoder.stop_recording()
         return self._pass(self._decoder.inputs_of(pack), 1.0)
 
     def _pass(self, inputs: PassInputs, _: torch.Tensor | float) -> torch.Tensor:

@@ -118,8 +118,8 @@ class PackedDecoder:
         """Return what later tokens see of each layer: rotated keys and values of the pack's tokens, (T, K, D) each."""
         x, context = self._start(self.inputs_of(pack))
         found = []
-        for layer in self._layers:
-            x, activations = layer.forward(x, context, keep=True)
+        for number, layer in enumerate(self._layers):
+            x, activations = layer.forward(x, context, keep=True, then=self._begin_after(number))
             assert activations is not None
             found.append(layer.keys_and_values(activations))
         return found
@@ -128,8 +128,9 @@ class PackedDecoder:
     def losses_behind(self, before: Sequence[KeysAndValues], inputs: PassInputs) -> torch.Tensor:
         """Return -log p of each label, (L,) float32, of a pack all of whose tokens see those kept in `before`."""
         x, context = self._start(inputs)
-        for layer, (key, value) in zip(self._layers, before, strict=True):
-            x, _ = layer.forward(x, replace(context, attention=inputs.attention.behind(key, value)))
+        for number, (layer, (key, value)) in enumerate(zip(self._layers, before, strict=True)):
+            behind = replace(context, attention=inputs.attention.behind(key, value))
+            x, _ = layer.forward(x, behind, then=self._begin_after(number))
         return label_losses(self._normed(x[inputs.label_columns]), self._head.weight, inputs.labels)
 
     @torch.no_grad()
@@ -145,7 +146,6 @@ class PackedDecoder:
     @torch.no_grad()
     def _pass(self, inputs: PassInputs, weight: torch.Tensor | float) -> torch.Tensor:
         x, context = self._start(inputs)  # x (T, H)
-        self._drop_interrupted()
         kept: list[Activations] = []
         for number, layer in enumerate(self._layers):
             self._inputs.put(x)
@@ -220,7 +220,8 @@ class PackedDecoder:
         return PassInputs.of(pack.to(self._device), attention, embedded)
 
     def _start(self, inputs: PassInputs) -> tuple[torch.Tensor, PackContext]:
-        """Embed the pack's tokens, (T, H), and prepare what all layers share."""
+        """Embed the pack's tokens, (T, H), and prepare what all layers share; an interrupted pass is forgotten."""
+        self._drop_interrupted()
         if inputs.embedded is None:
             x = self._model.embed_tokens(inputs.input_ids)
         else:

@@ -178,7 +178,7 @@ class DecoderLayer:
         self._query_key_value.backward_to_updates(grad_projected, lambda: self._attention_input(x))
 
     def keys_and_values(self, kept: Activations) -> KeysAndValues:
-        """Copy out of a layer's activations what later tokens see of it."""
+        """Return copies of what later tokens see, out of a layer's activations."""
         _, key, value = self._split(kept.query_key, kept.projected)
         return KeysAndValues(key.clone(), value.clone())
 

@@ -17,6 +17,7 @@ from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import load_config
 from tool_aware.engine.attention import attention_mask
 from tool_aware.engine.backend import Backend
+from tool_aware.engine.continuations import ContinuationScorer
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
 from tool_aware.engine.packing import pack
@@ -227,16 +228,28 @@ def test_no_matrix_outlives_its_pass_and_what_an_interrupted_one_began_is_droppe
     decoder.add_gradient(packed, 1.0)
     decoder.hidden(packed)
     assert all(group._ahead is None for group in groups)
-    with torch.no_grad():
-        for group in groups:  # as if memory had run out, and a step of the optimizer had followed
-            group.begin()
-    for parameter in decoder.trained:
-        parameter.data += 0.01
-        parameter.grad = None
+
+    def interrupt():  # as if memory had run out, and a step of the optimizer had followed
+        with torch.no_grad():
+            for group in groups:
+                group.begin()
+        for parameter in decoder.trained:
+            parameter.data += 0.01
+            parameter.grad = None
+
+    interrupt()
     decoder.add_gradient(packed, 1.0)
     found = [parameter.grad for parameter in decoder.trained]
+    late = PackedDecoder(in_four_bits)
     _, expected = by_decoder(in_four_bits, packed, 1.0)
     assert all(map(torch.equal, found, expected))
+    interrupt()
+    assert torch.equal(decoder.hidden(packed), late.hidden(packed))
+    interrupt()
+    names, prompt = [[3, 4, 13], [3, 5]], [*range(9, 20)]
+    scores = [ContinuationScorer(one, prompt[:6], names).scores([prompt, prompt[:8]]) for one in (decoder, late)]
+    assert scores[0] == scores[1]
+    assert all(group._ahead is None for group in groups)
 
 
 def test_short_of_memory_weights_are_written_one_at_a_time(in_four_bits):

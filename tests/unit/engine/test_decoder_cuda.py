@@ -136,6 +136,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("double", [True, False])
+@torch.no_grad()
 def test_weights_are_dequantised_to_the_last_bit(folder, double, kind):
     decoder = PackedDecoder(load(folder, double, kind))
     for group in (decoder._layers[0]._query_key_value, decoder._layers[1]._down):

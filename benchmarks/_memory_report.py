@@ -35,6 +35,7 @@ def described(row: dict[str, Any]) -> str:
         f"{row['answer_tokens']} labels": row["answer_tokens"] > 1000,
         "eager": row["attention"] == "eager",
         "transformers": row["decoder"] == "transformers",
+        "recorded": row.get("is_recorded"),
         f"cap {row['cap_gib']} GiB": row["cap_gib"],
         "own process": row["is_alone"],
     }

@@ -75,6 +75,7 @@ class TimedSteps:
     losses: list[float]
     has_given_way: bool  # memory did not suffice for the step as it was configured
     decoder: str  # "own" or "transformers": whose forward and backward pass ran
+    is_recorded: bool  # its passes, as CUDA graphs, in the end
     tokens: list[int]  # computed in every step, padding included
     loss_before: float | None  # mean over the labels of the first examples, before any step
 
@@ -125,11 +126,13 @@ def train_timed(
         )
         loss_before = mean_loss(loop, examples[:compare]) if compare else None
         loop.run()
+    decoder = loop.micro_step.decoder
     return TimedSteps(
         seconds,
         losses,
         has_given_way=any("out of GPU memory" in message for message in loop.fallbacks),
-        decoder="own" if loop.micro_step.decoder else "transformers",
+        decoder="own" if decoder else "transformers",
+        is_recorded=decoder is not None and decoder.is_recording,
         tokens=tokens,
         loss_before=loss_before,
     )

@@ -33,6 +33,7 @@ from tool_aware.memory.estimate import (
     estimate_training,
     library_sets,
     slack_parts,
+    workspaces_of,
 )
 from tool_aware.memory.measured import compare_row, is_comparable, mean_and_worst, spec_of
 from tool_aware.units import GIB, MIB
@@ -83,14 +84,13 @@ def fit(rows: Sequence[Row]) -> Calibration:
     """Fit all constants: workspace and contexts are medians, the slack is a non-negative least squares fit."""
     specs = [spec_of(row) for row in rows]
     workspaces = [
-        (row["allocated_gib"] * GIB - estimate_training(spec).tensor_bytes) / (1 if spec.has_own_decoder else 2)
+        (row["allocated_gib"] * GIB - estimate_training(spec).tensor_bytes) / workspaces_of(spec.resolved)
         for row, spec in zip(rows, specs, strict=True)
     ]
     bare = max(row["bare_context_gib"] for row in rows)  # of a card that is not known, the most is expected
     libraries = [
-        row["nvml_gib"] - row["reserved_gib"] - row["bare_context_gib"]
+        (row["nvml_gib"] - row["reserved_gib"] - row["bare_context_gib"]) / library_sets(spec.resolved)
         for row, spec in zip(rows, specs, strict=True)
-        if library_sets(spec.resolved) == 1
     ]
     return replace(
         CALIBRATION,
@@ -105,7 +105,7 @@ def _slack_shares(rows: Sequence[Row]) -> list[float]:
     """Fit the slack by non-negative least squares on errors relative to all that a run takes."""
     from scipy.optimize import nnls
 
-    parts = [[part / GIB / row["nvml_gib"] for part in slack_parts(spec_of(row))] for row in rows]
+    parts = [[part / GIB / row["nvml_gib"] for part in slack_parts(spec_of(row).resolved)] for row in rows]
     shares, _ = nnls(parts, [(row["reserved_gib"] - row["allocated_gib"]) / row["nvml_gib"] for row in rows])
     return list(map(float, shares))
 

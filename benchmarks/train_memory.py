@@ -1,7 +1,7 @@
 """Measure how much GPU memory a training step takes.
 
     python benchmarks/train_memory.py                                   # the goals for small cards; a minute
-    python benchmarks/train_memory.py --grid                            # 76 configurations; 9 minutes on an H200
+    python benchmarks/train_memory.py --grid                            # 76 configurations; 9 minutes on an H100
     python benchmarks/train_memory.py --grid --continue RESULTS.json    # those that it does not have yet
     python benchmarks/train_memory.py --grid --memory-fraction 0.15     # on part of the card, as on a smaller one
     python benchmarks/train_memory.py --grid --preset tiny              # a smoke test without a GPU
@@ -308,6 +308,7 @@ def measure(case: Case, base: PreTrainedModel, arguments: argparse.Namespace) ->
         **asdict(case),
         "preset": ARCHITECTURES[case.preset],
         "decoder": timed.decoder if timed else case.decoder,
+        "is_recorded": timed is not None and timed.is_recorded,
         "oom": timed is None or timed.has_given_way,
         **peaks(),
         "seconds_per_step": round(timed.seconds[-1], 4) if timed else None,

@@ -20,9 +20,9 @@ import torch
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.packed_attention import Segments
 from tool_aware.engine.packing import PREFIX, Pack
-from tool_aware.engine.pass_inputs import PackSizes, PassInputs, size_step
+from tool_aware.engine.pass_inputs import PackSizes, PassInputs
 from tool_aware.engine.recorded_passes import RecordedPasses, RecordingError
-from tool_aware.engine.sizes import FLASH_ROUNDING, rounded_up
+from tool_aware.engine.sizes import FLASH_ROUNDING, rounded_up, size_step
 
 MOST_TOKENS = 4096  # of one pass; its widest buffers take 0.5 GiB of a 7B
 _MOST_RECORDED_TOKENS = 1024  # a fast GPU needs longer for more than Python needs to launch

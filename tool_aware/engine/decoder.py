@@ -244,6 +244,11 @@ class PackedDecoder:
         torch.cuda.empty_cache()  # recorded passes have a pool of their own
         self._recorded = RecordedPasses(self._pass, self._device)
 
+    @property
+    def is_recording(self) -> bool:
+        """Return whether passes are recorded."""
+        return self._recorded is not None
+
     def stop_recording(self) -> None:
         """Launch each kernel by itself from here on; a pass may have failed while it was recorded."""
         self._recorded = None

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tool_aware.engine.packed_attention import FlashAttention, PackedAttention, Segments
 from tool_aware.engine.packing import Pack
-from tool_aware.engine.sizes import FLASH_ROUNDING, rounded_up
+from tool_aware.engine.sizes import FLASH_ROUNDING, recorded_tokens, rounded_up, size_step
 
 PADDING = -1  # in `Pack.group_ids`
 
@@ -55,7 +55,7 @@ class PackSizes(NamedTuple):
         """Return sizes that a few packs of a run have in common, and that leave room for a token of padding."""
         new_segment = int(pack.group_ids[0, -1]) != PADDING
         own_tokens = pack.input_ids.shape[1]
-        tokens = rounded_up(own_tokens + new_segment, size_step(own_tokens, parts=8, least=32))
+        tokens = recorded_tokens(own_tokens, is_full=new_segment)
         prefix_tokens = len(segments.prefix_columns)
         longest = max(segments.longest_own, tokens - own_tokens + 32)
         return cls(
@@ -69,11 +69,6 @@ class PackSizes(NamedTuple):
 
 
 SizesOf = Callable[[Pack, Segments], PackSizes]
-
-
-def size_step(size: int, *, parts: int, least: int) -> int:
-    """Return the distance between the sizes around `size`: `parts` of them between two powers of two."""
-    return max(least, (1 << (size.bit_length() - 1)) // parts)
 
 
 def padded(pack: Pack, sizes: PackSizes) -> Pack:

@@ -23,3 +23,13 @@ def rounded_up(size: int, multiple: int) -> int:
 def row_width(elements: int, ranks: int) -> int:
     """Return the elements from one row of a buffer to the next; it holds `elements` and `ranks` spare columns."""
     return rounded_up(elements + ranks, ROWS_MULTIPLE) if ranks else elements
+
+
+def size_step(size: int, *, parts: int, least: int) -> int:
+    """Return the distance between the sizes around `size`: `parts` of them between two powers of two."""
+    return max(least, (1 << (size.bit_length() - 1)) // parts)
+
+
+def recorded_tokens(tokens: int, *, is_full: bool) -> int:
+    """Return the tokens to which a pack is padded for a recorded pass; a full one has no token of padding yet."""
+    return rounded_up(tokens + is_full, size_step(tokens, parts=8, least=LENGTHS_MULTIPLE))

@@ -30,7 +30,7 @@ def moments(spec: ResolvedSpec) -> Iterator[Moment]:
     gradients = max(gradients_that_wait(spec), float(BYTES_16BIT * spec.adapter_parameters))
     one_input = BYTES_16BIT * spec.architecture.hidden * tokens
     inputs = Term("layer inputs", (INPUTS_ON_THE_WAY if spec.offload else layers) * one_input, _where(spec))
-    kept = Term("kept activations", kept_layers * activation_bytes(spec), f"{kept_layers} layers")
+    kept = Term("kept activations", kept_bytes(spec), f"{kept_layers} layers")
     always = (Term("gradients", gradients, "and a copy to fall back to"), Term("pack", _pack_bytes(spec)))
 
     working = working_bytes(spec) - (activation_bytes(spec) if kept_layers else 0.0)
@@ -43,6 +43,19 @@ def moments(spec: ResolvedSpec) -> Iterator[Moment]:
 def activation_bytes(spec: TrainingSpec) -> float:
     """Return the bytes that one layer's backward pass reads: q, k, v; attention, log-sum-exp; residual; gate, up."""
     return spec.tokens * (_attention_width(spec) + _mlp_width(spec))
+
+
+def kept_bytes(spec: ResolvedSpec) -> float:
+    """Return the bytes of the activations that layers keep until their backward pass."""
+    return spec.kept_layers * activation_bytes(spec)
+
+
+def kept_between_matrices_bytes(spec: ResolvedSpec) -> float:
+    """Return the bytes of kept activations that are allocated while matrices written ahead come and go.
+
+    They leave gaps, as the two lie beside each other and live for different times.
+    """
+    return kept_bytes(spec) if _writes_ahead(spec) else 0.0
 
 
 def working_bytes(spec: ResolvedSpec) -> float:
@@ -106,12 +119,22 @@ def _flash_backward_bytes(spec: TrainingSpec) -> float:
 
 def _written_out_bytes(spec: ResolvedSpec) -> float:
     """Return the bytes of the matrices of weights at the peak: the one in use, and the one that is used next."""
-    if spec.quantization == "none" or spec.cached_layers == spec.architecture.layers:
-        return 0.0  # they are there already
+    if _are_there(spec):
+        return 0.0
     gate, up, down = (matrix_bytes(spec, (name,)) for name in ("gate_proj", "up_proj", "down_proj"))
-    if spec.offload:
+    if not _writes_ahead(spec):
         return max(gate, up, down)  # one at a time
     return up + (down if spec.kept_layers else max(down, gate))
+
+
+def _are_there(spec: ResolvedSpec) -> bool:
+    """Return whether all matrices of weights are held throughout."""
+    return spec.quantization == "none" or spec.cached_layers == spec.architecture.layers
+
+
+def _writes_ahead(spec: ResolvedSpec) -> bool:
+    """Return whether matrices are written while the product before runs."""
+    return not (spec.offload or _are_there(spec))
 
 
 def _width(spec: TrainingSpec, elements: int, name: str) -> int:

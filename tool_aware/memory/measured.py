@@ -86,4 +86,4 @@ def spec_of(row: Mapping[str, Any]) -> TrainingSpec:
     values = {name: row[name] for name in names}
     if isinstance(values.get("targets"), list):
         values["targets"] = tuple(values["targets"])
-    return TrainingSpec(PRESETS[row["preset"]], **values)
+    return TrainingSpec(PRESETS[row["preset"]], **values, cuda_graphs=bool(row.get("is_recorded")))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tool_aware.config.settings import Config
-from tool_aware.engine.sizes import LENGTHS_MULTIPLE, rounded_up
+from tool_aware.engine.sizes import LENGTHS_MULTIPLE, recorded_tokens, rounded_up
 from tool_aware.gpu.device_facts import DeviceFacts
 from tool_aware.memory.architectures import Architecture, find_architecture
 
@@ -61,6 +61,7 @@ class TrainingSpec:
     attention: Literal["sdpa", "eager"] = "sdpa"  # of transformers' forward pass
     decoder: Literal["own", "transformers"] = "own"
     shards: int = 1  # GPUs over which the linear layers' weights are spread
+    cuda_graphs: bool | Literal["auto"] = "auto"  # True: packs are padded to the sizes of recorded passes
 
     @property
     def tokens(self) -> int:
@@ -68,7 +69,9 @@ class TrainingSpec:
         if self.packing == "none":
             return self.batch_size * self.row_tokens
         shared = min(self.prefix_tokens, self.seq_length) if self.packing == "prefix" else 0
-        return rounded_up(shared + self.batch_size * (self.seq_length - shared), LENGTHS_MULTIPLE)
+        computed = shared + self.batch_size * (self.seq_length - shared)
+        tokens = rounded_up(computed, LENGTHS_MULTIPLE)
+        return recorded_tokens(tokens, is_full=tokens == computed) if self.cuda_graphs is True else tokens
 
     @property
     def row_tokens(self) -> int:
@@ -148,6 +151,7 @@ class TrainingSpec:
             attention="eager" if config.model.attn_implementation == "eager" else "sdpa",
             decoder="transformers" if gap else "own",
             shards=processes if optimization.shard_base else 1,
+            cuda_graphs=optimization.cuda_graphs,
             **configured(config),
         )
 
@@ -182,15 +186,22 @@ def decoder_text(config: Config, spec: TrainingSpec, processes: int = 1, *, of_d
 
 @dataclass(frozen=True)
 class ResolvedSpec(TrainingSpec):
-    """A training step as it runs: `kept_layers`, `cached_layers`, `offload` and `decoder` say what happens."""
+    """A training step as it runs: `kept_layers`, `offload`, `decoder` and so on say what happens.
+
+    With `cuda_graphs` "auto", passes that are recorded where a GPU waits, and given up where memory is short, count for
+    time and not for memory.
+    """
 
     def __post_init__(self) -> None:
         layers, is_own = self.architecture.layers, self.has_own_decoder
         kept = min(self.kept_layers, layers) if is_own else 0
+        offload = self.offload and self.checkpointing and is_own
+        can_record = is_own and not offload and OPTIMIZERS[self.optimizer].keeps_gradients
         effects: dict[str, object] = {
             "kept_layers": kept if self.checkpointing else layers,
             "cached_layers": min(self.cached_layers, layers) if is_own and self.quantization == "4bit" else 0,
-            "offload": self.offload and self.checkpointing and is_own,
+            "offload": offload,
+            "cuda_graphs": self.cuda_graphs if can_record else False,
             "decoder": "own" if is_own else "transformers",
         }
         for name, effect in effects.items():

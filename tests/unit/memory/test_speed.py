@@ -84,6 +84,8 @@ def throughput_runs():
     """Yield device, spec and seconds of train_throughput.py's runs since the hand-written decoder."""
     for path in sorted(RESULTS.glob("train_throughput*.json")):
         measured = json.loads(path.read_text())
+        if measured["preset"] != "7b":
+            continue
         runs = measured.get("runs") or [measured]
         commits = [run.get("commit") for run in runs]
         for run in runs[commits.index(HAND_WRITTEN) if HAND_WRITTEN in commits else 0 :]:
@@ -105,7 +107,16 @@ def spec_of_row(kind: str, examples: int, rest: list[str]) -> TrainingSpec:
         kept_layers=int(rest[rest.index("kept") + 1]) if "kept" in rest else 0,
         checkpointing="free" not in rest,
         cached_layers=32 if "cached" in rest else 0,
+        cuda_graphs="auto" if "launched" not in rest else False,
     )
+
+
+def test_a_recorded_layer_takes_what_it_took_of_the_small_model_on_an_h100():
+    measured = json.loads((RESULTS / "train_throughput_135m_h100.json").read_text())
+    (seconds,) = (row["seconds_per_step"] for row in measured["runs"][-1]["rows"] if row["row"] == "ours-32-16bit")
+    small = replace(SPEC, architecture=replace(SPEC.architecture, layers=30, hidden=576, intermediate=1536))
+    assert estimate_speed(small, "H100").expected_s == pytest.approx(seconds, rel=0.05)
+    assert estimate_speed(replace(small, cuda_graphs=False), "H100").expected_s > 3 * seconds
 
 
 def test_the_throughput_runs_which_nothing_was_fitted_to_are_within_the_band():

@@ -19,6 +19,7 @@ from tool_aware.evaluation.results import assemble
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.judgement import Prediction, judge, token_f1
 from tool_aware.prompt import parse_response
+from tool_aware.rows import Row
 
 NUMBERS = [
     "1e999",
@@ -120,15 +121,10 @@ def test_no_answer_ends_an_evaluation(tmp_path, toy_rows, config, capsys):
     ),
     st.booleans(),
 )  # fmt: skip
-def test_any_text_has_a_verdict(text, is_truncated):
-    from tests.fixtures.repository import REPOSITORY
-    from tool_aware.config.settings import load_config
-    from tool_aware.rows import Row
-
-    tools = load_config(REPOSITORY / "config.yaml", []).toolbox
+def test_any_text_has_a_verdict(config, text, is_truncated):
     for tool, parameters in (("web_search", '{"query": "x"}'), ("code_execution", '{"code": "print(1)"}')):
         row = Row("q", answer(tool, parameters), {"tool": tool})
-        judgement = judge(Prediction(0, text, is_truncated=is_truncated), row, tools)
+        judgement = judge(Prediction(0, text, is_truncated=is_truncated), row, config.toolbox)
         assert judgement.credited
         assert judgement.is_parsed or judgement.error
 

@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import share_with_workers
 from tool_aware import secret_values
 from tool_aware.config.settings import Config, load_config
 from tool_aware.prompt import render_instruction, render_response
@@ -37,6 +38,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the demo starts its sc
 
 # What takes longest begins first, so that no worker ends alone; `make test` keeps this order.
 LONGEST_FIRST = ("test_demo", "test_train_tool_aware", "test_train_faults", "test_train_together", "test_fuzz")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one process that imports the libraries for the scripts of all workers."""
+    if getattr(config.option, "numprocesses", None):  # of pytest-xdist, in the process that starts the workers
+        share_with_workers()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

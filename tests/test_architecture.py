@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,9 +75,15 @@ FLOORS = {
 }
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Return the syntax tree of a module; three tests look at each."""
+    return ast.parse(path.read_text())
+
+
 def imports_of(path: Path, *, at_import_time: bool = False) -> Iterator[str]:
     """Yield the dotted names a module imports; only those that run when it is imported, if asked."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     nodes = _statements_run_at_import(tree) if at_import_time else ast.walk(tree)
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -178,6 +185,6 @@ REFUSED_FIRST_WORDS = {"What", "Whether", "Say", "Tell", "How", "Let", "Give", "
 @pytest.mark.parametrize("path", [*MODULES, *(REPOSITORY / script for script in SCRIPTS)], ids=lambda path: path.name)
 def test_docstrings_begin_with_what_is_returned_or_done(path):
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    documented = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+    documented = [node for node in ast.walk(parsed(path)) if isinstance(node, kinds)]
     first_lines = [text.splitlines()[0] for node in documented if (text := ast.get_docstring(node))]
     assert not [line for line in first_lines if line.split()[0] in REFUSED_FIRST_WORDS]

@@ -36,10 +36,7 @@ _DECIMALS_OF_MONEY = (0, 1, "cents", "cents", 2, 2)
 _ROUNDED = re.compile(r"^ *print\(round\(\w+, \d\)(?:, round\(\w+, \d\))*\)\s*\Z", re.MULTILINE)
 _PERCENTAGE = re.compile(r"\* 100$", re.MULTILINE)
 _NAME = re.compile(r"\b[A-Z]\w{3,}")  # nobody could correct a mistyped name
-_COUNT_WORDS = {
-    2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve",
-    15: "fifteen", 20: "twenty",
-}  # fmt: skip
+_COUNT_IN_WORDS_SHARE = 0.4
 _COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 12, 15, 20, 25)
 
 
@@ -255,10 +252,10 @@ class Generator:
         sources = (local, common, self._content.domains[domain] if domain else {})
         values = {}
         for slot in slots:
-            if slot == COUNT_SLOT:
-                number = random_.choice(_COUNTS)
-                is_word = number in _COUNT_WORDS and random_.random() < 0.4 and frame.language == "en"
-                values[slot] = fillers.Value(_COUNT_WORDS[number] if is_word else str(number), str(number))
+            if slot == COUNT_SLOT and slot not in local:
+                number, words = random_.choice(_COUNTS), pools()["counts"].get(frame.language, {})
+                is_word = number in words and random_.random() < _COUNT_IN_WORDS_SHARE
+                values[slot] = fillers.Value(words[number] if is_word else str(number), str(number))
             else:
                 spec = next(source[slot] for source in sources if slot in source)
                 values[slot] = fillers.draw(spec, random_, frame.language)

@@ -144,7 +144,7 @@ def test_a_search_query_leaves_out_the_filler_of_the_sentence(made: dict[str, li
 
 def test_a_number_of_results_that_is_asked_for_is_sent_even_if_it_is_the_default(made: dict[str, list[Row]]) -> None:
     words = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
-             "twelve": 12, "fifteen": 15, "twenty": 20}  # fmt: skip
+             "twelve": 12, "fifteen": 15, "twenty": 20, "one": 1, "single": 1}  # fmt: skip
     for tool, name in (("rag_retrieval", "limit"), ("web_search", "num_results")):
         counted = [row for row in made[tool] if name in row.answer.parameters]
         assert {row.metadata["slice"] for row in counted} == {"number", "language"}

@@ -162,7 +162,7 @@ def serve(finished, evaluation_data_dir):
         server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
         results = json.loads((folder / f"{model}_results.json").read_text())
         server.answers = {prompts[row["row"]]: row["response"] for row in results}
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}/v1"
 

@@ -40,7 +40,7 @@ def server(evaluation_data_dir):
     running = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
     running.answers = {row["instruction"]: row["response"] for row in rows}
     running.model_path, running.requests = "f16.gguf", 0
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     yield running
     running.shutdown()
     running.server_close()

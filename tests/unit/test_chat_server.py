@@ -211,7 +211,7 @@ def test_a_reply_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     with answering(reply(b" " * 5000)) as (port, _), pytest.raises(UserError, match="sent more than"):
         ChatServer(f"http://127.0.0.1:{port}").request("models")
     with answering(reply(b" " * 900), pause_s=0.02) as (port, _), pytest.raises(UserError, match="in time"):
-        ChatServer(f"http://127.0.0.1:{port}", timeout_s=3.0, pauses_s=()).request("models")
+        ChatServer(f"http://127.0.0.1:{port}", timeout_s=1.0, pauses_s=()).request("models")
 
 
 class Hostile:

@@ -312,7 +312,7 @@ def test_the_log_is_read_through_pgbouncer(config: Config, server: dict[str, str
         wrong = Environment(**{**vars(environment), "postgres_password": "wrong-wrong"})
         missing = Environment(**{**vars(environment), "postgres_db": "no_such_database"})
         for refused in (wrong, missing):
-            for said in outcomes(config, refused):
+            for said in outcomes(config, refused, connect_timeout_s=2):  # asked again too soon, it waits that long
                 assert "dataset.use_query_log=false" in said
                 assert "wrong-wrong" not in said
 

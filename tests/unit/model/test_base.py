@@ -104,7 +104,7 @@ def test_what_the_hub_answers_becomes_advice(status, error_code, token, expected
     """In a process of its own, as the hub's address is read at import."""
     handler = type("Answer", (HubAnswer,), {"status": status, "error_code": error_code})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     code = (
         "from tool_aware.model.base import check_model_available\n"
         "from tool_aware.console import UserError\n"

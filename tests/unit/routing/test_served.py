@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(params=["llama.cpp", "vLLM"])
 def server(request, quantized):
     server = Server(quantized, request.param)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()

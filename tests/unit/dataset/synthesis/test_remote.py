@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     monkeypatch.setattr(remote, "RETRY_PAUSE_S", 0.01)
     server = Stub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()

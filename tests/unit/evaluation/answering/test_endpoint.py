@@ -82,7 +82,7 @@ def server(monkeypatch):
 @contextmanager
 def serving():
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server

@@ -31,7 +31,7 @@ from tool_aware.evaluation.evaluation_job import Job, Options, prepare
 from tool_aware.evaluation.gates import failures
 from tool_aware.evaluation.report.output import print_results, update_adapter, write_results
 from tool_aware.evaluation.results import Results, assemble, parameter_judge_of
-from tool_aware.evaluation.scoring.baselines import baseline_predictions
+from tool_aware.evaluation.scoring.baselines import baseline_predictions, note_of_sample
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.judgement import SameCode
 from tool_aware.garbage_collection import no_search_for_circles
@@ -139,7 +139,7 @@ def assemble_results(job: Job, answers: Answers) -> Results:
         train=test.train,
         same_code=same_code(job),
         parameter_judge=None if job.options.choice_only else parameter_judge_of(config, test.rows, job.programs),
-        notes=[*filter(None, [job.answered_by]), *job.limitations],
+        notes=[*filter(None, [job.answered_by]), *job.limitations, *note_of_sample(len(test.train), len(test.rows))],
     )
 
 

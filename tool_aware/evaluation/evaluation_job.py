@@ -205,8 +205,6 @@ def prepare(options: Options) -> Job:
     earlier = _earlier_tools(options, config)
     test = load_test_set(config.dataset.dir, readable_tools(config, earlier), limit=options.limit)
     gates = parse_gates(options.min, options.max_drop, options.require_significant, config.toolbox.names)
-    if options.is_local:
-        import_libraries("torch", "transformers", "peft")
     adapter = _checked_adapter(options, config, test)
     test, offered = with_tools_of_now(test, config, earlier, adds_examples=not options.predictions)
     tasks = _tasks(options, config, test)
@@ -220,6 +218,7 @@ def prepare(options: Options) -> Job:
     job = Job(options, config, environment, test, adapter, gates, tasks, notes, trained, programs)
     job.check_results_folder()
     if job.loads_model:
+        import_libraries("torch", "transformers", "peft")
         tokenizer = check_weights(job.model, adapter, hf_token=environment.hf_token)
         job = replace(job, tokenizer=tokenizer)
         constrained = [task for task in tasks if task.kind == "constrained" and job.is_due(task)]

@@ -13,11 +13,14 @@ from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
 from tool_aware.keyword_rules import keyword_rules
 from tool_aware.rows import Row
+from tool_aware.text import spread_evenly
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 NEIGHBOURS = 5
+NEIGHBOURS_NAME = "char n-gram k-NN"
+MOST_PAIRS = 400_000_000  # of a training and a test query that are compared; 15 s of a core for every 200 million
 QUERIES_AT_ONCE = 5_000
 WORKING_MEMORY_MIB = 64  # of distances to training rows that are held at once; scikit-learn takes 1,024
 FEWEST_TRAINING_ROWS = 2 * NEIGHBOURS
@@ -41,9 +44,9 @@ def baseline_predictions(
     if labels:
         choosers["majority"] = majority(labels)
     if len(set(labels)) > 1 and len(labels) >= FEWEST_TRAINING_ROWS:
-        queries = [row.query for row in train]
-        choosers["TF-IDF + logistic regression"] = tfidf_regression(queries, labels)
-        choosers["char n-gram k-NN"] = nearest_neighbours(queries, labels)
+        choosers["TF-IDF + logistic regression"] = tfidf_regression([row.query for row in train], labels)
+        compared = spread_evenly(train, rows_compared(len(train), len(test)))
+        choosers[NEIGHBOURS_NAME] = nearest_neighbours([row.query for row in compared], [row.tool for row in compared])
     queries = [row.query for row in test.values()]
     return {
         name: [
@@ -52,6 +55,18 @@ def baseline_predictions(
         ]
         for name, choose in choosers.items()
     }
+
+
+def rows_compared(train: int, test: int) -> int:
+    """Return how many training rows the neighbours are looked for among: all, unless the pairs are too many."""
+    return min(train, max(FEWEST_TRAINING_ROWS, MOST_PAIRS // max(1, test)))
+
+
+def note_of_sample(train: int, test: int) -> list[str]:
+    """Return what a reader has to know where a baseline learns from a part of the training rows, in words."""
+    compared = rows_compared(train, test)
+    rows = f"{compared:,} of the {train:,} training rows, spread evenly over the file"
+    return [f"The baseline {NEIGHBOURS_NAME} compares with {rows}."] if compared < train else []
 
 
 def majority(labels: Sequence[str]) -> Chooser:

@@ -1,5 +1,5 @@
 from tool_aware.config.data_sections import KeywordRouterSection
-from tool_aware.evaluation.scoring.baselines import baseline_predictions
+from tool_aware.evaluation.scoring.baselines import baseline_predictions, note_of_sample, rows_compared
 from tool_aware.evaluation.scoring.breakdown import break_down, top_confusions, worst_rows
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
 from tool_aware.evaluation.scoring.robustness import ALL_OTHERS, ONE_FEWER, ONE_MORE, make_variants, on_lists
@@ -119,6 +119,13 @@ def test_baselines_choose_from_what_they_learned_and_only_tools_on_offer():
     assert chosen["char n-gram k-NN"] == ["rag", "web", "chat"]
     assert chosen["majority"][0] in TOOLS.names
     assert [p.row for p in baselines["majority"]] == [7, 9, 11]
+
+
+def test_neighbours_are_looked_for_among_all_training_rows_unless_that_are_too_many_pairs():
+    assert rows_compared(14_244, 20_000) == 14_244
+    assert note_of_sample(14_244, 20_000) == []
+    assert rows_compared(28_028, 100_000) == 4_000
+    assert "4,000 of the 28,028 training rows" in note_of_sample(28_028, 100_000)[0]
 
 
 def test_baselines_that_cannot_learn_are_left_out():

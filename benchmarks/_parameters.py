@@ -12,7 +12,7 @@ from tool_aware.console import UserError, listing
 from tool_aware.evaluation.scoring.bfcl import accepted_values
 from tool_aware.evaluation.scoring.judgement import Prediction, judge
 from tool_aware.evaluation.scoring.parameter_kinds import CODE
-from tool_aware.evaluation.scoring.reasoning import Reader, with_reasoning_judged
+from tool_aware.evaluation.scoring.reasoning import Reader, judge_reasonings
 from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.prompt import Turn, parse_response, render_instruction, render_response
 from tool_aware.rows import Row
@@ -213,8 +213,8 @@ def reasoning_flags(
     who reads nothing else chooses the right tool); 0 where the answer cannot be read.
     """
     predictions = [Prediction(number, item["text"]) for number, item in enumerate(answers)]
-    judged = [judge(prediction, rows[prediction.row], tools) for prediction in predictions]
-    found = with_reasoning_judged(judged, predictions, dict(enumerate(rows)), read)
+    found = [judge(prediction, rows[prediction.row], tools) for prediction in predictions]
+    judge_reasonings({"": found}, {"": predictions}, dict(enumerate(rows)), read)
     for item, verdict in zip(answers, found, strict=True):
         if verdict.reasoning_leads_to:
             item["leads_to"] = verdict.reasoning_leads_to

@@ -37,7 +37,7 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (ParameterJudge, "run_programs", "programs, this process"),
     (results, "_judge_row_by_row", "judging"),
     (results, "reader_of_reasonings", "reader of reasonings"),
-    (results, "with_reasoning_judged", "reasonings"),
+    (results, "judge_reasonings", "reasonings"),
     (results, "_reference_reasoning", "reasonings of the references"),
     (results, "summarise_system", "figures with intervals"),
     (results, "reasoning_figures", "figures of reasonings"),
@@ -47,7 +47,7 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (output, "write_json", "JSON files"),
     (output, "write_json_array", "rows of results"),
     (output, "build_report", "report: chapters"),
-    (output, "render_html", "report: HTML"),
+    (output, "write_pieces", "report: HTML"),
     (evaluate, "update_adapter", "files beside the adapter"),
 )
 

@@ -142,6 +142,12 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """Write pieces of a text, one after the other, as `write_text` writes the whole."""
+    with atomic_path(path) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(pieces)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, all of it or nothing; numbers that are not finite as null, as JSON has none."""
     write_text(path, indented_json(value) + "\n")

@@ -13,7 +13,7 @@ from tool_aware.evaluation.scoring.breakdown import Confusion, Part, break_down,
 from tool_aware.evaluation.scoring.calibration import FEWEST_VAL_ROWS, Calibration, LogScores, calibrate
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.earlier_turns import LEFT_OUT, EarlierTurns, with_and_without
-from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, judge
+from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, group_of, judge
 from tool_aware.evaluation.scoring.metrics import Metrics, summarise
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
 from tool_aware.evaluation.scoring.passages import Passages
@@ -21,9 +21,9 @@ from tool_aware.evaluation.scoring.program_output import ProgramRuns
 from tool_aware.evaluation.scoring.reasoning import (
     Reader,
     ReasoningFigures,
+    judge_reasonings,
     reader_of_reasonings,
     reasoning_figures,
-    with_reasoning_judged,
 )
 from tool_aware.evaluation.scoring.robustness import OnList, Shift, on_lists, shift
 from tool_aware.evaluation.scoring.significance import Comparison, compare
@@ -132,9 +132,7 @@ def assemble(
     is_answered = any(answer.text is not None for answers in systems.values() for answer in answers)
     with stage("reading reasonings"):
         read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
-        judgements = {
-            name: with_reasoning_judged(judgements.pop(name), systems[name], test, read) for name in list(judgements)
-        }
+        judge_reasonings(judgements, systems, test, read)
     metrics = {
         name: replace(
             summarise_system(name, judged, config),
@@ -223,7 +221,8 @@ def _judge_row_by_row(
 ) -> dict[str, list[Judgement]]:
     """Judge the answers of systems that answered the same rows in the same order.
 
-    Row by row: what is worked out for the row, or for an answer that several systems give, is then still there.
+    Row by row: what is worked out for the row is then still there, and an answer that several systems give is judged
+    once. Their judgement is then the same object.
     """
     use = parameter_judge.judge_call if parameter_judge else None
     judged: dict[str, list[Judgement]] = {name: [] for name in systems}
@@ -231,8 +230,12 @@ def _judge_row_by_row(
         row = rows[answers[0].row]
         is_asked = any(given.text is not None for given in answers) and not row.is_choice_only and row.tool in tools
         accepted = accepted_values(row, tools[row.tool]) if is_asked else None
+        verdicts: dict[tuple[str | None, str | None, bool], Judgement] = {}
         for given, kept in zip(answers, judged.values(), strict=True):
-            kept.append(judge(given, row, tools, same_code=same_code, judge_use=use, accepted=accepted))
+            answer = given.text, given.tool, given.is_truncated
+            if answer not in verdicts:
+                verdicts[answer] = judge(given, row, tools, same_code=same_code, judge_use=use, accepted=accepted)
+            kept.append(verdicts[answer])
     return judged
 
 
@@ -338,10 +341,18 @@ def _two_requests(
 
 def _reference_reasoning(test: Mapping[int, Row], read: Reader | None, config: Config) -> ReasoningFigures | None:
     """Return the figures of the reasonings of the rows' own answers, for contrast."""
-    rows = {index: row for index, row in test.items() if not row.is_choice_only}
+    rows, tools = {index: row for index, row in test.items() if not row.is_choice_only}, config.toolbox
     answers = [Prediction(index, row.response) for index, row in rows.items()]
-    judged = with_reasoning_judged(_judge(answers, rows, config.toolbox, same_syntax), answers, rows, read)
-    return reasoning_figures(judged, answers, seed=config.evaluation.seed)
+    judged = {"": [_of_reference(index, row, tools) for index, row in rows.items()]}
+    judge_reasonings(judged, {"": answers}, rows, read)
+    return reasoning_figures(judged[""], answers, seed=config.evaluation.seed)
+
+
+def _of_reference(index: int, row: Row, tools: Toolbox) -> Judgement:
+    """Return of the judgement of a row's own answer what the figures of reasonings are made of."""
+    call = row.answer.call
+    chosen = call.tool if call and call.tool in tools else None
+    return Judgement(index, row.tool, chosen, row.tool, group_of(index, row), is_parsed=call is not None)
 
 
 def _on_lists(predictions: Mapping[str, Sequence[Prediction]], tasks: Sequence[Task]) -> dict[str, list[OnList]]:

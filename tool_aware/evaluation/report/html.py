@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,33 @@ MOST_COMPARISONS = 250_000  # words of one text times words of the other
 _TEMPLATE = Path(__file__).with_name("template.html")
 
 
-def render_html(results: Results, sections: Sequence[Section], *, facts: Sequence[str]) -> str:
-    """Fill the template; `facts` are shown below the title: dataset, models, date."""
+def render_html(results: Results, sections: Sequence[Section], *, facts: Sequence[str]) -> Iterator[str]:
+    """Fill the template, a piece at a time, as the rows take tens of megabytes.
+
+    `facts` are shown below the title: dataset, models, date.
+    """
     fields = {
         "FACTS": "".join(f"<li>{escape(fact)}</li>" for fact in facts),
         "NAVIGATION": "".join(f'<a href="#{_anchor(s.title)}">{escape(s.title)}</a>' for s in sections),
         "SECTIONS": "".join(map(_section, sections)),
         "SYSTEMS": escape(" / ".join(map(title, results.main))),
-        "DATA": json.dumps(_rows(results), ensure_ascii=False).replace("<", "\\u003c"),
     }
-    # One pass, so that a placeholder's name inside a query stays what it is.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], _TEMPLATE.read_text(encoding="utf-8"))
+    # Split once, so that a placeholder's name inside a query stays what it is.
+    pieces = re.split(r"\{\{(\w+)\}\}", _TEMPLATE.read_text(encoding="utf-8"))
+    for text, name in zip(pieces[::2], [*pieces[1::2], None], strict=True):
+        yield text
+        if name == "DATA":
+            yield from _data(results)
+        elif name:
+            yield fields[name]
+
+
+def _data(results: Results) -> Iterator[str]:
+    """Yield the rows as a JSON array."""
+    yield "["
+    for place, row in enumerate(_rows(results)):
+        yield (", " if place else "") + json.dumps(row, ensure_ascii=False).replace("<", "\\u003c")
+    yield "]"
 
 
 def _section(section: Section) -> str:
@@ -95,31 +111,25 @@ def shown_rows(results: Results) -> list[int]:
     return spread_evenly(list(results.rows), MOST_ROWS_LISTED)
 
 
-def _rows(results: Results) -> list[dict[str, Any]]:
-    """Return what the table of rows shows: query, right answer, and each system's answer, judgement and diff."""
+def _rows(results: Results) -> Iterator[dict[str, Any]]:
+    """Yield what the table of rows shows: query, right answer, and each system's answer, judgement and diff."""
     answered = {
         name: {pair[0].row: pair for pair in zip(results.predictions[name], results.judgements[name], strict=True)}
         for name in results.main
     }
-    rows = []
     for index in shown_rows(results):
         row = results.rows[index]
-        rows.append(
-            {
-                "row": index,
-                "query": row.query,
-                "tool": row.tool,
-                "tags": [
-                    str(row.metadata[key])
-                    for key in ("source", "slice", "follow_up", "language")
-                    if row.metadata.get(key)
-                ],
-                "prompt": row.instruction,
-                "expected": row.response,
-                "answers": [_answer(name, row, *pairs[index]) for name, pairs in answered.items()],
-            }
-        )
-    return rows
+        yield {
+            "row": index,
+            "query": row.query,
+            "tool": row.tool,
+            "tags": [
+                str(row.metadata[key]) for key in ("source", "slice", "follow_up", "language") if row.metadata.get(key)
+            ],
+            "prompt": row.instruction,
+            "expected": row.response,
+            "answers": [_answer(name, row, *pairs[index]) for name, pairs in answered.items()],
+        }
 
 
 def _answer(system: str, row: Row, prediction: Prediction, judgement: Judgement) -> dict[str, Any]:

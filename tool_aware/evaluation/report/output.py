@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from tool_aware.evaluation.report.tables import (
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.calibration import routing_thresholds
 from tool_aware.evaluation.scoring.intervals import Estimate
-from tool_aware.files import sha256_of, write_json, write_json_array, write_text
+from tool_aware.files import sha256_of, write_json, write_json_array, write_pieces, write_text
 from tool_aware.inference import grammar
 from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.paths import (
@@ -117,7 +118,7 @@ def _write_all(files: FileSet, results: Results, config: Config, test: TestSet) 
     put(COMPARISON_NAME, write_json, comparison(results))
     sections = build_report(results)
     put(REPORT_MARKDOWN_NAME, write_text, render_markdown(sections))
-    put(REPORT_HTML_NAME, write_text, render_html(results, sections, facts=_facts(config, test, results)))
+    put(REPORT_HTML_NAME, write_pieces, render_html(results, sections, facts=_facts(config, test, results)))
     put(GRAMMAR_GBNF_NAME, write_text, grammar.gbnf(config.toolbox))
     put(GRAMMAR_REGEX_NAME, write_text, grammar.regex(config.toolbox) + "\n")
 
@@ -139,11 +140,17 @@ def result_rows(results: Results, system: str) -> Iterator[dict[str, Any]]:
             "expected_response": row.response,
             "response": prediction.text,
             **verdict,
-            "parameters": list(map(asdict, judgement.parameters)),
-            "uses": list(map(asdict, judgement.uses)),
+            "parameters": _plain(judgement.parameters),
+            "uses": _plain(judgement.uses),
             "scores": prediction.scores,
             "metadata": dict(row.metadata),
         }
+
+
+@lru_cache(maxsize=16_384)
+def _plain(parts: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Return verdicts as dictionaries; most rows have the few of right answers."""
+    return list(map(asdict, parts))
 
 
 def comparison(results: Results) -> dict[str, Any]:

@@ -22,7 +22,7 @@ NEIGHBOURS = 5
 NEIGHBOURS_NAME = "char n-gram k-NN"
 MOST_PAIRS = 400_000_000  # of a training and a test query that are compared; 15 s of a core for every 200 million
 QUERIES_AT_ONCE = 5_000
-WORKING_MEMORY_MIB = 64  # of distances to training rows that are held at once; scikit-learn takes 1,024
+WORKING_MEMORY_MIB = 16  # of distances to training rows that are held at once; scikit-learn takes 1,024
 FEWEST_TRAINING_ROWS = 2 * NEIGHBOURS
 
 Choice = tuple[str, dict[str, float] | None]  # a tool and, where the baseline has them, the tools' probabilities

@@ -77,7 +77,7 @@ class Judgement:
     What concerns answers is None where a system only chooses. `parameters` compares with the row's own call: with
     another tool, all that it asked for is missing. `uses` says of each parameter of a call of the row's own tool
     whether the call does its job with it; `is_call_usable` is None where that was not judged.
-    The three about the reasoning's evidence are set by `with_reasoning_judged`.
+    The three about the reasoning's evidence are set by `judge_reasonings`.
     """
 
     row: int
@@ -120,7 +120,7 @@ def judge(
 
     `accepted` are the row's `accepted_values`, for those who judge several answers to it.
     """
-    group = str(row.metadata.get("group") or row.metadata.get("template") or f"row {prediction.row}")
+    group = group_of(prediction.row, row)
     if prediction.text is None:
         return _judge_choice(prediction, row, tools, group)
     answer = read_response(prediction.text)
@@ -150,6 +150,11 @@ def judge(
         error="truncated" if is_cut_off else verdict.error,
         detail=verdict.detail,
     )
+
+
+def group_of(index: int, row: Row) -> str:
+    """Return the name of the group of rows that stand or fall together, which may be the row alone."""
+    return str(row.metadata.get("group") or row.metadata.get("template") or f"row {index}")
 
 
 @lru_cache(maxsize=16_384)

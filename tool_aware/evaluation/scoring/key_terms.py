@@ -30,6 +30,7 @@ _PIECES = re.compile(
     r"|(?P<word>[^\W\d_\u3040-\u30ff\u3400-\u9fff]+)"
 )
 _NEGATIVE_CHARACTERS = re.compile("不|没|沒|无|無|非|除|未|ない|なし|ません|ずに|抜き|以外|없|않|아닌|제외")
+_CYRILLIC = re.compile("[\u0400-\u04ff]")
 _ENDINGS = ("s", "es", "n", "en", "e", "less", "frei", "los")
 _VOWELS = "aeiouyаеёиоуыэюя"
 _FREE_OF = re.compile(r"[a-z]{3}less\b|\bfree\b|\w{3}(?:frei|los)(?:e[nrsm]?)?\b", re.IGNORECASE)
@@ -74,7 +75,7 @@ class Terms:
         return words
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)  # a row at a time is judged, by all systems' answers
 def terms_of(text: str, language: str = "en") -> Terms:
     """Return the words of a text in a language, as `language_of` names it."""
     text = _present_phrases().sub(" ", unicodedata.normalize("NFKC", text))
@@ -196,11 +197,11 @@ def month_number(word: str) -> frozenset[str]:
     return frozenset({str(number)}) if number else frozenset()
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def language_of(text: str) -> str:
     """Return the language whose function words the text has most of; English if it has none."""
     words = re.findall(r"[^\W\d_]+", text.casefold())
-    if sum("\u0400" <= c <= "\u04ff" for c in text) > len(text) / 3:
+    if not text.isascii() and len(_CYRILLIC.findall(text)) > len(text) / 3:
         return "ru"
     known = _languages_of_function_words()
     counts = Counter(language for word in words for language in known.get(word, ()))

@@ -25,7 +25,7 @@ class Passages:
 
     def __init__(self, more: Iterable[str] = ()) -> None:
         self._more = tuple(more)
-        self._search = lru_cache(maxsize=65_536)(self._searched)
+        self._search = lru_cache(maxsize=8_192)(self._searched)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:

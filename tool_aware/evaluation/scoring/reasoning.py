@@ -21,6 +21,7 @@ from tool_aware.rows import Row
 from tool_aware.text import spread_evenly
 
 MOST_ROWS = 5000  # references that the reader learns from; more take seconds and change nothing
+ROWS_AT_ONCE = 1_000  # of all systems
 MASK = "TOOL"
 
 Reader = Callable[[Sequence[str]], list[str]]  # reasonings to the tool that each leads to
@@ -74,29 +75,49 @@ def without_names(reasoning: str, names: Sequence[str]) -> str:
     return re.sub(rf"(?<!\w)(?:{written})(?!\w)", MASK, reasoning, flags=re.IGNORECASE)
 
 
-def with_reasoning_judged(
-    judgements: Sequence[Judgement], predictions: Sequence[Prediction], rows: Mapping[int, Row], read: Reader | None
-) -> list[Judgement]:
-    """Return the judgements with what is found of the reasonings of answers that can be read."""
-    texts = [_reasoning(prediction.text) if j.is_parsed else "" for j, prediction in _pairs(judgements, predictions)]
-    asked = [place for place, text in enumerate(texts) if text]
-    tools = dict(zip(asked, read([texts[place] for place in asked]) if read else [None] * len(asked), strict=True))
-    judged = list(judgements)
-    for place, tool in tools.items():
-        quotes, typed = quoted(texts[place]), rows[judged[place].row].conversation
-        judged[place] = replace(
-            judged[place],
-            quotes_evidence=bool(quotes),
-            is_evidence_in_query=bool(quotes) and all(stands_in(quote, typed) for quote in quotes),
-            reasoning_leads_to=tool,
-        )
-    return judged
+def judge_reasonings(
+    judgements: Mapping[str, list[Judgement]],
+    predictions: Mapping[str, Sequence[Prediction]],
+    rows: Mapping[int, Row],
+    read: Reader | None,
+) -> None:
+    """Add what is found of reasonings to the judgements of systems, which are of the same rows in the same order.
+
+    The lists are changed; answers that cannot be read have no reasoning. Judgements that are one object, of an answer
+    that several systems give, are judged once.
+    """
+    systems = [(judgements[name], predictions[name]) for name in judgements]
+    for start in range(0, len(systems[0][0]) if systems else 0, ROWS_AT_ONCE):
+        places = range(start, min(start + ROWS_AT_ONCE, len(systems[0][0])))
+        different = {
+            id(judged[place]): (judged[place], text)
+            for judged, answers in systems
+            for place in places
+            if judged[place].is_parsed and (text := _reasoning(answers[place].text))
+        }
+        tools = read([text for _, text in different.values()]) if read else [None] * len(different)
+        found = {
+            key: _with_reasoning(judgement, text, rows[judgement.row].conversation, tool)
+            for (key, (judgement, text)), tool in zip(different.items(), tools, strict=True)
+        }
+        for judged, _ in systems:
+            judged[start : places.stop] = [found.get(id(one), one) for one in judged[start : places.stop]]
+
+
+def _with_reasoning(judgement: Judgement, reasoning: str, typed: str, leads_to: str | None) -> Judgement:
+    quotes = quoted(reasoning)
+    return replace(
+        judgement,
+        quotes_evidence=bool(quotes),
+        is_evidence_in_query=bool(quotes) and all(stands_in(quote, typed) for quote in quotes),
+        reasoning_leads_to=leads_to,
+    )
 
 
 def reasoning_figures(
     judgements: Sequence[Judgement], predictions: Sequence[Prediction], *, seed: int
 ) -> ReasoningFigures | None:
-    """Add up the reasonings that `with_reasoning_judged` judged; None where there are none."""
+    """Add up the reasonings that `judge_reasonings` judged; None where there are none."""
     pairs = [(j, p) for j, p in _pairs(judgements, predictions) if j.quotes_evidence is not None]
     if not pairs:
         return None

@@ -95,7 +95,17 @@ def _misread(lost: Sequence[str], added: Sequence[str]) -> tuple[str, str] | Non
 
 def looks_like(one: str, other: str) -> bool:
     """Return whether a word is another one with a letter or two misread."""
-    return min(len(one), len(other)) >= 3 and SequenceMatcher(None, one, other).ratio() >= LOOKS_ALIKE
+    if min(len(one), len(other)) < 3 or not _may_look_like(one, other):
+        return False
+    return SequenceMatcher(None, one, other).ratio() >= LOOKS_ALIKE
+
+
+def _may_look_like(one: str, other: str) -> bool:
+    """Return whether two words have enough characters in common, whatever their order: difflib's ratio is no more."""
+    length = len(one) + len(other)
+    if 2 * min(len(one), len(other)) / length < LOOKS_ALIKE:
+        return False
+    return 2 * sum(min(one.count(c), other.count(c)) for c in {*one}) / length >= LOOKS_ALIKE
 
 
 def words_lost(of: Terms, among: Terms) -> list[str]:

@@ -71,7 +71,7 @@ def results(config):
 
 @pytest.fixture(scope="module")
 def page(results):
-    return render_html(results, build_report(results), facts=["test.json & <b>", "model x"])
+    return "".join(render_html(results, build_report(results), facts=["test.json & <b>", "model x"]))
 
 
 def test_the_verdict_comes_first_and_names_the_best_baseline(results):
@@ -157,7 +157,7 @@ def test_a_diff_holds_both_texts():
 def test_a_report_lists_no_more_rows_than_a_browser_opens(results, monkeypatch):
     assert html_report.shown_rows(results) == list(results.rows)
     monkeypatch.setattr(html_report, "MOST_ROWS_LISTED", 3)
-    page = render_html(results, [], facts=[])
+    page = "".join(render_html(results, [], facts=[]))
     assert page.count('"prompt": ') == 3
 
 
@@ -263,7 +263,7 @@ def judged_page(config):
     judge = parameter_judge_of(config, rows, ProgramRuns())
     answers = {"base": base, "finetuned": tuned}
     found = assemble(config, rows, rows, answers, [], baselines={}, parameter_judge=judge)
-    return render_html(found, build_report(found), facts=[]), render_markdown(build_report(found))
+    return "".join(render_html(found, build_report(found), facts=[])), render_markdown(build_report(found))
 
 
 def test_the_worst_parameters_stand_side_by_side_with_what_they_find_and_print(judged_page):
@@ -374,7 +374,7 @@ def with_names(results, config, names):
     }
     baselines = {"majority": answers.pop("majority")}
     found = assemble(config, rows, rows, answers, tasks, baselines=baselines)
-    return render_html(found, build_report(found), facts=[])
+    return "".join(render_html(found, build_report(found), facts=[]))
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")

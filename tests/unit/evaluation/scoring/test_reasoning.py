@@ -4,9 +4,9 @@ import pytest
 
 from tool_aware.evaluation.scoring.judgement import Prediction, judge
 from tool_aware.evaluation.scoring.reasoning import (
+    judge_reasonings,
     reader_of_reasonings,
     reasoning_figures,
-    with_reasoning_judged,
     without_names,
 )
 from tool_aware.prompt import Turn, render_instruction, render_response
@@ -37,8 +37,8 @@ def read(config, made):
 
 def judged(rows, texts, config, read):
     predictions = [Prediction(number, text) for number, text in enumerate(texts)]
-    judgements = [judge(each, rows[each.row], config.toolbox) for each in predictions]
-    found = with_reasoning_judged(judgements, predictions, rows, read)
+    found = [judge(each, rows[each.row], config.toolbox) for each in predictions]
+    judge_reasonings({"": found}, {"": predictions}, rows, read)
     return found, reasoning_figures(found, predictions, seed=0)
 
 

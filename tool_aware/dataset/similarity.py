@@ -157,7 +157,7 @@ class GramIndex:
         codes = np.arange(self.size) if groups is None else _numbers_of(groups)
         if self.size**2 / 2 <= EXACT_PAIRS:
             return sorted(self._exact_pairs(threshold, codes), key=lambda pair: (pair.second, pair.first))
-        first, second, values = self._banded_pairs(threshold, codes)
+        first, second, values = map(np.concatenate, zip(*self._banded_pairs(threshold, codes, self.size), strict=True))
         order = np.lexsort((first, second))
         return list(map(Pair, first[order].tolist(), second[order].tolist(), values[order].tolist()))
 
@@ -172,26 +172,29 @@ class GramIndex:
                 if of_queries >= threshold - 1e-6:
                     yield Pair(int(a), int(b), min(float(value), of_queries))
 
-    def _banded_pairs(self, threshold: float, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return first rows, second rows and similarities, (P,) each, of the candidates that are similar enough."""
-        found = [np.zeros((0, 3))]
-        for candidates in self._candidates(threshold, codes):
+    def _banded_pairs(
+        self, threshold: float, codes: np.ndarray, until: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield first rows, second rows and similarities, (P,) each, of the candidates that are similar enough.
+
+        All pairs of a first row come at once; first rows are those before `until`.
+        """
+        for candidates in self._candidates(threshold, codes, until):
             first, second = np.divmod(candidates, self.size)
             likely = self._estimates(first, second) >= threshold / 2  # far below the 0.72 of a true pair: 4 std. errors
             first, second = first[likely], second[likely]
             values = self.similarities(first, second)
-            found.append(np.stack([first, second, values], axis=1)[values >= threshold])
-        first, second, values = np.concatenate(found).T
-        return first.astype(np.int64), second.astype(np.int64), values
+            is_similar = values >= threshold
+            yield first[is_similar], second[is_similar], values[is_similar]
 
-    def _candidates(self, threshold: float, codes: np.ndarray) -> Iterator[np.ndarray]:
+    def _candidates(self, threshold: float, codes: np.ndarray, until: int) -> Iterator[np.ndarray]:
         """Yield the pairs that agree in a band, each once and in order, coded as first * size + second.
 
         A few rows at a time: of a million there are hundreds of millions of pairs.
         """
         bands = [self._buckets(band) for band in range(BANDS)]
-        for start in range(0, self.size, CHUNK_ROWS):
-            rows = np.arange(start, min(start + CHUNK_ROWS, self.size))
+        for start in range(0, until, CHUNK_ROWS):
+            rows = np.arange(start, min(start + CHUNK_ROWS, until))
             coded = []
             for order, places, followers in bands:
                 counts = followers[rows].astype(np.int64)
@@ -274,11 +277,11 @@ def nearest(texts: Sequence[str | Compared], others: Sequence[str | Compared]) -
             values[start : start + len(block)] = block.max(axis=1)
         return values, indices, True
     sides = np.repeat([0, 1], [len(texts), len(others)])
-    first, second, similar = index._banded_pairs(0.3, sides)
-    order = np.lexsort((second, -similar, first))  # of a text the most similar comes first
-    first, second, similar = first[order], second[order], similar[order]
-    found, at = np.unique(first, return_index=True)
-    values[found], indices[found] = similar[at], second[at] - len(texts)
+    for first, second, similar in index._banded_pairs(0.3, sides, len(texts)):
+        order = np.lexsort((second, -similar, first))  # of a text the most similar comes first
+        found, at = np.unique(first[order], return_index=True)
+        best = order[at]
+        values[found], indices[found] = similar[best], second[best] - len(texts)
     return values, indices, False
 
 

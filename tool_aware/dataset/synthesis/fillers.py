@@ -19,6 +19,8 @@ from tool_aware.dataset.synthesis.pools import pools, steps
 _LIST_STYLES = (", ", ", ", ", ", " ", "; ", ",", " / ", " and ")
 _LIST_STYLES_OF_COMMA_NUMBERS = ("; ", " ", " / ", " and ")
 _LIST_STYLES_OF_BLANK_NUMBERS = ("; ", " / ")  # 13 450; 9 800
+_TABLE_FORMS = (",", ",", ",", ";", ";", "\t", "|", " | ", "| a |", "| a |")  # what stands between cells
+_LINE_FORMS = (" ", " ", ": ", "; ", "\t")  # of a table without a head
 _COMMA_SHARE = 0.6  # of numbers in languages with a decimal comma: the others are typed with a point
 _GROUPED_SHARE = 0.35  # of amounts of four digits and more
 _GROUPED_FROM = 10_000  # of whole numbers that go so far, some have a mark between the thousands; years do not
@@ -43,7 +45,8 @@ def draw(spec: object, random_: random.Random, language: str = "en") -> Value:
     thousands; `{numbers: SPEC, count: [low, high]}`; `{words: [...] or the name of a pool, count: [low, high]}`, both
     perhaps with `joint: TEXT` between the items; `{date: [first, last]}`; `{pool: NAME}`, one word of a pool;
     `{text: [low, high]}`, so many pasted clauses; `{sentences: [low, high]}`, the same with full stops;
-    `{table: [SPEC for each column], head: TEXT, rows: [low, high]}`, perhaps with `mark: TEXT` between the cells;
+    `{table: [SPEC for each column], head: TEXT, rows: [low, high]}`, perhaps with `mark: TEXT` between the cells,
+    or with `as_rows: true` in any form, perhaps with `covers: N`, a column whose words are all there;
     `{priced: NAME of a pool, numbers: SPEC, count: [low, high]}`, things with their prices; `{durations: [low, high]}`,
     so many times such as 7:45; `{steps: NAME in steps.yaml, count: [low, high]}`, so many steps and a last one, a line
     of the program each, perhaps with `indent: N`. Raises ValueError for anything else.
@@ -222,11 +225,40 @@ def _texts(language: str) -> Sequence[str]:
 
 
 def _table(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
-    mark = spec.get("mark", ",")
-    cells = (
-        [draw(cell, random_, _PLAIN).text for cell in spec["table"]] for _ in range(random_.randint(*spec["rows"]))
-    )
-    return pasted("\n".join([spec["head"].replace(",", mark), *(mark.join(row) for row in cells)]))
+    """Return a pasted table; the program has its text, or with `as_rows` its rows as a list of tuples."""
+    rows = [[draw(cell, random_, _PLAIN) for cell in spec["table"]] for _ in range(random_.randint(*spec["rows"]))]
+    if not spec.get("as_rows"):
+        mark = spec.get("mark", ",")
+        return pasted(
+            "\n".join([spec["head"].replace(",", mark), *(mark.join(cell.text for cell in row) for row in rows)])
+        )
+    if "covers" in spec:  # each word of this column stands in the table
+        column, words = (
+            spec["covers"],
+            random_.sample(spec["table"][spec["covers"]], len(spec["table"][spec["covers"]])),
+        )
+        for row, word in zip(rows, words, strict=False):
+            row[column] = Value(word, repr(word))
+    head = spec["head"] if isinstance(spec["head"], str) else spec["head"].get(language, spec["head"]["en"])
+    form = random_.choice(_TABLE_FORMS if head else _LINE_FORMS)
+    has_comma = form != "," and _has_comma(random_, language)
+    numeric = [isinstance(cell, Mapping) and bool({"int", "decimal", "amount"} & cell.keys()) for cell in spec["table"]]
+    typed = [
+        [
+            _typed(cell.text, has_comma=has_comma) if is_number else cell.text
+            for cell, is_number in zip(row, numeric, strict=True)
+        ]
+        for row in rows
+    ]
+    lines = [_line(cells, form) for cells in ([head.split(","), *typed] if head else typed)]
+    if form == "| a |":
+        lines.insert(1, _line([random_.choice(("---", "---", "-----"))] * len(numeric), form))
+    code = ", ".join(f"({', '.join(cell.code for cell in row)})" for row in rows)
+    return Value("\n".join(lines), f"[{code}]")
+
+
+def _line(cells: Sequence[str], form: str) -> str:
+    return f"| {' | '.join(cells)} |" if form == "| a |" else form.join(cells)
 
 
 def pasted(text: str) -> Value:

@@ -53,8 +53,8 @@ def _median_sum_top(table: str) -> Callable[[str], bool]:
     return is_right
 
 
-def _grouped(table: str, mark: str, combine: Callable[[list], object]) -> str:
-    rows = cells(table, mark)
+def _grouped(table: list[tuple], combine: Callable[[list], object]) -> str:
+    rows = cells(table)
     return str({key: combine([row for row in rows if row[0] == key]) for key in dict.fromkeys(row[0] for row in rows)})
 
 
@@ -63,7 +63,7 @@ def _is_ring(printed: str, names: list) -> bool:
     return sorted(a for a, _ in pairs) == sorted(b for _, b in pairs) == sorted(names) and all(a != b for a, b in pairs)
 
 
-def _amounts(printed: str, table: str) -> bool:
+def _amounts(printed: str, table: list[tuple]) -> bool:
     wanted: dict[str, Fraction] = {}
     for category, amount in cells(table):
         wanted[category] = wanted.get(category, Fraction(0)) + exact(amount)
@@ -169,8 +169,8 @@ TEXTS: dict[str, Callable[..., Expected]] = {
 
 TABLES: dict[str, Callable[..., Expected]] = {
     "table_third": lambda table: sum(exact(row[2]) for row in cells(table)),
-    "table_pipe": lambda table: sum(exact(row[1]) for row in cells(table, "|")),
-    "table_semicolon_average": lambda table: sum(exact(row[1]) for row in cells(table, ";")) / table.count("\n"),
+    "table_pipe": lambda table: sum(exact(row[1]) for row in cells(table)),
+    "table_semicolon_average": lambda table: sum(exact(row[1]) for row in cells(table)) / len(table),
     "table_group_amount": lambda table: lambda printed: _amounts(printed, table),
     "table_count_value": lambda table, v: len([row for row in cells(table) if row[1] == v]),
     "table_names_value": lambda table, v: printed_list(name for name, status in cells(table) if status == v),
@@ -181,7 +181,7 @@ TABLES: dict[str, Callable[..., Expected]] = {
         f"{name} {points}" for name, points in sorted(cells(table), key=lambda row: -int(row[1]))
     ),
     "table_sum_amount": lambda table: sum(exact(row[1]) for row in cells(table)),
-    "table_sum_semicolon": lambda table: sum(exact(row[1]) for row in cells(table, ";")),
+    "table_sum_semicolon": lambda table: sum(exact(row[1]) for row in cells(table)),
     "table_average": lambda table: mean([row[1] for row in cells(table)]),
     "table_top": lambda table: sorted(cells(table), key=lambda row: -exact(row[1]))[0][0],
     "table_lowest": lambda table: sorted(cells(table), key=lambda row: exact(row[1]))[0][0],
@@ -191,9 +191,9 @@ TABLES: dict[str, Callable[..., Expected]] = {
         f"{name} {old}" for name, old in sorted(cells(table), key=lambda row: int(row[1]))
     ),
     "table_revenue": lambda table: sum(exact(count) * exact(price) for _, count, price in cells(table)),
-    "table_group": lambda table: _grouped(table, ",", lambda rows: float(sum(exact(row[1]) for row in rows))),
-    "table_group_count": lambda table: _grouped(table, ";", len),
-    "table_rows": lambda table: table.count("\n"),
+    "table_group": lambda table: _grouped(table, lambda rows: int(sum(exact(row[1]) for row in rows))),
+    "table_group_count": lambda table: _grouped(table, len),
+    "table_rows": len,
     "table_max": lambda table: sorted(int(row[1]) for row in cells(table))[-1],
     "table_median": lambda table: middle([row[1] for row in cells(table)]),
     "table_column": lambda table: printed_list(name for name, _ in cells(table)),

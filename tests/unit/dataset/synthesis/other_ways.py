@@ -136,8 +136,11 @@ def quartiles(values: list) -> list[float]:
     ]
 
 
-def cells(table: str, mark: str = ",") -> list[list[str]]:
-    return [line.split(mark) for line in table.split("\n")][1:]
+def cells(table: str | list[tuple]) -> list[list[str]]:
+    """Return the cells below the head of a table that was pasted, or that stands in a program as rows."""
+    if isinstance(table, str):
+        return [line.split(",") for line in table.split("\n")][1:]
+    return [list(map(str, row)) for row in table]
 
 
 def clock(minutes: int) -> list[int]:

@@ -230,3 +230,23 @@ def test_a_pasted_table_stands_in_the_program_as_it_was_pasted() -> None:
     value = fillers.draw(spec, random.Random(0))
     assert value.text.startswith("name;points\n")
     assert eval(value.code) == value.text
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_a_table_is_pasted_in_many_forms_and_its_rows_stand_in_the_program_as_numbers(language: str) -> None:
+    columns = [{"pool": "names"}, {"decimal": [-90, 90, 2]}, ["A", "B"]]
+    spec = {"table": columns, "head": {"en": "name,points,group"}, "rows": [3, 3], "as_rows": True, "covers": 2}
+    forms = set()
+    for seed in range(80):
+        value = fillers.draw(spec, random.Random(seed), language)
+        rows = value_of(value.code)
+        head, *lines = value.text.split("\n")
+        mark = next(mark for mark in ("| ", "\t", ";", "|", ",") if mark in head)
+        forms.add(mark if "|" not in head else head.replace("name", "").replace("points", "").replace("group", ""))
+        cells = [[cell.strip() for cell in line.strip("| ").split("|" if "|" in mark else mark)] for line in lines]
+        shown = [row for row in cells if set(row[0]) != {"-"}]
+        assert [(name, float(number.replace(",", ".")), word) for name, number, word in shown] == rows, value
+        assert {word for _, _, word in rows} == {"A", "B"}
+    assert forms == {",", ";", "\t", "||", " |  | ", "|  |  |  |"}
+    no_head = {fillers.draw({**spec, "head": ""}, random.Random(seed)).text.count("\n") for seed in range(9)}
+    assert no_head == {2}

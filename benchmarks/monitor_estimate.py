@@ -1,6 +1,6 @@
 """Compare the memory formula with the training step traced on tensors without data; no GPU needed.
 
-    python benchmarks/monitor_estimate.py             # 60 configurations, about 3 minutes
+    python benchmarks/monitor_estimate.py             # 72 configurations, about 3 minutes
     python benchmarks/monitor_estimate.py --every 5
 
 Sequences of 256 to 8,192 tokens, batches of 1 to 64, r of 4 to 64, all or some linear layers, with and without
@@ -26,11 +26,11 @@ sys.path.insert(0, str(_REPOSITORY))
 from tool_aware.config.settings import load_config  # noqa: E402
 from tool_aware.console import GateFailed, Progress, run, say  # noqa: E402
 from tool_aware.files import write_json  # noqa: E402
-from tool_aware.gpu.readings import GIB  # noqa: E402
 from tool_aware.memory.architectures import PRESETS  # noqa: E402
 from tool_aware.memory.estimate import estimate_training  # noqa: E402
 from tool_aware.memory.spec import TrainingSpec  # noqa: E402
 from tool_aware.memory.trace import trace_step  # noqa: E402
+from tool_aware.units import GIB  # noqa: E402
 
 RESULT = _REPOSITORY / "benchmarks" / "results" / "monitor_estimate.json"
 LIMIT = 0.03

@@ -179,7 +179,7 @@ class OptimizationSection(Section):
     """Recompute activations in the backward pass: a third slower, several times less memory. auto | true | false;
     without a budget true."""
     offload: Annotated[bool | Auto, WithoutBudget(False)] = "auto"
-    """Keep the inputs of checkpointed layers in host memory: 0.25 GiB less for 1,024 tokens on a 7B, a little slower;
+    """Keep the inputs of checkpointed layers in host memory: 0.6 GiB less for 1,024 tokens on a 7B, a little slower;
     needs gradient_checkpointing. auto | true | false; without a budget false."""
     cached_layers: Annotated[Count | Auto, WithoutBudget(0)] = "auto"
     """Decoder layers that keep their weights dequantised as well: 0.41 GiB each on a 7B, up to 8 % faster for all of
@@ -196,8 +196,8 @@ class OptimizationSection(Section):
     library's."""
     cuda_graphs: bool | Auto = "auto"
     """Record passes of the toolkit's own decoder as CUDA graphs and replay them: up to three times as fast where the
-    GPU would wait for Python (few examples a step, a small model), 0.4 GiB more. auto = once it was seen to wait;
-    true | false. Only with adamw_torch and adamw_torch_fused."""
+    GPU would wait for Python (few examples a step, a small model), 0.2 to 0.4 GiB more, and up to an eighth more tokens
+    of large packs. auto = once it was seen to wait; true | false. Only with adamw_torch and adamw_torch_fused."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = (
         "adamw_torch_fused"
     )

@@ -48,7 +48,9 @@ def draw(spec: object, random_: random.Random, language: str = "en") -> Value:
     `{table: [SPEC for each column], head: TEXT, rows: [low, high]}`, perhaps with `mark: TEXT` between the cells,
     or with `as_rows: true` in any form, perhaps with `covers: N`, a column whose words are all there;
     `{priced: NAME of a pool, numbers: SPEC, count: [low, high]}`, things with their prices; `{durations: [low, high]}`,
-    so many times such as 7:45; `{steps: NAME in steps.yaml, count: [low, high]}`, so many steps and a last one, a line
+    so many times such as 7:45; `{clock: [low, high]}`, a time of day between these hours, such as 06:05;
+    `{month: [first year, last year]}`;
+    `{steps: NAME in steps.yaml, count: [low, high]}`, so many steps and a last one, a line
     of the program each, perhaps with `indent: N`. Raises ValueError for anything else.
     """
     if isinstance(spec, Sequence) and not isinstance(spec, str):
@@ -173,6 +175,12 @@ def _durations(spec: Mapping[str, Any], random_: random.Random, language: str) -
     return Value(text, f"[{', '.join(f'{hours} * 60 + {minutes}' for hours, minutes in times)}]")
 
 
+def _clock(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    """Return a time of day such as 06:05; the program has it in minutes, worked out there."""
+    hour, minute = random_.randint(*spec["clock"]), random_.randrange(60)
+    return Value(f"{hour:02d}:{minute:02d}", f"{hour} * 60 + {minute}")
+
+
 def _steps(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     """Return steps as a person names them one after the other, and the lines that do them."""
     among = steps()[spec["steps"]]
@@ -203,6 +211,15 @@ def _date(spec: Mapping[str, Any], random_: random.Random, language: str) -> Val
     pattern = random_.choice(patterns.get(language, patterns["other"]))
     text = pattern.format(y=day.year, m=day.month, d=day.day, month=month, short=month[:3])
     return Value(text, f"date({day.year}, {day.month}, {day.day})")
+
+
+def _month(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
+    """Return a month of these years; the program has its first day."""
+    year, month = random_.randint(*spec["month"]), random_.randint(1, 12)
+    names = pools()["months"].get(language)
+    pattern = pools()["of_a_year"].get(language, "{month} {y}" if names else "{m:02d}/{y}")
+    text = pattern.format(y=year, m=month, month=names[month - 1] if names else "")
+    return Value(text, f"date({year}, {month}, 1)")
 
 
 def _one_of_pool(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
@@ -270,7 +287,8 @@ _KINDS = {
     "steps": _steps, "priced": _priced,
     "choose": _choose, "verbatim": _verbatim, "int": _int, "decimal": _decimal, "amount": _amount, "numbers": _numbers,
     "words": _words, "date": _date,
-    "pool": _one_of_pool, "text": _text, "table": _table, "durations": _durations, "sentences": _sentences,
+    "pool": _one_of_pool, "text": _text, "table": _table, "durations": _durations, "clock": _clock,
+    "month": _month, "sentences": _sentences,
 }  # fmt: skip
 
 

@@ -33,7 +33,8 @@ MAX_STALE_USES = 40  # a frame that yields nothing new this often in a row is ex
 ROUNDED_SHARE = 0.3  # of the programs that print rounded numbers: so many are asked for a number of decimals
 _DECIMALS = (0, 1, 2, 2, 3)  # that are asked for
 _DECIMALS_OF_MONEY = (0, 1, "cents", "cents", 2, 2)
-_ROUNDED = re.compile(r"^ *print\(round\(\w+, \d\)(?:, round\(\w+, \d\))*\)\s*\Z", re.MULTILINE)
+_PRINTED = r"(?:round\(\w+, \d\)|\w+(?:\[\d\])?)"
+_ROUNDED = re.compile(rf"^ *print\((?=[^\n]*round\(){_PRINTED}(?:, {_PRINTED})*\)\s*\Z", re.MULTILINE)
 _PERCENTAGE = re.compile(r"\* 100$", re.MULTILINE)
 _NAME = re.compile(r"\b[A-Z]\w{3,}")  # nobody could correct a mistyped name
 _COUNT_IN_WORDS_SHARE = 0.4

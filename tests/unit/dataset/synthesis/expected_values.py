@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 
 from tests.unit.dataset.synthesis.expected_figures import NUMBERS, STATISTICS, UNITS
-from tests.unit.dataset.synthesis.expected_pairs import QUESTIONS
+from tests.unit.dataset.synthesis.expected_pairs import PAIRS, PERIODS, QUESTIONS
 from tests.unit.dataset.synthesis.expected_texts import SIMULATIONS, TABLES, TEXTS
 from tests.unit.dataset.synthesis.other_ways import (
     Expected,
@@ -201,7 +201,19 @@ DATES: dict[str, Callable[..., Expected]] = {
 }
 
 
-EXPECTED = {**MONEY, **DATES, **UNITS, **STATISTICS, **NUMBERS, **TEXTS, **TABLES, **SIMULATIONS, **QUESTIONS}
+EXPECTED = {
+    **MONEY,
+    **DATES,
+    **UNITS,
+    **STATISTICS,
+    **NUMBERS,
+    **TEXTS,
+    **TABLES,
+    **SIMULATIONS,
+    **QUESTIONS,
+    **PAIRS,
+    **PERIODS,
+}
 
 
 AS_IN_THE_QUERY = {"run_snippet", "eval_expression", "try_functions", "regex"}  # the query has the program itself

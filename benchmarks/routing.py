@@ -5,11 +5,13 @@
     python benchmarks/routing.py --size tiny --queries 48          # a smoke test without a GPU
     python benchmarks/routing.py --folder output/lora_adapters --data data      # a real adapter, beside cheap routers
     python benchmarks/routing.py --folder output/lora_adapters --url http://localhost:8000/v1 --served router
+    python benchmarks/routing.py --chat http://localhost:8080/v1   # behind `python -m tool_aware.routing.serve`
 
 Hand-written queries are asked by 1, 8 and 64 threads at once, choices alone and whole calls; every thread asks the next
 query when it has its answer. All choices were asked once before, of whole calls the first ones; `first_ms` is the very
 first choice. Random weights do not end an answer, so that their whole calls have MOST_TOKENS tokens; there are few of
-them one at a time (WHOLE). The router's own part is timed with an engine that answers at once.
+them one at a time (WHOLE). The router's own part is timed with an engine that answers at once. --chat asks an agent's
+way, by the openai client: whole calls alone, for such a server has no other; its time is the client's.
 
 Cheap routers: TF-IDF with logistic regression, and the nearest of the tools' mean embeddings, as routers by embeddings
 choose. The embedding is the base model's own: its last hidden states, averaged over the query's tokens. It is no
@@ -56,6 +58,7 @@ MOST_TOKENS = 80
 AT_ONCE = (1, 8, 64)
 WHOLE = {1: 8, 8: 32, 64: 128}  # whole calls by how many at once: 80 tokens of a 7B take 3 seconds on an H100
 EXAMPLES = 100  # rows a tool
+CHAT_TIMEOUT_S = 300.0  # 64 whole calls on two cores
 HEADERS = ("what", "at once", "queries", "p50, ms", "p95, ms", "a second", "right")
 
 
@@ -64,9 +67,11 @@ def main() -> int:
     import torch
 
     args = parse_arguments()
-    if not args.folder and args.size == "7b" and not torch.cuda.is_available():
+    if not (args.folder or args.chat) and args.size == "7b" and not torch.cuda.is_available():
         raise UserError("no GPU", fix="--size tiny --queries 48 runs everywhere")
     asked = hand_written(args.queries)
+    if args.chat:
+        return measure_chat(args, asked)
     queries = [query for query, _ in asked]
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or random_adapter(Path(scratch), args.size)
@@ -99,8 +104,8 @@ class Results:
     def __init__(self, args: argparse.Namespace, loaded_s: float) -> None:
         self.content: dict[str, Any] = {
             **environment(),
-            "model": str(args.folder) if args.folder else f"{args.size} of random weights",
-            "server": args.url,
+            "model": str(args.folder) if args.folder or args.chat else f"{args.size} of random weights",
+            "server": args.chat or args.url,
             "batch_size": args.batch_size,
             "load_s": round(loaded_s, 1),
             "rows": [],
@@ -130,6 +135,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=SHAPES, default="7b")
     parser.add_argument("--folder", type=Path, help="an adapter or merged model instead of random weights")
     parser.add_argument("--url", help="of a server with this model, instead of loading it")
+    parser.add_argument("--chat", metavar="URL", help="of routing.serve: whole calls by the openai client")
     parser.add_argument("--served", default="router", help="the model's name there (%(default)s)")
     parser.add_argument("--queries", type=int, default=512, help="choices at each number at once (%(default)s)")
     parser.add_argument("--whole", type=int, help=f"whole calls at each (default: by how many at once, {WHOLE})")
@@ -187,6 +193,38 @@ def measure(
     chosen = [decision.tool for decision in decisions] if is_real else None
     what = "whole calls" if parameters else "choices"
     return _row(what, at_once, latencies, seconds, _right(chosen, asked)) | {"failed": failed}
+
+
+def measure_chat(args: argparse.Namespace, asked: Sequence[tuple[str, str]]) -> int:
+    """Ask an OpenAI-compatible server from 1, 8 and 64 threads; the tool is in what it adds to a completion."""
+    import openai
+
+    results = Results(args, 0.0)
+    with openai.OpenAI(base_url=args.chat, api_key="none", max_retries=0, timeout=CHAT_TIMEOUT_S) as client:
+        try:
+            model = client.models.list().data[0].id
+        except openai.OpenAIError as error:
+            fix = "start python -m tool_aware.routing.serve FOLDER"
+            raise UserError(f"no server answers: {error}", where=args.chat, fix=fix) from None
+
+        def ask(query: str) -> tuple[str | None, float]:
+            started_s = time.perf_counter()
+            message = {"role": "user", "content": query}
+            found = client.chat.completions.create(model=model, messages=[message])
+            return found.model_extra["decision"]["tool"], time.perf_counter() - started_s
+
+        for at_once in AT_ONCE:
+            whole = asked[: args.whole or WHOLE[at_once]]
+            queries = [query for query, _ in whole]
+            with ThreadPoolExecutor(at_once) as pool:
+                list(pool.map(ask, queries[:at_once]))
+                started_s = time.perf_counter()
+                found = list(pool.map(ask, queries))
+                seconds = time.perf_counter() - started_s
+            tools, latencies = zip(*found, strict=True)
+            results.add(_row("whole calls", at_once, latencies, seconds, _right(tools, whole)))
+    print(results.report())
+    return 0
 
 
 def _right(chosen: Sequence[str | None] | None, asked: Sequence[tuple[str, str]]) -> float | None:

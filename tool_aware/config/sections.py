@@ -145,7 +145,7 @@ class TrainingSection(Section):
     """Share of the optimizer steps, 0-1, whose prompts list other tools: in another order, renamed, masked, reworded,
     with other defaults, one missing, some of a library of 44 more, or those alone. The model then reads what is offered
     instead of learning names; 0 = every prompt lists `tools` as they are."""
-    tool_weight: Annotated[float, Field(ge=1.0, le=100.0)] = 20.0
+    tool_weight: Annotated[float, Field(ge=1.0, le=100.0)] = 3.0
     """How much each token of the tool's name counts in the loss, 1-100, where any other label counts 1. An answer has
     some four of these among eighty; more teaches the choice of the tool faster, and its parameters slower."""
     eval_steps: PositiveInt | Auto | None = "auto"

@@ -1,6 +1,7 @@
 """Measure whether a tuned model reads the tools it is offered, for several shares of varied lists in training.
 
     python benchmarks/tool_lists.py --model DIR         # one GPU of 80 GB, about 9 minutes
+    python benchmarks/tool_lists.py --model DIR --weights 3,20 --output FILE    # the defaults but for the weight
     python benchmarks/tool_lists.py --markdown FILE     # the table of docs/benchmarks/quality.md, from the results
 
 Every run trains 3 epochs on the default data set, 32 examples a step, and chooses for test rows with the lists that
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"runs": {}}
     with tempfile.TemporaryDirectory(prefix="tool-lists-") as folder:
         material(arguments.model.resolve()).save(Path(folder) / "material")
-        missing = [each for each in runs() if not is_known(each, found)]
+        grid = [(0.7, float(each), 64, 1) for each in arguments.weights.split(",")] if arguments.weights else GRID
+        missing = [each for each in runs(grid, with_base=not arguments.weights) if not is_known(each, found)]
         for outcome in perform_all(
             missing, Path(__file__).resolve(), Path(folder), side_by_side=arguments.side_by_side
         ):
@@ -85,13 +87,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of an instruct model and its tokenizer")
     parser.add_argument("--side-by-side", type=int, default=7, metavar="N", help="runs at once (default: 7)")
+    parser.add_argument("--weights", metavar="W,W", help="of the tool's name, in place of the grid")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the table of these results and stop")
     return parser.parse_args(argv)
 
 
-def runs() -> list[Run]:
-    """Return the base model, and one training for each line of GRID."""
+def runs(grid: Sequence[tuple[float, float, int, int]], *, with_base: bool) -> list[Run]:
+    """Return the base model, if wanted, and one training for each line of a grid."""
     trained = [
         Run(
             f"share-{share:g}-weight-{weight:g}-r-{r}-seed-{seed}",
@@ -103,9 +106,9 @@ def runs() -> list[Run]:
             tool_weight=weight,
             lists="test",
         )
-        for share, weight, r, seed in GRID
+        for share, weight, r, seed in grid
     ]
-    return [Run("base", "base", lists="test"), *trained]
+    return [Run("base", "base", lists="test"), *trained] if with_base else trained
 
 
 def material(model: Path) -> Material:

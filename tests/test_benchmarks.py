@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
-from tests.fixtures.warm_start import warm_python
+from tests.fixtures.warm_start import warm_executable, warm_python
 
 RECORD = {
     "preset", "seq_length", "batch_size", "lora_r", "targets", "checkpointing", "offload", "packing", "quantization",
@@ -26,11 +26,21 @@ def benchmark_module(monkeypatch):
     return importlib.import_module
 
 
+# A benchmark whose own processes start with an interpreter that has the libraries.
+START = """
+import os, runpy, sys
+sys.executable, program = {!r}, {!r}
+sys.path[0] = os.path.dirname(program)
+runpy.run_path(program, run_name="__main__")
+"""
+
+
 def test_the_memory_grid_runs_without_a_gpu(tmp_path, benchmark_module):
     benchmark_module("_random_mistral").make_model(tmp_path / "tiny", "tiny")
     output = tmp_path / "memory.json"
     options = ["--grid", "--preset", "tiny", "--only", "tiny-4bit", "--limit", "4"]
-    command = [*warm_python(), "benchmarks/train_memory.py", *options, "--model-dir", tmp_path, "--output", output]
+    start = START.format(warm_executable(tmp_path), str(REPOSITORY / "benchmarks/train_memory.py"))
+    command = [*warm_python(), "-c", start, *options, "--model-dir", tmp_path, "--output", output]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "stay behind" not in done.stderr
     result = json.loads(output.read_text())

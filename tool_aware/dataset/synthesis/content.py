@@ -162,6 +162,7 @@ def _digest(text: str) -> str:
 def _problems(content: Content) -> Iterator[str]:
     domain_slots = {slot for domain in content.domains.values() for slot in domain}
     seen: dict[tuple[str, str], str] = {}
+    checked: dict[int, str | None] = {}  # the frames of a block share its slots
     for frame in content.frames:
         where = f"{frame.id} {frame.pattern!r:.70}"
         local = frame.slots or {}
@@ -178,8 +179,9 @@ def _problems(content: Content) -> Iterator[str]:
             yield f"{where}: the same as {seen[frame.pattern, frame.tool]}"
         seen[frame.pattern, frame.tool] = frame.id
         for slot, spec in local.items():
-            problem = fillers.problem_of(spec)
-            if problem:
+            if id(spec) not in checked:
+                checked[id(spec)] = fillers.problem_of(spec)
+            if problem := checked[id(spec)]:
                 yield f"{where}: slot {slot}: {problem}"
     for slot, spec in content.common.items():
         problem = fillers.problem_of(spec)

@@ -104,10 +104,11 @@ class TwoRequests:
 
     def _firsts(self) -> dict[tuple[str, str], list[Frame]]:
         """Return the frames that a first request is made from, by language and tool."""
+        frames = {tool: self._generator.frames_for(tool) for tool in TOOLS if tool in self._tools}
         return {
             (language, tool): [
                 frame
-                for frame in calm_frames(self._generator.frames_for(tool), language, self._small_talk)
+                for frame in calm_frames(frames[tool], language, self._small_talk)
                 if frame.kind not in _UNFIT_KINDS
             ]
             for language in self._content["languages"]

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import heapq
 import random
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from tool_aware.config.data_sections import ConversationSection
@@ -351,14 +352,21 @@ def calm_frames(frames: Sequence[Frame], language: str, small_talk: Collection[s
 
     `small_talk` is what frames mark as evidence where nothing is asked for.
     """
+    marked = _any_marked(tuple(small_talk))
     return [
         frame
         for frame in frames
         if frame.language == language
         and frame.slice in _CALM
         and frame.kind != "talk"
-        and not any(f"*{words}*" in frame.pattern for words in small_talk)
+        and not marked.search(frame.pattern)
     ]
+
+
+@cache
+def _any_marked(texts: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what finds any of the texts marked as evidence; looking for them one by one takes ten times as long."""
+    return re.compile("|".join(re.escape(f"*{text}*") for text in texts) or "(?!)")
 
 
 def text_call(tools: Toolbox, tool: str, text: str, reasoning: str) -> ToolCall:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from tool_aware.tool_lines import one_line, tool_line, without_inst
@@ -195,7 +195,7 @@ def parse_response(text: str) -> ParsedAnswer:
         return ParsedAnswer(problem=f"{tool[:80]!r} is not a tool name")
     rest = below.removeprefix("Parameters:").lstrip(" \t")
     try:
-        parameters, end = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(rest)
+        parameters, end = _decoder().raw_decode(rest)
     except (ValueError, RecursionError) as error:
         return ParsedAnswer(tool, problem=f"parameters are not JSON: {str(error)[:120]}")
     if not isinstance(parameters, dict):
@@ -210,7 +210,9 @@ def parse_response(text: str) -> ParsedAnswer:
         call = ToolCall(tool, parameters, reasoning)
     except (ValueError, RecursionError) as error:
         return ParsedAnswer(tool, parameters, reasoning or None, problem=str(error)[:120])
-    return ParsedAnswer(call.tool, call.parameters, call.reasoning)
+    answer = ParsedAnswer(call.tool, call.parameters, call.reasoning)
+    vars(answer)["call"] = call  # where `cached_property` keeps it: checking a call twice takes as long as parsing it
+    return answer
 
 
 def _nesting(value: object) -> int:
@@ -226,6 +228,11 @@ def _nesting(value: object) -> int:
         if not level:
             return depth
     return _MAX_NESTING + 1
+
+
+@cache
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> None:

@@ -382,9 +382,13 @@ def _is_usable(value: object, depth: int) -> bool:
         for key, inside in value.items():
             if isinstance(key, str) and not (key.isascii() or _is_encodable(key)):
                 return False
-            if type(inside) is str and inside.isascii():  # as most are
+            kind = type(inside)
+            if kind is float:
+                if not math.isfinite(inside):
+                    return False
+            elif kind is str and inside.isascii():  # as most are
                 continue
-            if inside is not None and not _is_usable(inside, depth + 1):
+            elif inside is not None and kind is not int and kind is not bool and not _is_usable(inside, depth + 1):
                 return False
         return True
     return not isinstance(value, list | tuple) or all(_is_usable(inside, depth + 1) for inside in value)

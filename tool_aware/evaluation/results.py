@@ -38,6 +38,7 @@ from tool_aware.text import spread_evenly
 from tool_aware.tools import Tool, Toolbox
 
 MOST_ROWS_AS_PASSAGES = 20_000
+ROWS_AT_ONCE = 1_000  # that are judged, whose parsed answers are kept meanwhile
 TITLES = {
     "base": "base",
     "finetuned": "fine-tuned",
@@ -128,11 +129,17 @@ def assemble(
         with stage("running programs"):
             coding = {tool.name for tool in tools if parameter_judge.takes_programs(tool)}
             parameter_judge.run_programs(_calls(systems.values(), test, tools, coding))
-    judgements = _judge_row_by_row(systems, test, tools, same_code, parameter_judge)
     is_answered = any(answer.text is not None for answers in systems.values() for answer in answers)
     with stage("reading reasonings"):
         read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
-        judge_reasonings(judgements, systems, test, read)
+    judgements: dict[str, list[Judgement]] = {name: [] for name in systems}
+    for start in range(0, len(test), ROWS_AT_ONCE):
+        part = {name: answers[start : start + ROWS_AT_ONCE] for name, answers in systems.items()}
+        judged = _judge_row_by_row(part, test, tools, same_code, parameter_judge)
+        with stage("reading reasonings"):
+            judge_reasonings(judged, part, test, read)
+        for name in judgements:
+            judgements[name] += judged[name]
     metrics = {
         name: replace(
             summarise_system(name, judged, config),

@@ -215,12 +215,16 @@ def call_verdict(parameters: Mapping[str, Any], accepted: Mapping[str, Accepted]
     A value that is an accepted one, its type included, is right under any schema. The rest is judged by BFCL. A value
     that is no string, where BFCL knows no type (unions, null, any), has to be an accepted one.
     """
-    function, expected = bfcl_function(tool, accepted), bfcl_expected(tool, accepted)
     settled = {
         name
         for name, value in parameters.items()
-        if name in accepted and any(_text(value) == _text(answer) for answer in accepted[name].values)
+        if name in accepted and any(_same_text(value, answer) for answer in accepted[name].values)
     }
+    if len(settled) == len(parameters) and settled >= tool.required:  # as most do: BFCL's rules have no more to say
+        left_out = (answers for name, answers in accepted.items() if name not in settled)
+        if all(answers.may_be_absent or OPTIONAL in answers.in_bfcl_form for answers in left_out):
+            return _PASS
+    function, expected = bfcl_function(tool, accepted), bfcl_expected(tool, accepted)
     properties = function["parameters"]["properties"]
     rest = {name: value for name, value in parameters.items() if name not in settled}
     for name, value in rest.items():
@@ -291,6 +295,8 @@ def bfcl_expected(tool: Tool, accepted: Mapping[str, Accepted]) -> dict[str, dic
 
 def _with_choices(value: Any, schema: Mapping[str, Any]) -> Any:
     """Write an accepted value as BFCL does: values inside a dict, or a list's dicts, are lists of accepted ones."""
+    if not isinstance(value, Mapping | list):
+        return value
     bfcl = _bfcl_type(schema, value)
     if bfcl["type"] == "object" and isinstance(value, Mapping):
         return {key: [item] for key, item in value.items()}
@@ -326,5 +332,13 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
+def _same_text(one: Any, other: Any) -> bool:
+    if type(one) is str and type(other) is str:
+        return one == other
+    return _text(one) == _text(other)
+
+
 def _distinct(values: Sequence[Any]) -> tuple[Any, ...]:
+    if len(values) < 2:
+        return tuple(values)
     return tuple({_text(value): value for value in values}.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from tool_aware.evaluation.scoring.baselines import FEWEST_TRAINING_ROWS, tfidf_regression
 from tool_aware.evaluation.scoring.intervals import Figure, share
@@ -21,7 +22,6 @@ from tool_aware.rows import Row
 from tool_aware.text import spread_evenly
 
 MOST_ROWS = 5000  # references that the reader learns from; more take seconds and change nothing
-ROWS_AT_ONCE = 1_000  # of all systems
 MASK = "TOOL"
 
 Reader = Callable[[Sequence[str]], list[str]]  # reasonings to the tool that each leads to
@@ -69,10 +69,13 @@ def reader_of_reasonings(rows: Iterable[Row], tools: Sequence[str]) -> Reader | 
 
 def without_names(reasoning: str, names: Sequence[str]) -> str:
     """Return a reasoning whose tools' names are masked, also where they are written with spaces or hyphens."""
-    if not names:
-        return reasoning
+    return _names_pattern(tuple(names)).sub(MASK, reasoning) if names else reasoning
+
+
+@lru_cache(maxsize=8)
+def _names_pattern(names: Sequence[str]) -> re.Pattern[str]:
     written = "|".join(re.escape(name).replace("_", "[_ -]") for name in names)
-    return re.sub(rf"(?<!\w)(?:{written})(?!\w)", MASK, reasoning, flags=re.IGNORECASE)
+    return re.compile(rf"(?<!\w)(?:{written})(?!\w)", re.IGNORECASE)
 
 
 def judge_reasonings(
@@ -86,22 +89,20 @@ def judge_reasonings(
     The lists are changed; answers that cannot be read have no reasoning. Judgements that are one object, of an answer
     that several systems give, are judged once.
     """
-    systems = [(judgements[name], predictions[name]) for name in judgements]
-    for start in range(0, len(systems[0][0]) if systems else 0, ROWS_AT_ONCE):
-        places = range(start, min(start + ROWS_AT_ONCE, len(systems[0][0])))
-        different = {
-            id(judged[place]): (judged[place], text)
-            for judged, answers in systems
-            for place in places
-            if judged[place].is_parsed and (text := _reasoning(answers[place].text))
-        }
-        tools = read([text for _, text in different.values()]) if read else [None] * len(different)
-        found = {
-            key: _with_reasoning(judgement, text, rows[judgement.row].conversation, tool)
-            for (key, (judgement, text)), tool in zip(different.items(), tools, strict=True)
-        }
-        for judged, _ in systems:
-            judged[start : places.stop] = [found.get(id(one), one) for one in judged[start : places.stop]]
+    different = {
+        id(judgement): (judgement, text)
+        for name, judged in judgements.items()
+        for judgement, prediction in _pairs(judged, predictions[name])
+        if judgement.is_parsed and (text := _reasoning(prediction.text))
+    }
+    texts = list(dict.fromkeys(text for _, text in different.values()))
+    tools = dict(zip(texts, read(texts), strict=True)) if read else {}
+    found = {
+        key: _with_reasoning(judgement, text, rows[judgement.row].conversation, tools.get(text))
+        for key, (judgement, text) in different.items()
+    }
+    for judged in judgements.values():
+        judged[:] = [found.get(id(judgement), judgement) for judgement in judged]
 
 
 def _with_reasoning(judgement: Judgement, reasoning: str, typed: str, leads_to: str | None) -> Judgement:

@@ -383,12 +383,9 @@ def _is_usable(value: object, depth: int) -> bool:
             if isinstance(key, str) and not (key.isascii() or _is_encodable(key)):
                 return False
             kind = type(inside)
-            if kind is float:
-                if not math.isfinite(inside):
-                    return False
-            elif kind is str and inside.isascii():  # as most are
+            if math.isfinite(inside) if kind is float else kind is str and inside.isascii():  # as most are
                 continue
-            elif inside is not None and kind is not int and kind is not bool and not _is_usable(inside, depth + 1):
+            if inside is not None and kind is not bool and not _is_usable(inside, depth + 1):
                 return False
         return True
     return not isinstance(value, list | tuple) or all(_is_usable(inside, depth + 1) for inside in value)

@@ -1,7 +1,7 @@
 """Measure how much GPU memory a training step takes.
 
     python benchmarks/train_memory.py                                   # the goals for small cards; a minute
-    python benchmarks/train_memory.py --grid                            # 76 configurations; 9 minutes on an H100
+    python benchmarks/train_memory.py --grid                            # 76 configurations; 9 minutes on an H200
     python benchmarks/train_memory.py --grid --continue RESULTS.json    # those that it does not have yet
     python benchmarks/train_memory.py --grid --memory-fraction 0.15     # on part of the card, as on a smaller one
     python benchmarks/train_memory.py --grid --preset tiny              # a smoke test without a GPU

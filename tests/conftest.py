@@ -37,7 +37,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from t
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the demo starts its scripts: the same libraries serve them
 
 # What takes longest begins first, so that no worker ends alone; `make test` keeps this order.
-LONGEST_FIRST = ("test_demo", "test_train_tool_aware", "test_train_faults", "test_train_together", "test_fuzz")
+LONGEST_FIRST = (
+    "test_train_tool_aware", "test_prepare_faults", "test_prepare_dataset", "test_loop", "test_trace", "test_demo",
+    "test_estimate", "test_monitor", "test_fuzz", "test_secrets", "test_sandbox", "test_synthesis", "test_benchmarks",
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -121,7 +121,8 @@ def test_in_float16_the_gradient_is_scaled_and_a_step_whose_gradient_overflows_i
 def test_in_float16_a_gradient_that_stays_infinite_ends_the_run(make_loop, monkeypatch):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     settings = {"quantization__bnb_4bit_compute_dtype": "float16", "optimization__decoder": "transformers"}
-    loop = make_loop(scaler=scaler, training__max_steps=60, training__eval_steps=60, **settings)
+    settings |= {"training__max_steps": 60, "training__eval_steps": 60, "training__per_device_train_batch_size": 1}
+    loop = make_loop(scaler=scaler, **settings)
     losses = MicroStep.losses
     monkeypatch.setattr(MicroStep, "losses", lambda self, packed: losses(self, packed) * float("nan"))
     with pytest.raises(NotFiniteError, match="not finite at step 31"):

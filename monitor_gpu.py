@@ -34,7 +34,7 @@ from tool_aware.memory.fit import fit_card, write_fitting_config
 from tool_aware.memory.plan import make_plan, open_choices
 from tool_aware.memory.spec import TrainingSpec
 from tool_aware.memory.trace import trace_step, traceable
-from tool_aware.memory.workload import spec_of_data, workload_of
+from tool_aware.memory.workload import rows_to_train_on, spec_of_data, workload_of
 from tool_aware.monitor import checks, display, printout
 from tool_aware.monitor.alerts import Alerts, parse_condition, refuse_unknown
 from tool_aware.monitor.commands import (
@@ -253,9 +253,10 @@ def training_spec(options: EstimateOptions, config: Config) -> TrainingSpec:
 
 def examples_in_run(options: EstimateOptions, config: Config) -> float | None:
     """Count the examples that a run of the config takes through the model; None without data."""
-    training, rows = config.training, workload_of(config).rows
-    if options.seq_length is not None or rows is None:
+    rows = rows_to_train_on(config) if options.seq_length is None else None
+    if rows is None:
         return None
+    training = config.training
     if training.max_steps:
         return training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
     return rows * training.num_train_epochs

@@ -61,9 +61,16 @@ def _varied_prefix_tokens(config: Config) -> int:
     """Return the tokens of the longest list of tools that `training.tool_variation` is likely to draw; 0 without."""
     if not config.training.tool_variation:
         return 0
-    lists = (draw_list(config.toolbox, training_tools(), random.Random(f"{seed}"), None) for seed in range(_DRAWN))
+    tools, library = config.toolbox, training_tools()
+    lists = (draw_list(tools, library, random.Random(f"{seed}"), None) for seed in range(_DRAWN))
     longest = max(len(render_preamble(drawn.tools.tools)) for drawn in lists)
     return round(longest * PROMPT_TOKENS_PER_CHARACTER)
+
+
+def rows_to_train_on(config: Config) -> int | None:
+    """Return the number of rows of data/train.json; None without any."""
+    path = split_file(config.dataset.dir, "train")
+    return (len(_texts(path)) if path.is_file() else 0) or None
 
 
 def spec_of_data(config: Config, architecture: Architecture | None = None) -> tuple[TrainingSpec, str]:

@@ -102,6 +102,25 @@ def test_the_nearest_text_is_the_nearest_by_brute_force() -> None:
     assert all(brute[at, index] == pytest.approx(brute[at].max(), abs=1e-5) for at, index in enumerate(indices))
 
 
+def test_above_so_many_comparisons_the_nearest_text_is_the_best_of_the_banded_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(similarity, "EXACT_PAIRS", 0)
+    monkeypatch.setattr(similarity, "CHUNK_ROWS", 7)  # so that pairs come in several parts
+    random_ = random.Random(6)
+    others = [sentence(random_) for _ in range(90)]
+    texts = [text[:-2] + "xy" for text in others[:40]]
+    values, indices, is_exhaustive = nearest(texts, others)
+    assert not is_exhaustive
+    sides = ["text"] * len(texts) + ["other"] * len(others)
+    best: dict[int, tuple[float, int]] = {}
+    for pair in GramIndex([*texts, *others]).pairs(0.3, sides):
+        best[pair.first] = max(best.get(pair.first, (0.0, 0)), (pair.similarity, -pair.second + len(texts)))
+    assert len(best) >= 38
+    assert [round(value, 9) for value in values] == [round(best.get(at, (0.0, 0))[0], 9) for at in range(len(texts))]
+    assert indices.tolist() == [-best[at][1] if at in best else -1 for at in range(len(texts))]
+
+
 def test_near_duplicates_within_a_group_stay_and_across_groups_go(config: Config) -> None:
     rows = [
         row(config, "what is our travel policy for trains", group="a"),

@@ -62,6 +62,21 @@ def test_a_reasoning_for_another_tool_than_the_one_called_does_not_lead_there(co
     assert (figures.leads_to_tool.value, figures.leads_to_tool.n) == (0.5, 2)
 
 
+def test_reasonings_of_several_systems_are_judged_as_those_of_each_alone(config, made, read):
+    row = made("pumps", "rag_retrieval", "So.")
+    reasonings = ['"pumps" points to our own documents.', '"pumps" is public and changes.', "It is public."]
+    texts = [render_response(ToolCall("rag_retrieval", {"query": "x"}, reasoning)) for reasoning in reasonings]
+    rows = dict.fromkeys(range(3), row)
+    answers = {"one": texts, "other": [texts[0], "I do not know.", texts[1]]}
+    predictions = {name: [Prediction(n, text) for n, text in enumerate(given)] for name, given in answers.items()}
+    together = {name: [judge(each, row, config.toolbox) for each in given] for name, given in predictions.items()}
+    together["other"][0] = together["one"][0]  # the same answer to the same row
+    judge_reasonings(together, predictions, rows, read)
+    for name, given in answers.items():
+        assert together[name] == judged(rows, given, config, read)[0]
+    assert together["other"][0] is together["one"][0]
+
+
 def test_names_of_tools_give_nothing_away():
     masked = without_names("Use web_search, a Web search, not the web-searcher.", ["web_search"])
     assert masked == "Use TOOL, a TOOL, not the web-searcher."

@@ -1,8 +1,10 @@
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
+from difflib import SequenceMatcher
 
 import pytest
 
@@ -19,6 +21,7 @@ from tool_aware.evaluation.scoring.parameter_kinds import kind_of
 from tool_aware.evaluation.scoring.passages import SHIPPED, TOP, Passages, shipped_passages
 from tool_aware.evaluation.scoring.program_output import ProgramRuns
 from tool_aware.evaluation.scoring.usable import ParameterJudge, reference_values
+from tool_aware.evaluation.scoring.word_comparison import LOOKS_ALIKE, looks_like
 from tool_aware.tools import Tool
 
 TEXT = {"type": "string"}
@@ -273,3 +276,12 @@ def test_searching_loads_no_jax_where_it_is_installed(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "10\n"), result.stderr
+
+
+def test_words_look_alike_exactly_where_difflib_says_so():
+    random_ = random.Random(3)
+    words = ["".join(random_.choices("aeiostr", k=random_.randint(3, 9))) for _ in range(120)]
+    found = {(one, other) for one in words for other in words if looks_like(one, other)}
+    ratio = lambda one, other: SequenceMatcher(None, one, other).ratio()  # noqa: E731
+    assert found == {(one, other) for one in words for other in words if ratio(one, other) >= LOOKS_ALIKE}
+    assert 120 < len(found) < 2_000

@@ -264,6 +264,7 @@ LONG = (
     "--set", "logging.logging_steps=1",  # tests wait for the line of a step
     # Too fast on purpose: the best scoring of val.json comes early, and its adapter has to outlive old checkpoints.
     "--set", "training.learning_rate=5e-1", "--set", "training.lr_scheduler_type=constant",
+    "--set", "training.tool_weight=20",
     "--skip-final-model",
 )  # fmt: skip
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _real_model import Answerer, Material, Outcome
 
 PROBE_FILE = Path(__file__).resolve().parent / "probe" / "parameters_probe.yaml"
+FRESH_FILE = PROBE_FILE.with_name("fresh_probe.yaml")  # by a person who had seen neither the generator nor the probe
 SOURCE = "hand-written"
 REASONING = "Only tool and parameters are compared."
 LANGUAGES = ("en", "de", "es", "fr", "it", "nl", "pl", "pt", "tr")

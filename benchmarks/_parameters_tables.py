@@ -21,9 +21,10 @@ SYSTEMS = {
     "tuned": "tuned (defaults)",
     "unseen": "tuned without the programs asked for",
     "plain": "tuned, tools as they are",
+    "adapter": "the adapter that was given",
 }
 UNTRAINED = ("copy", "base")
-SETS = {"probe": "probe", "test": "test split"}
+SETS = {"probe": "probe", "fresh": "fresh probe", "test": "test split"}
 QUESTIONS = {
     "tool": "right tool, own answer",
     "readable": "JSON readable",
@@ -137,7 +138,7 @@ def by_table(results: Results, found: Mapping[str, Any], key: str, question: str
 
 def kind_table(results: Results) -> Table:
     """Return a row a kind of parameter, a column a system and set; what is missing from an answer counts as wrong."""
-    shown = [(kind, test) for test in SETS for kind in SYSTEMS if _runs(results, kind)]
+    shown = [(kind, test) for test in SETS for kind in SYSTEMS if test in results["rows"] and _runs(results, kind)]
     table: Table = [("kind", *(f"{SETS[test]}, {SYSTEMS[kind]}" for kind, test in shown))]
     for wanted in ("search", "code", "message", "exact"):
         cells = []

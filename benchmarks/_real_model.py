@@ -68,6 +68,7 @@ class Run:
     lists: str = ""  # name of the set that other lists of tools are tried on
     alone: bool = False
     taught: str = ""  # name of the training rows, of those that differ from `train`
+    adapter: str = ""  # folder of a trained adapter that answers as it is, with the stack base: nothing is trained
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def perform(run: Run, material: Material, folder: Path, score: Score) -> Outcome
 
     config = material.config.with_settings({**run.settings, "training.output_dir": folder / run.name})
     tokenizer = load_tokenizer(config.model.name)
-    outcome, adapter = Outcome(asdict(run)), None
+    outcome, adapter = Outcome(asdict(run)), Path(run.adapter) if run.adapter else None
     if run.stack != "base":
         rows = drawn(material.other_train[run.taught] if run.taught else material.train, run.rows, run.seed)
         examples = [

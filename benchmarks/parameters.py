@@ -3,6 +3,7 @@
     python benchmarks/parameters.py --model DIR                     # one GPU of 80 GB
     python benchmarks/parameters.py --model DIR --parts tuned --seeds 2 --seconds 400   # what the file has is kept
     python benchmarks/parameters.py --tiny                          # a smoke test without a GPU
+    python benchmarks/parameters.py --model DIR --adapter DIR --output FILE    # an adapter as it is; a CPU is enough
     python benchmarks/parameters.py --judge-again FILE              # the answers in the results, by today's rules
     python benchmarks/parameters.py --read FILE --run tuned-seed-1  # queries, references and answers, side by side
     python benchmarks/parameters.py --markdown FILE                 # the tables of docs/benchmarks/quality.md
@@ -15,13 +16,14 @@ Parts   base    the model as it is
                 hand-written query asks for, whatever their query (`taught_by` in the probe)
         plain   as tuned, with every prompt listing the tools as they are, all labels alike, rank 16 (real_model.py)
 
-Tested on 200 hand-written queries with their calls (benchmarks/probe/parameters_probe.yaml) and on 400 rows of the test
-split, spread evenly. Parameters are judged given the right tool: where the model's own answer chose another, the answer
-that begins with `Tool: <right tool>` is judged; the figure `right tool` is of the model's own answers. Beside them: the
-query copied as it stands. All answers are kept in the results. Intervals are 95 %, over templates and all seeds
-together.
+Tested on 200 hand-written queries with their calls (benchmarks/probe/parameters_probe.yaml), which the content of the
+training rows was improved by, on 100 that were written without a look at either (fresh_probe.yaml), and on 400 rows of
+the test split, spread evenly. Parameters are judged given the right tool: where the model's own answer chose another,
+the answer that begins with `Tool: <right tool>` is judged; the figure `right tool` is of the model's own answers.
+Beside them: the query copied as it stands. All answers are kept in the results. Intervals are 95 %, over templates and
+all seeds together.
 
-Reads   config.yaml, benchmarks/probe/parameters_probe.yaml, the model; earlier results, whose runs are not repeated
+Reads   config.yaml, benchmarks/probe/, the model; earlier results, whose runs are not repeated
 Writes  benchmarks/results/parameters_<device>.json, as runs end
 Exit    0 done; 2 something to fix; 3 runs failed or were not begun in time
 """
@@ -43,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _options import add_run_options
 from _parameters import (
+    FRESH_FILE,
     answer_under_right_tool,
     copied,
     load_parameters_probe,
@@ -78,9 +81,9 @@ from tool_aware.rows import Row
 from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.text import spread_evenly
 
-PROBE, TEST = "probe", "test"  # the two sets
+PROBE, FRESH, TEST = "probe", "fresh", "test"  # the sets
 COPY = "copy"  # the run of the query as it stands, without a model
-UNSEEN = "unseen"
+UNSEEN, ADAPTER = "unseen", "adapter"
 PARTS = ("base", "tuned", UNSEEN, "plain")
 TEST_ROWS = 400
 ANSWERS_AT_ONCE = 64  # of each run; several share the card, and a base does not end its answers
@@ -135,6 +138,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, metavar="N", help="train so many steps instead of 3 epochs: for a trial on a CPU")
     add("--set", action="append", default=[], metavar="K=V", help="other settings of config.yaml, such as more rows")
     add("--tests", type=int, metavar="N", help="N rows of each set, spread evenly: for a trial on a CPU")
+    add("--adapter", type=Path, metavar="DIR", help="an adapter of the model that answers as it is; no trainings")
     add("--side-by-side", type=int, default=7, metavar="N", help="runs on the card at once (default: 7)")
     add("--run-unisolated", action="store_true", help="run programs also where the kernel does not isolate them")
     add("--judge-again", type=Path, metavar="FILE", help="judge the answers of these results again and stop")
@@ -164,7 +168,9 @@ def show(arguments: argparse.Namespace, results: dict[str, Any]) -> int:
 def wanted_parts(arguments: argparse.Namespace) -> list[str]:
     """Return the parts to measure. Raises UserError for unknown ones, and where no model is named."""
     parts = list(dict.fromkeys(arguments.parts.split(",")))
-    if unknown := sorted(set(parts) - set(PARTS)):
+    if arguments.adapter:
+        parts = [ADAPTER]
+    elif unknown := sorted(set(parts) - set(PARTS)):
         raise UserError(f"unknown: {', '.join(unknown)}", where="--parts", fix=f"some of {', '.join(PARTS)}")
     if not (arguments.model or arguments.tiny):
         raise UserError("which model?", where="--model", fix="name the folder of an instruct model, or give --tiny")
@@ -172,7 +178,9 @@ def wanted_parts(arguments: argparse.Namespace) -> list[str]:
 
 
 def runs_of(part: str, arguments: argparse.Namespace) -> list[Run]:
-    """List the runs of a part: one training a seed."""
+    """List the runs of a part: one training a seed, or none at all."""
+    if part == ADAPTER:
+        return [Run(ADAPTER, "base", adapter=str(arguments.adapter.resolve()))]
     if part == "base":
         return [Run("base", "base")]
     tiny = TINY if arguments.tiny else {}
@@ -184,12 +192,14 @@ def runs_of(part: str, arguments: argparse.Namespace) -> list[Run]:
 def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
     """Make the default data set, take out what resembles the hand-written queries, read these."""
     config = settings_of(arguments, folder)
-    probe, parts = load_parameters_probe(config), default_splits(config)
-    train = unlike_queries(parts["train"], labelled(probe))
+    probe, fresh = load_parameters_probe(config), load_parameters_probe(config, FRESH_FILE)
+    parts = default_splits(config)
+    train = unlike_queries(parts["train"], labelled([*probe, *fresh]))
     unseen = without_kinds(unlike_probes(parts["train"], labelled(probe)), probe, config.toolbox)
     most = 6 if arguments.tiny else arguments.tests
     test = [row for row in parts["test"] if not row.is_choice_only]
-    tests = {PROBE: spread_evenly(probe, most or len(probe)), TEST: spread_evenly(test, most or TEST_ROWS)}
+    tests = {name: spread_evenly(rows, most or len(rows)) for name, rows in {PROBE: probe, FRESH: fresh}.items()}
+    tests[TEST] = spread_evenly(test, most or TEST_ROWS)
     return Material(config, train, tests, batch_size=8 if most else ANSWERS_AT_ONCE, other_train={UNSEEN: unseen})
 
 

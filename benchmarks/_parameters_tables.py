@@ -45,22 +45,27 @@ Belongs = Callable[[int], bool]  # of a row's number
 
 def markdown(results: Results) -> str:
     """Return all tables for which there are results."""
-    found = kinds(results)
+    found, asked = kinds(results), SETS[_by_hand(results)]
     parts = [
         (f"Model {results['model']}, {taught(results)}.", []),
         ("Given the right tool, in %, with 95 % interval:", main_table(results, found)),
-        ("Goals, on the probe:", goals_table(results, found)),
-        ("Usable calls of the probe by tool, in %:", by_table(results, found, "tool")),
+        (f"Goals, on the {asked}:", goals_table(results, found)),
+        (f"Usable calls of the {asked} by tool, in %:", by_table(results, found, "tool")),
         ("By kind of parameter, usable ones in %:", kind_table(results)),
         (
-            "Programs of the probe that print the right value, by topic, in %:",
+            f"Programs of the {asked} that print the right value, by topic, in %:",
             by_table(results, found, "topic", "value"),
         ),
-        ("Usable calls of the probe by language, in %:", by_table(results, found, "language")),
-        ("Why calls of the probe are not usable, rows of all seeds:", reasons_table(results)),
+        (f"Usable calls of the {asked} by language, in %:", by_table(results, found, "language")),
+        (f"Why calls of the {asked} are not usable, rows of all seeds:", reasons_table(results)),
     ]
     written = [f"{title}\n\n{lines(table)}" if table else title for title, table in parts if len(table) != 1]
     return "\n\n".join([*written, origins(results)])
+
+
+def _by_hand(results: Results) -> str:
+    """Return the set that the tables of one set are of: the first that there is."""
+    return next(name for name in SETS if name in results["rows"])
 
 
 def taught(results: Results) -> str:
@@ -113,7 +118,7 @@ def goals_table(results: Results, found: Mapping[str, Any]) -> Table:
     shown = [kind for kind in SYSTEMS if kind in found and kind not in UNTRAINED]
     table: Table = [("figure", "goal", *(SYSTEMS[kind] for kind in shown))] if shown else [()]
     for question, goal in GOALS.items() if shown else ():
-        cells = [figure(results, found[kind], "probe", question) for kind in shown]
+        cells = [figure(results, found[kind], _by_hand(results), question) for kind in shown]
         marked = [
             f"{text} {'reached' if float(text.split()[0]) >= goal else 'not reached'}" if text else "" for text in cells
         ]
@@ -122,16 +127,16 @@ def goals_table(results: Results, found: Mapping[str, Any]) -> Table:
 
 
 def by_table(results: Results, found: Mapping[str, Any], key: str, question: str = "usable") -> Table:
-    """Return a row for each tool, topic or language of the probe, a column a system."""
+    """Return a row for each tool, topic or language of one set, a column a system."""
     shown = [kind for kind in SYSTEMS if kind in found]
     table: Table = [(key, "rows", *(SYSTEMS[kind] for kind in shown))]
-    values = [row["metadata"].get(key) for row in results["rows"]["probe"]]
+    values = [row["metadata"].get(key) for row in results["rows"][_by_hand(results)]]
     for value, count in Counter(value for value in values if value).most_common():
 
         def belongs(number: int, value: str = value) -> bool:
             return bool(values[number] == value)
 
-        cells = [figure(results, found[kind], "probe", question, belongs) for kind in shown]
+        cells = [figure(results, found[kind], _by_hand(results), question, belongs) for kind in shown]
         table.append((str(value), str(count), *cells))
     return table
 
@@ -163,7 +168,7 @@ def reasons_table(results: Results) -> Table:
         kind: Counter(
             _general(answer["verdict"])
             for run in _runs(results, kind)
-            for answer in run["answers"]["probe"]
+            for answer in run["answers"][_by_hand(results)]
             if answer["verdict"] != "usable"
         )
         for kind in shown

@@ -81,7 +81,7 @@ from tool_aware.rows import Row
 from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.text import spread_evenly
 
-PROBE, FRESH, TEST = "probe", "fresh", "test"  # the sets
+SETS = PROBE, FRESH, TEST = "probe", "fresh", "test"
 COPY = "copy"  # the run of the query as it stands, without a model
 UNSEEN, ADAPTER = "unseen", "adapter"
 PARTS = ("base", "tuned", UNSEEN, "plain")
@@ -138,6 +138,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, metavar="N", help="train so many steps instead of 3 epochs: for a trial on a CPU")
     add("--set", action="append", default=[], metavar="K=V", help="other settings of config.yaml, such as more rows")
     add("--tests", type=int, metavar="N", help="N rows of each set, spread evenly: for a trial on a CPU")
+    add("--sets", default=",".join(SETS), metavar="A,B", help=f"tested on some of {', '.join(SETS)}")
     add("--adapter", type=Path, metavar="DIR", help="an adapter of the model that answers as it is; no trainings")
     add("--side-by-side", type=int, default=7, metavar="N", help="runs on the card at once (default: 7)")
     add("--run-unisolated", action="store_true", help="run programs also where the kernel does not isolate them")
@@ -200,6 +201,9 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
     test = [row for row in parts["test"] if not row.is_choice_only]
     tests = {name: spread_evenly(rows, most or len(rows)) for name, rows in {PROBE: probe, FRESH: fresh}.items()}
     tests[TEST] = spread_evenly(test, most or TEST_ROWS)
+    tests = {name: rows for name, rows in tests.items() if name in arguments.sets.split(",")}
+    if not tests:
+        raise UserError(f"{arguments.sets!r} names no set", where="--sets", fix=f"some of {', '.join(SETS)}")
     return Material(config, train, tests, batch_size=8 if most else ANSWERS_AT_ONCE, other_train={UNSEEN: unseen})
 
 

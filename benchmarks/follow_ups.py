@@ -38,7 +38,8 @@ from _follow_ups import load_conversations, load_two_requests
 from _follow_ups_tables import markdown
 from _options import add_run_options
 from _random_mistral import environment, results_file
-from _real_model import Material, Run, perform_all, perform_in_child
+from _real_model import Material, Run
+from _side_by_side import perform_all, perform_in_child
 from dataset_probe import PROBES, Labelled, labelled, load_probe, without_lookalikes
 from real_model import (
     TINY,

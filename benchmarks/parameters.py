@@ -57,7 +57,8 @@ from _parameters import (
 )
 from _parameters_tables import markdown, side_by_side
 from _random_mistral import environment, results_file
-from _real_model import Material, Run, perform_all, perform_in_child
+from _real_model import Material, Run
+from _side_by_side import perform_all, perform_in_child
 from dataset_probe import labelled
 from real_model import (
     TINY,

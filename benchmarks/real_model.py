@@ -44,8 +44,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _options import add_run_options
 from _random_mistral import REPOSITORY, environment, results_file
-from _real_model import PROBE, Material, Run, drawn, perform_all, perform_in_child
+from _real_model import PROBE, Material, Run, drawn
 from _real_model_tables import markdown
+from _side_by_side import perform_all, perform_in_child
 from _trl import missing_packages, trl_version
 from dataset_probe import PROBES, Labelled, labelled, load_probe, without_lookalikes
 

@@ -27,8 +27,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _random_mistral import REPOSITORY, environment, results_file
-from _real_model import Material, Run, perform_all, perform_in_child, share_of
+from _real_model import Material, Run
 from _real_model_tables import lines
+from _side_by_side import perform_all, perform_in_child, share_of
 from real_model import is_known
 
 from tool_aware.config.settings import load_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the demo starts its scripts: the same libraries serve them
+
+GARBAGE_AFTER = 20_000  # objects, where Python takes 700: tests make many that live for a moment
 
 # What takes longest begins first, so that no worker ends alone; `make test` keeps this order.
 LONGEST_FIRST = (
@@ -125,3 +128,10 @@ def toy_data_dir(tmp_path_factory: pytest.TempPathFactory, toy_rows: list[Row]) 
     for split, part in (("train", toy_rows[:32]), ("val", toy_rows[32:40]), ("test", toy_rows[40:])):
         write_rows(folder / f"{split}.json", part)
     return folder
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Take what imports and collection have made out of all later searches for garbage: it stays to the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_AFTER, 10, 10)

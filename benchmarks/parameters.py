@@ -202,9 +202,10 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Material:
     test = [row for row in parts["test"] if not row.is_choice_only]
     tests = {name: spread_evenly(rows, most or len(rows)) for name, rows in {PROBE: probe, FRESH: fresh}.items()}
     tests[TEST] = spread_evenly(test, most or TEST_ROWS)
-    tests = {name: rows for name, rows in tests.items() if name in arguments.sets.split(",")}
-    if not tests:
-        raise UserError(f"{arguments.sets!r} names no set", where="--sets", fix=f"some of {', '.join(SETS)}")
+    wanted = arguments.sets.split(",")
+    if unknown := sorted(set(wanted) - set(SETS)):
+        raise UserError(f"unknown: {', '.join(unknown)}", where="--sets", fix=f"some of {', '.join(SETS)}")
+    tests = {name: rows for name, rows in tests.items() if name in wanted}
     return Material(config, train, tests, batch_size=8 if most else ANSWERS_AT_ONCE, other_train={UNSEEN: unseen})
 
 

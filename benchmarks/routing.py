@@ -104,7 +104,11 @@ class Results:
     def __init__(self, args: argparse.Namespace, loaded_s: float) -> None:
         self.content: dict[str, Any] = {
             **environment(),
-            "model": str(args.folder) if args.folder or args.chat else f"{args.size} of random weights",
+            "model": str(args.folder)
+            if args.folder
+            else "what it serves"
+            if args.chat
+            else f"{args.size} of random weights",
             "server": args.chat or args.url,
             "batch_size": args.batch_size,
             "load_s": round(loaded_s, 1),

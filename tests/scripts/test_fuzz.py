@@ -16,7 +16,8 @@ from random import Random
 
 import pytest
 
-from tests.fixtures.fuzz_kinds import KINDS, Kind, World
+from tests.fixtures.fuzz_kinds import KINDS
+from tests.fixtures.fuzz_world import Kind, World
 from tests.fixtures.in_process import Outcome, TooSlow, outcome
 from tests.fixtures.mutations import mutate
 from tests.fixtures.repository import REPOSITORY

@@ -18,7 +18,10 @@ from tool_aware.sandbox import DEFAULT_LIMITS, Limits, ProgramRun, WarmInterpret
 LIMITS = replace(DEFAULT_LIMITS, time_s=2)  # of one program; what people ask an agent for takes milliseconds
 RELATIVE = Decimal("1e-6")  # between numbers that are equal
 SMALLEST = Decimal("1e-12")  # what is left of 0.1 + 0.2 - 0.3
-RUNS_OF_VARYING = 5  # of a reference whose output differs from run to run
+# Of ten runs of a right simulation, normally distributed, 0.04 % have one outside the range of the reference's ten
+# runs, widened by twice itself on either side. With five runs, widened once, it is 10 %.
+RUNS_OF_VARYING = 10  # of a program whose output differs from run to run
+WIDENED_BY = 2  # times the range of the reference's runs, on either side
 FEWEST_DECIMALS = 2  # of a rounded number that stands for a longer one
 
 _NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
@@ -167,7 +170,7 @@ def _lie_among(outputs: Sequence[str], texts: Sequence[str]) -> bool:
 
     They have the same pieces in another order; or pieces of the same lengths, where all runs of the reference agree in
     these, as those of a random password do; or as many numbers, each within the range of those in its place, widened
-    by as much on either side.
+    by twice as much on either side.
     """
     first = _tokens(outputs[0])
     if any(Counter(map(str, first)) == Counter(map(str, _tokens(text))) for text in texts):
@@ -180,7 +183,10 @@ def _lie_among(outputs: Sequence[str], texts: Sequence[str]) -> bool:
         return False
     ranges = zip(*(map(_range, zip(*group, strict=True)) for group in (ours, theirs)), strict=True)
     with localcontext(Context(traps=[])):
-        return all(low - (high - low) <= most and least <= high + (high - low) for (least, most), (low, high) in ranges)
+        return all(
+            low - WIDENED_BY * (high - low) <= least and most <= high + WIDENED_BY * (high - low)
+            for (least, most), (low, high) in ranges
+        )
 
 
 def _range(numbers: Sequence[Number]) -> tuple[Decimal, Decimal]:

@@ -7,6 +7,7 @@ Below `content/`:
     reasons.yaml        tool -> kind -> one-sentence patterns that quote the evidence
     noise.yaml          greetings, surrounding sentences, decoys, injected instructions
     search_words.yaml   by language, the words that a search text leaves out
+    qualifiers/*.yaml   what stands behind the object of a request, by language; see qualifiers.py
     frames/*/*.yaml     the sentences, one a line, in files by language, tool and slice:
         en/direct_chat_terse.yaml             English; `_plain_advice` and the like where a slice fills several files
         en/pairs_contrast.yaml                pairs and triples of several tools that differ in the deciding words
@@ -31,6 +32,7 @@ import yaml
 
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers, frames
+from tool_aware.dataset.synthesis.qualifiers import OBJECT_SLOT, Qualifiers, load_qualifiers
 from tool_aware.dataset.synthesis.search_text import SearchWords, search_words
 
 CONTENT_DIR = Path(__file__).parent / "content"
@@ -78,6 +80,7 @@ class Content:
     reasons: Mapping[str, Mapping[str, Sequence[str]]]
     noise: Mapping[str, Any]
     search_words: Mapping[str, SearchWords]
+    qualifiers: Mapping[str, Qualifiers]
 
     def share(self, slice_: str, tool: str) -> float:
         """Return the share of a slice among the rows of a tool, in any unit."""
@@ -104,6 +107,7 @@ def load_content(directory: Path = CONTENT_DIR) -> Content:
         reasons=_read(directory / "reasons.yaml"),
         noise=_read(directory / "noise.yaml"),
         search_words=search_words(_read(directory / "search_words.yaml")),
+        qualifiers=load_qualifiers(directory / "qualifiers"),
     )
     problems += _problems(content)
     if problems:
@@ -163,10 +167,13 @@ def _problems(content: Content) -> Iterator[str]:
     domain_slots = {slot for domain in content.domains.values() for slot in domain}
     seen: dict[tuple[str, str], str] = {}
     checked: dict[int, str | None] = {}  # the frames of a block share its slots
+    for language, qualifiers in content.qualifiers.items():
+        yield from (f"qualifiers/{language}.yaml: {problem}" for problem in qualifiers.problems())
     for frame in content.frames:
         where = f"{frame.id} {frame.pattern!r:.70}"
         local = frame.slots or {}
-        known = {*content.common, *domain_slots, *local, COUNT_SLOT}
+        objects = content.qualifiers[frame.language].objects if frame.language in content.qualifiers else ()
+        known = {*content.common, *domain_slots, *local, COUNT_SLOT, *(f"{OBJECT_SLOT}{name}" for name in objects)}
         yield from (f"{where}: {problem}" for problem in frames.problems_of(frame.pattern, known))
         needed = [slot for slot in frames.slots_of(frame.pattern) if slot in domain_slots and slot not in local]
         if needed and not content.domains_with(needed):

@@ -31,6 +31,7 @@ class Expansion:
     text: str
     evidence: str | None
     argument: str | None
+    search: str | None = None  # what a search for it gets, once qualified_requests.py has made it
 
 
 @cache

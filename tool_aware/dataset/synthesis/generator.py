@@ -22,7 +22,9 @@ from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Conte
 from tool_aware.dataset.synthesis.frames import Expansion, choose, expand, fill_known, slots_of
 from tool_aware.dataset.synthesis.noise import Noise, Noisy
 from tool_aware.dataset.synthesis.pools import pools
-from tool_aware.dataset.synthesis.search_text import SearchWords, search_text
+from tool_aware.dataset.synthesis.qualified_requests import qualified
+from tool_aware.dataset.synthesis.qualifiers import OBJECT_SLOT
+from tool_aware.dataset.synthesis.search_text import SearchWords
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row
 from tool_aware.text import normalised, shortened, shortlist
@@ -142,7 +144,7 @@ class Generator:
         """Return the frame filled by a random stream of its own, named `draw`, which moves no row of `rows_for`."""
         random_ = random.Random(f"{self._seed}/{frame.id}/{draw}")
         values, _ = self._values(frame, random_)
-        said = expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
+        said = self._said(frame, values, random_, draw)
         call, _ = self._call(frame, said, values, Noisy(said.text), random_)
         return Request(frame, said.text, call, shortened(said.evidence or said.argument or said.text))
 
@@ -210,7 +212,7 @@ class Generator:
         key = frame.group if frame.kind == "contrast" else frame.id
         values, domain = self._values(frame, random.Random(f"{self._seed}/{key}/{use}"))
         random_ = random.Random(f"{self._seed}/{frame.id}/{use}/text")
-        said = expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
+        said = self._said(frame, values, random_, str(use))
         frame, said = rounded(frame, said, random.Random(f"{self._seed}/{frame.id}/{use}/decimals"))
         noisy = Noisy(said.text)
         if frame.is_wrapped and frame.language == "en":
@@ -238,6 +240,18 @@ class Generator:
         }
         return Row(render_instruction(query, self._tools), render_response(call), details)
 
+    def _said(self, frame: Frame, values: Mapping[str, fillers.Value], random_: random.Random, draw: str) -> Expansion:
+        """Return the frame's sentence with these values, perhaps with qualifiers; these have a stream of their own."""
+        said = expand(frame.pattern, {slot: value.text for slot, value in values.items()}, random_)
+        return qualified(
+            frame,
+            said,
+            values,
+            self._content.qualifiers.get(frame.language),
+            self.search_words(frame.language),
+            random.Random(f"{self._seed}/{frame.id}/{draw}/qualifiers"),
+        )
+
     def _protected(self, frame: Frame, values: Mapping[str, fillers.Value]) -> str:
         """Return the words that the call repeats literally, which noise must not change."""
         example = self._example(frame)
@@ -248,7 +262,11 @@ class Generator:
     def _values(self, frame: Frame, random_: random.Random) -> tuple[dict[str, fillers.Value], str | None]:
         slots = dict.fromkeys([*slots_of(frame.pattern), *(frame.slots or {})])
         local, common = frame.slots or {}, self._content.common
-        from_domain = [slot for slot in slots if slot not in local and slot not in common and slot != COUNT_SLOT]
+        from_domain = [
+            slot
+            for slot in slots
+            if slot not in local and slot not in common and slot != COUNT_SLOT and not slot.startswith(OBJECT_SLOT)
+        ]
         domain = random_.choice(self._content.domains_with(from_domain)) if from_domain else None
         sources = (local, common, self._content.domains[domain] if domain else {})
         values = {}
@@ -257,6 +275,9 @@ class Generator:
                 number, words = random_.choice(_COUNTS), pools()["counts"].get(frame.language, {})
                 is_word = number in words and random_.random() < _COUNT_IN_WORDS_SHARE
                 values[slot] = fillers.Value(words[number] if is_word else str(number), str(number))
+            elif slot.startswith(OBJECT_SLOT):
+                text = self._content.qualifiers[frame.language].object(slot.removeprefix(OBJECT_SLOT), random_)
+                values[slot] = fillers.Value(text, repr(text))
             else:
                 spec = next(source[slot] for source in sources if slot in source)
                 values[slot] = fillers.draw(spec, random_, frame.language)
@@ -299,17 +320,16 @@ class Generator:
         if text_name is None:
             return {}, {}
         text = whole = noisy.as_typed(said.text)
+        corrected = text
         if frame.tool not in SEARCH_TOOLS:
-            text = noisy.as_typed(said.argument or said.text)
-        elif frame.kind != "example":
-            fixed = [value.text for slot, value in values.items() if slot != COUNT_SLOT]
-            words = self.search_words(frame.language)
-            text = noisy.in_its_letters(search_text(said.text, words, fixed, about=said.argument))
+            text = corrected = noisy.as_typed(said.argument or said.text)
+        elif said.search is not None:
+            text, corrected = noisy.span(said.search), noisy.in_its_letters(said.search)
         parameters: dict[str, Any] = {text_name: text}
         count_name = next((name for name, schema in tool.properties.items() if schema.get("type") == "integer"), None)
         if count_name and COUNT_SLOT in values:
             parameters[count_name] = int(values[COUNT_SLOT].code)
-        return parameters, {text_name: list(dict.fromkeys([text, whole]))}
+        return parameters, {text_name: list(dict.fromkeys([text, corrected, whole]))}
 
     def _example(self, frame: Frame) -> Example | None:
         if frame.kind != "example":

@@ -53,6 +53,20 @@ class Noisy:
         found = " ".join(words[best : best + len(wanted)])
         return found.rstrip("".join(set(".,;:!?") - set(text[-1:])))
 
+    def span(self, text: str) -> str:
+        """Return a part of the request as it stands in the query, typos and letters and all, without marks around it."""
+        written = self.in_its_letters(text)
+        if written in self.text:
+            return written
+        wanted, words = text.split(), self.text.split()
+        places = range(len(words) - len(wanted) + 1)
+        best = max(places, key=lambda at: _likeness(wanted, words[at : at + len(wanted)]), default=None)
+        if best is None or _likeness(wanted, words[best : best + len(wanted)]) < _ALIKE:
+            return written
+        found = " ".join(words[best : best + len(wanted)])
+        marks = set("\"'()[]{}<>.,;:!?*|-")
+        return found.lstrip("".join(marks - set(text[:1]))).rstrip("".join(marks - set(text[-1:])))
+
     def in_its_letters(self, text: str) -> str:
         """Return a text in small or capital letters where the query, or its only such word, is typed so."""
         if self.letters != "as written":

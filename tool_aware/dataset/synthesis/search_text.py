@@ -97,6 +97,18 @@ def search_text(text: str, words: SearchWords | None, values: Collection[str] = 
     return " ".join(_with_joints(found, kept, words)) or text.strip(_EDGES + " ")
 
 
+def span_end(
+    text: str, words: SearchWords | None, values: Collection[str] = (), *, about: str | None = None
+) -> int | None:
+    """Return where in a request the words end that its search text ends with; None if they do not stand in it."""
+    if words is None:
+        at = text.find(about or text)
+        return None if at < 0 else at + len(about or text.rstrip("。？！?! "))
+    found = list(_words(text, words, values))
+    kept = _places_of(content_words(about, words, values), found) if about else _places_by_rule(found, words)
+    return found[kept[-1]].end if kept else None
+
+
 def continued_search_text(
     asked: str, said: str, about: str, words: SearchWords | None, values: Collection[str] = ()
 ) -> str:

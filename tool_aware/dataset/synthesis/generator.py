@@ -248,8 +248,8 @@ class Generator:
             said,
             values,
             self._content.qualifiers.get(frame.language),
-            self.search_words(frame.language),
-            random.Random(f"{self._seed}/{frame.id}/{draw}/qualifiers"),
+            words=self.search_words(frame.language),
+            random_=random.Random(f"{self._seed}/{frame.id}/{draw}/qualifiers"),
         )
 
     def _protected(self, frame: Frame, values: Mapping[str, fillers.Value]) -> str:

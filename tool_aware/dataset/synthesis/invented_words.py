@@ -23,14 +23,15 @@ _ENDINGS = ("a", "o", "in", "or", "ex", "ia", "is", "on", "um", "ett", "ard", "i
 _TOWN_ENDINGS = ("berg", "ford", "stad", "ville", "mouth", "haven", "burg", "dorf", "vik", "ona", "ara", "sk", "moor",
                  "field", "ico", "eda")  # fmt: skip
 _FIRST_NAMES = (
-    "Ada", "Bogdan", "Carmen", "Dilara", "Emre", "Femke", "Goran", "Halina", "Ilias", "Joana", "Kenji", "Lotte", "Mirek",
-    "Nadia", "Oskar", "Paloma", "Rania", "Sven", "Tarek", "Ulla", "Viktor", "Wanda", "Xenia", "Yannis", "Zofia", "Ravi",
+    "Ada", "Bogdan", "Carmen", "Dilara", "Emre", "Femke", "Goran", "Halina", "Ilias", "Joana", "Kenji", "Lotte",
+    "Mirek", "Nadia", "Oskar", "Paloma", "Rania", "Sven", "Tarek", "Ulla", "Viktor", "Wanda", "Xenia", "Yannis", "Zofia", "Ravi",
     "Mei", "Thandi", "Eamon", "Giulia",
 )  # fmt: skip
 _TOWNS = (
-    "Aarhus", "Basel", "Bergen", "Bilbao", "Brno", "Cork", "Dresden", "Essen", "Faro", "Gdynia", "Ghent", "Graz", "Izmir",
-    "Jena", "Kaunas", "Kobe", "Leeds", "Leiden", "Linz", "Malmö", "Metz", "Nantes", "Odense", "Padua", "Pilsen", "Porto",
-    "Reims", "Rostock", "Salzburg", "Split", "Tartu", "Trieste", "Turku", "Ulm", "Utrecht", "Valencia", "Varna", "Zagreb",
+    "Aarhus", "Basel", "Bergen", "Bilbao", "Brno", "Cork", "Dresden", "Essen", "Faro", "Gdynia", "Ghent", "Graz",
+    "Izmir", "Jena", "Kaunas", "Kobe", "Leeds", "Leiden", "Linz", "Malmö", "Metz", "Nantes", "Odense", "Padua", "Pilsen", "Porto",
+    "Reims", "Rostock", "Salzburg", "Split",
+    "Tartu", "Trieste", "Turku", "Ulm", "Utrecht", "Valencia", "Varna", "Zagreb",
 )  # fmt: skip
 _FIRMS = (" AG", " GmbH", " Ltd", " & Sons", " SA", " BV", " Group", " Systems", " Foods", " Labs", "", "", "", " & Co")
 _EXTENSIONS = ("pdf", "pdf", "xlsx", "docx", "csv", "pptx", "txt", "zip", "md", "eml")

@@ -54,7 +54,7 @@ class Noisy:
         return found.rstrip("".join(set(".,;:!?") - set(text[-1:])))
 
     def span(self, text: str) -> str:
-        """Return a part of the request as it stands in the query, typos and letters and all, without marks around it."""
+        """Return a part of the request as it stands in the query, typos and all, without the marks around it."""
         written = self.in_its_letters(text)
         if written in self.text:
             return written

@@ -1,7 +1,7 @@
 """Puts qualifiers and closing politeness behind the object of a request, and makes its search text.
 
-The search text is the span of the request that search_text.py finds, and the qualifiers behind it. Politeness is no part
-of it.
+The search text is the span of the request that search_text.py finds, and the qualifiers behind it. Politeness is no
+part of it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def qualified(
     said: Expansion,
     values: Mapping[str, Value],
     qualifiers: Qualifiers | None,
+    *,
     words: SearchWords | None,
     random_: random.Random,
 ) -> Expansion:

@@ -5,7 +5,7 @@ asked about, is always kept, whole; closing politeness is part of the asking and
 together from open vocabulary (invented_words.py), so that hardly two requests end in the same words.
 
 Below `content/qualifiers/`:
-    classes.yaml      tool -> class of object (`paper`, `rule`, `thing`, ...; `any` for all others) -> kinds that suit it
+    classes.yaml      tool -> class of object (`paper`, `thing`, ...; `any` for all others) -> kinds that suit it
     en.yaml ...       one file a language
 Keys of a language file:
     of_slots      slot of a frame -> class of its qualifiers, where the frame's last slot is this one
@@ -61,15 +61,14 @@ class Qualifiers:
         return self.filled(random_.choice(self.objects[class_]), random_)
 
     def filled(self, pattern: str, random_: random.Random) -> str:
-        """Return a pattern with its slots filled; a slot that comes twice gets another word for each."""
+        """Return a pattern with its slots filled, one that comes twice with two draws."""
         text = choose(pattern, random_)
         for slot in slots_of(text):
-            words: set[str] = set()
+            used = ""
             while f"{{{slot}}}" in text:
                 word = self._word(slot, random_)
-                if word not in words:
-                    words.add(word)
-                    text = text.replace(f"{{{slot}}}", word, 1)
+                word = self._word(slot, random_) if word == used else word
+                text, used = text.replace(f"{{{slot}}}", word, 1), word
         return text
 
     def _word(self, slot: str, random_: random.Random) -> str:

@@ -13,8 +13,8 @@ from tool_aware.dataset.synthesis import fillers
 from tool_aware.dataset.synthesis.pools import pools
 
 _ONSETS = (
-    "b", "br", "c", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kr", "l", "m", "n", "p", "pr", "qu", "r", "s",
-    "sk", "st", "t", "th", "tr", "v", "w", "z", "", "bl",
+    "b", "br", "c", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kr", "l", "m", "n", "p", "pr", "qu", "r",
+    "s", "sk", "st", "t", "th", "tr", "v", "w", "z", "", "bl",
 )  # fmt: skip
 _VOWELS = ("a", "a", "a", "e", "e", "e", "i", "o", "o", "u", "ai", "ei", "ie")
 _CODAS = ("", "", "", "l", "n", "r", "s", "m", "nd", "rt", "ll", "v")
@@ -24,55 +24,27 @@ _TOWN_ENDINGS = ("berg", "ford", "stad", "ville", "mouth", "haven", "burg", "dor
                  "field", "ico", "eda")  # fmt: skip
 _FIRST_NAMES = (
     "Ada", "Bogdan", "Carmen", "Dilara", "Emre", "Femke", "Goran", "Halina", "Ilias", "Joana", "Kenji", "Lotte",
-    "Mirek", "Nadia", "Oskar", "Paloma", "Rania", "Sven", "Tarek", "Ulla", "Viktor", "Wanda", "Xenia", "Yannis", "Zofia", "Ravi",
-    "Mei", "Thandi", "Eamon", "Giulia",
+    "Mirek", "Nadia", "Oskar", "Paloma", "Rania", "Sven", "Tarek", "Ulla", "Viktor", "Wanda", "Xenia", "Yannis",
+    "Zofia", "Ravi", "Mei", "Thandi", "Eamon", "Giulia",
 )  # fmt: skip
 _TOWNS = (
-    "Aarhus", "Basel", "Bergen", "Bilbao", "Brno", "Cork", "Dresden", "Essen", "Faro", "Gdynia", "Ghent", "Graz",
-    "Izmir", "Jena", "Kaunas", "Kobe", "Leeds", "Leiden", "Linz", "Malmö", "Metz", "Nantes", "Odense", "Padua", "Pilsen", "Porto",
-    "Reims", "Rostock", "Salzburg", "Split",
-    "Tartu", "Trieste", "Turku", "Ulm", "Utrecht", "Valencia", "Varna", "Zagreb",
+    "Aarhus", "Basel", "Bergen", "Bilbao", "Brno", "Cork", "Dresden", "Essen", "Faro", "Gdynia", "Ghent",
+    "Graz", "Izmir", "Jena", "Kaunas", "Kobe", "Leeds", "Leiden", "Linz", "Malmö", "Metz", "Nantes", "Odense",
+    "Padua", "Pilsen", "Porto", "Reims", "Rostock", "Salzburg", "Split", "Tartu", "Trieste", "Turku", "Ulm",
+    "Utrecht", "Valencia", "Varna", "Zagreb",
 )  # fmt: skip
 _FIRMS = (" AG", " GmbH", " Ltd", " & Sons", " SA", " BV", " Group", " Systems", " Foods", " Labs", "", "", "", " & Co")
 _EXTENSIONS = ("pdf", "pdf", "xlsx", "docx", "csv", "pptx", "txt", "zip", "md", "eml")
+# In one language or another.
 _RUDE = (
-    "fuk",
-    "kak",
-    "caca",
-    "puta",
-    "kur",
-    "merd",
-    "pis",
-    "cul",
-    "nazi",
-    "cazz",
-    "coj",
-    "hui",
-    "sik",
-    "tit",
-    "anal",
-    "fic",
-    "foll",
-    "poll",
-    "fag",
-    "fot",
-)  # in one language or another
+    "fuk", "kak", "caca", "puta", "kur", "merd", "pis", "cul", "nazi", "cazz", "coj", "hui", "sik", "tit",
+    "anal", "fic", "foll", "poll", "fag", "fot",
+)  # fmt: skip
 _LETTERS = "ABCDEFGHKLMNPRSTVWXZ"
 _STEMS = (
-    "scan",
-    "final",
-    "draft",
-    "export",
-    "minutes",
-    "offer",
-    "list",
-    "plan",
-    "copy",
-    "notes",
-    "invoice",
-    "img",
+    "scan", "final", "draft", "export", "minutes", "offer", "list", "plan", "copy", "notes", "invoice", "img",
     "doc",
-)
+)  # fmt: skip
 
 
 def _name(random_: random.Random, _: str = "en") -> str:

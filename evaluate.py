@@ -45,7 +45,7 @@ from tool_aware.transaction import locked
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit code."""
     started_s = begin_run()
-    with stage("checks and rows"):
+    with stage("checks and rows"), no_search_for_circles():
         job = prepare(parse_arguments(argv))
     print_plan(job)
     if job.options.dry_run:

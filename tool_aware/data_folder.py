@@ -41,8 +41,9 @@ def read_data_folder(folder: Path, tools: Toolbox, required: Sequence[str] = ())
         present = [split for split in SPLITS if split in required or split_file(folder, split).is_file()]
         rows = load_all({split: split_file(folder, split) for split in present}, tools)
     data = DataFolder(folder, rows, manifest)
-    known = {split: [Known.of(row.instruction, row.metadata) for row in part.rows] for split, part in rows.items()}
-    refuse_mixed(folder, data.changed, known)
+    if data.changed:
+        known = {split: [Known.of(row.instruction, row.metadata) for row in part.rows] for split, part in rows.items()}
+        refuse_mixed(folder, data.changed, known)
     return data
 
 

@@ -10,8 +10,8 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, lru_cache
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -168,24 +168,33 @@ def indented_json(value: object, margin: str = "") -> str:
 
     Numbers that are not finite become null, as JSON has none.
     """
-    if isinstance(value, str):
-        return encode_basestring(value)
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if type(value) is int:
-        return repr(value)
+    if write := _WRITERS.get(type(value)):
+        return write(value)
     inner = margin + "  "
     if isinstance(value, dict) and value:
-        lines = [f"{inner}{_key(name)}: {indented_json(item, inner)}" for name, item in value.items()]
+        lines = []
+        for name, item in value.items():
+            write = _WRITERS.get(type(item))  # asked here as well: most values need no call of this function
+            lines.append(f"{inner}{_key(name)}: {write(item) if write else indented_json(item, inner)}")
         return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
     if isinstance(value, list | tuple) and value:
         lines = [inner + indented_json(item, inner) for item in value]
         return "[\n" + ",\n".join(lines) + f"\n{margin}]"
+    if isinstance(value, str):
+        return encode_basestring(value)
     return "null" if isinstance(value, float) and not math.isfinite(value) else json.dumps(value)
 
 
+_WRITERS: Mapping[type, Callable[[Any], str]] = {
+    str: encode_basestring,
+    type(None): {None: "null"}.__getitem__,
+    bool: {True: "true", False: "false"}.__getitem__,
+    int: repr,
+    float: lambda value: repr(value) if math.isfinite(value) else "null",
+}
+
+
+@lru_cache(maxsize=1024, typed=True)  # 1 and True are equal
 def _key(name: object) -> str:
     return encode_basestring(name) if isinstance(name, str) else encode_basestring(json.dumps(name))
 

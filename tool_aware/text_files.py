@@ -378,14 +378,15 @@ def _is_usable(value: object, depth: int) -> bool:
         return math.isfinite(value)
     if depth >= MAX_NESTING:
         return not isinstance(value, Mapping | list | tuple)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 - the first is much the faster
         for key, inside in value.items():
-            if isinstance(key, str) and not (key.isascii() or _is_encodable(key)):
+            if isinstance(key, str) and not _is_encodable(key):
                 return False
-            kind = type(inside)
-            if math.isfinite(inside) if kind is float else kind is str and inside.isascii():  # as most are
-                continue
-            if inside is not None and kind is not bool and not _is_usable(inside, depth + 1):
+            kind = type(inside)  # most values are of a kind that needs no call of this function
+            if kind is str or kind is float:
+                if not (_is_encodable(inside) if kind is str else math.isfinite(inside)):
+                    return False
+            elif not (kind is int or kind is bool or inside is None or _is_usable(inside, depth + 1)):
                 return False
         return True
     return not isinstance(value, list | tuple) or all(_is_usable(inside, depth + 1) for inside in value)

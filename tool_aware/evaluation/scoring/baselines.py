@@ -5,24 +5,26 @@ and see the query alone, without the earlier turns of its conversation.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tool_aware.config.data_sections import KeywordRouterSection
 from tool_aware.evaluation.scoring.judgement import Prediction
+from tool_aware.evaluation.scoring.ngram_vectors import NgramVectors
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
 from tool_aware.keyword_rules import keyword_rules
 from tool_aware.rows import Row
 from tool_aware.text import spread_evenly
 
 if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
+    from scipy.sparse import csr_matrix
+    from sklearn.base import ClassifierMixin
 
 NEIGHBOURS = 5
 NEIGHBOURS_NAME = "char n-gram k-NN"
 MOST_PAIRS = 400_000_000  # of a training and a test query that are compared; 15 s of a core for every 200 million
 QUERIES_AT_ONCE = 5_000
-WORKING_MEMORY_MIB = 16  # of distances to training rows that are held at once; scikit-learn takes 1,024
+WORKING_MEMORY_MIB = 64  # of distances to training rows that are held at once; scikit-learn takes 1,024
 FEWEST_TRAINING_ROWS = 2 * NEIGHBOURS
 
 Choice = tuple[str, dict[str, float] | None]  # a tool and, where the baseline has them, the tools' probabilities
@@ -85,37 +87,38 @@ def tfidf_regression(queries: Sequence[str], labels: Sequence[str]) -> Chooser:
     """Fit logistic regression on TF-IDF of words and word pairs, the strongest of the usual cheap text classifiers."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
 
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"),
-        LogisticRegression(C=10, max_iter=1000),
-    )
-    return _classifier(model.fit(queries, labels))
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
+    model = LogisticRegression(C=10, max_iter=1000).fit(words.fit_transform(queries), labels)
+
+    def batches(queries: Sequence[str], at_once: int) -> Iterator[csr_matrix]:
+        for start in range(0, len(queries), at_once):
+            yield words.transform(queries[start : start + at_once])
+
+    return _classifier(batches, model)
 
 
 def nearest_neighbours(queries: Sequence[str], labels: Sequence[str]) -> Chooser:
     """Fit a vote of the NEIGHBOURS training queries nearest in character 2- to 5-grams."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
 
-    model = make_pipeline(
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
-        KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance"),
-    )
-    return _classifier(model.fit(queries, labels))
+    ngrams = NgramVectors((2, 5), queries)
+    model = KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance").fit(ngrams.learnt, labels)
+    return _classifier(ngrams.batches, model)
 
 
-def _classifier(model: Pipeline) -> Chooser:
+def _classifier(batches: Callable[[Sequence[str], int], Iterator[csr_matrix]], model: ClassifierMixin) -> Chooser:
+    """Return a chooser by a model that takes vectors of queries, a batch at a time."""
     from sklearn import config_context
+
+    classes = model.classes_.tolist()
 
     def choose(queries: Sequence[str]) -> list[Choice]:
         found: list[Choice] = []
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
+        for vectors in batches(queries, QUERIES_AT_ONCE):
             with config_context(working_memory=WORKING_MEMORY_MIB):
-                shares = model.predict_proba(queries[start : start + QUERIES_AT_ONCE]).tolist()
-            rows = [dict(zip(model.classes_.tolist(), row, strict=True)) for row in shares]
+                shares = model.predict_proba(vectors).tolist()
+            rows = [dict(zip(classes, row, strict=True)) for row in shares]
             found += [(max(row, key=row.__getitem__), row) for row in rows]
         return found
 

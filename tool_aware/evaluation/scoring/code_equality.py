@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 
 def same_syntax(one: str, other: str) -> bool:
@@ -11,6 +13,8 @@ def same_syntax(one: str, other: str) -> bool:
 
     Text that is not Python equals only itself, apart from surrounding whitespace.
     """
+    if one == other:
+        return True
     first, second = _canonical(one), _canonical(other)
     if first is None or second is None:
         return one.strip() == other.strip()
@@ -21,7 +25,7 @@ def same_syntax(one: str, other: str) -> bool:
 def _canonical(code: str) -> str | None:
     try:
         tree = ast.parse(code.strip())
-        return ast.dump(_Renamer(_own_names(tree)).visit(tree))
+        return _written(tree, _own_names(tree))
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a model's answer can be nested to any depth
         return None
 
@@ -44,21 +48,25 @@ def _own_names(tree: ast.AST) -> dict[str, str]:
     return {name: f"v{index}" for index, name in enumerate(dict.fromkeys(bound))}
 
 
-class _Renamer(ast.NodeTransformer):
-    """Replace the program's own names by numbers and drop docstrings."""
+def _written(value: Any, names: Mapping[str, str]) -> str:
+    """Write a syntax tree as `ast.dump` does, without docstrings, and numbers for the program's own names."""
+    if isinstance(value, list):
+        return f"[{', '.join([_written(item, names) for item in value])}]"
+    if not isinstance(value, ast.AST):
+        return repr(value)
+    has_names = not isinstance(value, ast.keyword | ast.alias)
+    parts = []
+    for field in value._fields:
+        part = getattr(value, field, None)
+        if type(part) is str and has_names and field in ("id", "arg", "name"):
+            part = names.get(part, part)
+        elif field == "body" and isinstance(part, list) and _begins_with_docstring(part):
+            part = part[1:]
+        parts.append(_written(part, names))
+    return f"{type(value).__name__}({', '.join(parts)})"
 
-    def __init__(self, names: dict[str, str]) -> None:
-        self.names = names
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        for attribute in ("id", "arg", "name"):
-            name = getattr(node, attribute, None)
-            is_keyword = isinstance(node, ast.keyword | ast.alias)
-            if isinstance(name, str) and not is_keyword:
-                setattr(node, attribute, self.names.get(name, name))
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and len(body) > 1 and isinstance(body[0], ast.Expr):
-            first = body[0].value
-            if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                del body[0]
-        return super().generic_visit(node)
+def _begins_with_docstring(body: Sequence[ast.AST]) -> bool:
+    """Return whether a block begins with a text that is not all of it."""
+    first = body[0].value if len(body) > 1 and isinstance(body[0], ast.Expr) else None
+    return isinstance(first, ast.Constant) and isinstance(first.value, str)

@@ -37,6 +37,12 @@ class ConfusionCells:
         return cls(expected, credited, len(tools))
 
     @property
+    def is_right(self) -> np.ndarray:
+        """Return whether an acceptable tool was chosen, (rows,)."""
+        is_right: np.ndarray = self.expected == self.credited
+        return is_right
+
+    @property
     def kinds(self) -> np.ndarray:
         """Return the cells as numbers, (rows,): rows with the same number count alike in every figure."""
         return self.expected * (self.tools + 1) + self.credited
@@ -53,7 +59,7 @@ class ConfusionCells:
         import numpy as np
 
         number = self.tools + 1
-        hits = np.where(self.expected == self.credited, self.expected, self.tools)
+        hits = np.where(self.is_right, self.expected, self.tools)
         of_units = [resamples.sums(cells, number)[:, :-1] for cells in (hits, self.expected, self.credited)]
 
         def of(drawn: np.ndarray) -> np.ndarray:

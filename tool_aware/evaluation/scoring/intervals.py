@@ -58,6 +58,7 @@ class NotAvailable:
 
 
 Figure: TypeAlias = Estimate | NotAvailable
+Groups: TypeAlias = "Sequence[str] | np.ndarray"  # of rows: a name or a number each; numbers are those of group_numbers
 _KEPT: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()  # draws by (groups, seed, resamples)
 
 NOT_AVAILABLE = NotAvailable()
@@ -87,15 +88,16 @@ def proportion(hits: int, n: int) -> Figure:
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
 
 
-def share(flags: Sequence[bool], groups: Sequence[str], *, seed: int) -> Figure:
+def share(flags: Sequence[bool] | np.ndarray, groups: Groups, *, seed: int) -> Figure:
     """Return the share of true flags: Wilson's interval, widened to the bootstrap's where rows share a group."""
     import numpy as np
 
-    estimate = proportion(sum(flags), len(flags))
-    if len(set(groups)) == len(flags):
-        return estimate
     is_hit = np.asarray(flags, bool).astype(np.int64)
-    resamples = resamples_of(groups, is_hit, seed=seed)
+    estimate = proportion(int(is_hit.sum()), len(is_hit))
+    numbers, count = _those_that_occur(groups)
+    if count == len(is_hit):
+        return estimate
+    resamples = resamples_of(numbers, is_hit, seed=seed)
     misses_and_hits = resamples.sums(is_hit, 2)
     counts = np.stack([misses_and_hits[:, 1], misses_and_hits.sum(1)], axis=1)  # (units, hits and rows)
     return widest(estimate, bootstrap(lambda drawn: _ratio(drawn, counts), resamples))
@@ -155,11 +157,11 @@ class Resamples:
         return np.bincount(places, minlength=len(self.once) * number).reshape(-1, number)
 
 
-def resamples_of(groups: Sequence[str], kinds: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Resamples:
+def resamples_of(groups: Groups, kinds: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Resamples:
     """Draw resamples of groups of rows. Rows of one kind, (rows,) integers, count alike in every figure."""
     import numpy as np
 
-    numbers, count = _group_numbers(groups)
+    numbers, count = _those_that_occur(groups)
     if count <= MOST_DRAWN_APART:
         draws, once = _draws(count, seed, resamples), np.ones(count, np.int64)
         return Resamples(draws, once, np.arange(len(groups)), numbers, len(groups))
@@ -171,20 +173,28 @@ def resamples_of(groups: Sequence[str], kinds: np.ndarray, *, seed: int, resampl
     return Resamples(draws, once, rows, unit_of_group[numbers[rows]], len(groups))
 
 
-def _group_numbers(groups: Sequence[str]) -> tuple[np.ndarray, int]:
-    """Return the number of each row's group, (rows,), and how many groups there are; few are numbered by name."""
+def group_numbers(names: Sequence[str]) -> np.ndarray:
+    """Return the number of each row's group, (rows,), by name: for several figures, also of parts of the rows."""
     import numpy as np
 
-    names = dict.fromkeys(groups)
-    number = {name: at for at, name in enumerate(names if len(names) > MOST_DRAWN_APART else sorted(names))}
-    return np.fromiter(map(number.__getitem__, groups), np.int64, len(groups)), len(names)
+    number = {name: at for at, name in enumerate(sorted(set(names)))}
+    return np.fromiter(map(number.__getitem__, names), np.int64, len(names))
+
+
+def _those_that_occur(groups: Groups) -> tuple[np.ndarray, int]:
+    """Return the rows' groups numbered from 0 without a gap, (rows,), in the same order, and how many there are."""
+    import numpy as np
+
+    numbers = groups if isinstance(groups, np.ndarray) else group_numbers(groups)
+    is_there = np.bincount(numbers) > 0
+    return (np.cumsum(is_there) - 1)[numbers], int(is_there.sum())
 
 
 def _types(numbers: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """Return a number for each group, (groups,), the same for groups with as many rows of each kind."""
     import numpy as np
 
-    order = np.lexsort((kinds, numbers))
+    order = np.argsort(numbers * (int(kinds.max()) + 1) + kinds)
     kinds, sizes = kinds[order], np.bincount(numbers)
     starts = np.cumsum(sizes) - sizes
     types, used = np.zeros(len(sizes), np.int64), 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -128,7 +128,8 @@ def judge(
     chosen = answer.tool if call and answer.tool in tools else None
     if accepted is None:
         accepted = accepted_values(row, tools[row.tool]) if row.tool in tools and not row.is_choice_only else {}
-    verdict = _judge_call(answer, call, row, tools, same_code, accepted=accepted)
+    problems = tools.problems(call) if call else []
+    verdict = _judge_call(answer, call, row, tools, same_code, accepted=accepted, problems=problems)
     use = _use(call, verdict, row, tools, judge_use, accepted=accepted) if judge_use else None
     is_cut_off = prediction.is_truncated and call is None
     return Judgement(
@@ -139,7 +140,7 @@ def judge(
         group=group,
         names_right_tool=answer.tool in row.acceptable_tools,
         is_parsed=call is not None,
-        fits_schema=call is not None and not tools.problems(call),
+        fits_schema=call is not None and not problems,
         is_bfcl_valid=verdict.is_bfcl_valid,
         is_call_correct=verdict.is_call_correct,
         is_call_usable=use.is_usable if use else None,
@@ -187,15 +188,22 @@ class CallVerdict:
 
 
 def _judge_call(
-    answer: ParsedAnswer, call: ToolCall | None, row: Row, tools: Toolbox, same_code: SameCode, *, accepted: Wanted
+    answer: ParsedAnswer,
+    call: ToolCall | None,
+    row: Row,
+    tools: Toolbox,
+    same_code: SameCode,
+    *,
+    accepted: Wanted,
+    problems: Sequence[str],
 ) -> CallVerdict:
+    """Judge a call, whose parameters have `problems` with their schema, by the row's own."""
     if call is None:
         return _no_match("no parseable call", answer.problem or "", row, tools, accepted)
     if call.tool not in tools:
         return _no_match("unknown tool", call.tool, row, tools, accepted)
     if call.tool not in row.acceptable_tools:
         return _no_match("wrong tool", f"{row.tool} -> {call.tool}", row, tools, accepted)
-    problems = tools.problems(call)
     if call.tool != row.tool or row.is_choice_only:  # the parameters have no reference, only their schema
         error = "wrong-type parameter" if problems else None
         return CallVerdict(error, problems[0] if problems else "", (), not problems, is_bfcl_valid=None)
@@ -287,13 +295,13 @@ def same_value(value: Any, answer: Any, schema: Mapping[str, Any], same_code: Sa
     """Return whether a value equals an accepted one under the router's policy: see `match_parameters`."""
     if not (isinstance(value, str) and isinstance(answer, str)):
         return same_json(value, answer)
-    parts = list(alternatives_for_text(schema))
-    if any(answer in part.get("enum", [part.get("const")]) for part in parts):
-        return value == answer
-    if any(part.get("contentMediaType") == PYTHON_MEDIA_TYPE for part in parts):
-        return same_code(value, answer)
     if value == answer:
         return True
+    parts = list(alternatives_for_text(schema))
+    if any(answer in part.get("enum", [part.get("const")]) for part in parts):
+        return False
+    if any(part.get("contentMediaType") == PYTHON_MEDIA_TYPE for part in parts):
+        return same_code(value, answer)
     words, wanted = _words(value), _words(answer)
     return words == wanted if words or wanted else value.split() == answer.split()  # nothing but punctuation
 

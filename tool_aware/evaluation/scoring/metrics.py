@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.evaluation.scoring.confusion import ConfusionCells, ConfusionCounts
@@ -15,6 +16,7 @@ from tool_aware.evaluation.scoring.intervals import (
     bootstrap,
     bootstrap_each,
     f1_proportion,
+    group_numbers,
     known,
     proportion,
     resamples_of,
@@ -25,10 +27,10 @@ from tool_aware.evaluation.scoring.judgement import INVALID, Judgement, Paramete
 from tool_aware.evaluation.scoring.parameter_kinds import KINDS, MESSAGE, SEARCH, ParameterVerdict
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tool_aware.evaluation.scoring.confusion import Statistic
     from tool_aware.evaluation.scoring.reasoning import ReasoningFigures
-
-Question = Callable[[Judgement], bool | None]  # about one judgement; None where it does not apply
 
 
 @dataclass(frozen=True)
@@ -122,60 +124,80 @@ def summarise(
     system: str, judgements: Sequence[Judgement], tools: Sequence[str], *, no_tool: str | None, seed: int
 ) -> Metrics:
     """Add up `judgements`, at least one, of the system called `system`; `no_tool` names the tool for plain chat."""
-    cells = ConfusionCells.of(judgements, tools)
-    resamples = resamples_of([judgement.group for judgement in judgements], cells.kinds, seed=seed)
+    cells, shares = ConfusionCells.of(judgements, tools), _Shares(judgements, seed)
+    resamples = resamples_of(shares.groups, cells.kinds, seed=seed)
     per_tool = _per_tool(
-        judgements, tools, bootstrap_each(cells.statistic(ConfusionCounts.f1, resamples), resamples), seed
+        cells, shares, tools, bootstrap_each(cells.statistic(ConfusionCounts.f1, resamples), resamples)
     )
     precisions, recalls, f1s = zip(*((m.precision, m.recall, m.f1) for m in per_tool.values()), strict=True)
 
     def average(statistic: Statistic, parts: Sequence[Figure]) -> Estimate:
         return _average(known(bootstrap(cells.statistic(statistic, resamples), resamples)), parts)
 
-    answered = [j for j in judgements if j.is_parsed is not None]
-    right = [j for j in answered if j.is_tool_right]
+    _, is_answered = shares.verdicts("is_parsed")
 
-    def rate(question: Question, among: Sequence[Judgement] = answered) -> Figure | None:
-        return _rate(question, among, seed) if answered else None
+    def rate(verdict: str) -> Figure | None:
+        return shares.of_verdict(verdict, is_answered) if is_answered.any() else None
 
-    usable = rate(lambda j: j.is_call_usable) if any(j.is_call_usable is not None for j in answered) else None
+    def rate_given_tool(verdict: str) -> Figure | None:
+        return shares.of_verdict(verdict, is_answered & cells.is_right) if is_answered.any() else None
+
+    has_usable = bool(shares.verdicts("is_call_usable")[1].any())
     macro_recall = average(ConfusionCounts.macro_recall, recalls)
     return Metrics(
         system=system,
         rows=len(judgements),
-        groups=len({judgement.group for judgement in judgements}),
-        accuracy=known(_rate(lambda j: j.is_tool_right, judgements, seed)),
+        groups=int(shares.groups.max()) + 1,
+        accuracy=known(shares.of(cells.is_right, cells.expected >= 0)),
         balanced_accuracy=macro_recall,
         macro_precision=average(ConfusionCounts.macro_precision, precisions),
         macro_recall=macro_recall,
         macro_f1=average(ConfusionCounts.macro_f1, f1s),
         weighted_f1=average(ConfusionCounts.weighted_f1, f1s),
-        over_call=_over_call(judgements, no_tool, seed),
-        under_call=_under_call(judgements, no_tool, seed),
+        over_call=_over_call(cells, shares, tools, no_tool),
+        under_call=_under_call(cells, shares, tools, no_tool),
         per_tool=per_tool,
         labels=[*tools, INVALID],
         confusion=cells.matrix(),
-        names_right_tool=rate(lambda j: j.names_right_tool),
-        parse_rate=rate(lambda j: j.is_parsed),
-        schema_rate=rate(lambda j: j.fits_schema),
-        truncated=sum(j.is_truncated for j in answered),
-        call_accuracy=rate(lambda j: j.is_call_correct),
-        call_accuracy_given_tool=rate(lambda j: j.is_call_correct, right),
-        bfcl_strict=rate(lambda j: j.is_bfcl_valid),
-        bfcl_strict_given_tool=rate(lambda j: j.is_bfcl_valid, right),
-        usable_call=usable,
-        usable_call_given_tool=rate(lambda j: j.is_call_usable, right) if usable else None,
-        reasoning_sound=rate(lambda j: j.is_reasoning_sound),
-        kinds=_kind_metrics(judgements, seed),
+        names_right_tool=rate("names_right_tool"),
+        parse_rate=rate("is_parsed"),
+        schema_rate=rate("fits_schema"),
+        truncated=sum(j.is_truncated for j in judgements if j.is_parsed is not None),
+        call_accuracy=rate("is_call_correct"),
+        call_accuracy_given_tool=rate_given_tool("is_call_correct"),
+        bfcl_strict=rate("is_bfcl_valid"),
+        bfcl_strict_given_tool=rate_given_tool("is_bfcl_valid"),
+        usable_call=rate("is_call_usable") if has_usable else None,
+        usable_call_given_tool=rate_given_tool("is_call_usable") if has_usable else None,
+        reasoning_sound=rate("is_reasoning_sound"),
+        kinds=_kind_metrics(judgements, shares.groups, seed),
         parameters=_parameter_metrics(judgements),
         errors=dict(Counter(judgement.error for judgement in judgements if judgement.error).most_common()),
     )
 
 
-def _rate(question: Question, judgements: Sequence[Judgement], seed: int) -> Figure:
-    """Return the share of judgements answered yes, among those that the question applies to."""
-    answers = [(is_yes, j.group) for j in judgements if (is_yes := question(j)) is not None]
-    return share([is_yes for is_yes, _ in answers], [group for _, group in answers], seed=seed)
+class _Shares:
+    """Shares of one system's judgements. The groups of its rows, (rows,), are numbered once for all of them."""
+
+    def __init__(self, judgements: Sequence[Judgement], seed: int) -> None:
+        self.groups = group_numbers([judgement.group for judgement in judgements])
+        self._judgements, self._seed = judgements, seed
+
+    def of(self, flags: np.ndarray, among: np.ndarray) -> Figure:
+        """Return the share of true flags, (rows,), among the rows that are marked, (rows,)."""
+        return share(flags[among], self.groups[among], seed=self._seed)
+
+    def of_verdict(self, name: str, among: np.ndarray) -> Figure:
+        """Return the share of yes in a field of the judgements, among the rows that are marked and have it."""
+        is_yes, is_there = self.verdicts(name)
+        return self.of(is_yes, among & is_there)
+
+    def verdicts(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return of a field of the judgements where it is true, and where it is not None, (rows,) each."""
+        import numpy as np
+
+        found = list(map(attrgetter(name), self._judgements))
+        return np.array(found, bool), np.array([verdict is not None for verdict in found])
 
 
 # ---- tool choice ------------------------------------------------------------------------------------------
@@ -191,34 +213,33 @@ def _average(estimate: Estimate, parts: Sequence[Figure]) -> Estimate:
 
 
 def _per_tool(
-    judgements: Sequence[Judgement], tools: Sequence[str], over_groups: Sequence[Figure], seed: int
+    cells: ConfusionCells, shares: _Shares, tools: Sequence[str], over_groups: Sequence[Figure]
 ) -> dict[str, ToolMetrics]:
-    return {tool: _tool_metrics(tool, judgements, f1, seed) for tool, f1 in zip(tools, over_groups, strict=True)}
+    numbered = zip(tools, range(len(tools)), over_groups, strict=True)
+    return {tool: _tool_metrics(cells, shares, number, f1) for tool, number, f1 in numbered}
 
 
-def _tool_metrics(tool: str, judgements: Sequence[Judgement], f1_over_groups: Figure, seed: int) -> ToolMetrics:
-    asked_for = [j for j in judgements if j.expected == tool]
-    given = [j for j in judgements if j.credited == tool]
-    hits = sum(j.is_tool_right for j in asked_for)
-    misses = len(asked_for) + len(given) - 2 * hits
+def _tool_metrics(cells: ConfusionCells, shares: _Shares, tool: int, f1_over_groups: Figure) -> ToolMetrics:
+    asked_for, given = cells.expected == tool, cells.credited == tool
+    support, predicted, hits = (int(rows.sum()) for rows in (asked_for, given, asked_for & given))
     return ToolMetrics(
-        precision=_rate(lambda j: j.is_tool_right, given, seed),
-        recall=_rate(lambda j: j.is_tool_right, asked_for, seed),
+        precision=shares.of(cells.is_right, given),
+        recall=shares.of(cells.is_right, asked_for),
         # A tool that no row asks for has no F1, however often it was chosen.
-        f1=widest(f1_proportion(hits, misses), f1_over_groups) if asked_for else NOT_AVAILABLE,
-        support=len(asked_for),
-        predicted=len(given),
+        f1=widest(f1_proportion(hits, support + predicted - 2 * hits), f1_over_groups) if support else NOT_AVAILABLE,
+        support=support,
+        predicted=predicted,
     )
 
 
-def _over_call(judgements: Sequence[Judgement], no_tool: str | None, seed: int) -> Figure:
-    needing_none = [j for j in judgements if j.expected == no_tool]
-    return _rate(lambda j: j.credited not in (no_tool, INVALID), needing_none, seed)
+def _over_call(cells: ConfusionCells, shares: _Shares, tools: Sequence[str], no_tool: str | None) -> Figure:
+    none = tools.index(no_tool) if no_tool else -1  # which no row has
+    return shares.of((cells.credited != none) & (cells.credited != cells.tools), cells.expected == none)
 
 
-def _under_call(judgements: Sequence[Judgement], no_tool: str | None, seed: int) -> Figure:
-    needing_one = [j for j in judgements if j.expected != no_tool] if no_tool else []
-    return _rate(lambda j: j.credited == no_tool, needing_one, seed)
+def _under_call(cells: ConfusionCells, shares: _Shares, tools: Sequence[str], no_tool: str | None) -> Figure:
+    none = tools.index(no_tool) if no_tool else -1
+    return shares.of(cells.credited == none, (cells.expected != none) & (none >= 0))
 
 
 # ---- parameters -------------------------------------------------------------------------------------------
@@ -242,17 +263,21 @@ def _parameter_metrics(judgements: Sequence[Judgement]) -> dict[str, ParameterMe
     return metrics
 
 
-def _kind_metrics(judgements: Sequence[Judgement], seed: int) -> dict[str, KindMetrics]:
+def _kind_metrics(judgements: Sequence[Judgement], groups: np.ndarray, seed: int) -> dict[str, KindMetrics]:
     """Add up the verdicts on parameters by kind; a kind without parameters is left out."""
-    found = [(use, judgement.group) for judgement in judgements for use in judgement.uses]
-    by_kind = {kind: [(use, group) for use, group in found if use.kind == kind] for kind in KINDS}
+    by_kind: dict[str, list[tuple[ParameterVerdict, int]]] = {kind: [] for kind in KINDS}
+    for judgement, group in zip(judgements, groups.tolist(), strict=True):
+        for use in judgement.uses:
+            by_kind[use.kind].append((use, group))
     return {kind: _metrics_of_kind(kind, uses, seed) for kind, uses in by_kind.items() if uses}
 
 
-def _metrics_of_kind(kind: str, uses: Sequence[tuple[ParameterVerdict, str]], seed: int) -> KindMetrics:
+def _metrics_of_kind(kind: str, uses: Sequence[tuple[ParameterVerdict, int]], seed: int) -> KindMetrics:
+    import numpy as np
+
     def rate(flag: Callable[[ParameterVerdict], bool | None]) -> Figure:
         asked = [(is_yes, group) for use, group in uses if (is_yes := flag(use)) is not None]
-        return share([is_yes for is_yes, _ in asked], [group for _, group in asked], seed=seed)
+        return share([is_yes for is_yes, _ in asked], np.array([group for _, group in asked], np.int64), seed=seed)
 
     def mean(values: Sequence[float | None]) -> float | None:
         there = [value for value in values if value is not None]

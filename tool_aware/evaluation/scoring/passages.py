@@ -26,6 +26,7 @@ class Passages:
     def __init__(self, more: Iterable[str] = ()) -> None:
         self._more = tuple(more)
         self._search = lru_cache(maxsize=8_192)(self._searched)
+        self._weigh = lru_cache(maxsize=65_536)(self._weighed)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -54,6 +55,9 @@ class Passages:
 
         The evaluated data has no say in it, so that a call is judged alike in every set of rows.
         """
+        return self._weigh(word)
+
+    def _weighed(self, word: str) -> float:
         return max((self._weights.get(token, self.most) for token in index_tokens(word)), default=self.most)
 
     def top(self, text: str) -> Mapping[int, float]:

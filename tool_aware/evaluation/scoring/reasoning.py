@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tool_aware.evaluation.scoring.baselines import FEWEST_TRAINING_ROWS, tfidf_regression
-from tool_aware.evaluation.scoring.intervals import Figure, share
+from tool_aware.evaluation.scoring.intervals import Figure, group_numbers, share
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
 from tool_aware.prompt import read_response
@@ -119,20 +119,20 @@ def reasoning_figures(
     judgements: Sequence[Judgement], predictions: Sequence[Prediction], *, seed: int
 ) -> ReasoningFigures | None:
     """Add up the reasonings that `judge_reasonings` judged; None where there are none."""
+    import numpy as np
+
     pairs = [(j, p) for j, p in _pairs(judgements, predictions) if j.quotes_evidence is not None]
     if not pairs:
         return None
     judged = [judgement for judgement, _ in pairs]
-    read = [judgement for judgement in judged if judgement.reasoning_leads_to]
-
-    def rate(flags: Sequence[bool], among: Sequence[Judgement]) -> Figure:
-        return share(flags, [judgement.group for judgement in among], seed=seed)
-
+    groups = group_numbers([judgement.group for judgement in judged])
+    is_read = np.array([bool(judgement.reasoning_leads_to) for judgement in judged])
+    leads_to_tool = np.array([judgement.reasoning_leads_to == judgement.chosen for judgement in judged])
     found = boilerplate([_reasoning(prediction.text) for _, prediction in spread_evenly(pairs, SAMPLE)])
     return ReasoningFigures(
-        quotes_evidence=rate([bool(j.quotes_evidence) for j in judged], judged),
-        evidence_in_query=rate([bool(j.is_evidence_in_query) for j in judged], judged),
-        leads_to_tool=rate([j.reasoning_leads_to == j.chosen for j in read], read) if read else None,
+        quotes_evidence=share([bool(j.quotes_evidence) for j in judged], groups, seed=seed),
+        evidence_in_query=share([bool(j.is_evidence_in_query) for j in judged], groups, seed=seed),
+        leads_to_tool=share(leads_to_tool[is_read], groups[is_read], seed=seed) if is_read.any() else None,
         boilerplate=found.share if found else None,
         sentences=found.sentences if found else 0,
         reasonings=found.reasonings if found else 0,

@@ -69,6 +69,8 @@ def _added_problem(compared: Comparison, found: float, *, finds_first: bool) -> 
 
 def filler_left_in(value: str, texts: Sequence[str]) -> int:
     """Count the function words that an answer has more than the first accepted text."""
+    if value == texts[0]:
+        return 0
     language = language_of("\n".join(texts))
     return max(0, terms_of(value, language).filler - terms_of(texts[0], language).filler)
 

@@ -214,8 +214,9 @@ class ParameterJudge:
 def _same(verdict: ParameterVerdict, value: Any, answers: Sequence[Any]) -> ParameterVerdict:
     """Return the verdict on a value that is right under the strict policy."""
     is_search = verdict.kind == SEARCH
-    return replace(
-        verdict,
+    return ParameterVerdict(
+        verdict.name,
+        verdict.kind,
         is_same=True,
         is_usable=True,
         kept=1.0 if verdict.kind in (SEARCH, MESSAGE) else None,

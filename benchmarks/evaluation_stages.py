@@ -24,7 +24,7 @@ _BEGUN_S = time.process_time()
 
 import evaluate  # noqa: E402
 from tool_aware.console import run, say, table  # noqa: E402
-from tool_aware.evaluation import results  # noqa: E402
+from tool_aware.evaluation import judging, results  # noqa: E402
 from tool_aware.evaluation.report import output  # noqa: E402
 from tool_aware.evaluation.scoring.usable import ParameterJudge  # noqa: E402
 from tool_aware.units import MIB  # noqa: E402
@@ -35,10 +35,9 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (evaluate, "collect_answers", "earlier answers again"),
     (evaluate, "baseline_predictions", "cheap baselines"),
     (ParameterJudge, "run_programs", "programs, this process"),
-    (results, "_judge_row_by_row", "judging"),
+    (judging, "judge_row_by_row", "judging"),
     (results, "reader_of_reasonings", "reader of reasonings"),
-    (results, "judge_reasonings", "reasonings"),
-    (results, "_reference_reasoning", "reasonings of the references"),
+    (judging, "judge_reasonings", "reasonings"),
     (results, "summarise_system", "figures with intervals"),
     (results, "reasoning_figures", "figures of reasonings"),
     (results, "compare", "comparisons"),

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from tool_aware.config.settings import Config
 from tool_aware.evaluation.answering.tasks import VAL_CHOICE, Task
-from tool_aware.evaluation.scoring.bfcl import Accepted, accepted_values
+from tool_aware.evaluation.judging import (
+    REFERENCES,
+    calls_of_own_tool,
+    judge_all,
+    judge_row_by_row,
+    reference_answers,
+)
 from tool_aware.evaluation.scoring.breakdown import Confusion, Part, break_down, top_confusions, worst_rows
 from tool_aware.evaluation.scoring.calibration import FEWEST_VAL_ROWS, Calibration, LogScores, calibrate
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.earlier_turns import LEFT_OUT, EarlierTurns, with_and_without
-from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode, group_of, judge
+from tool_aware.evaluation.scoring.judgement import Judgement, Prediction, SameCode
 from tool_aware.evaluation.scoring.metrics import Metrics, summarise
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
 from tool_aware.evaluation.scoring.passages import Passages
 from tool_aware.evaluation.scoring.program_output import ProgramRuns
 from tool_aware.evaluation.scoring.reasoning import (
-    Reader,
     ReasoningFigures,
-    judge_reasonings,
     reader_of_reasonings,
     reasoning_figures,
 )
@@ -31,14 +34,12 @@ from tool_aware.evaluation.scoring.two_requests import TwoRequests, two_requests
 from tool_aware.evaluation.scoring.usable import ParameterJudge
 from tool_aware.evaluation.scoring.worst_parameters import WorstParameter, worst_parameters
 from tool_aware.inference.name_scores import probabilities
-from tool_aware.prompt import read_response
 from tool_aware.rows import Row
 from tool_aware.stage_times import stage
 from tool_aware.text import spread_evenly
-from tool_aware.tools import Tool, Toolbox
+from tool_aware.tools import Toolbox
 
 MOST_ROWS_AS_PASSAGES = 20_000
-ROWS_AT_ONCE = 1_000  # that are judged, whose parsed answers are kept meanwhile
 TITLES = {
     "base": "base",
     "finetuned": "fine-tuned",
@@ -128,18 +129,12 @@ def assemble(
     if parameter_judge:
         with stage("running programs"):
             coding = {tool.name for tool in tools if parameter_judge.takes_programs(tool)}
-            parameter_judge.run_programs(_calls(systems.values(), test, tools, coding))
+            parameter_judge.run_programs(calls_of_own_tool(systems.values(), test, tools, coding))
     is_answered = any(answer.text is not None for answers in systems.values() for answer in answers)
     with stage("reading reasonings"):
         read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
-    judgements: dict[str, list[Judgement]] = {name: [] for name in systems}
-    for start in range(0, len(test), ROWS_AT_ONCE):
-        part = {name: answers[start : start + ROWS_AT_ONCE] for name, answers in systems.items()}
-        judged = _judge_row_by_row(part, test, tools, same_code, parameter_judge)
-        with stage("reading reasonings"):
-            judge_reasonings(judged, part, test, read)
-        for name in judgements:
-            judgements[name] += judged[name]
+    judgements = judge_all(systems, test, tools, same_code=same_code, parameter_judge=parameter_judge, read=read)
+    references = judgements.pop(REFERENCES)
     metrics = {
         name: replace(
             summarise_system(name, judged, config),
@@ -172,7 +167,7 @@ def assemble(
         on_lists=_on_lists(predictions, tasks),
         earlier_turns=_earlier_turns(predictions, tasks, test, config),
         two_requests=_two_requests(systems, judgements, test, config),
-        reference_reasoning=_reference_reasoning(test, read, config) if is_answered else None,
+        reference_reasoning=_reference_reasoning(references, test, config) if is_answered else None,
         seconds_per_token=_seconds_per_token(systems),
         worst_parameters=_worst_parameters(systems, judgements, main[-1], test, parameter_judge),
         notes=list(notes),
@@ -209,41 +204,8 @@ def summarise_system(name: str, judgements: Sequence[Judgement], config: Config)
     return summarise(title(name), judgements, tools.names, no_tool=no_tool, seed=settings.seed)
 
 
-def _judge(
-    predictions: Sequence[Prediction],
-    rows: Mapping[int, Row],
-    tools: Toolbox,
-    same_code: SameCode,
-    parameter_judge: ParameterJudge | None = None,
-) -> list[Judgement]:
-    return _judge_row_by_row({"": predictions}, rows, tools, same_code, parameter_judge)[""]
-
-
-def _judge_row_by_row(
-    systems: Mapping[str, Sequence[Prediction]],
-    rows: Mapping[int, Row],
-    tools: Toolbox,
-    same_code: SameCode,
-    parameter_judge: ParameterJudge | None,
-) -> dict[str, list[Judgement]]:
-    """Judge the answers of systems that answered the same rows in the same order.
-
-    Row by row: what is worked out for the row is then still there, and an answer that several systems give is judged
-    once. Their judgement is then the same object.
-    """
-    use = parameter_judge.judge_call if parameter_judge else None
-    judged: dict[str, list[Judgement]] = {name: [] for name in systems}
-    for answers in zip(*systems.values(), strict=True):
-        row = rows[answers[0].row]
-        is_asked = any(given.text is not None for given in answers) and not row.is_choice_only and row.tool in tools
-        accepted = accepted_values(row, tools[row.tool]) if is_asked else None
-        verdicts: dict[tuple[str | None, str | None, bool], Judgement] = {}
-        for given, kept in zip(answers, judged.values(), strict=True):
-            answer = given.text, given.tool, given.is_truncated
-            if answer not in verdicts:
-                verdicts[answer] = judge(given, row, tools, same_code=same_code, judge_use=use, accepted=accepted)
-            kept.append(verdicts[answer])
-    return judged
+def _judge(predictions: Sequence[Prediction], rows: Mapping[int, Row], tools: Toolbox) -> list[Judgement]:
+    return judge_row_by_row({"": predictions}, rows, tools, same_syntax)[""]
 
 
 def _worst_parameters(
@@ -254,19 +216,6 @@ def _worst_parameters(
     judge: ParameterJudge | None,
 ) -> list[WorstParameter]:
     return worst_parameters(systems[name], judgements[name], test, judge.passages) if judge else []
-
-
-def _calls(
-    systems: Iterable[Sequence[Prediction]], rows: Mapping[int, Row], tools: Toolbox, among: Collection[str]
-) -> Iterator[tuple[Tool, Mapping[str, Any], Mapping[str, Accepted]]]:
-    """Yield the calls of their rows' own tools, as far as these are `among` some, with the accepted values."""
-    for prediction in (prediction for answers in zip(*systems, strict=True) for prediction in answers):
-        row = rows[prediction.row]
-        if not prediction.text or row.tool not in among or row.is_choice_only:
-            continue
-        call = read_response(prediction.text).call
-        if call and call.tool == row.tool:
-            yield tools[call.tool], call.parameters, accepted_values(row, tools[call.tool])
 
 
 def _confidence(choices: Sequence[Prediction]) -> dict[int, float]:
@@ -305,7 +254,7 @@ def _shifts(
             continue
         system = task.system
         plain = [p for p in predictions[f"{system}_choice"] if p.row in task.rows]
-        before, after = (_judge(group, test, config.toolbox, same_syntax) for group in (plain, predictions[task.name]))
+        before, after = (_judge(group, test, config.toolbox) for group in (plain, predictions[task.name]))
         shifts.setdefault(system, []).append(
             shift(
                 task.variant,
@@ -324,9 +273,7 @@ def _earlier_turns(
     for task in tasks:
         if task.variant == LEFT_OUT and task.name in predictions:
             shown = [p for p in predictions[f"{task.system}_choice"] if p.row in task.rows]
-            with_, without = (
-                _judge(group, test, config.toolbox, same_syntax) for group in (shown, predictions[task.name])
-            )
+            with_, without = (_judge(group, test, config.toolbox) for group in (shown, predictions[task.name]))
             compared[task.system] = with_and_without(test, with_, without, seed=config.evaluation.seed)
     return compared
 
@@ -346,20 +293,12 @@ def _two_requests(
     return {name: figures for name, figures in found.items() if figures}
 
 
-def _reference_reasoning(test: Mapping[int, Row], read: Reader | None, config: Config) -> ReasoningFigures | None:
+def _reference_reasoning(
+    judged: Sequence[Judgement], test: Mapping[int, Row], config: Config
+) -> ReasoningFigures | None:
     """Return the figures of the reasonings of the rows' own answers, for contrast."""
-    rows, tools = {index: row for index, row in test.items() if not row.is_choice_only}, config.toolbox
-    answers = [Prediction(index, row.response) for index, row in rows.items()]
-    judged = {"": [_of_reference(index, row, tools) for index, row in rows.items()]}
-    judge_reasonings(judged, {"": answers}, rows, read)
-    return reasoning_figures(judged[""], answers, seed=config.evaluation.seed)
-
-
-def _of_reference(index: int, row: Row, tools: Toolbox) -> Judgement:
-    """Return of the judgement of a row's own answer what the figures of reasonings are made of."""
-    call = row.answer.call
-    chosen = call.tool if call and call.tool in tools else None
-    return Judgement(index, row.tool, chosen, row.tool, group_of(index, row), is_parsed=call is not None)
+    answers = reference_answers([judgement.row for judgement in judged], test)
+    return reasoning_figures(judged, answers, seed=config.evaluation.seed)
 
 
 def _on_lists(predictions: Mapping[str, Sequence[Prediction]], tasks: Sequence[Task]) -> dict[str, list[OnList]]:

@@ -86,8 +86,8 @@ def judge_reasonings(
 ) -> None:
     """Add what is found of reasonings to the judgements of systems, which are of the same rows in the same order.
 
-    The lists are changed; answers that cannot be read have no reasoning. Judgements that are one object, of an answer
-    that several systems give, are judged once.
+    The lists are changed; answers that cannot be read have no reasoning. What several systems write of a row is judged
+    once, and judgements that are one object stay so.
     """
     different = {
         id(judgement): (judgement, text)
@@ -97,22 +97,23 @@ def judge_reasonings(
     }
     texts = list(dict.fromkeys(text for _, text in different.values()))
     tools = dict(zip(texts, read(texts), strict=True)) if read else {}
-    found = {
-        key: _with_reasoning(judgement, text, rows[judgement.row].conversation, tools.get(text))
-        for key, (judgement, text) in different.items()
-    }
+    evidence, found = {}, {}
+    for key, (judgement, text) in different.items():
+        of = judgement.row, text
+        if of not in evidence:
+            evidence[of] = _evidence(text, rows[judgement.row].conversation)
+        quotes, is_in_query = evidence[of]
+        found[key] = replace(
+            judgement, quotes_evidence=quotes, is_evidence_in_query=is_in_query, reasoning_leads_to=tools.get(text)
+        )
     for judged in judgements.values():
         judged[:] = [found.get(id(judgement), judgement) for judgement in judged]
 
 
-def _with_reasoning(judgement: Judgement, reasoning: str, typed: str, leads_to: str | None) -> Judgement:
+def _evidence(reasoning: str, typed: str) -> tuple[bool, bool]:
+    """Return whether a reasoning quotes something, and whether all of that stands in what the user typed."""
     quotes = quoted(reasoning)
-    return replace(
-        judgement,
-        quotes_evidence=bool(quotes),
-        is_evidence_in_query=bool(quotes) and all(stands_in(quote, typed) for quote in quotes),
-        reasoning_leads_to=leads_to,
-    )
+    return bool(quotes), bool(quotes) and all(stands_in(quote, typed) for quote in quotes)
 
 
 def reasoning_figures(

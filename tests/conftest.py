@@ -11,9 +11,10 @@ import hypothesis
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
-from tests.fixtures.warm_start import share_with_workers
+from tests.fixtures.warm_start import SHARED, share_with_workers
 from tool_aware import secret_values
 from tool_aware.config.settings import Config, load_config
+from tool_aware.library_imports import import_libraries
 from tool_aware.prompt import render_instruction, render_response
 from tool_aware.rows import Row, write_rows
 from tool_aware.tools import ToolCall
@@ -50,6 +51,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start one process that imports the libraries for the scripts of all workers."""
     if getattr(config.option, "numprocesses", None):  # of pytest-xdist, in the process that starts the workers
         share_with_workers()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Look for no garbage: nothing that imports and collection make is any. Leave the compiler out of a whole run."""
+    gc.disable()
+    is_whole, distributes = session.config.args == session.config.getini("testpaths"), SHARED in os.environ
+    if is_whole and ("PYTEST_XDIST_WORKER" in os.environ or not distributes):
+        import_libraries("torch", "transformers", "peft")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -135,3 +145,4 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_AFTER, 10, 10)
+    gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,11 +59,15 @@ def _has_lone_surrogate(text: str) -> bool:
 
 def against_metaschema(plain: Mapping[str, Any], name: str) -> list[str]:
     """Return where a schema breaks the rules of draft 2020-12."""
+    return list(_against_metaschema(json.dumps(plain), name))
+
+
+@functools.lru_cache(maxsize=256)  # a millisecond each, of tools that a process meets in several configs and lists
+def _against_metaschema(plain: str, name: str) -> tuple[str, ...]:
     from jsonschema import Draft202012Validator
 
-    errors = sorted(
-        Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(plain), key=lambda e: list(map(str, e.path))
-    )
+    metaschema = Draft202012Validator(Draft202012Validator.META_SCHEMA)
+    errors = sorted(metaschema.iter_errors(json.loads(plain)), key=lambda e: list(map(str, e.path)))
     found = []
     for error in errors[:5]:
         path = [str(part) for part in error.absolute_path]
@@ -74,7 +79,7 @@ def against_metaschema(plain: Mapping[str, Any], name: str) -> list[str]:
         else:
             why = error.message if len(error.message) < 200 else error.message[:200] + "..."
         found.append(f"{place}: is not a JSON Schema: {why}")
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
 
 
 def contradictions(plain: Mapping[str, Any], name: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tests.fixtures.repository import CASES, REPOSITORY
+from tool_aware.config import yaml_file
 from tool_aware.config.problems import section_of
 from tool_aware.config.settings import Config, load_config
 from tool_aware.config.yaml_file import read_yaml_file
@@ -53,6 +55,45 @@ SCALARS = {  # https://yaml.org/spec/1.2.2/#103-core-schema
 def test_scalars_are_those_of_yaml_1_2(tmp_path, text, expected):
     found = value_of(tmp_path, text)
     assert (found, type(found)) == (expected, type(expected))
+
+
+MIXED = """\
+a: &x {b: 1, c: [1, "x:y", 'it''s']}
+d:
+  <<: *x
+  f: |
+    text
+     more
+  g: >-
+    folded
+    text
+"h": "\\u00e9 \\x41"
+? k
+: [a, b: c, {url: http://x:80/y#z}]  # comment
+"""
+PIECES = (
+    *("\t", "\ufeff", "\x85", "\u2028", "\xa0", "\0", "\r", "\n", "? ", "!", "!!str ", "%", "#", ":", ": ", "- ", ","),
+    *("{", "}", "[", "]", "'", '"', "\\", "&a ", "*x", ">", "---\n", "...\n", "é", "😀", "<<: "),
+)
+
+
+def test_the_quick_parser_reads_what_the_thorough_one_does():
+    """Texts with three pieces where they do not belong: half of them can still be read."""
+    draw, read = random.Random(0), 0
+    for _ in range(400):
+        text = MIXED
+        for piece in draw.choices(PIECES, k=draw.choice((1, 1, 3))):
+            at = draw.randrange(len(text))
+            text = text[:at] + piece + text[at:]
+        try:
+            expected = yaml.load(text, Loader=yaml_file._Loader)
+        except yaml.YAMLError:
+            with pytest.raises(yaml.YAMLError):
+                yaml_file._values_of(text)
+        else:
+            assert yaml_file._values_of(text) == expected
+            read += 1
+    assert read > 100
 
 
 @given(

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tool_aware.tools import Tool
+if TYPE_CHECKING:
+    from tool_aware.tools import Tool
 
 _INST_TEXT = re.compile(r"\[(/?INST)\]")
 _CONTROL = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")  # all that some reader takes for the end of a line
@@ -27,7 +28,12 @@ _ANY = "any"
 
 def tool_line(tool: Tool) -> str:
     """Write a tool on one line, whatever its texts contain."""
-    return f"- {tool.name}({_escaped(', '.join(_members(tool.parameters)))}): {one_line(tool.description)}"
+    return f"- {tool.name}({tool.signature}): {one_line(tool.description)}"
+
+
+def signature_of(parameters: Mapping[str, Any]) -> str:
+    """Write the parameters of a call on one line."""
+    return _escaped(", ".join(_members(parameters)))
 
 
 def one_line(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -233,19 +233,22 @@ def _reworded(tool: Tool, entry: LibraryTool | None, random_: random.Random) -> 
     return tool.shown_as(description=random_.choice([tool.description, *choices]))
 
 
+# Keywords beside which a number between the bounds is a value that the schema allows.
+_OF_BOUNDED_NUMBERS = {"type", "default", "minimum", "maximum", "title", "description"}
+
+
 def _other_defaults(tool: Tool, random_: random.Random) -> Tool:
     """Return a tool with other defaults for its integers; calls that leave a parameter out still do."""
-    properties: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for name, schema in tool.properties.items():
         default = schema.get("default")
-        changed = dict(schema)
         if schema.get("type") == "integer" and isinstance(default, int) and "enum" not in schema:
             low, high = schema.get("minimum", 1), schema.get("maximum", max(20, 2 * default))
-            usual = [number for number in (1, 2, 3, 4, 5, 6, 8, 10, 15, 20) if low <= number <= high]
-            choices = [number for number in usual if validator_of(schema).is_valid(number)]
-            changed["default"] = random_.choice(choices or [default])
-        properties[name] = changed
-    return replace(tool, parameters={**tool.parameters, "properties": properties})
+            choices = [number for number in (1, 2, 3, 4, 5, 6, 8, 10, 15, 20) if low <= number <= high]
+            if not schema.keys() <= _OF_BOUNDED_NUMBERS:
+                choices = [number for number in choices if validator_of(schema).is_valid(number)]
+            changed[name] = random_.choice(choices or [default])
+    return tool.with_defaults(changed)
 
 
 _MASKS = ("tool_{}", "function_{}", "fn{}", "t{}", "option_{}", "action_{}")

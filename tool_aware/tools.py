@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from tool_aware.text import shortlist
+from tool_aware.tool_lines import signature_of
 from tool_aware.tool_schema import normalised_schema
 from tool_aware.validator import validator_of
 
@@ -75,6 +76,22 @@ class Tool:
         object.__setattr__(other, "name", name or self.name)
         object.__setattr__(other, "description", description or self.description)
         return other
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Tool:
+        """Return the tool with other values for defaults that it has; its schema is not read again."""
+        if not defaults:
+            return self
+        changed = {name: {**self.properties[name], "default": value} for name, value in defaults.items()}
+        other = object.__new__(Tool)  # without what this one has cached
+        parameters = {**self.parameters, "properties": {**self.properties, **changed}}
+        for name, value in (("name", self.name), ("description", self.description), ("parameters", parameters)):
+            object.__setattr__(other, name, value)
+        return other
+
+    @cached_property
+    def signature(self) -> str:
+        """Return the parameters as the prompt shows them."""
+        return signature_of(self.parameters)
 
     @cached_property
     def properties(self) -> Mapping[str, Mapping[str, Any]]:

@@ -126,7 +126,8 @@ class GrammarProcessor:
     """Set the score of every token that the grammar forbids to -inf.
 
     Called with the tokens so far (rows, step) and the scores (rows, vocabulary), as transformers' logits processors
-    are. Rows after those of the matchers, and every row after its end, are left alone.
+    are. Rows after those of the matchers, and every row after its end, are left alone. Or asked row by row: `choose` a
+    token, and `accept` it unless it is the last one.
     """
 
     def __init__(self, matchers: list[LLMatcher], end_id: int) -> None:
@@ -154,10 +155,32 @@ class GrammarProcessor:
         for matcher, _ in running:
             if matcher.is_error():
                 raise _broken(matcher)
-        words = torch.from_numpy(mask).to(scores.device)
-        bits = torch.arange(32, dtype=torch.int32, device=scores.device)
-        is_allowed = ((words[:, :, None] >> bits) & 1).bool().flatten(1)[:, : scores.shape[1]]
-        return scores.masked_fill(~is_allowed, float("-inf"))
+        return _restricted(scores, torch.from_numpy(mask))
+
+    def choose(self, row: int, scores: torch.Tensor, best: int) -> int:
+        """Return the best token that a row allows next, by scores (vocabulary,), of which that of `best` is highest.
+
+        Raises UserError if llguidance cannot say which tokens it allows.
+        """
+        import torch
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+        mask = allocate_token_bitmask(1, len(scores))
+        fill_next_token_bitmask(self._matchers[row], mask)
+        if self._matchers[row].is_error():
+            raise _broken(self._matchers[row])
+        if mask[0, best // 32] >> (best % 32) & 1:
+            return best
+        return int(_restricted(scores[None], torch.from_numpy(mask)).argmax())
+
+    def accept(self, row: int, token: int) -> None:
+        """Take note of a row's next token. Raises UserError if llguidance refuses it."""
+        if not self._matchers[row].consume_token(token):
+            raise _broken(self._matchers[row])
+
+    def likely(self, row: int) -> list[int]:
+        """Return tokens that spell what must come next in a row; the model may spell it otherwise."""
+        return self._matchers[row].compute_ff_tokens()
 
     def _advance(self, tokens: list[int]) -> None:
         for row, (matcher, token) in enumerate(zip(self._matchers, tokens, strict=False)):
@@ -165,6 +188,15 @@ class GrammarProcessor:
                 self._has_ended[row] = True
             if not self._has_ended[row] and not matcher.consume_token(token):
                 raise _broken(matcher)
+
+
+def _restricted(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return scores (rows, vocabulary) with -inf where the bits of `mask` (rows, vocabulary / 32) are zero."""
+    import torch
+
+    bits = torch.arange(32, dtype=torch.int32, device=scores.device)
+    is_allowed = ((mask.to(scores.device)[:, :, None] >> bits) & 1).bool().flatten(1)[:, : scores.shape[1]]
+    return scores.masked_fill(~is_allowed, float("-inf"))
 
 
 def _broken(matcher: LLMatcher) -> UserError:

@@ -1,7 +1,9 @@
 """Greedy answers to many prompts at once, token for token those of generating them one by one.
 
 The shared prefix is computed once per model, tails are batched by length, and each decoding step is one CUDA graph
-where there is a GPU: at batch sizes that fit a 12 GB card a step is bound by kernel launches, not by arithmetic.
+where there is a GPU: at batch sizes that fit a 12 GB card a step is bound by kernel launches, not by arithmetic. On a
+CPU, where reading the weights takes the time, passes over drafts of several tokens replace most steps
+(drafted_decoding.py).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    ScoreProcessor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    from tool_aware.inference.constrained import GrammarProcessor
+    from tool_aware.inference.drafted_decoding import DraftingDecoder
 
 FILLER_ID = 0  # fed to rows that have ended; what they answer to it is dropped
 COLUMNS_MULTIPLE = 64  # attention kernels copy a mask whose rows are not aligned
@@ -98,21 +101,22 @@ def generate(
     eos_id: int,
     max_new_tokens: int,
     batch_size: int,
-    make_processor: Callable[[list[int]], ScoreProcessor] | None = None,
+    make_processor: Callable[[list[int]], GrammarProcessor] | None = None,
     uses_cuda_graph: bool = True,
     fallbacks: Fallbacks | None = None,
 ) -> Iterator[list[tuple[int, Generation]]]:
     """Yield (prompt index, greedy answer) for one finished batch after another.
 
-    `make_processor(members)` returns, for each batch anew, a transformers-style logits processor: it is called with the
-    tokens so far (rows, step) and the scores (rows, vocabulary), and returns the scores to choose from. The first
+    `make_processor(members)` returns, for each batch anew, what holds its answers to a grammar. The first
     `len(members)` rows are the answers to the prompts of these indices, the rest fill the batch.
     `uses_cuda_graph` has no effect without a GPU; that a step could not be captured is added to `fallbacks`.
     """
     batches = plan_batches([len(prompt) for prompt in prompts], batch_size)
-    decoder = BatchDecoder(
+    prefix = Prefix.shared_by(model, prompts)
+    decoder: BatchDecoder | DraftingDecoder | None = _drafting(model, prompts, prefix, eos_id, max_new_tokens)
+    decoder = decoder or BatchDecoder(
         model,
-        Prefix.shared_by(model, prompts),
+        prefix,
         rows=len(batches[0]),
         longest=max(map(len, prompts)),
         eos_id=eos_id,
@@ -123,6 +127,20 @@ def generate(
     for members in batches:
         answers = decoder.run(prompts, members, make_processor(members) if make_processor else None)
         yield list(zip(members, answers, strict=False))
+
+
+def _drafting(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], prefix: Prefix, eos_id: int, max_new_tokens: int
+) -> DraftingDecoder | None:
+    """Return the decoder with drafts; None if the device, the model or the memory is not made for it."""
+    if model.device.type != "cpu" or not len(prefix):
+        return None
+    from tool_aware.inference.drafted_decoding import DraftingDecoder
+    from tool_aware.inference.drafts import Phrases
+    from tool_aware.inference.merged_layers import merged_layers
+
+    layers = merged_layers(model, max(map(len, prompts)) + max_new_tokens)
+    return layers and DraftingDecoder(layers, prefix, Phrases(), eos_id=eos_id, max_new_tokens=max_new_tokens)
 
 
 class BatchDecoder:
@@ -161,7 +179,7 @@ class BatchDecoder:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def run(
-        self, prompts: Sequence[Sequence[int]], members: list[int], processor: ScoreProcessor | None = None
+        self, prompts: Sequence[Sequence[int]], members: list[int], processor: GrammarProcessor | None = None
     ) -> list[Generation]:
         """Answer the prompts of some indices, `rows` at most; `processor` is as in `generate`."""
         import torch
@@ -171,7 +189,7 @@ class BatchDecoder:
             history = self._decode(batch, processor)
         return [self._cut(ids) for ids in history[: len(batch.members)].tolist()]
 
-    def _decode(self, batch: Batch, processor: ScoreProcessor | None) -> torch.Tensor:
+    def _decode(self, batch: Batch, processor: GrammarProcessor | None) -> torch.Tensor:
         """Return the tokens, (rows, limit), generated until every row has ended with EOS or at the limit."""
         import torch
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tool_aware.chat_format import decode, encode_prompt, end_id, tool_label_tokens, tool_name_tokens
 from tool_aware.console import Fallbacks
 from tool_aware.inference.constrained import AnswerGrammar
+from tool_aware.inference.drafts import Phrases
 from tool_aware.inference.generation import BatchDecoder
 from tool_aware.inference.name_scores import score_names
 from tool_aware.inference.prefix_cache import Prefix
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from tool_aware.engine.continuations import ContinuationScorer
     from tool_aware.engine.decoder import PackedDecoder
+    from tool_aware.inference.drafted_decoding import DraftingDecoder
+    from tool_aware.inference.merged_layers import MergedLayers
 
 T = TypeVar("T")
 
@@ -94,6 +97,7 @@ class LocalEngine:
             OrderedDict()
         )  # of the own list and others, the one used last at the end
         self._decoders: dict[int, BatchDecoder] = {}
+        self._merged, self._phrases = _merged(model, settings), Phrases()  # of answers on a CPU
         self._choices, self._answers = deque[_Asked](), deque[_Asked]()
         self._has_work = threading.Condition()
         self._is_closed = False
@@ -238,7 +242,22 @@ class LocalEngine:
             del self._kept[others.pop(0)]
         return kept
 
-    def _decoder(self, listed: _Listed, prompts: Sequence[Sequence[int]]) -> BatchDecoder:
+    def _decoder(self, listed: _Listed, prompts: Sequence[Sequence[int]]) -> BatchDecoder | DraftingDecoder:
+        """Return what answers some prompts of a list: with drafts on a CPU, if it can be."""
+        prefix = self._prefix_of(listed, prompts)
+        if self._merged is None:
+            return self._batch_decoder(listed, prompts, prefix)
+        from tool_aware.inference.drafted_decoding import DraftingDecoder
+
+        return DraftingDecoder(
+            self._merged,
+            prefix or Prefix.shared_by(self._model, prompts),
+            self._phrases,
+            eos_id=end_id(self._tokenizer),
+            max_new_tokens=self._max_new_tokens,
+        )
+
+    def _batch_decoder(self, listed: _Listed, prompts: Sequence[Sequence[int]], prefix: Prefix | None) -> BatchDecoder:
         """Return a decoder with room for some prompts, kept for the next ones if they are no more and no longer.
 
         Those of other tools are not kept.
@@ -247,7 +266,6 @@ class LocalEngine:
         while rows < len(prompts):
             rows *= _ROWS_STEP
         rows = min(rows, self._batch_size)
-        prefix = self._prefix_of(listed, prompts)
         is_kept = prefix is not None and listed is self._own
         kept = self._decoders.get(rows)
         if kept is not None and kept.longest >= longest and is_kept:
@@ -296,6 +314,15 @@ def _decoder_of_choices(model: PeftModel | PreTrainedModel, settings: RouterSett
     if unsupported_forward(model, settings.model.max_seq_length) or broken_kernels(model.device):
         return None
     return PackedDecoder(model)
+
+
+def _merged(model: PeftModel | PreTrainedModel, settings: RouterSettings) -> MergedLayers | None:
+    """Return the model's layers for answers with drafts; None on a GPU, or if they cannot be merged."""
+    if model.device.type != "cpu":
+        return None
+    from tool_aware.inference.merged_layers import merged_layers
+
+    return merged_layers(model, settings.model.max_seq_length)
 
 
 def load_engine(

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
 from tool_aware.inference.drafts import LONGEST_CONTEXT, Drafter, Phrases
 from tool_aware.inference.generation import Generation
-from tool_aware.inference.merged_layers import LayerStore, MergedLayers, Places
 
 if TYPE_CHECKING:
+    import torch
+
+    from tool_aware.engine.merged_layers import LayerStore, MergedLayers
     from tool_aware.inference.constrained import GrammarProcessor
     from tool_aware.inference.prefix_cache import Prefix
 
@@ -41,7 +41,7 @@ class _Row:
     has_ended: bool = False
 
     @property
-    def fits(self) -> bool:
+    def is_running(self) -> bool:
         """Return whether more tokens may follow."""
         return not self.has_ended and len(self.ids) < self.limit
 
@@ -61,6 +61,8 @@ class DraftingDecoder:
         self, prompts: Sequence[Sequence[int]], members: list[int], rules: GrammarProcessor | None = None
     ) -> list[Generation]:
         """Answer the prompts of some indices, which are rows 0, 1, ... of the rules."""
+        import torch
+
         with torch.inference_mode():
             rows = [
                 _Row(
@@ -73,7 +75,7 @@ class DraftingDecoder:
             ]
             stores = self._stores(len(rows), max(len(row.unfed) for row in rows))
             running = list(rows)  # as in the stores; some of them may have ended
-            while any(row.fits for row in running):
+            while any(row.is_running for row in running):
                 running, stores = _without_ended(running, stores)
                 self._advance(running, stores, rules)
         for index, row in zip(members, rows, strict=True):
@@ -82,6 +84,8 @@ class DraftingDecoder:
         return [Generation(row.ids[:-1] if row.has_ended else row.ids, not row.has_ended) for row in rows]
 
     def _stores(self, rows: int, longest: int) -> list[LayerStore]:
+        from tool_aware.engine.merged_layers import LayerStore
+
         columns = longest + self._max_new_tokens
         stores = []
         for keys, values in self._shared:
@@ -92,6 +96,10 @@ class DraftingDecoder:
 
     def _advance(self, rows: Sequence[_Row], stores: Sequence[LayerStore], rules: GrammarProcessor | None) -> None:
         """Run one pass over the rows, and give each the tokens that it shows."""
+        import torch
+
+        from tool_aware.engine.merged_layers import Places
+
         fed = [self._fed(row, rows, rules) for row in rows]
         layers = self._layers
         places = Places.of([len(ids) for ids in fed], [row.fed for row in rows], layers.groups, layers.dtype)
@@ -99,28 +107,28 @@ class DraftingDecoder:
         wanted, end = [], 0
         for row, row_ids in zip(rows, fed, strict=True):
             end += len(row_ids)
-            wanted += range(end - len(row.draft) - row.fits, end)
+            wanted += range(end - len(row.draft) - row.is_running, end)
         scores = layers.logits(ids, self._prefix + places.columns, stores, places, torch.tensor(wanted))
         best, first = scores.argmax(-1).tolist(), 0
         for row in rows:
-            if row.fits:
+            if row.is_running:
                 behind = slice(first, first + len(row.draft) + 1)
                 first = behind.stop
                 self._take(row, scores[behind], best[behind], rules)
 
     def _fed(self, row: _Row, rows: Sequence[_Row], rules: GrammarProcessor | None) -> list[int]:
         """Return what a row is fed: what was not fed yet, and a new draft."""
-        if not row.fits:
+        if not row.is_running:
             row.draft = []
             return []
-        running = sum(other.fits for other in rows)
+        running = sum(other.is_running for other in rows)
         least = max(LEAST_ODDS, running / (running + _TOKENS_OF_A_PASS))
         most = min(MOST_DRAFTED, row.limit - len(row.ids) - 1)
         row.draft = row.drafter.draft(rules.likely(row.number) if rules else [], most, least)
         return row.unfed + row.draft
 
     def _take(self, row: _Row, scores: torch.Tensor, best: Sequence[int], rules: GrammarProcessor | None) -> None:
-        """Give a row the tokens that the scores behind its last one, and behind each right one of its draft, show."""
+        """Add the tokens to a row that the scores behind its last one, and behind each right one of its draft, show."""
         row.fed += len(row.unfed)
         for place, own_scores in enumerate(scores):
             token = rules.choose(row.number, own_scores, best[place]) if rules else best[place]
@@ -128,7 +136,7 @@ class DraftingDecoder:
             row.drafter.add(token)
             row.unfed = [token]
             row.has_ended = token == self._eos_id
-            if not row.fits:
+            if not row.is_running:
                 return
             if rules:
                 rules.accept(row.number, token)
@@ -139,7 +147,7 @@ class DraftingDecoder:
 
 def _without_ended(rows: list[_Row], stores: list[LayerStore]) -> tuple[list[_Row], list[LayerStore]]:
     """Return the rows and what is kept of them without those that have ended, once these are half of them."""
-    places = [place for place, row in enumerate(rows) if row.fits]
+    places = [place for place, row in enumerate(rows) if row.is_running]
     if 2 * len(places) > len(rows):
         return rows, stores
     return [rows[place] for place in places], [store.of_rows(places) for store in stores]

@@ -31,7 +31,7 @@ class _Seen(NamedTuple):
 
 
 class Phrases:
-    """What followed each run of up to LONGEST_CONTEXT tokens in some texts; of many texts, the last ones."""
+    """The tokens that followed each run of up to LONGEST_CONTEXT tokens in some texts; of many texts, the last ones."""
 
     def __init__(self) -> None:
         self._recent: dict[tuple[int, ...], _Seen] = {}

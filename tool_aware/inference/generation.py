@@ -135,9 +135,9 @@ def _drafting(
     """Return the decoder with drafts; None if the device, the model or the memory is not made for it."""
     if model.device.type != "cpu" or not len(prefix):
         return None
+    from tool_aware.engine.merged_layers import merged_layers
     from tool_aware.inference.drafted_decoding import DraftingDecoder
     from tool_aware.inference.drafts import Phrases
-    from tool_aware.inference.merged_layers import merged_layers
 
     layers = merged_layers(model, max(map(len, prompts)) + max_new_tokens)
     return layers and DraftingDecoder(layers, prefix, Phrases(), eos_id=eos_id, max_new_tokens=max_new_tokens)

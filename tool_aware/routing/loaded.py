@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from tool_aware.engine.continuations import ContinuationScorer
     from tool_aware.engine.decoder import PackedDecoder
+    from tool_aware.engine.merged_layers import MergedLayers
     from tool_aware.inference.drafted_decoding import DraftingDecoder
-    from tool_aware.inference.merged_layers import MergedLayers
 
 T = TypeVar("T")
 
@@ -320,7 +320,7 @@ def _merged(model: PeftModel | PreTrainedModel, settings: RouterSettings) -> Mer
     """Return the model's layers for answers with drafts; None on a GPU, or if they cannot be merged."""
     if model.device.type != "cpu":
         return None
-    from tool_aware.inference.merged_layers import merged_layers
+    from tool_aware.engine.merged_layers import merged_layers
 
     return merged_layers(model, settings.model.max_seq_length)
 

@@ -8,12 +8,12 @@ from tests.fixtures.architectures import tiny_model
 from tests.unit.engine.test_decoder import model_with_adapter
 from tool_aware.chat_format import encode_prompt
 from tool_aware.console import Fallbacks
-from tool_aware.inference import merged_layers as merging
+from tool_aware.engine import merged_layers as merging
+from tool_aware.engine.merged_layers import MergedLayers, merged_layers
 from tool_aware.inference.constrained import AnswerGrammar
 from tool_aware.inference.drafted_decoding import DraftingDecoder
 from tool_aware.inference.drafts import MOST_CONTEXTS, Drafter, Phrases
 from tool_aware.inference.generation import BatchDecoder, Generation, generate
-from tool_aware.inference.merged_layers import MergedLayers, merged_layers
 from tool_aware.inference.prefix_cache import Prefix
 from tool_aware.tools import Tool, Toolbox
 

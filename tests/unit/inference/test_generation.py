@@ -77,7 +77,7 @@ def test_batched_answers_equal_greedy_generation_one_by_one(
     quantized, prompts, reference, batch_size, has_drafts, monkeypatch
 ):
     if not has_drafts:  # as on a GPU, or where memory does not suffice
-        monkeypatch.setattr("tool_aware.inference.merged_layers.SHARE_OF_FREE", 0)
+        monkeypatch.setattr("tool_aware.engine.merged_layers.SHARE_OF_FREE", 0)
     adapter, eos_id, expected = reference
     with switched(quantized, adapter):
         answers = batched(quantized, prompts, eos_id, batch_size)

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
     """See Operations.rms_norm."""
     wide = _wide(x)
-    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    out.copy_(weight * normed.to(x.dtype))
+    torch.mul(weight, (wide * _inverse_rms(wide, eps)).to(x.dtype), out=out)
 
 
 def rms_norm_backward(  # noqa: PLR0917
@@ -28,10 +27,10 @@ def rms_norm_backward(  # noqa: PLR0917
 ) -> None:
     """See Operations.rms_norm_backward."""
     wide, scaled = _wide(x), _wide(gradient) * _wide(weight)
-    factor = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    normed = wide * factor
-    grad_x = factor * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
-    out.copy_(grad_x if residual is None else grad_x + residual)
+    factor = _inverse_rms(wide, eps)
+    along = (scaled * wide).mean(-1, keepdim=True).mul_(factor.pow(3))
+    grad_x = scaled.mul_(factor).addcmul_(wide, along, value=-1)
+    out.copy_(grad_x if residual is None else grad_x.add_(residual))
 
 
 def rotate(
@@ -41,7 +40,9 @@ def rotate(
     summed = _wide(heads) if add is None else _wide(heads) + _wide(add)
     first, second = summed.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
-    out.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
+    turned = (first * cos).addcmul_(second, sin, value=-1), (second * cos).addcmul_(first, sin)  # `out` may be `heads`
+    for half, part in zip(out.chunk(2, dim=-1), turned, strict=True):
+        half.copy_(part)
 
 
 def norm_and_rotate(  # noqa: PLR0917
@@ -49,7 +50,7 @@ def norm_and_rotate(  # noqa: PLR0917
 ) -> None:
     """See Operations.norm_and_rotate."""
     wide = _wide(heads)
-    rotate(wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight, cos, sin, out)
+    rotate((wide * _inverse_rms(wide, eps)).mul_(weight), cos, sin, out)
 
 
 def norm_and_rotate_backward(  # noqa: PLR0917
@@ -71,22 +72,28 @@ def norm_and_rotate_backward(  # noqa: PLR0917
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
     """See Operations.swiglu."""
-    out.copy_(functional.silu(_wide(gate)) * up)
+    torch.mul(functional.silu(_wide(gate)), up, out=out)
 
 
 def swiglu_backward_(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> None:
     """See Operations.swiglu_backward_."""
     wide_gate, wide = _wide(gate), _wide(gradient)
-    grad_gate, activated = torch.ops.aten.silu_backward(wide * up, wide_gate), functional.silu(wide_gate)
-    value = activated * up
-    up.copy_(activated.mul_(wide))
-    gate.copy_(grad_gate)
+    activated = functional.silu(wide_gate)
+    through_up = wide * up
+    gate.copy_(torch.ops.aten.silu_backward(through_up, wide_gate))
+    value = torch.mul(activated, up, out=through_up)
+    torch.mul(activated, wide, out=up)
     gradient.copy_(value)
 
 
 def fill_matrix(matrix: torch.Tensor, layer: StackedLinear, *, outputs: int, ranks: int, is_last: bool) -> bool:
     """See Operations.fill_matrix; projections.py writes the matrix part by part instead."""
     return False
+
+
+def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return 1 / sqrt(mean(x^2) + eps) over the last dimension, which stays with size 1."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from tool_aware.engine.backend import Backend
 from tool_aware.engine.continuations import ContinuationScorer
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
+from tool_aware.engine.packed_attention import BLOCK_QUERIES
 from tool_aware.engine.packing import pack
 from tool_aware.engine.side_stream import AtOnce
 from tool_aware.engine.supported import broken_kernels, unsupported
@@ -122,6 +123,18 @@ def test_loss_and_gradients_are_autograds(model, packing, kept_layers):
     loss, gradients = by_decoder(model, packed, 0.25, kept_layers=kept_layers)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-10, atol=0)
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("packing", ["prefix", "block"])
+def test_segments_longer_than_a_block_of_queries_attend_to_what_autograd_says(model, packing):
+    long_prompt = [100 + number % 800 for number in range(BLOCK_QUERIES + 30)]
+    long_answer = [200 + number % 700 for number in range(2 * BLOCK_QUERIES + 1)]
+    examples = [EncodedExample([*long_prompt, 5], long_answer), EncodedExample([*long_prompt, 6], [7, 2])]
+    packed = pack(examples, packing)
+    expected_loss, expected = by_autograd(model, packed, 0.25)
+    loss, gradients = by_decoder(model, packed, 0.25)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-12)
 
 
 @settings(deadline=None, max_examples=15)

@@ -18,6 +18,7 @@ from typing import Any
 
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers
+from tool_aware.dataset.synthesis.compositions import COMPOSED
 from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Content, Frame
 from tool_aware.dataset.synthesis.frames import Expansion, choose, expand, fill_known, slots_of
 from tool_aware.dataset.synthesis.noise import Noise, Noisy
@@ -132,8 +133,12 @@ class Generator:
         return list(self._rows(frames, count))
 
     def frames_for(self, tool: str) -> list[Frame]:
-        """Return every frame whose only right answer is `tool`, those of its examples included, whatever the slices."""
-        own = [frame for frame in self._content.frames if frame.tool == tool and not frame.acceptable]
+        """Return every frame whose only right answer is `tool`, those of its examples included, whatever the slices.
+
+        Without the computations put together from parts, which are more than all others.
+        """
+        frames = [frame for frame in self._content.frames if frame.kind != COMPOSED]
+        own = [frame for frame in frames if frame.tool == tool and not frame.acceptable]
         return [*own, *self._example_frames(tool)]
 
     def search_words(self, language: str) -> SearchWords | None:
@@ -356,6 +361,8 @@ def rounded(frame: Frame, said: Expansion, random_: random.Random) -> tuple[Fram
     """
     ways: Mapping[object, Sequence[str]] | None = pools()["rounding"].get(frame.language)
     sentence, table = said.text.partition(":\n")[::2] if ":\n" in said.text else (said.text, "")
+    if frame.kind == COMPOSED:  # their words say it, or do not
+        return frame, said
     if not (ways and frame.code and _ROUNDED.search(frame.code) and "\n" not in sentence):
         return frame, said
     if random_.random() >= ROUNDED_SHARE:

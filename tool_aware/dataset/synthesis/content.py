@@ -189,7 +189,7 @@ def _digest(text: str) -> str:
 
 def _problems(content: Content) -> Iterator[str]:
     domain_slots = {slot for domain in content.domains.values() for slot in domain}
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[tuple[str, str, str], str] = {}
     checked: dict[int, str | None] = {}  # the frames of a block share its slots
     for language, qualifiers in content.qualifiers.items():
         yield from (f"qualifiers/{language}.yaml: {problem}" for problem in qualifiers.problems())
@@ -206,9 +206,10 @@ def _problems(content: Content) -> Iterator[str]:
             yield f"{where}: slice {frame.slice!r} has no share in mix.yaml"
         if frame.kind not in content.reasons.get(frame.tool, {}):
             yield f"{where}: reasons.yaml has no {frame.tool}.{frame.kind}"
-        if (frame.pattern, frame.tool) in seen:
-            yield f"{where}: the same as {seen[frame.pattern, frame.tool]}"
-        seen[frame.pattern, frame.tool] = frame.id
+        same = (frame.pattern, frame.tool, frame.language)  # slots differ by language
+        if same in seen:
+            yield f"{where}: the same as {seen[same]}"
+        seen[same] = frame.id
         for slot, spec in local.items():
             if id(spec) not in checked:
                 checked[id(spec)] = fillers.problem_of(spec)

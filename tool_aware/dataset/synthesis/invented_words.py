@@ -128,6 +128,10 @@ def _amount(random_: random.Random, language: str) -> str:
                         random_, language).text  # fmt: skip
 
 
+def _fare(random_: random.Random, _: str) -> str:
+    return str(random_.randrange(15, 950, 5))
+
+
 def _date(random_: random.Random, language: str) -> str:
     return fillers.draw({"date": ["2016-01-01", "2027-06-30"]}, random_, language).text
 
@@ -144,6 +148,6 @@ INVENTED: Mapping[str, Callable[[random.Random, str], str]] = {
     "name": _name, "other_name": _name, "product": _product, "other_product": _product, "person": _person,
     "other_person": _person, "company": _company, "town": _town, "other_town": _town, "code": _code,
     "other_code": _code, "ticket": _ticket, "version": _version, "other_version": _version, "file": _file,
-    "year": _year, "number": _number, "few": _few, "amount": _amount, "date": _date,
+    "year": _year, "number": _number, "few": _few, "amount": _amount, "fare": _fare, "date": _date,
     "month": _month, "month_name": _month_name,
 }  # fmt: skip

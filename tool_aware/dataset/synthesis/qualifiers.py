@@ -29,7 +29,7 @@ from tool_aware.dataset.synthesis.frames import choose, slots_of
 from tool_aware.dataset.synthesis.invented_words import INVENTED
 
 COMMAS = ",，、"
-ATTACHED = COMMAS + "（("  # what begins with one of these needs no space in front of it; "(" gets it from the pattern
+ATTACHED = COMMAS + "（《「第编"  # what begins with one of these has no space in front of it
 OBJECT_SLOT = "long_"  # and a class: a slot of a frame
 
 
@@ -97,4 +97,19 @@ def load_qualifiers(directory: Path) -> dict[str, Qualifiers]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     files = {path.stem: yaml.load(path.read_text("utf-8"), Loader=loader) for path in sorted(directory.glob("*.yaml"))}
     classes = files.pop("classes", {})
-    return {language: Qualifiers(language=language, classes=classes, **file) for language, file in files.items()}
+    return {
+        language: Qualifiers(language=language, classes=_in_language(classes, file["kinds"]), **file)
+        for language, file in files.items()
+    }
+
+
+def _in_language(
+    classes: Mapping[str, Mapping[str, Sequence[str]]], kinds: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, list[str]]]:
+    """Return the classes with those of their kinds that a language has; English has all."""
+    return {
+        tool: {
+            class_: present for class_, names in part.items() if (present := [name for name in names if name in kinds])
+        }
+        for tool, part in classes.items()
+    }

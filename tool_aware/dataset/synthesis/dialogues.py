@@ -26,7 +26,8 @@ Keys of a dialogue:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,7 +37,7 @@ import yaml
 
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers, frames
-from tool_aware.dataset.synthesis.content import CONTENT_DIR
+from tool_aware.dataset.synthesis.content import CONTENT_DIR, Frame
 
 FOLLOW_UPS_DIR = CONTENT_DIR / "follow_ups"
 REASONS_FILE = FOLLOW_UPS_DIR / "reasons.yaml"
@@ -45,6 +46,7 @@ SAME_TOOL = ("ellipsis", "pronoun", "correction")  # kinds in `then` that stay w
 _FILE_KEYS = {"slots", "replies", "corrections", "retry", "retry_more", "thanks", "openers", "dialogues"}
 _DIALOGUE_KEYS = {"tool", "about", "ask", "send", "code", "slots", "change", "replies", "mistaken", "then"}
 _THEN_KEYS = {"say", "code", "slots"}
+_CALM = ("plain", "terse", "language")  # slices whose sentences stand well beside other turns
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -187,3 +189,25 @@ def _dialogue_problems(dialogue: Dialogue, reasons: Mapping[str, Any]) -> Iterat
         problem = fillers.problem_of(spec)
         if problem:
             yield f"slot {slot}: {problem}"
+
+
+def calm_frames(frames: Sequence[Frame], language: str, small_talk: Collection[str]) -> list[Frame]:
+    """Return the frames of a language whose sentences are requests that stand well beside other turns and requests.
+
+    `small_talk` is what frames mark as evidence where nothing is asked for.
+    """
+    marked = _any_marked(tuple(small_talk))
+    return [
+        frame
+        for frame in frames
+        if frame.language == language
+        and frame.slice in _CALM
+        and frame.kind != "talk"
+        and not marked.search(frame.pattern)
+    ]
+
+
+@cache
+def _any_marked(texts: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what finds any of the texts marked as evidence; looking for them one by one takes ten times as long."""
+    return re.compile("|".join(re.escape(f"*{text}*") for text in texts) or "(?!)")

@@ -23,8 +23,8 @@ from typing import Any
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers, frames
 from tool_aware.dataset.synthesis.content import CONTENT_DIR, SEARCH_TOOLS, Frame
-from tool_aware.dataset.synthesis.dialogues import REASONS_FILE, read_yaml
-from tool_aware.dataset.synthesis.follow_ups import calm_frames, text_call
+from tool_aware.dataset.synthesis.dialogues import REASONS_FILE, calm_frames, read_yaml
+from tool_aware.dataset.synthesis.follow_ups import text_call
 from tool_aware.dataset.synthesis.frames import choose, expand, fill_known
 from tool_aware.dataset.synthesis.generator import Generator, hash_unit
 from tool_aware.dataset.synthesis.search_text import continued_search_text

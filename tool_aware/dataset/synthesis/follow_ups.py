@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import heapq
 import random
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from tool_aware.config.data_sections import ConversationSection
 from tool_aware.console import UserError
 from tool_aware.dataset.synthesis import fillers
 from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Frame
-from tool_aware.dataset.synthesis.dialogues import Continuation, Dialogue, FollowUpContent
+from tool_aware.dataset.synthesis.dialogues import Continuation, Dialogue, FollowUpContent, calm_frames
 from tool_aware.dataset.synthesis.frames import choose, expand, fill, fill_known
 from tool_aware.dataset.synthesis.generator import Generator, Request, hash_unit
+from tool_aware.dataset.synthesis.qualified_requests import behind_object
 from tool_aware.dataset.synthesis.search_text import continued_search_text, search_text
 from tool_aware.history import shown_turns
 from tool_aware.prompt import Turn, render_instruction, render_response
@@ -56,7 +56,6 @@ _TURNS = (1, 1, 1, 1, 2, 2, 2, 3, 3)
 _MORE = (8, 10, 12, 15, 20, 25)  # results of a search that is repeated
 _ATTEMPTS = 20
 _MAX_QUERY = 160  # characters of a frame's sentence beside other turns
-_CALM = ("plain", "terse", "language")  # slices whose sentences stand well beside other turns
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,8 @@ class FollowUps:
         """Return a follow-up that names another value of a slot: the request is sent again with that value."""
         values = _drawn(dialogue.slots, random_, dialogue.language)
         asked, wording = values[slot].text, _wording(dialogue, random_, slot)
-        needed = [Turn(_filled(wording, values), dialogue.tool)]
+        request, more = self._added(dialogue.language, dialogue.tool, _filled(wording, values), values, random_)
+        needed = [Turn(request, dialogue.tool)]
         if kind == "ellipsis" and self._limits.max_turns > 1 and random_.random() < _CHAIN_SHARE:
             first = random_.choice([one for one in dialogue.replies if f"{{{one}}}" in wording] or [slot])
             values, said, _ = self._replaced(dialogue, first, dialogue.replies[first], values, random_)
@@ -241,11 +241,22 @@ class FollowUps:
             # Of several numbers it must be said which one is wrong.
             patterns = [pattern for pattern in patterns if "{old}" in pattern] or patterns
         values, said, evidence = self._replaced(dialogue, slot, patterns, values, random_, asked=asked)
+        if not more:
+            said, more = self._added(dialogue.language, dialogue.tool, said, values, random_)
+        evidence = evidence if evidence in said else said
         what = self._content.reasons["changed"][slot]
         key = "value" if kind == "correction" else "ellipsis"
         reason = self._reason(key, evidence, dialogue.about, dialogue.tool, random_, what=what)
-        call = text_call(self._tools, dialogue.tool, self._sent(dialogue, wording, values), reason)
+        call = text_call(self._tools, dialogue.tool, self._sent(dialogue, wording, values) + more, reason)
         return _Made(said, call, tuple(needed), dialogue.id, f"{dialogue.id}-{slot}")
+
+    def _added(
+        self, language: str, tool: str, said: str, values: Mapping[str, fillers.Value], random_: random.Random
+    ) -> tuple[str, str]:
+        """Return what is said, perhaps with a qualifier behind its object, and this qualifier."""
+        more = self._generator.qualifier(language, tool, random_)
+        longer = behind_object(said, more, self._generator.search_words(language), values)
+        return (longer, more) if longer else (said, "")
 
     def _replaced(
         self,
@@ -273,11 +284,12 @@ class FollowUps:
     def _redirected(self, dialogue: Dialogue, wrong: str, random_: random.Random) -> _Made:
         """Return a correction of the tool: the same is sent to the right one."""
         values, wording = _drawn(dialogue.slots, random_, dialogue.language), _wording(dialogue, random_)
-        asked = Turn(_filled(wording, values), wrong)
+        request, more = self._added(dialogue.language, dialogue.tool, _filled(wording, values), values, random_)
+        asked = Turn(request, wrong)
         patterns = self._content.languages[dialogue.language].corrections[dialogue.tool]
         said = expand(random_.choice(patterns), {}, random_)
         reason = self._reason("redirected", said.evidence or said.text, dialogue.about, dialogue.tool, random_)
-        call = text_call(self._tools, dialogue.tool, self._sent(dialogue, wording, values), reason)
+        call = text_call(self._tools, dialogue.tool, self._sent(dialogue, wording, values) + more, reason)
         return _Made(said.text, call, (asked,), dialogue.id, f"{dialogue.id}-{wrong}")
 
     def _continued(self, dialogue: Dialogue, more: Continuation, random_: random.Random) -> _Made:
@@ -285,16 +297,18 @@ class FollowUps:
         values = _drawn({**dialogue.slots, **(more.slots or {})}, random_, dialogue.language)
         asked = Turn(_filled(_wording(dialogue, random_), values), dialogue.tool)
         said = expand(more.say, _texts(values), random_)
-        sent = said.argument or said.text
+        sent, query = said.argument or said.text, said.text
         if more.tool in SEARCH_TOOLS:
             words = self._generator.search_words(dialogue.language)
-            sent = continued_search_text(asked.query, said.text, sent, words, _fixed(values))
+            query, added = self._added(dialogue.language, more.tool, query, values, random_)
+            sent = continued_search_text(asked.query, said.text, sent, words, _fixed(values)) + added
         if more.code:
             sent = fill_known(more.code, {slot: value.code for slot, value in values.items()}).strip()
         kind = "continued" if more.kind in ("ellipsis", "correction") else more.kind
-        reason = self._reason(kind, said.evidence or said.text, dialogue.about, more.tool, random_)
+        evidence = said.evidence if said.evidence and said.evidence in query else query
+        reason = self._reason(kind, evidence, dialogue.about, more.tool, random_)
         return _Made(
-            said.text, text_call(self._tools, more.tool, sent, reason), (asked,), dialogue.id, f"{dialogue.id}-then"
+            query, text_call(self._tools, more.tool, sent, reason), (asked,), dialogue.id, f"{dialogue.id}-then"
         )
 
     # ---- from frames ----
@@ -345,28 +359,6 @@ class FollowUps:
 
     def _request(self, frame: Frame, random_: random.Random) -> Request:
         return self._generator.request(frame, f"{SLICE}/{random_.random()}")
-
-
-def calm_frames(frames: Sequence[Frame], language: str, small_talk: Collection[str]) -> list[Frame]:
-    """Return the frames of a language whose sentences are requests that stand well beside other turns and requests.
-
-    `small_talk` is what frames mark as evidence where nothing is asked for.
-    """
-    marked = _any_marked(tuple(small_talk))
-    return [
-        frame
-        for frame in frames
-        if frame.language == language
-        and frame.slice in _CALM
-        and frame.kind != "talk"
-        and not marked.search(frame.pattern)
-    ]
-
-
-@cache
-def _any_marked(texts: tuple[str, ...]) -> re.Pattern[str]:
-    """Return what finds any of the texts marked as evidence; looking for them one by one takes ten times as long."""
-    return re.compile("|".join(re.escape(f"*{text}*") for text in texts) or "(?!)")
 
 
 def text_call(tools: Toolbox, tool: str, text: str, reasoning: str) -> ToolCall:

@@ -23,7 +23,7 @@ from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Conte
 from tool_aware.dataset.synthesis.frames import Expansion, choose, expand, fill_known, slots_of
 from tool_aware.dataset.synthesis.noise import Noise, Noisy
 from tool_aware.dataset.synthesis.pools import pools
-from tool_aware.dataset.synthesis.qualified_requests import qualified
+from tool_aware.dataset.synthesis.qualified_requests import drawn_qualifier, qualified
 from tool_aware.dataset.synthesis.qualifiers import OBJECT_SLOT
 from tool_aware.dataset.synthesis.search_text import SearchWords
 from tool_aware.prompt import render_instruction, render_response
@@ -32,6 +32,7 @@ from tool_aware.text import normalised, shortened, shortlist
 from tool_aware.tools import Toolbox, ToolCall
 
 MIN_EXAMPLES = 3  # one for each split
+_TYPED_AS_WRITTEN = ("en", "tr", "ja", "zh")  # en has noise of its own; Turkish has letters that Python lowers to two
 MAX_STALE_USES = 40  # a frame that yields nothing new this often in a row is exhausted
 ROUNDED_SHARE = 0.3  # of the programs that print rounded numbers: so many are asked for a number of decimals
 _DECIMALS = (0, 1, 2, 2, 3)  # that are asked for
@@ -145,6 +146,10 @@ class Generator:
         """Return the words that a search text leaves out; None for a language that is written without spaces."""
         return self._content.search_words.get(language)
 
+    def qualifier(self, language: str, tool: str, random_: random.Random) -> str:
+        """Return what may stand behind the object of any search with a tool, or nothing."""
+        return drawn_qualifier(self._content.qualifiers.get(language), tool, random_)
+
     def request(self, frame: Frame, draw: str) -> Request:
         """Return the frame filled by a random stream of its own, named `draw`, which moves no row of `rows_for`."""
         random_ = random.Random(f"{self._seed}/{frame.id}/{draw}")
@@ -229,6 +234,8 @@ class Generator:
                 random_=random_,
                 names=" ".join(_NAME.findall(said.text)),
             )
+        elif frame.is_wrapped and frame.language not in _TYPED_AS_WRITTEN and not frame.code:
+            noisy = self._noise.typed(said.text, random_=random_, names=" ".join(_NAME.findall(said.text)))
         query = noisy.text
         slice_ = noisy.slice if noisy.slice and frame.slice in ("plain", "terse") else frame.slice
         call, accepted = self._call(frame, said, values, noisy, random_)
@@ -329,7 +336,7 @@ class Generator:
         if frame.tool not in SEARCH_TOOLS:
             text = corrected = noisy.as_typed(said.argument or said.text)
         elif said.search is not None:
-            text, corrected = noisy.span(said.search), noisy.in_its_letters(said.search)
+            text, corrected = noisy.span(said.search, said.text), noisy.in_its_letters(said.search)
         parameters: dict[str, Any] = {text_name: text}
         count_name = next((name for name, schema in tool.properties.items() if schema.get("type") == "integer"), None)
         if count_name and COUNT_SLOT in values:

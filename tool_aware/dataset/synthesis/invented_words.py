@@ -132,6 +132,10 @@ def _fare(random_: random.Random, _: str) -> str:
     return str(random_.randrange(15, 950, 5))
 
 
+def _site(random_: random.Random, _: str) -> str:
+    return f"{_name(random_).lower()}.{random_.choice(('com', 'org', 'net', 'eu', 'info', 'io'))}"
+
+
 def _date(random_: random.Random, language: str) -> str:
     return fillers.draw({"date": ["2016-01-01", "2027-06-30"]}, random_, language).text
 
@@ -148,6 +152,6 @@ INVENTED: Mapping[str, Callable[[random.Random, str], str]] = {
     "name": _name, "other_name": _name, "product": _product, "other_product": _product, "person": _person,
     "other_person": _person, "company": _company, "town": _town, "other_town": _town, "code": _code,
     "other_code": _code, "ticket": _ticket, "version": _version, "other_version": _version, "file": _file,
-    "year": _year, "number": _number, "few": _few, "amount": _amount, "fare": _fare, "date": _date,
+    "year": _year, "number": _number, "few": _few, "amount": _amount, "fare": _fare, "site": _site, "date": _date,
     "month": _month, "month_name": _month_name,
 }  # fmt: skip

@@ -18,6 +18,8 @@ _NEIGHBOURS = {
     "k": "jl", "l": "k", "m": "n", "n": "bm", "o": "ip", "p": "o", "q": "w", "r": "et", "s": "ad", "t": "ry",
     "u": "yi", "v": "cb", "w": "qe", "x": "zc", "y": "tu", "z": "x",
 }  # fmt: skip
+_TYPING = ("typos", "no_final_mark", "lower_case")
+_MARKS = frozenset("\"'()[]{}<>.,;:!?*|-¿¡«»„“”")
 MAX_TYPOS = 3
 _ALIKE = 0.75  # of words that are the wanted ones, mistyped
 _BEFORE = (1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 5, 7, 10)  # sentences in front of the request; ten make about 90 words
@@ -53,19 +55,23 @@ class Noisy:
         found = " ".join(words[best : best + len(wanted)])
         return found.rstrip("".join(set(".,;:!?") - set(text[-1:])))
 
-    def span(self, text: str) -> str:
-        """Return a part of the request as it stands in the query, typos and all, without the marks around it."""
+    def span(self, text: str, of: str) -> str:
+        """Return a part of the request `of` as it stands in the query, typos and all, without the marks around it.
+
+        What is no part of it in one piece is returned word by word.
+        """
         written = self.in_its_letters(text)
         if written in self.text:
             return written
+        if text not in of:
+            return " ".join(word if word in self.text else self.quoted(word) for word in written.split())
         wanted, words = text.split(), self.text.split()
         places = range(len(words) - len(wanted) + 1)
         best = max(places, key=lambda at: _likeness(wanted, words[at : at + len(wanted)]), default=None)
         if best is None or _likeness(wanted, words[best : best + len(wanted)]) < _ALIKE:
             return written
         found = " ".join(words[best : best + len(wanted)])
-        marks = set("\"'()[]{}<>.,;:!?*|-")
-        return found.lstrip("".join(marks - set(text[:1]))).rstrip("".join(marks - set(text[-1:])))
+        return found.lstrip("".join(_MARKS - set(text[:1]))).rstrip("".join(_MARKS - set(text[-1:])))
 
     def in_its_letters(self, text: str) -> str:
         """Return a text in small or capital letters where the query, or its only such word, is typed so."""
@@ -119,6 +125,23 @@ class Noise:
             text, slice_ = self._surrounded(text, random_), "several_sentences"
         elif rolls.get("chatty"):
             text, slice_ = self._greeted(text, random_), "chatty"
+        return self._typed(text, slice_, rolls, protected=protected, names=names, random_=random_)
+
+    def typed(self, text: str, *, random_: random.Random, names: str = "") -> Noisy:
+        """Return a sentence in any language with typos and lost capitals, without wrapping."""
+        rolls = {name: random_.random() < self._probability.get(name, 0) for name in _TYPING}
+        return self._typed(text, None, rolls, protected="", names=names, random_=random_)
+
+    def _typed(
+        self,
+        text: str,
+        slice_: str | None,
+        rolls: Mapping[str, bool],
+        *,
+        protected: str,
+        names: str,
+        random_: random.Random,
+    ) -> Noisy:
         if rolls.get("typos"):
             typed = with_typos(text, f"{protected} {names}", random_)
             if typed != text:

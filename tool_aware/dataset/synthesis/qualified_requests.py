@@ -19,6 +19,7 @@ from tool_aware.dataset.synthesis.search_text import SearchWords, search_text, s
 
 _SHARES = {"own": (0.12, 0.5, 0.38), "by slot": (0.42, 0.4, 0.18), "any": (0.68, 0.3, 0.02)}  # of none, one, two
 _POLITE_SHARE = 0.14
+_FOLLOW_UP_SHARE = 0.5
 _UNFIT_KINDS = ("contrast", "ambiguous", "example", "talk")  # pairs differ by the deciding words only
 _ENDS_CLAUSE = re.compile(r"\s*(?:$|[.?!,;:。？！、，]|\s[-–—]\s)")
 _FINAL_MARKS = " ?.!？。！"
@@ -58,6 +59,22 @@ def qualified(
     if is_search and random_.random() < _POLITE_SHARE and not said.text[end:].strip(_FINAL_MARKS):
         text = _with_politeness(text, random_.choice(qualifiers.politeness), random_)
     return replace(said, text=text, search=f"{search}{added}" if is_search else None)
+
+
+def drawn_qualifier(qualifiers: Qualifiers | None, tool: str, random_: random.Random) -> str:
+    """Return a qualifier that suits any search with a tool, for some of the follow-ups; else nothing."""
+    kinds = qualifiers.classes.get(tool, {}).get("follow_up") if qualifiers and tool in SEARCH_TOOLS else None
+    if not qualifiers or not kinds or random_.random() >= _FOLLOW_UP_SHARE:
+        return ""
+    return qualifiers.drawn(kinds, 1, random_)[0]
+
+
+def behind_object(text: str, qualifier: str, words: SearchWords | None, values: Mapping[str, Value]) -> str | None:
+    """Return a request with a qualifier behind what it is about; None where that stands within a clause."""
+    end = span_end(text, words, [value.text for value in values.values()]) if words and qualifier else None
+    if end is None or not _ENDS_CLAUSE.match(text[end:]):
+        return None
+    return f"{text[:end]}{qualifier}{text[end:]}"
 
 
 def _class_of(

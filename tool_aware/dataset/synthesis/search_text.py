@@ -112,7 +112,7 @@ def span_end(
 def continued_search_text(
     asked: str, said: str, about: str, words: SearchWords | None, values: Collection[str] = ()
 ) -> str:
-    """Return the search text of a follow-up: words of the earlier request, then those of the follow-up.
+    """Return the search text of a follow-up: words of the earlier request, then the span of the follow-up.
 
     Of the earlier request those words are taken that `about` has, too, in any form; all fillers if there are none.
     Without `words`, `about` is returned.
@@ -122,10 +122,12 @@ def continued_search_text(
     earlier = content_words(asked, words, values)
     wanted = content_words(about, words, values)
     new = content_words(said, words, values)
+    span = search_text(said, words, values) if new else ""
     kept = [word for word in earlier if any(_is_form_of(word, other) for other in wanted)]
     names = [value for value in values if any(letter.isalpha() for letter in value)]
     kept = kept or [word for word in earlier if any(word in value.split() for value in names)]
-    return " ".join(dict.fromkeys([*kept, *new])) or said.strip(_EDGES + " ")
+    kept = [word for word in dict.fromkeys(kept) if word not in new]
+    return " ".join([*kept, span]).strip() or said.strip(_EDGES + " ")
 
 
 def content_words(text: str, words: SearchWords, values: Collection[str] = ()) -> list[str]:

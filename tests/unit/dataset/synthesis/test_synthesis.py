@@ -20,6 +20,7 @@ from tool_aware.dataset.synthesis import fillers, frames
 from tool_aware.dataset.synthesis.content import CONTENT_DIR, Content, load_content
 from tool_aware.dataset.synthesis.generator import Example, Generator
 from tool_aware.dataset.synthesis.noise import Noise, with_typos
+from tool_aware.dataset.synthesis.pools import pools
 from tool_aware.rows import Row
 from tool_aware.text import normalised
 from tool_aware.tools import Tool, Toolbox
@@ -143,13 +144,13 @@ def test_a_search_query_leaves_out_the_filler_of_the_sentence(made: dict[str, li
 
 
 def test_a_number_of_results_that_is_asked_for_is_sent_even_if_it_is_the_default(made: dict[str, list[Row]]) -> None:
-    words = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
-             "twelve": 12, "fifteen": 15, "twenty": 20, "one": 1, "single": 1}  # fmt: skip
     for tool, name in (("rag_retrieval", "limit"), ("web_search", "num_results")):
         counted = [row for row in made[tool] if name in row.answer.parameters]
         assert {row.metadata["slice"] for row in counted} == {"number", "language"}
         assert all(name in row.answer.parameters for row in made[tool] if row.metadata["slice"] == "number")
         for row in counted:
+            words = {word: number for number, word in pools()["counts"].get(row.metadata["language"], {}).items()}
+            words |= {"one": 1, "single": 1} if row.metadata["language"] == "en" else {}
             said = {words.get(word) or (int(word) if word.isdigit() else 0) for word in normalised(row.query).split()}
             if not set(normalised(row.query).split()) & {*words, *map(str, range(30))}:
                 continue  # the number itself was mistyped

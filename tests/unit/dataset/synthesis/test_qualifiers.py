@@ -31,7 +31,7 @@ OBJECTS = {
 FAMILIES = {"time", "place", "exclusion", "negation", "condition", "version", "source", "who", "format"}
 WHERE_TO_LOOK = re.compile(
     r"\b(our|ours|we|us|internal|intranet|wiki|handbook|web|online|internet|google|today|latest|now|news|current|currently"
-    r"|unser\w*|intern\w*|heute|aktuell\w*|notre|nuestr\w*|nostr\w*|noss[ao]s?|onze?|nasz\w*|vår\w*|bizim|наш\w*)\b"
+    r"|unser\w*|interne[mnrs]?|heute|aktuell\w*|notre|nuestr\w*|nostr\w*|noss[ao]s?|onze?|nasz\w*|vår\w*|bizim|наш\w*)\b"
     r"|社内|我们|最新|ネット|上网",
     re.IGNORECASE,
 )

@@ -216,7 +216,8 @@ def config_with_calendar(folder: Path, examples: int | None = None) -> Path:
 @pytest.mark.parametrize("examples", [3, 5, None])
 def test_the_tool_that_the_documentation_adds_has_rows_in_every_split(examples: int | None, tmp_path: Path) -> None:
     path = config_with_calendar(tmp_path, examples)
-    result = prepare("--config", str(path), "--set", "dataset.synthetic_per_tool=200", *NO_LOG, folder=tmp_path / "d")
+    rows = (*SMALL, "--set=dataset.synthetic_per_tool=200")
+    result = prepare("--config", str(path), *rows, *NO_LOG, folder=tmp_path / "d")
     assert result.returncode == 0, result.stderr
     counts = next(line for line in result.stdout.splitlines() if line.startswith("calendar")).split()[1:]
     assert min(map(int, counts)) >= 10

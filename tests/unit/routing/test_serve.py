@@ -309,19 +309,25 @@ def test_an_unknown_path_is_refused_in_openais_form(client):
 
 
 def test_more_requests_than_allowed_are_sent_back_with_a_time_to_wait(router, monkeypatch):  # noqa: F811
-    never: Future = Future()
-    monkeypatch.setattr(router._decider.engine, "choose", lambda prompt: never)
-    with serving(router, at_once=1, deadline_s=2.0) as url, openai.OpenAI(base_url=url, api_key="x") as client:
+    never, asked = Future(), threading.Event()
+
+    def choose(_prompt: object) -> Future:
+        asked.set()
+        return never
+
+    monkeypatch.setattr(router._decider.engine, "choose", choose)
+    with serving(router, at_once=1, deadline_s=4.0) as url, openai.OpenAI(base_url=url, api_key="x") as client:
         first: list = []
         asking = threading.Thread(target=lambda: first.append(ask(client, user("hi"))))
+        client.models.list()  # it is connected
         asking.start()
-        time.sleep(0.5)
+        assert asked.wait(60)
         with pytest.raises(openai.RateLimitError, match="1 requests are under way") as caught:
             ask(client.with_options(max_retries=0), user("hi"))
         assert caught.value.response.headers["Retry-After"] == "1"
         asking.join()
     (late,) = first
-    assert late.decision["fallback"] == "no answer within 2 s"
+    assert late.decision["fallback"] == "no answer within 4 s"
     assert late.choices[0].message.tool_calls[0].function.name == "chat"
 
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from tests.fixtures.repository import REPOSITORY
+from tool_aware.chat_format import encode_prompt
 from tool_aware.library_imports import compiled_at_first_call, import_libraries
 
 TOKENISE = """
 import json, sys
 from tool_aware.library_imports import load_no_models
-if sys.argv[2] == "no models":
-    load_no_models()
+load_no_models()
 from tool_aware.chat_format import encode_prompt
 from tool_aware.tokenizer import load_tokenizer
-ids = encode_prompt(load_tokenizer(sys.argv[1]), "Which tool? Query: Grüße,   42 €")
+ids = encode_prompt(load_tokenizer(sys.argv[1]), sys.argv[2])
 is_loaded = "torch" in sys.modules
 import torch
 print(json.dumps([ids, is_loaded, torch.tensor([1]).tolist()]))
@@ -35,16 +35,16 @@ def test_garbage_is_collected_again_after_imports():
     assert gc.isenabled()
 
 
-def test_a_process_without_models_tokenises_the_same_without_torch_and_may_import_it_later(tiny_model_dir):
-    def run(how: str) -> list:
-        command = [sys.executable, "-c", TOKENISE, str(tiny_model_dir), how]
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        assert "PyTorch was not found" not in result.stderr
-        return json.loads(result.stdout)
-
-    ids, is_loaded, tensor = run("no models")
+def test_a_process_without_models_tokenises_the_same_without_torch_and_may_import_it_later(
+    tiny_model_dir, tiny_tokenizer
+):
+    text = "Which tool? Query: Grüße,   42 €"
+    command = [sys.executable, "-c", TOKENISE, str(tiny_model_dir), text]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "PyTorch was not found" not in result.stderr
+    ids, is_loaded, tensor = json.loads(result.stdout)
     assert (is_loaded, tensor) == (False, [1])
-    assert [ids, True, [1]] == run("models")
+    assert ids == encode_prompt(tiny_tokenizer, text)  # with torch
 
 
 def test_what_is_given_to_the_compiler_while_it_waits_is_compiled_at_its_first_call():

@@ -28,7 +28,12 @@ def draw_confusion(path: Path, title: str, metrics: Metrics) -> None:
     size = (2.6 + width * counts.shape[1], 1.8 + height * counts.shape[0])
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    if is_small:
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    else:  # imshow works out every pixel of so large a picture, with hundreds of megabytes
+        edges = (np.arange(length + 1) - 0.5 for length in reversed(shares.shape))
+        axes.pcolormesh(*edges, shares, cmap="Blues", vmin=0, vmax=1)
+        axes.invert_yaxis()
     _label(axes, metrics.labels)
     for (row, column), count in np.ndenumerate(counts) if is_small else ():
         colour = "white" if shares[row, column] > 0.55 else "#1b2733"

@@ -26,6 +26,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,20 @@ class Content:
 
 
 def load_content(directory: Path = CONTENT_DIR) -> Content:
-    """Read, check and return all content.
+    """Return all content, read and checked; that of the toolkit once in a process.
 
     Raises UserError listing every problem with file and pattern: unknown keys and slots, unbalanced marks,
     two frames that are the same, slots that no single domain fills, missing reasons.
     """
+    return _own_content() if directory == CONTENT_DIR else _read_and_check(directory)
+
+
+@cache
+def _own_content() -> Content:
+    return _read_and_check(CONTENT_DIR)
+
+
+def _read_and_check(directory: Path) -> Content:
     problems: list[str] = []
     content = Content(
         frames=tuple(sorted(_frames(directory, problems), key=lambda frame: frame.id)),

@@ -8,14 +8,16 @@
     python benchmarks/routing.py --chat http://localhost:8080/v1   # behind `python -m tool_aware.routing.serve`
 
 Hand-written queries are asked by 1, 8 and 64 threads at once, choices alone and whole calls; every thread asks the next
-query when it has its answer. All choices were asked once before, of whole calls the first ones; `first_ms` is the very
-first choice. Random weights do not end an answer, so that their whole calls have MOST_TOKENS tokens; there are few of
-them one at a time (WHOLE). The router's own part is timed with an engine that answers at once. --chat asks an agent's
-way, by the openai client: whole calls alone, for such a server has no other; its time is the client's.
+query when it has its answer. All choices were asked once before; of whole calls as many others were, and none is asked
+twice before all were asked: a CPU answers faster what it has answered before. `first_ms` is the very first choice;
+`processor_ms` is the time of all cores that this process took for a query, which other work on the machine changes
+less. Random weights do not end an answer, so that their whole calls have MOST_TOKENS tokens; there are few of them one
+at a time (WHOLE). The router's own part is timed with an engine that answers at once. --chat asks an agent's way, by
+the openai client: whole calls alone, for such a server has no other; its time is the client's.
 
 Cheap routers: TF-IDF with logistic regression, and the nearest of the tools' mean embeddings, as routers by embeddings
-choose. The embedding is the base model's own: its last hidden states, averaged over the query's tokens. It is no
-sentence encoder; one would be smaller and better, and none is at hand without a network. Both learn from train.json
+choose. The embedding is the base model's own (on a CPU that of the tuned one, where the adapter is merged): its last hidden
+states, averaged over the query's tokens. It is no sentence encoder; one would be smaller and better, and none is at hand without a network. Both learn from train.json
 of --data, the embeddings from EXAMPLES rows a tool. "right" is the share of the hand-written queries that get the
 tool a person has noted; there is none for random weights, and without --data none for embeddings, which then learn
 from the queries themselves.
@@ -28,12 +30,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -59,6 +62,7 @@ AT_ONCE = (1, 8, 64)
 WHOLE = {1: 8, 8: 32, 64: 128}  # whole calls by how many at once: 80 tokens of a 7B take 3 seconds on an H100
 EXAMPLES = 100  # rows a tool
 CHAT_TIMEOUT_S = 300.0  # 64 whole calls on two cores
+Asked = tuple[str, str]  # a query, and the tool that a person has noted
 HEADERS = ("what", "at once", "queries", "p50, ms", "p95, ms", "a second", "right")
 
 
@@ -69,9 +73,9 @@ def main() -> int:
     args = parse_arguments()
     if not (args.folder or args.chat) and args.size == "7b" and not torch.cuda.is_available():
         raise UserError("no GPU", fix="--size tiny --queries 48 runs everywhere")
-    asked = hand_written(args.queries)
+    asked, unasked = hand_written(args.queries), itertools.cycle(hand_written())
     if args.chat:
-        return measure_chat(args, asked)
+        return measure_chat(args, unasked)
     queries = [query for query, _ in asked]
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or random_adapter(Path(scratch), args.size)
@@ -87,12 +91,12 @@ def main() -> int:
         if args.data:
             results.add(measure_tfidf(args.data, asked))
         for at_once in AT_ONCE:
-            results.add(measure(router, asked, at_once, parameters=False, is_real=bool(args.folder)))
+            results.add(measure(router, asked, asked, at_once, parameters=False, is_real=bool(args.folder)))
         if not args.url:
             results.add(measure_embeddings(router, asked, args.data, is_real=bool(args.folder)))
         for at_once in AT_ONCE:
-            whole = asked[: args.whole or WHOLE[at_once]]
-            results.add(measure(router, whole, at_once, parameters=True, is_real=bool(args.folder)))
+            first, whole = whole_calls(args, unasked, at_once)
+            results.add(measure(router, first, whole, at_once, parameters=True, is_real=bool(args.folder)))
         router.close()
     print(results.report())
     return 0
@@ -149,13 +153,19 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def hand_written(count: int) -> list[tuple[str, str]]:
-    """Return so many hand-written queries with their tools, spread over these, repeated if there are fewer."""
+def hand_written(count: int | None = None) -> list[Asked]:
+    """Return so many hand-written queries with their tools, or all; spread over the tools, repeated if need be."""
     by_slice = yaml.safe_load(PROBE.read_text(encoding="utf-8"))
     found = [(query, tool) for tools in by_slice.values() for tool, texts in tools.items() for query in texts]
     asked = [(query if isinstance(query, str) else query["query"], tool) for query, tool in found]
     random.Random(0).shuffle(asked)
-    return [asked[place % len(asked)] for place in range(count)]
+    return [asked[place % len(asked)] for place in range(len(asked) if count is None else count)]
+
+
+def whole_calls(args: argparse.Namespace, unasked: Iterator[Asked], at_once: int) -> tuple[list[Asked], list[Asked]]:
+    """Return queries to ask first, and those to measure."""
+    count = args.whole or WHOLE[at_once]
+    return list(itertools.islice(unasked, min(at_once, count))), list(itertools.islice(unasked, count))
 
 
 def random_adapter(scratch: Path, size: str) -> Path:
@@ -181,25 +191,27 @@ def random_adapter(scratch: Path, size: str) -> Path:
 
 
 def measure(
-    router: Router, asked: Sequence[tuple[str, str]], at_once: int, *, parameters: bool, is_real: bool
+    router: Router, first: Sequence[Asked], asked: Sequence[Asked], at_once: int, *, parameters: bool, is_real: bool
 ) -> dict[str, Any]:
-    """Ask all queries from `at_once` threads; choices were all asked once before, of whole calls the first ones."""
-    """Ask all queries from `at_once` threads; choices were all asked once before, of whole calls the first ones."""
+    """Ask all queries from `at_once` threads, after those of `first`."""
     queries = [query for query, _ in asked]
     ask = functools.partial(router.route, parameters=parameters)
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(ask, queries[:at_once] if parameters else queries))
-        started_s = time.perf_counter()
+        list(pool.map(ask, [query for query, _ in first]))
+        started_s, processor_s = time.perf_counter(), time.process_time()
         decisions = list(pool.map(ask, queries))
-        seconds = time.perf_counter() - started_s
+        seconds, processor_s = time.perf_counter() - started_s, time.process_time() - processor_s
     failed = sum(decision.confidence is None for decision in decisions)
     latencies = [decision.seconds for decision in decisions]
     chosen = [decision.tool for decision in decisions] if is_real else None
     what = "whole calls" if parameters else "choices"
-    return _row(what, at_once, latencies, seconds, _right(chosen, asked)) | {"failed": failed}
+    return _row(what, at_once, latencies, seconds, _right(chosen, asked)) | {
+        "failed": failed,
+        "processor_ms": round(1e3 * processor_s / len(asked), 2),
+    }
 
 
-def measure_chat(args: argparse.Namespace, asked: Sequence[tuple[str, str]]) -> int:
+def measure_chat(args: argparse.Namespace, unasked: Iterator[Asked]) -> int:
     """Ask an OpenAI-compatible server from 1, 8 and 64 threads; the tool is in what it adds to a completion."""
     import openai
 
@@ -218,10 +230,10 @@ def measure_chat(args: argparse.Namespace, asked: Sequence[tuple[str, str]]) -> 
             return found.model_extra["decision"]["tool"], time.perf_counter() - started_s
 
         for at_once in AT_ONCE:
-            whole = asked[: args.whole or WHOLE[at_once]]
+            first, whole = whole_calls(args, unasked, at_once)
             queries = [query for query, _ in whole]
             with ThreadPoolExecutor(at_once) as pool:
-                list(pool.map(ask, queries[:at_once]))
+                list(pool.map(ask, [query for query, _ in first]))
                 started_s = time.perf_counter()
                 found = list(pool.map(ask, queries))
                 seconds = time.perf_counter() - started_s
@@ -231,7 +243,7 @@ def measure_chat(args: argparse.Namespace, asked: Sequence[tuple[str, str]]) -> 
     return 0
 
 
-def _right(chosen: Sequence[str | None] | None, asked: Sequence[tuple[str, str]]) -> float | None:
+def _right(chosen: Sequence[str | None] | None, asked: Sequence[Asked]) -> float | None:
     return chosen and sum(one == tool for one, (_, tool) in zip(chosen, asked, strict=True)) / len(asked)
 
 
@@ -268,7 +280,7 @@ def measure_own_part(router: Router, queries: Sequence[str]) -> dict[str, Any]:
     return _row("the router's own part", 1, latencies, time.perf_counter() - started_s)
 
 
-def measure_tfidf(data: Path, asked: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def measure_tfidf(data: Path, asked: Sequence[Asked]) -> dict[str, Any]:
     """Time the choices of TF-IDF and logistic regression, one query at a time."""
     from tool_aware.evaluation.scoring.baselines import tfidf_regression
 
@@ -277,9 +289,7 @@ def measure_tfidf(data: Path, asked: Sequence[tuple[str, str]]) -> dict[str, Any
     return _one_by_one("TF-IDF, choices", lambda query: choose([query])[0][0], asked, is_real=True)
 
 
-def measure_embeddings(
-    router: Router, asked: Sequence[tuple[str, str]], data: Path | None, *, is_real: bool
-) -> dict[str, Any]:
+def measure_embeddings(router: Router, asked: Sequence[Asked], data: Path | None, *, is_real: bool) -> dict[str, Any]:
     """Time the choices by the nearest of the tools' mean embeddings, one query at a time."""
     import torch
 
@@ -312,7 +322,7 @@ def embedder(model: Any, tokenizer: Any) -> Callable[[str], Any]:
     return embed
 
 
-def training_rows(data: Path) -> list[tuple[str, str]]:
+def training_rows(data: Path) -> list[Asked]:
     """Return the queries of train.json with their tools."""
     from tool_aware.rows import load_rows
 
@@ -320,9 +330,7 @@ def training_rows(data: Path) -> list[tuple[str, str]]:
     return [(row.query, row.tool) for row in rows]
 
 
-def _one_by_one(
-    what: str, choose: Callable[[str], str], asked: Sequence[tuple[str, str]], *, is_real: bool
-) -> dict[str, Any]:
+def _one_by_one(what: str, choose: Callable[[str], str], asked: Sequence[Asked], *, is_real: bool) -> dict[str, Any]:
     chosen: list[str] = []
     choose(asked[0][0])
     started_s = time.perf_counter()

@@ -59,16 +59,27 @@ class Places:
 
 @dataclass(frozen=True)
 class LayerStore:
-    """Keys and values of one layer: those that all rows begin with, (K, P, D), and each row's own, (rows, K, C, D)."""
+    """Keys and values of one layer: those that all rows begin with, (K, P, D), and each row's own, (rows, K, C, D).
 
-    shared_keys: torch.Tensor
-    shared_values: torch.Tensor
+    Of a single row all are its own: that takes one attention instead of two.
+    """
+
     keys: torch.Tensor
     values: torch.Tensor
+    shared: tuple[torch.Tensor, torch.Tensor] | None
 
     def of_rows(self, places: Sequence[int]) -> LayerStore:
         """Return what is kept of some rows."""
-        return LayerStore(self.shared_keys, self.shared_values, self.keys[places], self.values[places])
+        return LayerStore(self.keys[places], self.values[places], self.shared)
+
+    @classmethod
+    def behind(cls, keys: torch.Tensor, values: torch.Tensor, rows: int, columns: int) -> LayerStore:
+        """Return a store with room for so many tokens of each row behind keys and values (K, P, D)."""
+        heads, _, size = keys.shape
+        if rows > 1:
+            own = (part.new_zeros(rows, heads, columns, size) for part in (keys, values))
+            return cls(*own, shared=(keys, values))
+        return cls(*(functional.pad(part, (0, 0, 0, columns))[None] for part in (keys, values)), shared=None)
 
 
 class _Product:
@@ -140,9 +151,11 @@ class _Layer:
             own.flatten(2, 3), store.keys[:, :, :used], store.values[:, :, :used], attn_mask=places.hidden
         )  # (rows, K, G x widest, D), (rows, K, G x widest)
         own_out = own_out.view(own.shape)[places.rows, :, :, places.numbers]  # (T, K, G, D)
+        if store.shared is None:
+            return own_out.reshape(tokens, heads * size)
         own_lse = own_lse.view(own.shape[:-1])[places.rows, :, :, places.numbers]
         shared = by_head.permute(1, 2, 0, 3).reshape(1, kv, groups * tokens, size)
-        out, lse = attend(shared, store.shared_keys[None], store.shared_values[None])
+        out, lse = attend(shared, *(part[None] for part in store.shared))
         out = out.view(kv, groups, tokens, size).permute(2, 0, 1, 3)
         lse = lse.view(kv, groups, tokens).permute(2, 0, 1)
         share = torch.sigmoid(own_lse - lse).to(out.dtype)[..., None]  # of the row's own tokens

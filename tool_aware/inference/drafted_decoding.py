@@ -86,13 +86,7 @@ class DraftingDecoder:
     def _stores(self, rows: int, longest: int) -> list[LayerStore]:
         from tool_aware.engine.merged_layers import LayerStore
 
-        columns = longest + self._max_new_tokens
-        stores = []
-        for keys, values in self._shared:
-            heads, _, size = keys.shape
-            own = (keys.new_zeros(rows, heads, columns, size), values.new_zeros(rows, heads, columns, size))
-            stores.append(LayerStore(keys, values, *own))
-        return stores
+        return [LayerStore.behind(*shared, rows, longest + self._max_new_tokens) for shared in self._shared]
 
     def _advance(self, rows: Sequence[_Row], stores: Sequence[LayerStore], rules: GrammarProcessor | None) -> None:
         """Run one pass over the rows, and give each the tokens that it shows."""
@@ -102,13 +96,15 @@ class DraftingDecoder:
 
         fed = [self._fed(row, rows, rules) for row in rows]
         layers = self._layers
-        places = Places.of([len(ids) for ids in fed], [row.fed for row in rows], layers.groups, layers.dtype)
+        before = self._prefix if stores[0].shared is None else 0  # columns of a store
+        lengths = [before + row.fed for row in rows]
+        places = Places.of([len(ids) for ids in fed], lengths, layers.groups, layers.dtype)
         ids = torch.tensor([token for row_ids in fed for token in row_ids])
         wanted, end = [], 0
         for row, row_ids in zip(rows, fed, strict=True):
             end += len(row_ids)
             wanted += range(end - len(row.draft) - row.is_running, end)
-        scores = layers.logits(ids, self._prefix + places.columns, stores, places, torch.tensor(wanted))
+        scores = layers.logits(ids, self._prefix - before + places.columns, stores, places, torch.tensor(wanted))
         best, first = scores.argmax(-1).tolist(), 0
         for row in rows:
             if row.is_running:

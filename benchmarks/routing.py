@@ -16,11 +16,11 @@ at a time (WHOLE). The router's own part is timed with an engine that answers at
 the openai client: whole calls alone, for such a server has no other; its time is the client's.
 
 Cheap routers: TF-IDF with logistic regression, and the nearest of the tools' mean embeddings, as routers by embeddings
-choose. The embedding is the base model's own (on a CPU that of the tuned one, where the adapter is merged): its last hidden
-states, averaged over the query's tokens. It is no sentence encoder; one would be smaller and better, and none is at hand without a network. Both learn from train.json
-of --data, the embeddings from EXAMPLES rows a tool. "right" is the share of the hand-written queries that get the
-tool a person has noted; there is none for random weights, and without --data none for embeddings, which then learn
-from the queries themselves.
+choose. The embedding is the base model's own (on a CPU that of the tuned one, where the adapter is merged): its last
+hidden states, averaged over the query's tokens. It is no sentence encoder; one would be smaller and better, and none is
+at hand without a network. Both learn from train.json of --data, the embeddings from EXAMPLES rows a tool. "right" is
+the share of the hand-written queries that get the tool a person has noted; there is none for random weights, and
+without --data none for embeddings, which then learn from the queries themselves.
 
 Reads:  benchmarks/probe/. Writes: benchmarks/results/routing_DEVICE.json (--output), after every row.
 Exit codes: 0 done, 2 no GPU.

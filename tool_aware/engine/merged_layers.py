@@ -77,9 +77,10 @@ class LayerStore:
         """Return a store with room for so many tokens of each row behind keys and values (K, P, D)."""
         heads, _, size = keys.shape
         if rows > 1:
-            own = (part.new_zeros(rows, heads, columns, size) for part in (keys, values))
-            return cls(*own, shared=(keys, values))
-        return cls(*(functional.pad(part, (0, 0, 0, columns))[None] for part in (keys, values)), shared=None)
+            shape = (rows, heads, columns, size)
+            return cls(keys.new_zeros(shape), values.new_zeros(shape), (keys, values))
+        own_keys, own_values = (functional.pad(part, (0, 0, 0, columns))[None] for part in (keys, values))
+        return cls(own_keys, own_values, None)
 
 
 class _Product:

@@ -100,7 +100,8 @@ class DraftingDecoder:
         lengths = [before + row.fed for row in rows]
         places = Places.of([len(ids) for ids in fed], lengths, layers.groups, layers.dtype)
         ids = torch.tensor([token for row_ids in fed for token in row_ids])
-        wanted, end = [], 0
+        wanted: list[int] = []
+        end = 0
         for row, row_ids in zip(rows, fed, strict=True):
             end += len(row_ids)
             wanted += range(end - len(row.draft) - row.is_running, end)

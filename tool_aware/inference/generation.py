@@ -140,7 +140,9 @@ def _drafting(
     from tool_aware.inference.drafts import Phrases
 
     layers = merged_layers(model, max(map(len, prompts)) + max_new_tokens)
-    return layers and DraftingDecoder(layers, prefix, Phrases(), eos_id=eos_id, max_new_tokens=max_new_tokens)
+    if layers is None:
+        return None
+    return DraftingDecoder(layers, prefix, Phrases(), eos_id=eos_id, max_new_tokens=max_new_tokens)
 
 
 class BatchDecoder:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tool_aware.evaluation.scoring.intervals import Figure, proportion
+from tool_aware.evaluation.scoring.intervals import NOT_AVAILABLE, Figure, proportion
 from tool_aware.evaluation.scoring.judgement import INVALID, Judgement
 from tool_aware.rows import Row
 
@@ -51,16 +51,14 @@ def break_down(systems: Mapping[str, Sequence[Judgement]], rows: Mapping[int, Ro
     """Compute tool accuracy by property, values with most rows first; leave out properties that have one value."""
     parts = []
     for name, value_of in _PROPERTIES.items():
-        members: dict[str, set[int]] = defaultdict(set)
-        for index, row in rows.items():
-            value = value_of(row)
-            if value:
-                members[value].add(index)
-        if len(members) < 2:
+        values = {index: value for index, row in rows.items() if (value := value_of(row))}
+        counts = Counter(values.values())
+        if len(counts) < 2:
             continue
-        for value, indices in sorted(members.items(), key=lambda item: -len(item[1])):
-            accuracy = {system: _accuracy(judgements, indices) for system, judgements in systems.items()}
-            parts.append(Part(name, value, len(indices), accuracy))
+        accuracies = {system: _accuracies(judgements, values) for system, judgements in systems.items()}
+        for value, count in counts.most_common():
+            accuracy = {system: by_value.get(value, NOT_AVAILABLE) for system, by_value in accuracies.items()}
+            parts.append(Part(name, value, count, accuracy))
     return parts
 
 
@@ -79,9 +77,11 @@ _PROPERTIES = {
 }
 
 
-def _accuracy(judgements: Sequence[Judgement], indices: set[int]) -> Figure:
-    inside = [judgement.is_tool_right for judgement in judgements if judgement.row in indices]
-    return proportion(sum(inside), len(inside))
+def _accuracies(judgements: Sequence[Judgement], values: Mapping[int, str]) -> dict[str, Figure]:
+    """Return the tool accuracy on the rows that have one value, by that value."""
+    inside = [(values[j.row], j.is_tool_right) for j in judgements if j.row in values]
+    counts, right = Counter(value for value, _ in inside), Counter(value for value, is_right in inside if is_right)
+    return {value: proportion(right[value], count) for value, count in counts.items()}
 
 
 def worst_rows(judgements: Sequence[Judgement], confidence: Mapping[int, float]) -> list[Judgement]:

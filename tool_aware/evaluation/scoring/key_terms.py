@@ -79,10 +79,10 @@ class Terms:
 def terms_of(text: str, language: str = "en") -> Terms:
     """Return the words of a text in a language, as `language_of` names it."""
     text = _present_phrases().sub(" ", unicodedata.normalize("NFKC", text))
-    fillers, negations = _fillers(language), _negations(language)
     content: list[str] = []
     unspaced = ""
-    names, capitals, times, numbers, filler = set(), set(), set(), [], 0
+    numbers, filler = [], 0
+    found: dict[str, set[str]] = {"name": set(), "capital": set(), "time": set()}
     is_negated = bool(_NEGATIVE_CHARACTERS.search(text))
     for match in _PIECES.finditer(text):
         kind, piece = match.lastgroup, match[0]
@@ -97,30 +97,40 @@ def terms_of(text: str, language: str = "en") -> Terms:
             content.append(piece)
             unspaced += piece
         elif kind == "word":
-            folded = piece.casefold()
-            if folded in negations:
-                is_negated = True
-            elif (folded in fillers or fold(piece) in fillers) and not (piece.isupper() and len(piece) > 1):
-                filler += 1
-            else:
-                content.append(fold(piece))
-                if folded in _times():
-                    times.add(fold(piece))
-                elif _is_name(piece, language):
-                    names.add(fold(piece))
-                elif piece[0].isupper():
-                    capitals.add(fold(piece))
+            role, word = _word(piece, language)
+            is_negated |= role == "negation"
+            filler += role == "filler"
+            if role not in ("negation", "filler"):
+                content.append(word)
+            if role in found:
+                found[role].add(word)
     return Terms(
         tuple(dict.fromkeys(content)),
-        frozenset(names),
-        frozenset(capitals),
+        frozenset(found["name"]),
+        frozenset(found["capital"]),
         unspaced,
         tuple(dict.fromkeys(numbers)),
-        frozenset(times),
+        frozenset(found["time"]),
         filler,
         is_negated,
         bool(_FREE_OF.search(text)),
     )
+
+
+@lru_cache(maxsize=65_536)  # texts share words
+def _word(piece: str, language: str) -> tuple[str, str]:
+    """Return what a word is to its text, empty for a content word of no further kind, and the word, folded."""
+    folded, word = piece.casefold(), fold(piece)
+    fillers = _fillers(language)
+    if folded in _negations(language):
+        return "negation", word
+    if (folded in fillers or word in fillers) and not (piece.isupper() and len(piece) > 1):
+        return "filler", word
+    if folded in _times():
+        return "time", word
+    if _is_name(piece, language):
+        return "name", word
+    return "capital" if piece[0].isupper() else "", word
 
 
 def index_tokens(text: str) -> list[str]:

@@ -54,9 +54,11 @@ def _not_usable(
 ) -> Iterator[WorstParameter]:
     for prediction, judgement in zip(predictions, judgements, strict=True):
         wrong = [use for use in judgement.uses if not use.is_usable]
+        if not wrong:
+            continue
         row = rows[judgement.row]
         answered, reference = read_response(prediction.text or "").call, row.answer.call
-        if not wrong or answered is None or reference is None:
+        if answered is None or reference is None:
             continue
         for use in wrong:
             name = use.name.partition(".")[0] if use.name not in reference.parameters else use.name

@@ -27,11 +27,12 @@ from tool_aware.command_line import positive_int, script_parser
 from tool_aware.config.options import add_config_arguments, add_output_dir_argument, parse_options
 from tool_aware.console import GateFailed, duration, run, say
 from tool_aware.evaluation.answering.collect import Answers, collect_answers
+from tool_aware.evaluation.baselines_beside import begin_baselines
 from tool_aware.evaluation.evaluation_job import Job, Options, prepare
 from tool_aware.evaluation.gates import failures
 from tool_aware.evaluation.report.output import print_results, update_adapter, write_results
 from tool_aware.evaluation.results import Results, assemble, parameter_judge_of
-from tool_aware.evaluation.scoring.baselines import baseline_predictions, note_of_sample
+from tool_aware.evaluation.scoring.baselines import note_of_sample
 from tool_aware.evaluation.scoring.code_equality import same_syntax
 from tool_aware.evaluation.scoring.judgement import SameCode
 from tool_aware.garbage_collection import no_search_for_circles
@@ -126,9 +127,8 @@ def delete_earlier_answers(job: Job) -> None:
 def assemble_results(job: Job, answers: Answers) -> Results:
     """Judge the answers, choose tools with the baselines too, and compute all figures."""
     test, config = job.test, job.config
-    with stage("rivals"):
-        keywords = config.evaluation.keyword_router
-        baselines = baseline_predictions(test.train, test.rows, keywords, config.toolbox.names)
+    keywords = config.evaluation.keyword_router
+    baselines = begin_baselines(test.train, test.rows, keywords, config.toolbox.names)
     return assemble(
         config,
         test.rows,

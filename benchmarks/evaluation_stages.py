@@ -5,7 +5,7 @@
 
 Arguments are those of evaluate.py; `--stages-json FILE` behind them writes seconds and memory to a file. Seconds are
 those of this process, so that other work on the machine does not count; those of the programs that it starts (the
-sandbox) are a line of their own.
+sandbox, the baselines of many rows) are a line of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BEGUN_S = time.process_time()
 
 import evaluate  # noqa: E402
 from tool_aware.console import run, say, table  # noqa: E402
-from tool_aware.evaluation import judging, results  # noqa: E402
+from tool_aware.evaluation import baselines_beside, judging, results  # noqa: E402
 from tool_aware.evaluation.report import output  # noqa: E402
 from tool_aware.evaluation.scoring.usable import ParameterJudge  # noqa: E402
 from tool_aware.units import MIB  # noqa: E402
@@ -33,7 +33,7 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (evaluate, "prepare", "checks, data, earlier answers"),
     (evaluate, "print_plan", "plan"),
     (evaluate, "collect_answers", "earlier answers again"),
-    (evaluate, "baseline_predictions", "cheap baselines"),
+    (baselines_beside, "baseline_predictions", "cheap baselines"),
     (ParameterJudge, "run_programs", "programs, this process"),
     (judging, "judge_row_by_row", "judging"),
     (results, "reader_of_reasonings", "reader of reasonings"),
@@ -80,8 +80,8 @@ def main() -> int:
         file = Path(arguments[-1])
         del arguments[-2:]
     timed(evaluate.main, "all else")(arguments)
-    of_programs = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent["programs, their own processes"] = of_programs.ru_utime + of_programs.ru_stime
+    of_others = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent["other processes: programs, baselines of many rows"] = of_others.ru_utime + of_others.ru_stime
     if file:
         file.write_text(json.dumps({"seconds": {"imports": imports_s, **spent}, "peaks": peaks}), encoding="utf-8")
     rows = [["imports", f"{imports_s:.1f}"], *([name, f"{seconds:.1f}"] for name, seconds in spent.items())]

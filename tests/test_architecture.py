@@ -21,6 +21,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             "console",
+            "beside",
             "command_line",
             "versions",
             "files",

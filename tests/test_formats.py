@@ -112,7 +112,7 @@ def test_every_file_of_the_evaluation_stage_is_described(tmp_path, toy_rows, con
     rows = dict(enumerate(toy_rows[:8]))
     answers = [Prediction(index, row.response) for index, row in rows.items()]
     tasks = plan_tasks(Plan(constrained=False, choices=False), rows, {}, config.toolbox, [])
-    results = assemble(config, rows, {}, {"base": answers, "finetuned": answers}, tasks, baselines={})
+    results = assemble(config, rows, {}, {"base": answers, "finetuned": answers}, tasks, baselines=dict)
     test = TestSet(tmp_path / "test.json", "0" * 64, rows, len(rows), [], {}, None)
     test.path.write_text("[]")
     outputs = write_results(tmp_path, results, config, test, started_s=0.0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from tool_aware.config.settings import Config
 from tool_aware.evaluation.answering.tasks import VAL_CHOICE, Task
+from tool_aware.evaluation.baselines_beside import Baselines
 from tool_aware.evaluation.judging import (
     REFERENCES,
     calls_of_own_tool,
@@ -113,7 +114,7 @@ def assemble(
     predictions: Mapping[str, Sequence[Prediction]],
     tasks: Sequence[Task],
     *,
-    baselines: Mapping[str, Sequence[Prediction]],
+    baselines: Baselines,
     train: Sequence[Row] = (),
     same_code: SameCode = same_syntax,
     parameter_judge: ParameterJudge | None = None,
@@ -121,11 +122,12 @@ def assemble(
 ) -> Results:
     """Judge every prediction and compute all figures; which calls are usable, only with `parameter_judge`.
 
-    `train` and `val` have the references from which the reader of reasonings learns.
+    `baselines` is called, and perhaps waited for, when all else is judged; `train` and `val` have the references from
+    which the reader of reasonings learns.
     """
     tools = config.toolbox
     aside = {task.name for task in tasks if task.variant or task.name == VAL_CHOICE}  # compared elsewhere
-    systems = {name: answers for name, answers in predictions.items() if name not in aside} | dict(baselines)
+    systems = {name: answers for name, answers in predictions.items() if name not in aside}
     if parameter_judge:
         with stage("running programs"):
             coding = {tool.name for tool in tools if parameter_judge.takes_programs(tool)}
@@ -135,6 +137,10 @@ def assemble(
         read = reader_of_reasonings([*train, *val.values()], tools.names) if is_answered else None
     judgements = judge_all(systems, test, tools, same_code=same_code, parameter_judge=parameter_judge, read=read)
     references = judgements.pop(REFERENCES)
+    with stage("rivals"):
+        rivals = baselines()
+        systems |= rivals
+        judgements |= judge_row_by_row(rivals, test, tools, same_code)
     metrics = {
         name: replace(
             summarise_system(name, judged, config),
@@ -149,7 +155,7 @@ def assemble(
         names = title(first), title(second)
         return compare(judgements[first], judgements[second], tools.names, names=names, seed=config.evaluation.seed)
 
-    by_accuracy = sorted(baselines, key=lambda name: -metrics[name].accuracy.value)
+    by_accuracy = sorted(rivals, key=lambda name: -metrics[name].accuracy.value)
     return Results(
         rows=test,
         tools=tools,

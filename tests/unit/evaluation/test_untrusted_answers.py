@@ -90,7 +90,7 @@ def test_no_answer_ends_an_evaluation(tmp_path, toy_rows, config, capsys):
     assert [again[index].text for index in rows] == [prediction.text for prediction in predictions]
     tasks = plan_tasks(Plan(constrained=False, choices=False), rows, {}, config.toolbox, [])
     results = assemble(
-        config, rows, {}, {"base": predictions, "finetuned": predictions}, tasks, baselines={}, same_code=same_syntax
+        config, rows, {}, {"base": predictions, "finetuned": predictions}, tasks, baselines=dict, same_code=same_syntax
     )
     print_results(results)
     test = TestSet(tmp_path / "test.json", "0" * 64, rows, len(rows), [], {}, None)

@@ -22,41 +22,50 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 5
 NEIGHBOURS_NAME = "char n-gram k-NN"
-MOST_PAIRS = 400_000_000  # of a training and a test query that are compared; 15 s of a core for every 200 million
+MOST_PAIRS = 400_000_000  # of a training and a test query that are compared; 10 s of a core for every 200 million
 QUERIES_AT_ONCE = 5_000
-WORKING_MEMORY_MIB = 64  # of distances to training rows that are held at once; scikit-learn takes 1,024
+WORKING_MEMORY_MIB = 16  # of distances held at once; with 64, whose pages are new each time, it takes longer
 FEWEST_TRAINING_ROWS = 2 * NEIGHBOURS
 
-Choice = tuple[str, dict[str, float] | None]  # a tool and, where the baseline has them, the tools' probabilities
-Chooser = Callable[[Sequence[str]], list[Choice]]  # of queries
+Chooser = Callable[[Sequence[str]], list[str]]  # of a tool for each query
 
 
 @on_one_thread("sklearn")
 def baseline_predictions(
     train: Sequence[Row], test: Mapping[int, Row], router: KeywordRouterSection, tools: Sequence[str]
 ) -> dict[str, list[Prediction]]:
-    """Return the tool that each baseline chooses for each test row; those that learn do so from `train` alone.
+    """Return the tool that each baseline chooses for each test row: see `baseline_choices`."""
+    learnt = [(row.query, row.tool) for row in train]
+    return predictions_of(baseline_choices(learnt, [row.query for row in test.values()], router, tools), test)
+
+
+def predictions_of(choices: Mapping[str, Sequence[str]], test: Mapping[int, Row]) -> dict[str, list[Prediction]]:
+    """Return the tools that baselines choose for test rows as their predictions."""
+    return {
+        name: [Prediction(index, tool=tool) for index, tool in zip(test, chosen, strict=True)]
+        for name, chosen in choices.items()
+    }
+
+
+@on_one_thread("sklearn")
+def baseline_choices(
+    learnt: Sequence[tuple[str, str]], queries: Sequence[str], router: KeywordRouterSection, tools: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return the tool that each baseline chooses for each query; those that learn do so from queries with their tools.
 
     Baselines without rules, or with too few rows or only one class to learn from, are left out.
     """
     choosers: dict[str, Chooser] = {}
     if any(rule.tool in tools for rule in router.rules):
         choosers["keyword router"] = keyword_router(router, tools)
-    labels = [row.tool for row in train]
+    labels = [tool for _, tool in learnt]
     if labels:
         choosers["majority"] = majority(labels)
     if len(set(labels)) > 1 and len(labels) >= FEWEST_TRAINING_ROWS:
-        choosers["TF-IDF + logistic regression"] = tfidf_regression([row.query for row in train], labels)
-        compared = spread_evenly(train, rows_compared(len(train), len(test)))
-        choosers[NEIGHBOURS_NAME] = nearest_neighbours([row.query for row in compared], [row.tool for row in compared])
-    queries = [row.query for row in test.values()]
-    return {
-        name: [
-            Prediction(index, tool=tool, scores=scores)
-            for index, (tool, scores) in zip(test, choose(queries), strict=True)
-        ]
-        for name, choose in choosers.items()
-    }
+        choosers["TF-IDF + logistic regression"] = tfidf_regression([query for query, _ in learnt], labels)
+        compared = spread_evenly(learnt, rows_compared(len(learnt), len(queries)))
+        choosers[NEIGHBOURS_NAME] = nearest_neighbours([query for query, _ in compared], [tool for _, tool in compared])
+    return {name: choose(queries) for name, choose in choosers.items()}
 
 
 def rows_compared(train: int, test: int) -> int:
@@ -74,13 +83,13 @@ def note_of_sample(train: int, test: int) -> list[str]:
 def majority(labels: Sequence[str]) -> Chooser:
     """Return a chooser of the tool that occurs most often."""
     (tool, _), *_ = Counter(labels).most_common(1)
-    return lambda queries: [(tool, None)] * len(queries)
+    return lambda queries: [tool] * len(queries)
 
 
 def keyword_router(router: KeywordRouterSection, tools: Sequence[str]) -> Chooser:
     """Return a chooser by the agent's present rules."""
     choose = keyword_rules(router, tools)
-    return lambda queries: [(choose(query), None) for query in queries]
+    return lambda queries: [choose(query) for query in queries]
 
 
 def tfidf_regression(queries: Sequence[str], labels: Sequence[str]) -> Chooser:
@@ -113,13 +122,11 @@ def _classifier(batches: Callable[[Sequence[str], int], Iterator[csr_matrix]], m
 
     classes = model.classes_.tolist()
 
-    def choose(queries: Sequence[str]) -> list[Choice]:
-        found: list[Choice] = []
+    def choose(queries: Sequence[str]) -> list[str]:
+        chosen: list[str] = []
         for vectors in batches(queries, QUERIES_AT_ONCE):
             with config_context(working_memory=WORKING_MEMORY_MIB):
-                shares = model.predict_proba(vectors).tolist()
-            rows = [dict(zip(classes, row, strict=True)) for row in shares]
-            found += [(max(row, key=row.__getitem__), row) for row in rows]
-        return found
+                chosen += [classes[column] for column in model.predict_proba(vectors).argmax(axis=1).tolist()]
+        return chosen
 
     return choose

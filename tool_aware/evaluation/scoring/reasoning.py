@@ -62,7 +62,7 @@ def reader_of_reasonings(rows: Iterable[Row], tools: Sequence[str]) -> Reader | 
     def read(reasonings: Sequence[str]) -> list[str]:
         if not reasonings:
             return []
-        return [tool for tool, _ in choose([without_names(text, names) for text in reasonings])]
+        return choose([without_names(text, names) for text in reasonings])
 
     return read
 

@@ -66,7 +66,7 @@ def results(config):
     }
     predictions |= {"base": base, "finetuned": tuned, "base_constrained": base, "finetuned_constrained": tuned}
     baselines = {"majority": [Prediction(index, tool="web_search") for index in rows]}
-    return assemble(config, rows, rows, predictions, tasks, baselines=baselines)
+    return assemble(config, rows, rows, predictions, tasks, baselines=lambda: baselines)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_verdict_comes_first_and_names_the_best_baseline(results):
 def test_a_baseline_that_wins_is_in_the_first_paragraph(config, results):
     perfect = {"TF-IDF": [Prediction(index, tool=row.tool) for index, row in results.rows.items()]}
     worse = {"base": results.predictions["base"], "finetuned": results.predictions["base"]}
-    beaten = assemble(config, results.rows, {}, worse, [], baselines=perfect)
+    beaten = assemble(config, results.rows, {}, worse, [], baselines=lambda: perfect)
     assert "the baseline TF-IDF wins over fine-tuned" in build_report(beaten)[0].paragraphs[0]
 
 
@@ -109,7 +109,7 @@ def test_conversations_and_two_requests_have_chapters_where_the_data_has_such_ro
     assert "Two requests in one query" in printed
     plain = {index: row for index, row in results.rows.items() if index not in (6, 7, 9)}
     answers = {"finetuned": [p for p in results.predictions["finetuned"] if p.row in plain]}
-    without = assemble(config, plain, {}, answers, [], baselines={})
+    without = assemble(config, plain, {}, answers, [], baselines=dict)
     assert not {section.title for section in build_report(without)} & set(names)
     print_results(without)
     assert "Two requests" not in capsys.readouterr().out
@@ -262,7 +262,7 @@ def judged_page(config):
     base = [Prediction(index, NASTY[0]) for index in rows]
     judge = parameter_judge_of(config, rows, ProgramRuns())
     answers = {"base": base, "finetuned": tuned}
-    found = assemble(config, rows, rows, answers, [], baselines={}, parameter_judge=judge)
+    found = assemble(config, rows, rows, answers, [], baselines=dict, parameter_judge=judge)
     return "".join(render_html(found, build_report(found), facts=[])), render_markdown(build_report(found))
 
 
@@ -373,7 +373,7 @@ def with_names(results, config, names):
         if task.kind == "choice"
     }
     baselines = {"majority": answers.pop("majority")}
-    found = assemble(config, rows, rows, answers, tasks, baselines=baselines)
+    found = assemble(config, rows, rows, answers, tasks, baselines=lambda: baselines)
     return "".join(render_html(found, build_report(found), facts=[]))
 
 

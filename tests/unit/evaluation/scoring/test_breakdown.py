@@ -1,4 +1,6 @@
 from tool_aware.config.data_sections import KeywordRouterSection
+from tool_aware.evaluation import baselines_beside
+from tool_aware.evaluation.baselines_beside import begin_baselines
 from tool_aware.evaluation.scoring.baselines import baseline_predictions, note_of_sample, rows_compared
 from tool_aware.evaluation.scoring.breakdown import break_down, top_confusions, worst_rows
 from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
@@ -133,3 +135,12 @@ def test_baselines_that_cannot_learn_are_left_out():
     assert set(baseline_predictions([], test, ROUTER, TOOLS.names)) == {"keyword router"}
     assert set(baseline_predictions(TRAIN[:3], test, KeywordRouterSection(), TOOLS.names)) == {"majority"}
     assert parse_response(TRAIN[0].response).call is not None
+
+
+def test_baselines_of_many_rows_come_from_another_process_and_are_the_same(monkeypatch):
+    test = {7: row("find budgets", "rag"), 9: row("LATEST numbers", "web")}
+    here = baseline_predictions(TRAIN, test, ROUTER, TOOLS.names)
+    monkeypatch.setattr(baselines_beside, "MANY_ROWS", 2)
+    monkeypatch.setattr(baselines_beside, "usable_cores", lambda: 2)
+    monkeypatch.setattr(baselines_beside, "baseline_predictions", None)  # not called here
+    assert begin_baselines(TRAIN, test, ROUTER, TOOLS.names)() == here

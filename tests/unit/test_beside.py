@@ -1,0 +1,19 @@
+import os
+
+from tool_aware.beside import Beside
+from tool_aware.text import shortlist
+
+
+def test_another_process_works_out_the_result():
+    assert Beside(shortlist, ["a", "b"]).result() == "a, b"
+    assert Beside(os.getpid).result() != os.getpid()
+
+
+def test_a_process_that_ends_without_a_result_is_replaced_by_this_one():
+    assert Beside(ends_elsewhere, os.getpid()).result() == "worked out here"
+
+
+def ends_elsewhere(here):
+    if os.getpid() != here:
+        os._exit(1)
+    return "worked out here"

@@ -1,0 +1,45 @@
+"""A function worked out by another process while this one goes on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def usable_cores() -> int:
+    """Return on how many cores this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Beside(Generic[T]):
+    """The result of a module's function, which a new Python works out; function, arguments and result are pickled.
+
+    A new one, not a copy: threads and a GPU's memory do not survive a fork. It ends with this process.
+    """
+
+    def __init__(self, function: Callable[..., T], *arguments: Any) -> None:
+        self._function, self._arguments = function, arguments
+        context = multiprocessing.get_context("spawn")
+        self._receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_send, args=(sender, function, *arguments), daemon=True)
+        self._process.start()
+        sender.close()  # so that nobody holds this end once the other process is gone
+
+    def result(self) -> T:
+        """Wait for the result; work it out here if the other process ended without one, killed for its memory say."""
+        try:
+            found: T = self._receiver.recv()
+        except EOFError:
+            found = self._function(*self._arguments)
+        self._receiver.close()
+        self._process.join()
+        return found
+
+
+def _send(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
+    sender.send(function(*arguments))

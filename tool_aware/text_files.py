@@ -153,9 +153,11 @@ def lines_of(
                 what = f"is not {storage.encoding.upper()}: {error}"
                 raise UserError(what, where=f"{path}:{lines_read + 1}") from error
             return
+        codec, bare = storage.encoding, _bare(storage)  # the first line may begin with a mark
         for number, raw in enumerate(file, start=1):
             try:
-                yield raw.decode("utf-8-sig" if number == 1 and storage.encoding == "utf-8-sig" else _bare(storage))
+                yield raw.decode(codec)
+                codec = bare
             except UnicodeDecodeError as error:
                 _refuse(error, raw, f"{path}:{number}", path, option)
 
@@ -380,13 +382,16 @@ def _is_usable(value: object, depth: int) -> bool:
         return not isinstance(value, Mapping | list | tuple)
     if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 - the first is much the faster
         for key, inside in value.items():
-            if isinstance(key, str) and not _is_encodable(key):
+            if isinstance(key, str) and not (key.isascii() or _is_encodable(key)):
                 return False
             kind = type(inside)  # most values are of a kind that needs no call of this function
-            if kind is str or kind is float:
-                if not (_is_encodable(inside) if kind is str else math.isfinite(inside)):
-                    return False
-            elif not (kind is int or kind is bool or inside is None or _is_usable(inside, depth + 1)):
+            if kind is str:
+                is_usable = inside.isascii() or _is_encodable(inside)
+            elif kind is float:
+                is_usable = math.isfinite(inside)
+            else:
+                is_usable = kind is int or kind is bool or inside is None or _is_usable(inside, depth + 1)
+            if not is_usable:
                 return False
         return True
     return not isinstance(value, list | tuple) or all(_is_usable(inside, depth + 1) for inside in value)

@@ -98,7 +98,7 @@ def _read_once(path: Path, tools: Collection[str], _as_of: object) -> tuple[Any,
 
 def _parsed(line: bytes) -> Any:
     try:
-        return parse_json(line)
+        return parse_json(line.decode())
     except ValueError:
         return None
 

@@ -10,7 +10,7 @@ Exit    0 done; 2 something to fix
 prepare_dataset.py makes the rows of the log of log_rows.py. The answers of six systems are made of the references,
 each system with its own share of other tools, other parameters and texts that are no call; some are in files of an
 earlier run, as evaluate.py finds them. Then evaluate.py runs in a process of its own with its stages timed: wall
-seconds, processor seconds of it and of the programs that it starts, and the most memory that was resident.
+seconds, processor seconds of it and of the programs that it starts, and the most memory that was resident, of one process and of all in sum.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ sys.path.insert(0, str(REPOSITORY))  # benchmarks run from a checkout, nothing i
 
 import evaluate  # noqa: E402
 from benchmarks._growth import exponent, report  # noqa: E402
+from benchmarks._memory_in_sum import MemoryInSum  # noqa: E402
 from tool_aware.config.settings import Config, load_config  # noqa: E402
 from tool_aware.console import UserError, run, say  # noqa: E402
 from tool_aware.evaluation.answering.tasks import Task  # noqa: E402
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sets = [*arguments.overrides, *prepared(folder, count, arguments.overrides)]
             points.append({"rows": count, **measured(folder, sets, arguments.evaluate)})
         whole = points[-1]["whole"]
-        say(f"{count:,} rows: {whole['processor_s']:.0f} s of processor time, {whole['peak_resident_mib']:,.0f} MiB")
+        say(f"{count:,} rows: {_whole(whole)} of processor time and memory, {whole['wall_s']:.0f} s by the clock")
     stages = list(dict.fromkeys(stage for point in points for stage in point["stages"]))
     growth = {stage: exponent(points, [point["stages"].get(stage, 0.0) for point in points], 1e-2) for stage in stages}
     lines = [(stage, *(f"{p['stages'].get(stage, 0.0):.1f} s" for p in points), growth[stage]) for stage in stages]
@@ -96,7 +97,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _whole(figures: Mapping[str, float]) -> str:
-    return f"{figures['processor_s']:.0f} s, {figures['peak_resident_mib']:,.0f} MiB"
+    return f"{figures['processor_s']:.0f} s, {figures['peak_in_sum_mib']:,.0f} MiB"
 
 
 # ---- rows and answers -----------------------------------------------------------------------------------
@@ -217,11 +218,13 @@ def measured(folder: Path, sets: Sequence[str], more: Sequence[str]) -> dict[str
 
 
 def by_itself(command: Sequence[str]) -> dict[str, float]:
-    """Run a command; return its wall seconds, its processor seconds with its children's, and its peak of memory."""
+    """Run a command; return its wall seconds, its processor seconds with its children's, and its peaks of memory."""
     started_s = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as messages:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=messages)
+        memory = MemoryInSum(process.pid)
         _, status, used = os.wait4(process.pid, 0)
+        in_sum_mib = memory.stop()
         process.returncode = os.waitstatus_to_exitcode(status)
         messages.seek(0)
         if process.returncode:
@@ -229,7 +232,8 @@ def by_itself(command: Sequence[str]) -> dict[str, float]:
     return {
         "wall_s": round(time.monotonic() - started_s, 1),
         "processor_s": round(used.ru_utime + used.ru_stime, 1),
-        "peak_resident_mib": round(used.ru_maxrss * 1024 / MIB, 1),
+        "peak_resident_mib": round(used.ru_maxrss * 1024 / MIB, 1),  # of one process
+        "peak_in_sum_mib": in_sum_mib,  # of all at one time, as far as was seen
     }
 
 

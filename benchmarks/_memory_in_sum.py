@@ -31,13 +31,11 @@ class MemoryInSum:
 
 
 def _with_children(pid: int) -> list[int]:
-    found = [pid]
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            found += [
-                each for child in children.read_text(encoding="ascii").split() for each in _with_children(int(child))
-            ]
-    return found
+    children: list[str] = []
+    with contextlib.suppress(OSError):  # ended meanwhile
+        for names in Path(f"/proc/{pid}/task").glob("*/children"):
+            children += names.read_text(encoding="ascii").split()
+    return [pid, *(each for child in children for each in _with_children(int(child)))]
 
 
 def _held_bytes(pid: int) -> int:

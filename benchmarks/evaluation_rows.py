@@ -10,7 +10,8 @@ Exit    0 done; 2 something to fix
 prepare_dataset.py makes the rows of the log of log_rows.py. The answers of six systems are made of the references,
 each system with its own share of other tools, other parameters and texts that are no call; some are in files of an
 earlier run, as evaluate.py finds them. Then evaluate.py runs in a process of its own with its stages timed: wall
-seconds, processor seconds of it and of the programs that it starts, and the most memory that was resident, of one process and of all in sum.
+seconds, processor seconds of it and of the programs that it starts, and the most memory that was resident, of one
+process and of all in sum.
 """
 
 from __future__ import annotations

@@ -12,6 +12,10 @@ from tool_aware.evaluation.scoring.code_equality import same_syntax
         ("import math\nprint(math.pi)", "import cmath\nprint(cmath.pi)", False),
         ("print(a, b)", "print(b, a)", False),  # names that the program does not bind keep theirs
         ("f(key=1)", "f(other=1)", False),
+        ("class A:\n    'What it is.'\n    x = 1", "class B:\n    y = 1", True),
+        ("def f():\n    'all of it'", "def f():\n    'another'", False),
+        ("import a as b", "import a as c", False),
+        ("print('1')", "print(1)", False),
         ("not python at all", "not  python at all", False),
         ("not python at all", " not python at all\n", True),
         ("print(1)", "not python at all", False),

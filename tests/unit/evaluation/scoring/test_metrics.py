@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tool_aware.evaluation.scoring import intervals
-from tool_aware.evaluation.scoring.intervals import bootstrap, proportion, resamples_of, share
+from tool_aware.evaluation.scoring.intervals import bootstrap, group_numbers, proportion, resamples_of, share
 from tool_aware.evaluation.scoring.judgement import Judgement
 from tool_aware.evaluation.scoring.metrics import summarise
 from tool_aware.evaluation.scoring.significance import compare, mcnemar, rows_to_settle
@@ -113,6 +113,15 @@ def test_many_groups_that_count_alike_are_drawn_together_with_the_same_distribut
     counts = resamples.sums(kinds, 4)
     assert (resamples.once @ counts).tolist() == np.bincount(kinds, minlength=4).tolist()
     assert bootstrap(lambda drawn: drawn @ counts[:, 3], resamples).value == sum(right)
+
+
+@pytest.mark.parametrize("most", [10, 1024])
+def test_groups_by_number_give_the_intervals_that_their_names_give(monkeypatch, most):
+    monkeypatch.setattr(intervals, "MOST_DRAWN_APART", most)
+    names = np.array([f"g{index * 7 % 40}" for index in range(200)])
+    right, part = np.arange(200) % 3 == 0, np.arange(200) % 40 > 7  # of some groups no row is left
+    numbers = group_numbers(names.tolist())
+    assert share(right[part], numbers[part], seed=1) == share(right[part].tolist(), names[part].tolist(), seed=1)
 
 
 def test_a_perfect_score_still_has_an_interval():

@@ -153,11 +153,10 @@ def lines_of(
                 what = f"is not {storage.encoding.upper()}: {error}"
                 raise UserError(what, where=f"{path}:{lines_read + 1}") from error
             return
-        codec, bare = storage.encoding, _bare(storage)  # the first line may begin with a mark
+        bare = _bare(storage)
         for number, raw in enumerate(file, start=1):
             try:
-                yield raw.decode(codec)
-                codec = bare
+                yield raw.decode(storage.encoding if number == 1 else bare)  # the first may begin with a mark
             except UnicodeDecodeError as error:
                 _refuse(error, raw, f"{path}:{number}", path, option)
 
@@ -384,14 +383,10 @@ def _is_usable(value: object, depth: int) -> bool:
         for key, inside in value.items():
             if isinstance(key, str) and not (key.isascii() or _is_encodable(key)):
                 return False
-            kind = type(inside)  # most values are of a kind that needs no call of this function
-            if kind is str:
-                is_usable = inside.isascii() or _is_encodable(inside)
-            elif kind is float:
-                is_usable = math.isfinite(inside)
-            else:
-                is_usable = kind is int or kind is bool or inside is None or _is_usable(inside, depth + 1)
-            if not is_usable:
+            kind = type(inside)
+            if math.isfinite(inside) if kind is float else kind is str and inside.isascii():  # as most are
+                continue
+            if not (inside is None or kind is int or kind is bool or _is_usable(inside, depth + 1)):
                 return False
         return True
     return not isinstance(value, list | tuple) or all(_is_usable(inside, depth + 1) for inside in value)

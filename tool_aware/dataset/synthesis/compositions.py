@@ -32,13 +32,16 @@ _NUMBER_OF_STEPS = ("none", "one", "two")
 _FRAMES = {"en": 2}  # of a combination; of two other languages that all its parts have words in, one each
 _OTHER_LANGUAGES = 2
 _SOURCES = (3, 1, 1)  # that an end is asked for with, by the number of steps before it
-_DIGITS_SHARE = 0.3  # of the computations with fractions: so many are asked for with a number of decimals
+_DIGITS_SHARE = 0.4  # of the computations with fractions: so many are asked for with a number of decimals
 _DIGITS = (0, 1, 1, 2, 2, 2, 3)
 _CAPITAL_SHARE = 0.5
 _MARK_SHARE = 0.6
 _FRACTIONS = re.compile(r" / |\*\* 0\.5|statistics\.|\* \d+\.\d+ for|/ 1\.\d+")
 _LEAD = re.compile(r"\{lead\}(?:[:.;,]| -| :)? ?")
-_PLAIN_CHANGES = {"scale", "shift", "percent", "unit", "rounded", "fee", "tax", "exchange", "distinct", "case", "cut"}
+_PLAIN_CHANGES = {  # of these, by kind, two may follow one another
+    "scale", "shift", "percent", "unit", "rounded", "fee", "tax", "exchange", "distinct", "case", "cut", "spaces",
+    "signs", "letter", "mirror",
+}  # fmt: skip
 _SCALES = ("limit", "low", "high", "divisor")  # drawn for the data as they were typed
 
 Part = Mapping[str, Any]
@@ -92,6 +95,8 @@ class Combination:
     @property
     def has_fractions(self) -> bool:
         """Return whether a number of decimals may be asked for."""
+        if any(step["kind"] == "rounded" for step in self.steps):
+            return False
         is_decimal = self.source.get("is_decimal", False)
         return "digits" in self.end and bool(is_decimal or _FRACTIONS.search("\n".join(self.lines)))
 

@@ -187,7 +187,19 @@ DAY_STEPS: dict[str, Callable[..., Items]] = {
     "in_order": _ranked,
     "latest_first": lambda d: _ranked(d, largest=True),
 }
-STEPS = {**NUMBER_STEPS, **WORD_STEPS, **ROW_STEPS, **DAY_STEPS}
+# Of a text, whose items are its characters.
+LETTER_STEPS: dict[str, Callable[..., Items]] = {
+    "small": lambda c: [x.lower() for x in c],
+    "capitals": lambda c: list("".join(c).upper()),
+    "no_spaces": lambda c: [x for x in c if x != " "],
+    "signs_for_spaces": lambda c, s: [s if x == " " else x for x in c],
+    "only_letters": lambda c: [x for x in c if x not in " .,'-0123456789"],
+    "without_letter": lambda c, l: [x for x in c if x not in (l, l.upper())],  # noqa: E741
+    "mirrored": lambda c: list(reversed(c)),
+    "beginning": PICKS["first"],
+    "rear": PICKS["last"],
+}
+STEPS = {**NUMBER_STEPS, **WORD_STEPS, **ROW_STEPS, **DAY_STEPS, **LETTER_STEPS}
 
 
 def started(name: str, slots: Mapping[str, Any]) -> Items:
@@ -331,6 +343,21 @@ def _day_end(name: str, d: Items, before: Items) -> list[Any]:
     return found[name]()
 
 
+def _letter_end(name: str, c: Items) -> str:
+    """Return the text that an end prints of characters."""
+    found: dict[str, Callable[[], Any]] = {
+        "shown_text": lambda: "".join(c).strip(),
+        "length": lambda: str(sum(1 for _ in c)),
+        "different_characters": lambda: str(len(_once(c))),
+        "vowels": lambda: str(sum("".join(c).lower().count(vowel) for vowel in "aeiou")),
+        "consonants": lambda: str(sum(x.lower() not in "aeiou .,'-0123456789" for x in c)),
+        "commonest_letter": lambda: _most_frequent(c),
+        "spelled": lambda: "".join(x + "-" for x in c)[:-1] or "",
+        "in_order_of_alphabet": lambda: "".join(_ranked(c)),
+    }
+    return found[name]()
+
+
 def outcome(
     type_: str, source: str, steps: Sequence[tuple[str, Mapping[str, Any]]], end: str, slots: Mapping[str, Any]
 ) -> list[Any] | str:
@@ -342,6 +369,8 @@ def outcome(
         if end == "mean_length":
             return [Fraction(len("".join(items)), len(items))]
         return _word_end(end, items)
+    if type_ == "letters":
+        return _letter_end(end, items)
     if type_ in ("rows", "grouped"):
         return _row_end(end, items, before)
     if type_ == "days":

@@ -129,6 +129,7 @@ def test_programs_have_one_statement_a_part_under_the_same_names(content: Conten
         "rows": "rows",
         "grouped": "rows",
         "days": "days",
+        "letters": "text",
     }
     for type_, parts in PARTS.items():
         for step in parts["steps"]:

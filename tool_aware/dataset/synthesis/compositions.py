@@ -20,6 +20,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from tool_aware.dataset.synthesis.pools import pools
 COMPOSED = "composed"  # the kind of these frames
 TEMPLATES = "templates.yaml"
 _NUMBER_OF_STEPS = ("none", "one", "two")
-_FRAMES = {"en": 2}  # of a combination; of two other languages that all its parts have words in, one each
-_OTHER_LANGUAGES = 2
+_FRAMES = {"en": 2}  # of a combination; of other languages one each
+_OTHER_LANGUAGES = 1  # of those that all its parts have words in
 _SOURCES = (3, 1, 1)  # that an end is asked for with, by the number of steps before it
 _DIGITS_SHARE = 0.4  # of the computations with fractions: so many are asked for with a number of decimals
 _DIGITS = (0, 1, 1, 2, 2, 2, 3)
@@ -239,7 +240,7 @@ def _worded(
     """Return a request for a computation, and how many decimals it asks for; None for want of words."""
     known = _words(combination, templates, language, random_)
     among = templates[_NUMBER_OF_STEPS[len(combination.steps)]][language]
-    usable = [one for one in among if all(slot.lower() in known for slot in re.findall(r"\{(\w+)\}", one))]
+    usable = [one for one in among if _places(one) <= known.keys()]
     if not usable:
         return None
     pattern, digits = random_.choice(usable), None
@@ -304,6 +305,12 @@ def _question(text: str, marks: Mapping[str, Any], random_: random.Random) -> tu
     if text.lower().startswith(tuple(marks["words"])) and random_.random() < _MARK_SHARE:
         return opening + text, closing
     return text, ""
+
+
+@cache
+def _places(template: str) -> frozenset[str]:
+    """Return the places of a template, whether they begin with a capital or not."""
+    return frozenset(place.lower() for place in re.findall(r"\{(\w+)\}", template))
 
 
 def _filled(known: Mapping[str, str], slot: str) -> str:

@@ -169,10 +169,7 @@ class Generator:
 
     def _rows(self, frames: Sequence[Frame], count: int) -> Iterator[Row]:
         """Yield rows of the frames in turn, each slice as often as its share in mix.yaml says."""
-        queue = [
-            (hash_unit(self._seed, frame.group) / rate, frame.id, 0, 0, frame, rate)
-            for frame, rate in self._rates(frames)
-        ]
+        queue = [(self._start(frame) / rate, frame.id, 0, 0, frame, rate) for frame, rate in self._rates(frames)]
         heapq.heapify(queue)
         made = 0
         while queue and made < count:
@@ -188,6 +185,10 @@ class Generator:
                 yield row
             if stale < MAX_STALE_USES:
                 heapq.heappush(queue, (time_ + 1 / rate, identity, use + 1, stale, frame, rate))
+
+    def _start(self, frame: Frame) -> float:
+        """Return how soon a frame comes, 0-1: with its group; combinations of parts one by one, as many as may be."""
+        return hash_unit(self._seed, frame.id if frame.kind == COMPOSED else frame.group)
 
     def _rates(self, frames: Sequence[Frame]) -> list[tuple[Frame, float]]:
         """Return how often each frame comes; a program that is asked for in few words comes oftener in these."""

@@ -352,7 +352,7 @@ def _letter_end(name: str, c: Items) -> str:
         "vowels": lambda: str(sum("".join(c).lower().count(vowel) for vowel in "aeiou")),
         "consonants": lambda: str(sum(x.lower() not in "aeiou .,'-0123456789" for x in c)),
         "commonest_letter": lambda: _most_frequent(c),
-        "spelled": lambda: "".join(x + "-" for x in c)[:-1].strip(),
+        "spelled": lambda: "-".join(c).strip(),
         "in_order_of_alphabet": lambda: "".join(_ranked(c)),
     }
     return found[name]()

@@ -46,11 +46,9 @@ class Noisy:
 
     def quoted(self, text: str) -> str:
         """Return a part of the request as it stands in the query, typos and all: the same number of words in a row."""
-        wanted = text.split()
-        words = self.text.split()
-        places = range(len(words) - len(wanted) + 1)
-        best = max(places, key=lambda at: _likeness(wanted, words[at : at + len(wanted)]), default=None)
-        if best is None or _likeness(wanted, words[best : best + len(wanted)]) < _ALIKE:
+        wanted, words = text.split(), self.text.split()
+        best = _most_alike(wanted, words)
+        if best is None:
             return self.as_typed(text)
         found = " ".join(words[best : best + len(wanted)])
         return found.rstrip("".join(set(".,;:!?") - set(text[-1:])))
@@ -66,9 +64,8 @@ class Noisy:
         if text not in of:
             return " ".join(word if word in self.text else self.quoted(word) for word in written.split())
         wanted, words = text.split(), self.text.split()
-        places = range(len(words) - len(wanted) + 1)
-        best = max(places, key=lambda at: _likeness(wanted, words[at : at + len(wanted)]), default=None)
-        if best is None or _likeness(wanted, words[best : best + len(wanted)]) < _ALIKE:
+        best = _most_alike(wanted, words)
+        if best is None:
             return written
         found = " ".join(words[best : best + len(wanted)])
         return found.lstrip("".join(_MARKS - set(text[:1]))).rstrip("".join(_MARKS - set(text[-1:])))
@@ -82,10 +79,28 @@ class Noisy:
         )
 
 
-def _likeness(wanted: Sequence[str], words: Sequence[str]) -> float:
-    """Return how alike words in a row are, 0-1: by their own letters, in any order, so that a typo counts little."""
-    pairs = [(one.lower().strip(".,;:!?"), two.lower().strip(".,;:!?")) for one, two in zip(wanted, words, strict=True)]
-    return sum(len(set(one) & set(two)) / max(len(set(one) | set(two)), 1) for one, two in pairs) / len(pairs)
+def _bare(word: str) -> str:
+    return word.lower().strip(".,;:!?")
+
+
+def _most_alike(wanted: Sequence[str], words: Sequence[str]) -> int | None:
+    """Return where the words in a row that are most like the wanted ones begin; None if none are alike.
+
+    They are so by their own letters, in any order, so that a typo counts little.
+    """
+    wanted, words, count = [_bare(word) for word in wanted], [_bare(word) for word in words], len(wanted)
+    places = range(len(words) - count + 1) if wanted else ()
+    exact = (at for at in places if words[at] == wanted[0] and words[at : at + count] == wanted)
+    if (at := next(exact, None)) is not None:
+        return at
+    letters, given = [set(word) for word in wanted], [set(word) for word in words]
+    best, likeness = None, 0.0
+    for at in places:
+        pairs = zip(letters, given[at : at + count], strict=True)
+        found = sum(len(one & two) / max(len(one | two), 1) for one, two in pairs) / count
+        if found > likeness:
+            best, likeness = at, found
+    return best if likeness >= _ALIKE else None
 
 
 class Noise:

@@ -24,7 +24,7 @@ moves to another file makes the same rows as before; other words or another `id_
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -197,17 +197,23 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def _slots(content: Content, domain_slots: Collection[str], language: str) -> frozenset[str]:
+    """Return the slots that any frame of a language may have."""
+    objects = content.qualifiers[language].objects if language in content.qualifiers else ()
+    return frozenset((*content.common, *domain_slots, COUNT_SLOT, *(f"{OBJECT_SLOT}{name}" for name in objects)))
+
+
 def _problems(content: Content) -> Iterator[str]:
     domain_slots = {slot for domain in content.domains.values() for slot in domain}
     seen: dict[tuple[str, str, str], str] = {}
     checked: dict[int, str | None] = {}  # the frames of a block share its slots
     for language, qualifiers in content.qualifiers.items():
         yield from (f"qualifiers/{language}.yaml: {problem}" for problem in qualifiers.problems())
+    slots = {language: _slots(content, domain_slots, language) for language in {one.language for one in content.frames}}
     for frame in content.frames:
         where = f"{frame.id} {frame.pattern!r:.70}"
         local = frame.slots or {}
-        objects = content.qualifiers[frame.language].objects if frame.language in content.qualifiers else ()
-        known = {*content.common, *domain_slots, *local, COUNT_SLOT, *(f"{OBJECT_SLOT}{name}" for name in objects)}
+        known = local.keys() | slots[frame.language]
         yield from (f"{where}: {problem}" for problem in frames.problems_of(frame.pattern, known))
         needed = [slot for slot in frames.slots_of(frame.pattern) if slot in domain_slots and slot not in local]
         if needed and not content.domains_with(needed):

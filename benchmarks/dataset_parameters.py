@@ -9,8 +9,8 @@ Exit    0 done; 2 something to fix
 
 A search text or message follows from the query if its content words stand in the query or in an earlier turn: whole
 words, whatever their case (of Japanese and Chinese, any characters in a row). Function words are those that search
-texts leave out. What does not follow is mostly a typing error put right. The skeleton of a program is its text without
-numbers and quoted strings.
+texts leave out. What does not follow is mostly a typing error put right in a message, or a follow-up completed in words
+of its own. The skeleton of a program is its text without numbers and quoted strings.
 
 Without --data, rows are synthesised as config.yaml says.
 """
@@ -18,8 +18,10 @@ Without --data, rows are synthesised as config.yaml says.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +37,29 @@ from tool_aware.reasoning_text import boilerplate, quoted, stands_in  # noqa: E4
 from tool_aware.rows import SPLITS, Row, load_rows  # noqa: E402
 
 WITHOUT_SPACES = ("ja", "zh")
+SEARCH_TOOLS = ("rag_retrieval", "web_search")
 TEXT_OF_TOOL = {"rag_retrieval": "query", "web_search": "query", "direct_chat": "message"}
 _WORD = re.compile(r"[^\W_]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_NEGATION = (
+    r"\b(not|no|without|except|excluding|other than|apart from|nicht|kein\w*|ohne|außer|pas|sans|sauf|hors|sin|excepto"
+    r"|salvo|non|senza|tranne|esclus\w+|não|sem|exceto|niet|geen|zonder|behalve|nie|bez|oprócz|inte|utan|utom|değil"
+    r"|hariç|не|без|кроме)\b|不|除|以外|ない"
+)
+_CONDITION = (
+    r"\b(if|when|unless|before|after|since|until|above|below|over|under|less than|more than|at least|at most|wenn|falls"
+    r"|vor|nach|seit|ab|unter|über|si|avant|après|depuis|au-delà|antes|después|desde|hasta|más de|menos de|se|prima"
+    r"|dopo|oltre|sotto|depois|até|als|na|sinds|onder|boven|jeśli|przed|po|od|powyżej|poniżej|om|före|efter|sedan"
+    r"|öncesi|sonrası|altı|если|до|после|с|свыше)\b|以前|以后|以降|以上|以下|超"
+)
+_HELD = {
+    "a negation or an exclusion": re.compile(_NEGATION, re.IGNORECASE),
+    "a condition or a bound": re.compile(_CONDITION, re.IGNORECASE),
+    "a number, a date or a code": re.compile(r"\d"),
+    "a parenthesis": re.compile(r"[(（]"),
+    "a quotation": re.compile(r"[\"“”„«»「」《》]"),
+    "a comma": re.compile(r"[,，、]"),
+}
 _VALUE = re.compile(r"'''.*?'''|'[^']*'|\d+(?:\.\d+)?", re.DOTALL)
 
 
@@ -49,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     rows = read_rows(arguments.data, config) if arguments.data else synthesised(config)
-    figures = {**text_figures(rows), **program_figures(rows), **reasoning_figures(rows)}
+    figures = {**text_figures(rows), **search_figures(rows), **program_figures(rows), **reasoning_figures(rows)}
     print(table(("figure", "value"), [(name, f"{value:,}") for name, value in figures.items()]))
     if arguments.json:
         write_json(arguments.json, {"rows": len(rows), **figures})
@@ -92,6 +115,36 @@ def words_found(row: Row, text: str, function_words: set[str]) -> list[bool]:
         return [word in typed for word in text.lower().split()]
     known = set(_WORD.findall(typed))
     return [word in known for word in _WORD.findall(text.lower()) if word not in function_words]
+
+
+def search_figures(rows: Sequence[Row]) -> dict[str, float]:
+    """Return how long search texts are, how alike their ends, and what stands in them."""
+    searches = [row for row in rows if row.tool in SEARCH_TOOLS and "query" in row.answer.parameters]
+    texts = [str(row.answer.parameters["query"]) for row in searches]
+    spaced = [
+        text for row, text in zip(searches, texts, strict=True) if row.metadata.get("language") not in WITHOUT_SPACES
+    ]
+    words = [len(text.split()) for text in spaced]
+    ends = Counter(" ".join(text.lower().split()[-2:]) for text in spaced)
+    vocabulary = Counter(word for text in texts for word in set(_LETTERS.findall(text.lower())))
+    entropy = -sum(count / len(spaced) * math.log2(count / len(spaced)) for count in ends.values())
+    return {
+        "search texts": len(texts),
+        "search texts of up to 4 words, %": percent([count <= 4 for count in words]),
+        "search texts of 5 to 8 words, %": percent([5 <= count <= 8 for count in words]),
+        "search texts of 9 words and more, %": percent([count >= 9 for count in words]),
+        "search texts: entropy of the last two words, bits": round(entropy, 2),
+        "search texts with one of the 50 most common ends, %": round(
+            100 * sum(count for _, count in ends.most_common(50)) / len(spaced), 1
+        ),
+        **{f"search texts with {name}, %": percent([bool(p.search(t)) for t in texts]) for name, p in _HELD.items()},
+        "search texts with a word of at most two texts, %": percent(
+            [any(vocabulary[word] <= 2 for word in _LETTERS.findall(text.lower())) for text in texts]
+        ),
+        "search texts that stand in the query in one piece, %": percent(
+            [text.lower() in row.query.lower() for row, text in zip(searches, texts, strict=True)]
+        ),
+    }
 
 
 def program_figures(rows: Sequence[Row]) -> dict[str, float]:

@@ -17,10 +17,11 @@ from tool_aware.dataset.synthesis.frames import Expansion
 from tool_aware.dataset.synthesis.qualifiers import OBJECT_SLOT, Qualifiers
 from tool_aware.dataset.synthesis.search_text import SearchWords, search_text, span_end
 
-_SHARES = {"own": (0.12, 0.5, 0.38), "by slot": (0.42, 0.4, 0.18), "any": (0.68, 0.3, 0.02)}  # of none, one, two
+_SHARES = {"own": (0.2, 0.37, 0.43), "by slot": (0.45, 0.32, 0.23), "any": (0.68, 0.3, 0.02)}  # of none, one, two
 _POLITE_SHARE = 0.14
 _FOLLOW_UP_SHARE = 0.5
 _UNFIT_KINDS = ("contrast", "ambiguous", "example", "talk")  # pairs differ by the deciding words only
+_STORIES = ("several_sentences", "chatty")  # whose last sentence may be about something else
 _ENDS_CLAUSE = re.compile(r"\s*(?:$|[.?!,;:。？！、，]|\s[-–—]\s)")
 _FINAL_MARKS = " ?.!？。！"
 
@@ -49,7 +50,7 @@ def qualified(
     if end is None or not _may_end(said.text[end:], qualifiers.politeness):
         return said
     class_, how = _class_of(frame, said.text[:end], values, qualifiers, classes)
-    if class_ is None:
+    if class_ is None or (how == "any" and frame.slice in _STORIES):
         return said
     count = random_.choices((0, 1, 2), _SHARES[how])[0]
     added = "".join(qualifiers.drawn(classes[class_], count, random_))

@@ -94,7 +94,7 @@ def search_text(text: str, words: SearchWords | None, values: Collection[str] = 
     kept = _places_of(content_words(about, words, values), found)
     if kept is None:  # `about` has other words than the request
         return search_text(about, words, values)
-    return " ".join(_with_joints(found, kept, words)) or text.strip(_EDGES + " ")
+    return _with_joints(text, found, kept, words) or text.strip(_EDGES + " ")
 
 
 def span_end(
@@ -168,13 +168,18 @@ def _spans(text: str, found: Sequence[_Word], kept: Sequence[int]) -> str:
     return " ".join(said.split())
 
 
-def _with_joints(found: Sequence[_Word], kept: Sequence[int], words: SearchWords) -> Iterator[str]:
-    """Yield the kept words, with what stands between two of them if that is function words of the same sentence."""
-    for number, place in enumerate(kept):
-        between = found[kept[number - 1] + 1 : place] if number else ()
-        if all(_plain(word) in words.function and not word.is_first for word in between) and not found[place].is_first:
-            yield from (word.text for word in between)
-        yield found[place].text
+def _with_joints(text: str, found: Sequence[_Word], kept: Sequence[int], words: SearchWords) -> str:
+    """Return the kept words, with what stands between two of them if that is function words of the same sentence."""
+    said = ""
+    for before, place in zip([None, *kept], kept, strict=False):
+        word = found[place]
+        if before is not None:
+            between = found[before + 1 : place]
+            is_joined = all(_plain(other) in words.function for other in between)
+            is_joined = is_joined and not any(other.is_first for other in found[before + 1 : place + 1])
+            said += text[found[before].end : word.start] if is_joined else " "
+        said += word.text
+    return " ".join(said.split())
 
 
 def _is_form_of(word: str, other: str) -> bool:

@@ -46,7 +46,7 @@ SAME_TOOL = ("ellipsis", "pronoun", "correction")  # kinds in `then` that stay w
 _FILE_KEYS = {"slots", "replies", "corrections", "retry", "retry_more", "thanks", "openers", "dialogues"}
 _DIALOGUE_KEYS = {"tool", "about", "ask", "send", "code", "slots", "change", "replies", "mistaken", "then"}
 _THEN_KEYS = {"say", "code", "slots"}
-_CALM = ("plain", "terse", "language")  # slices whose sentences stand well beside other turns
+_CALM = ("plain", "terse", "language", "qualified")  # slices whose sentences stand well beside other turns
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

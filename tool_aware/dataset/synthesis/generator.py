@@ -238,7 +238,7 @@ class Generator:
         elif frame.is_wrapped and frame.language not in _TYPED_AS_WRITTEN and not frame.code:
             noisy = self._noise.typed(said.text, random_=random_, names=" ".join(_NAME.findall(said.text)))
         query = noisy.text
-        slice_ = noisy.slice if noisy.slice and frame.slice in ("plain", "terse") else frame.slice
+        slice_ = noisy.slice if noisy.slice and frame.slice in ("plain", "terse", "qualified") else frame.slice
         call, accepted = self._call(frame, said, values, noisy, random_)
         details = {
             "source": "synthetic",

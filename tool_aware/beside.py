@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
@@ -42,4 +44,6 @@ class Beside(Generic[T]):
 
 
 def _send(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
-    sender.send(function(*arguments))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, which ends this one
+    with contextlib.suppress(BrokenPipeError):  # nobody waits any more
+        sender.send(function(*arguments))

@@ -36,7 +36,7 @@ class Beside(Generic[T]):
         """Wait for the result; work it out here if the other process ended without one, killed for its memory say."""
         try:
             found: T = self._receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):  # at once, or amid what it sent
             found = self._function(*self._arguments)
         self._receiver.close()
         self._process.join()

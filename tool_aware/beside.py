@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
@@ -21,26 +22,28 @@ def usable_cores() -> int:
 class Beside(Generic[T]):
     """The result of a module's function, which a new Python works out; function, arguments and result are pickled.
 
-    A new one, not a copy: threads and a GPU's memory do not survive a fork. It ends with this process.
+    A new one, not a copy: threads and a GPU's memory do not survive a fork. It ends with its result, or with this one.
     """
 
     def __init__(self, function: Callable[..., T], *arguments: Any) -> None:
-        self._function, self._arguments = function, arguments
+        self._function, self._arguments, self._found = function, arguments, list[T]()
         context = multiprocessing.get_context("spawn")
         self._receiver, sender = context.Pipe(duplex=False)
         self._process = context.Process(target=_send, args=(sender, function, *arguments), daemon=True)
         self._process.start()
         sender.close()  # so that nobody holds this end once the other process is gone
+        self._waiting = threading.Thread(target=self._receive, daemon=True)  # so that the other need not wait for us
+        self._waiting.start()
+
+    def _receive(self) -> None:
+        with contextlib.suppress(EOFError, OSError):  # it was ended, before its result or amid it
+            self._found.append(self._receiver.recv())
+        self._process.join()
 
     def result(self) -> T:
         """Wait for the result; work it out here if the other process ended without one, killed for its memory say."""
-        try:
-            found: T = self._receiver.recv()
-        except (EOFError, OSError):  # at once, or amid what it sent
-            found = self._function(*self._arguments)
-        self._receiver.close()
-        self._process.join()
-        return found
+        self._waiting.join()
+        return self._found[0] if self._found else self._function(*self._arguments)
 
 
 def _send(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:

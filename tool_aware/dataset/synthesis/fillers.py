@@ -194,8 +194,9 @@ def _words(spec: Mapping[str, Any], random_: random.Random, language: str) -> Va
     if spec.get("repeated"):
         chosen = [*chosen, *random_.choices(chosen, k=random_.randint(2, 4)), chosen[0]]
         random_.shuffle(chosen)
-    styles = _WORD_STYLES if "spread" in spec else _LIST_STYLES[:3]
-    styles = _WORD_COLUMNS if spec.get("lines") else styles
+    styles: Sequence[str] = _WORD_STYLES if "spread" in spec else _LIST_STYLES[:3]
+    if spec.get("lines"):
+        styles = _WORD_COLUMNS
     return _listing([Value(str(word), repr(str(word))) for word in chosen], random_, styles, language)
 
 

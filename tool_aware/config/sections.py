@@ -154,7 +154,8 @@ class TrainingSection(Section):
     would take more than a tenth of the time of training; the plan says when and how many. The last step is always
     validated."""
     keep_best: bool = True
-    """Export the adapter of the best validation (tool accuracy on val.json, then loss), not of the last."""
+    """Export the adapter of the best validation, not of the last: the lowest loss of those whose tool accuracy is
+    within one standard error of the highest."""
     early_stopping_patience: PositiveInt | None = None
     """Stop after so many validations in a row (see eval_steps) without a better one, >= 1; null = never."""
     seed: Seed = 42

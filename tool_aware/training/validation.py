@@ -1,12 +1,15 @@
 """Scoring val.json: loss and tool choice from one forward pass a row; and the adapter that did best.
 
-Best is the highest tool accuracy, then the lowest loss, then the earliest step. What has been scored so far, and the
-best adapter's weights, are part of every checkpoint: a resumed run continues with what it knew at that step, and old
-checkpoints can be deleted without losing the best adapter.
+Best is the lowest loss among those whose tool accuracy is within one standard error of the highest (the rule of
+Breiman et al., Classification and Regression Trees, 1984): a row or two of val.json are chance, and an earlier adapter
+that has them writes worse parameters. What has been scored so far, and the best adapter's weights, are part of every
+checkpoint: a resumed run continues with what it knew at that step, and old checkpoints can be deleted without losing
+the best adapter.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,9 +41,11 @@ class Validation:
         """Return the figures under their names in metrics.jsonl."""
         return {"val_loss": self.loss, "val_tool_accuracy": self.tool_accuracy, "val_examples": self.examples}
 
-    def is_better_than(self, other: Validation) -> bool:
-        """Return whether this adapter is to be preferred; an equal one is not."""
-        return (self.tool_accuracy, -self.loss) > (other.tool_accuracy, -other.loss)
+    @property
+    def least_alike(self) -> float:
+        """Return the tool accuracy from which another one is not told from this one: a standard error lower."""
+        accuracy, rows = self.tool_accuracy, self.examples
+        return accuracy - max(math.sqrt(accuracy * (1 - accuracy) / rows), 1 / rows)
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,15 @@ class Validations:
     def add(self, found: Validation, weights: Callable[[], Mapping[str, torch.Tensor]]) -> None:
         """Add a scoring; `weights` is called if it is the best so far."""
         self.history.append(found)
-        if self.best is None or found.is_better_than(self.best):
+        if self._is_best(found):
             self.best = found
             self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights().items()}
+
+    def _is_best(self, found: Validation) -> bool:
+        least = max(self.history, key=lambda one: one.tool_accuracy).least_alike
+        if found.tool_accuracy < least:
+            return False
+        return self.best is None or self.best.tool_accuracy < least or found.loss < self.best.loss
 
     @property
     def since_best(self) -> int:
@@ -119,11 +130,9 @@ def choose_adapter(model: PeftModel, validations: Validations, last_step: int, *
         return Exported(last_step, f"the last step, the best of {len(history)} scorings of val.json", best)
     set_peft_model_state_dict(model, validations.best_weights)
     latest = history[-1]
-    if best.tool_accuracy == latest.tool_accuracy:
-        figures = f"loss {best.loss:.4f}, against {latest.loss:.4f}"
-    else:
-        figures = f"tool accuracy {best.tool_accuracy:.1%}, against {latest.tool_accuracy:.1%}"
-    why = f"the best of {len(history)} scorings of val.json: {figures} at step {latest.step}"
+    figures = f"tool accuracy {best.tool_accuracy:.1%} and loss {best.loss:.4f}"
+    against = f"{latest.tool_accuracy:.1%} and {latest.loss:.4f} at step {latest.step}"
+    why = f"the best of {len(history)} scorings of val.json: {figures}, against {against}"
     return Exported(best.step, why, best)
 
 

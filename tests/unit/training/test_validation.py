@@ -16,23 +16,28 @@ def weights(value: float) -> dict[str, torch.Tensor]:
 
 
 def scored(*figures: tuple[float, float]) -> Validations:
-    """Scorings of (tool accuracy, loss) at steps 1, 2, ...; the weights of step n are all n."""
+    """Scorings of 100 rows, (tool accuracy, loss), at steps 1, 2, ...; the weights of step n are all n."""
     validations = Validations()
     for step, (accuracy, loss) in enumerate(figures, start=1):
-        validations.add(Validation(step, loss, accuracy, 8), lambda step=step: weights(step))
+        validations.add(Validation(step, loss, accuracy, 100), lambda step=step: weights(step))
     return validations
 
 
 @pytest.mark.parametrize(
     ("figures", "best"),
     [
-        ([(0.5, 1.0), (0.7, 2.0), (0.6, 0.1)], 2),  # accuracy decides
-        ([(0.5, 1.0), (0.5, 0.8), (0.5, 0.9)], 2),  # then loss
+        ([(0.5, 1.0), (0.7, 2.0), (0.6, 0.1)], 2),  # two standard errors lower is lower
+        ([(0.5, 1.0), (0.5, 0.8), (0.5, 0.9)], 2),  # then the loss decides
+        ([(0.93, 1.1), (0.95, 1.0), (0.94, 0.9)], 3),  # one row of a hundred is chance
+        ([(0.95, 1.0), (0.93, 0.9), (0.91, 0.8)], 2),  # two are no step towards four
+        ([(0.93, 0.8), (0.95, 1.0)], 1),
+        ([(0.9, 0.8), (0.95, 1.0)], 2),
+        ([(1.0, 1.0), (0.99, 0.9), (0.98, 0.8)], 2),  # all right: a row less may be chance
         ([(0.5, 1.0), (0.5, 1.0)], 1),  # then the earlier step
         ([(0.5, 1.0), (0.5, float("nan"))], 1),  # not a number is no improvement
     ],
 )
-def test_the_best_is_by_tool_accuracy_then_loss_then_step(figures, best):
+def test_the_best_has_the_lowest_loss_of_those_as_accurate_as_the_most_accurate(figures, best):
     validations = scored(*figures)
     assert validations.best.step == best
     assert torch.equal(validations.best_weights["a"], weights(best)["a"])

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from tests.fixtures.evaluate_script import BRIEFS_FILES, REPOSITORY, command, refused
 from tests.fixtures.http_replies import JsonReplies
+from tests.fixtures.warm_start import kill
 
 
 def test_a_run_leaves_the_files_of_the_brief_and_prints_the_comparison(finished):
@@ -131,8 +131,7 @@ def test_a_run_killed_half_way_goes_on_and_ends_as_if_it_had_not_been(
         )
         while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > 3):
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill(process)
     kept = log.read_bytes().count(b"\n") - 1
     assert 0 < kept < 16
     assert not (tmp_path / "killed" / "manifest.json").exists()

@@ -16,7 +16,7 @@ import pytest
 
 import train_tool_aware
 from tests.fixtures.repository import REPOSITORY
-from tests.fixtures.warm_start import warm_python
+from tests.fixtures.warm_start import kill, warm_python
 from tool_aware.console import UserError
 from tool_aware.files import sha256_of
 from tool_aware.lineage import runs_behind
@@ -201,7 +201,7 @@ def test_a_base_model_that_goes_away_leaves_the_adapter_and_a_run_to_resume(argv
 
 def kill_after(process: subprocess.Popen[str], seconds: float) -> None:
     time.sleep(seconds)
-    process.kill()
+    kill(process)
 
 
 def test_killed_while_it_finishes_a_run_is_finished_by_the_next_one(argv, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.repository import REPOSITORY
-from tests.fixtures.warm_start import warm_python
+from tests.fixtures.warm_start import kill, warm_python
 from tool_aware.config.settings import load_config
 from tool_aware.files import sha256_of
 from tool_aware.prompt import render_instruction, render_response
@@ -337,7 +337,7 @@ def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(train,
             if line.startswith("Training"):
                 break
         time.sleep(generator.uniform(0.0, 1.5))
-        process.kill()
+        kill(process)
         process.communicate(timeout=300)
         if (train.output / "manifest.json").exists():  # it was faster: look, and go on killing a new run
             assert_same_ending(train.output, tmp_path / "whole", best_came_early=False)

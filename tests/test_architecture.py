@@ -41,6 +41,7 @@ FLOORS = {
             "config",
             "units",
             "garbage_collection",
+            "host_memory",
         ),
         0,
     ),

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tool_aware.config.yaml_file import shipped_yaml
 from tool_aware.tools import Tool, ToolCall
 
 _FOLDER = Path(__file__).with_name("tool_library_data")
@@ -96,8 +95,7 @@ def library_sha256() -> str:
 
 
 def _yaml(path: Path) -> Any:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # both are safe
+    return shipped_yaml(path)
 
 
 def _read(path: Path) -> tuple[LibraryTool, ...]:

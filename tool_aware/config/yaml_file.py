@@ -284,3 +284,12 @@ def _unshared(value: Any, budget: list[int], depth: int = 0) -> Any:
     if isinstance(value, list):
         return [_unshared(item, budget, depth + 1) for item in value]
     return value
+
+
+def shipped_yaml(path: Path) -> Any:
+    """Return what is in a YAML file of the package; by libyaml, ten times as fast, where PyYAML has it.
+
+    Raises yaml.YAMLError for a text that is no YAML.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # both are safe: plain values only

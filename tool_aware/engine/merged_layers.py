@@ -11,9 +11,7 @@ tokens that all rows begin with, C columns for those of a row's own.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +19,9 @@ from torch.nn import functional
 
 from tool_aware.engine.projections import StackedLinear
 from tool_aware.engine.supported import unsupported_forward
+from tool_aware.engine.torch_ops import rms_norm
 from tool_aware.engine.transformer_modules import LayerModule, NormModule, head_norms, head_of, transformer_of
+from tool_aware.host_memory import SHARE_OF_FREE, free_host_bytes
 from tool_aware.model.adapter import ATTENTION_LINEARS, MLP_LINEARS, base_of
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
     from transformers import PreTrainedModel
-
-SHARE_OF_FREE = 0.25  # of the memory, as in training on a CPU
 
 
 @dataclass(frozen=True)
@@ -200,21 +198,15 @@ def merged_layers(model: PeftModel | PreTrainedModel, longest: int) -> MergedLay
         for name in names
     ]
     needed_bytes = sum(linear.inputs * linear.rows * base.dtype.itemsize for linear in linears)
-    return MergedLayers(model) if needed_bytes <= SHARE_OF_FREE * free_bytes() else None
-
-
-def free_bytes() -> float:
-    """Return how much of this machine's memory is free; infinite where it does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        return math.inf
+    free_bytes = free_host_bytes()
+    has_room = free_bytes is None or needed_bytes <= SHARE_OF_FREE * free_bytes
+    return MergedLayers(model) if has_room else None
 
 
 def _normed(x: torch.Tensor, norm: NormModule) -> torch.Tensor:
-    wide = x.float()
-    return norm.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)).to(x.dtype)
+    out = torch.empty_like(x)
+    rms_norm(x, norm.weight, norm.variance_epsilon, out)
+    return out
 
 
 def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from tool_aware.engine.packing import PREFIX, Pack
+from tool_aware.engine.torch_ops import wide_of
 
 BLOCK_QUERIES = 128  # a block's scores stay in the cache, and half of those of a long segment are never made
 
@@ -94,7 +95,7 @@ class SegmentAttention:
         """See PackedAttention.backward."""
         heads, scale = key.shape[1], query.shape[-1] ** -0.5
         grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros(x.shape, dtype=_wide(x).dtype) for x in (key, value))
+        grad_key, grad_value = (torch.zeros(x.shape, dtype=wide_of(x).dtype) for x in (key, value))
         for block in self._blocks:
             q, grad_out = (_by_head(x[block.queries], heads) for x in (query, gradient))  # (K, G t, D)
             k, v = block.seen(key), block.seen(value)  # (K, n, D)
@@ -128,7 +129,7 @@ class _Block:
     def seen(self, tokens: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         """Return the keys or values (T, K, D) that the queries see, behind those `before` (P, K, D): (K, n, D)."""
         first = [] if before is None else [before]
-        return _wide(torch.cat([*first, *(tokens[columns] for columns in self.keys)])).transpose(0, 1)
+        return wide_of(torch.cat([*first, *(tokens[columns] for columns in self.keys)])).transpose(0, 1)
 
     def add_to(self, gradient: torch.Tensor, addend: torch.Tensor) -> None:
         """Add what belongs to the keys that are seen, (K, n, D), to the gradient of all, (T, K, D)."""
@@ -149,16 +150,12 @@ def _probabilities(query: torch.Tensor, key: torch.Tensor, length: int) -> torch
 
 def _by_head(tokens: torch.Tensor, key_heads: int) -> torch.Tensor:
     """Return (t, A, D) as (K, G t, D), the G query heads of a key-value head behind one another."""
-    return _wide(tokens).unflatten(1, (key_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+    return wide_of(tokens).unflatten(1, (key_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
 
 
 def _by_token(heads: torch.Tensor, length: int) -> torch.Tensor:
     """Return (K, G t, D) as (t, A, D), where t is `length`."""
     return heads.unflatten(1, (-1, length)).permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 # The starts of queries and keys, and the length of the longest of either.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
     """See Operations.rms_norm."""
-    wide = _wide(x)
+    wide = wide_of(x)
     torch.mul(weight, (wide * _inverse_rms(wide, eps)).to(x.dtype), out=out)
 
 
@@ -26,7 +26,7 @@ def rms_norm_backward(  # noqa: PLR0917
     out: torch.Tensor,
 ) -> None:
     """See Operations.rms_norm_backward."""
-    wide, scaled = _wide(x), _wide(gradient) * _wide(weight)
+    wide, scaled = wide_of(x), wide_of(gradient) * wide_of(weight)
     factor = _inverse_rms(wide, eps)
     along = (scaled * wide).mean(-1, keepdim=True).mul_(factor.pow(3))
     grad_x = scaled.mul_(factor).addcmul_(wide, along, value=-1)
@@ -37,7 +37,7 @@ def rotate(
     heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, *, add: torch.Tensor | None = None
 ) -> None:
     """See Operations.rotate."""
-    summed = _wide(heads) if add is None else _wide(heads) + _wide(add)
+    summed = wide_of(heads) if add is None else wide_of(heads) + wide_of(add)
     first, second = summed.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     turned = (first * cos).addcmul_(second, sin, value=-1), (second * cos).addcmul_(first, sin)  # `out` may be `heads`
@@ -49,7 +49,7 @@ def norm_and_rotate(  # noqa: PLR0917
     heads: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor
 ) -> None:
     """See Operations.norm_and_rotate."""
-    wide = _wide(heads)
+    wide = wide_of(heads)
     rotate((wide * _inverse_rms(wide, eps)).mul_(weight), cos, sin, out)
 
 
@@ -65,19 +65,19 @@ def norm_and_rotate_backward(  # noqa: PLR0917
     add: torch.Tensor | None = None,
 ) -> None:
     """See Operations.norm_and_rotate_backward."""
-    back = torch.empty_like(_wide(gradient))
+    back = torch.empty_like(wide_of(gradient))
     rotate(gradient, cos, -sin, back, add=add)
     rms_norm_backward(heads, weight, eps, back, None, out)
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
     """See Operations.swiglu."""
-    torch.mul(functional.silu(_wide(gate)), up, out=out)
+    torch.mul(functional.silu(wide_of(gate)), up, out=out)
 
 
 def swiglu_backward_(gate: torch.Tensor, up: torch.Tensor, gradient: torch.Tensor) -> None:
     """See Operations.swiglu_backward_."""
-    wide_gate, wide = _wide(gate), _wide(gradient)
+    wide_gate, wide = wide_of(gate), wide_of(gradient)
     activated = functional.silu(wide_gate)
     through_up = wide * up
     gate.copy_(torch.ops.aten.silu_backward(through_up, wide_gate))
@@ -96,5 +96,6 @@ def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
+def wide_of(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of 32 bits at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
+from tool_aware.host_memory import SHARE_OF_FREE, free_host_bytes
 from tool_aware.text import common_prefix_length
 from tool_aware.training.schedule import Schedule
 from tool_aware.units import GIB
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 
 _SAVES_TIME_ON_THE_CPU = frozenset({"checkpointing", "cached_layers"})
-# Half is left to other programs, and the plan's formulas count numbers of 16 bits where a CPU's have 32.
-_SHARE_OF_HOST = 0.25
 
 
 def plan_memory(
@@ -73,10 +71,8 @@ def free_host_budget(processes: int) -> Budget:
     """Return what each of some processes may take of this machine's memory; no limit where it does not tell."""
     from tool_aware.memory.budget import Budget, KnownBudget
 
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free_bytes = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
+    free_bytes = free_host_bytes()
+    if free_bytes is None:
         return Budget(None, "no GPU")
     source = f"no GPU; a quarter of the {free_bytes / GIB:.1f} GiB that are free"
-    return KnownBudget(_SHARE_OF_HOST * free_bytes / processes, source)
+    return KnownBudget(SHARE_OF_FREE * free_bytes / processes, source)

@@ -35,6 +35,7 @@ from typing import Any
 
 import yaml
 
+from tool_aware.config.yaml_file import shipped_yaml
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers, frames
 from tool_aware.dataset.synthesis.content import CONTENT_DIR, Frame
@@ -47,7 +48,6 @@ _FILE_KEYS = {"slots", "replies", "corrections", "retry", "retry_more", "thanks"
 _DIALOGUE_KEYS = {"tool", "about", "ask", "send", "code", "slots", "change", "replies", "mistaken", "then"}
 _THEN_KEYS = {"say", "code", "slots"}
 _CALM = ("plain", "terse", "language", "qualified")  # slices whose sentences stand well beside other turns
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def load_follow_ups(directory: Path = FOLLOW_UPS_DIR) -> FollowUpContent:
 def read_yaml(path: Path) -> Any:
     """Return the plain values of a YAML file. Raises UserError if it cannot be read."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # safe loaders only
+        return shipped_yaml(path)
     except (OSError, yaml.YAMLError) as error:
         raise UserError(str(error), where=str(path)) from error
 

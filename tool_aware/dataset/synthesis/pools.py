@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tool_aware.config.yaml_file import shipped_yaml
 
 POOLS_FILE = Path(__file__).parent / "content" / "pools.yaml"
 STEPS_FILE = POOLS_FILE.with_name("steps.yaml")
@@ -26,5 +26,4 @@ def steps() -> Mapping[str, Any]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # safe loaders only: plain values
+    return shipped_yaml(path)

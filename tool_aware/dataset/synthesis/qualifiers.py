@@ -23,8 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from tool_aware.config.yaml_file import shipped_yaml
 from tool_aware.dataset.synthesis.frames import choose, slots_of
 from tool_aware.dataset.synthesis.invented_words import INVENTED
 
@@ -94,8 +93,7 @@ def _family(kind: str) -> str:
 
 def load_qualifiers(directory: Path) -> dict[str, Qualifiers]:
     """Return the qualifiers of every language that has a file in a directory."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    files = {path.stem: yaml.load(path.read_text("utf-8"), Loader=loader) for path in sorted(directory.glob("*.yaml"))}
+    files = {path.stem: shipped_yaml(path) for path in sorted(directory.glob("*.yaml"))}
     classes = files.pop("classes", {})
     return {
         language: Qualifiers(language=language, classes=_in_language(classes, file["kinds"]), **file)

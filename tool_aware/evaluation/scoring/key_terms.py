@@ -17,6 +17,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from tool_aware.config.yaml_file import shipped_yaml
 from tool_aware.text import common_prefix_length
 
 NEGATION = "(negation)"  # stands among the lost or added words
@@ -232,9 +233,8 @@ def _pairs(run: str) -> list[str]:
 
 @cache
 def _word_lists() -> Any:
-    import yaml
 
-    return yaml.safe_load(Path(__file__).with_name("word_lists.yaml").read_text(encoding="utf-8"))
+    return shipped_yaml(Path(__file__).with_name("word_lists.yaml"))
 
 
 @cache

@@ -91,6 +91,18 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, instruction: str, respons
     return form.example(run, lead, answer)
 
 
+def cut_answers(examples: Sequence[EncodedExample], limit: int) -> str | None:
+    """Say how many answers of these examples a model could not write to their end in `limit` tokens; None if none."""
+    lengths = [len(example.completion) for example in examples]
+    if not (count := sum(length > limit for length in lengths)):
+        return None
+    return (
+        f"{count} of {len(lengths)} answers have more than evaluation.max_new_tokens ({limit}) tokens, the longest "
+        f"{max(lengths)}: a model is cut short in them, in evaluate.py and behind the exported router; "
+        f"--set evaluation.max_new_tokens={max(lengths)}"
+    )
+
+
 def with_heavy_name(
     tokenizer: PreTrainedTokenizerBase, example: EncodedExample, tool: str, weight: float, *, rest: float = 1.0
 ) -> EncodedExample:

@@ -30,7 +30,10 @@ def test_a_run_leaves_the_files_of_the_brief_and_prints_the_comparison(finished)
 
 
 def test_a_model_that_never_stops_is_bounded_and_counted_as_truncated(finished):
-    folder, _ = finished
+    folder, result = finished
+    said = "16 of 16 answers have more than evaluation.max_new_tokens (24) tokens"
+    assert result.stderr.count(said) == 1
+    assert any(said in fallback for fallback in json.loads((folder / "manifest.json").read_text())["fallbacks"])
     metrics = json.loads((folder / "finetuned_model_metrics.json").read_text())
     assert metrics["truncated"] == 16
     assert metrics["errors"] == {"truncated": 16}

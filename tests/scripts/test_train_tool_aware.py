@@ -138,6 +138,9 @@ def test_examples_that_are_too_long_are_an_error_or_dropped_but_never_cut(train)
     result = train("--dry-run", "--set", "model.max_seq_length=287", "--set", "training.too_long=drop")
     assert result.returncode == 0
     assert "are dropped" in result.stderr
+    assert "max_new_tokens" not in result.stderr
+    result = train("--dry-run", "--set", "evaluation.max_new_tokens=24")
+    assert "answers have more than evaluation.max_new_tokens (24) tokens, the longest" in result.stderr
 
 
 def test_unusable_models_are_explained(train, tmp_path):

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tool_aware.chat_format import EncodedExample, with_heavy_name
+from tool_aware.chat_format import EncodedExample, cut_answers, with_heavy_name
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, listing, say, warn
 from tool_aware.data_folder import read_data_folder, refuse_other_tools
@@ -86,6 +86,8 @@ def encode_data(
         warn(f"{len(too_long)} examples above {limit} tokens are dropped")
     if not encoded["train"]:
         raise UserError("no training example is left", where=str(split_file(config.dataset.dir, "train")))
+    if cut := cut_answers(encoded["train"], config.evaluation.max_new_tokens):
+        warn(cut)
     return encoded, kept
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tool_aware.chat_format import decode, end_id, tool_label_tokens, tool_name_tokens
+from tool_aware.chat_format import cut_answers, decode, end_id, tool_label_tokens, tool_name_tokens
 from tool_aware.config.data_sections import EvaluationSection
 from tool_aware.console import Fallbacks, Progress, UserError
 from tool_aware.evaluation.answering.predictions import Append, PredictionLog
@@ -56,6 +56,8 @@ class LocalModel:
     def _prompts(self, task: Task, rows: Sequence[Row]) -> list[list[int]]:
         """Return prompts as training has them (`training.data.encode_data`)."""
         fitted = fit_histories(self.tokenizer, rows, self.limit, shared=render_preamble(task.tools))
+        if task.kind == "free" and (cut := cut_answers([e for _, e, _ in fitted], self.settings.max_new_tokens)):
+            self.fallbacks.add(cut)
         return [example.prompt for _, example, _ in fitted]
 
     def _switched(self, uses_adapter: bool) -> AbstractContextManager[None]:

@@ -47,7 +47,7 @@ class Calibration:
     slack_shares: tuple[float, ...] = (0.078, 0.107, 1.6, 0.279, 0.029, 0.061)
     bare_context_bytes: float = 1.205 * GIB  # what a process takes of the card before it has computed anything
     libraries_bytes: float = 0.069 * GIB  # their kernels, for each set that `library_sets` counts
-    source: str = "64 runs on an H100 and 13 on an H200 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
+    source: str = "68 runs on an H100 and 13 on an H200 (torch 2.11, CUDA 13), benchmarks/results/train_memory_*.json"
     allocated_error_percent: float = 1.0  # above the worst error over all those runs
     error_percent: float = 4.0  # likewise, of all that is needed
 

@@ -34,7 +34,7 @@ class DatasetSection(Section):
     synthetic_per_tool: Count = 3000
     """Synthetic rows per tool, >= 0; chosen by a learning curve (docs/benchmarks/dataset.md). 20 with `ambiguous: 5`,
     `follow_ups: 0` and `two_requests: 0` gives the ~100 rows of a first quick try."""
-    program_factor: PositiveInt = 2
+    program_factor: PositiveInt = 3
     """Times as many of these rows, >= 1, for tools that take a program: choosing the tool is learnt from few rows, and
     computing what was asked from many (docs/benchmarks/quality.md)."""
     ambiguous: Count = 800

@@ -3,8 +3,10 @@
 One rule for all searches, so that a small model can learn it: the words of the asking are left out, and articles,
 prepositions, pronouns, auxiliary verbs and question words before and behind what is asked about. All that stands
 between two words of a sentence that stay, stays too, commas included: a span that is copied loses no negation, and a
-small model copies more surely than it picks words. The words to leave out are in content/search_words.yaml, by
-language. A language that is not there, such as Japanese, is written without spaces: its frames name their search text.
+small model copies more surely than it picks words. A question whose verb stands behind what it is about stays as it was
+asked ("which rooms did the auditors get"): without its first word it would say nothing. The words to leave out are in
+content/search_words.yaml, by language. A language that is not there, such as Japanese, is written without spaces: its
+frames name their search text.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ _EDGES = "¿¡?!.,;:…()[]\"'’“”„«»‹›—–-*"
 _WORD = re.compile(r"\S+")
 _QUOTED = re.compile(r"[\"“„«]\s?[^\"“”„«»]{2,}?\s?[\"”“»]")
 _SENTENCE_END = re.compile(r"[.?!:][\"”»)]*\s+$")
+_SENTENCE_BREAK = re.compile(r"[.?!:][\"”»)]*\s")
 # French and Italian: l'ufficio, d'essai. Turkish: Ankara'da.
 _ELISION = re.compile(
     r"(?:[ldjmtscn]|qu|jusqu|dell|all|nell|sull|dall|un|quest|quell|com|dov)['’](?=\w)", re.IGNORECASE
@@ -38,6 +41,9 @@ class SearchWords:
     function: frozenset[str]
     request: frozenset[str]
     opening: frozenset[str]
+    asking: frozenset[str] = frozenset()
+    verbs: frozenset[str] = frozenset()
+    endings: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def search_words(settings: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[st
             function=frozenset(words["function"]),
             request=frozenset(words["request"]),
             opening=frozenset(words["opening"]),
+            **{key: frozenset(words.get(key, ())) for key in ("asking", "verbs", "endings")},
         )
         for language, words in settings.items()
     }
@@ -90,7 +97,7 @@ def search_text(text: str, words: SearchWords | None, values: Collection[str] = 
         return about or text
     found = list(_words(text, words, values))
     if not about:
-        return _spans(text, found, _places_by_rule(found, words)) or text.strip(_EDGES + " ")
+        return " ".join(said for said, _ in _spans(text, found, words)) or text.strip(_EDGES + " ")
     kept = _places_of(content_words(about, words, values), found)
     if kept is None:  # `about` has other words than the request
         return search_text(about, words, values)
@@ -105,7 +112,9 @@ def span_end(
         at = text.find(about or text)
         return None if at < 0 else at + len(about or text.rstrip("。？！?! "))
     found = list(_words(text, words, values))
-    kept = _places_of(content_words(about, words, values), found) if about else _places_by_rule(found, words)
+    if not about:
+        return next((end for _, end in reversed(_spans(text, found, words))), None)
+    kept = _places_of(content_words(about, words, values), found)
     return found[kept[-1]].end if kept else None
 
 
@@ -156,16 +165,59 @@ def _places_of(wanted: Sequence[str], found: Sequence[_Word]) -> list[int] | Non
     return places
 
 
-def _spans(text: str, found: Sequence[_Word], kept: Sequence[int]) -> str:
-    """Return of each sentence what stands from its first kept word to its last."""
-    said = ""
-    for before, place in zip([None, *kept], kept, strict=False):
-        word = found[place]
-        if before is not None:
-            is_apart = any(other.is_first for other in found[before + 1 : place + 1])
-            said += " " if is_apart else text[found[before].end : word.start]
-        said += word.text
-    return " ".join(said.split())
+def _spans(text: str, found: Sequence[_Word], words: SearchWords) -> list[tuple[str, int]]:
+    """Return of each sentence what stands from its first kept word to its last, and where that ends in the text."""
+    sentences: list[list[int]] = []
+    for place in _places_by_rule(found, words):
+        if sentences and not _is_break(text, found, sentences[-1][-1], place):
+            sentences[-1].append(place)
+        else:
+            sentences.append([place])
+    return [_span(text, [found[place] for place in places], words) for places in sentences]
+
+
+def _is_break(text: str, found: Sequence[_Word], before: int, place: int) -> bool:
+    """Return whether a sentence ends between two words."""
+    between = text[found[before].end : found[place].start]
+    return bool(_SENTENCE_BREAK.search(between)) or any(word.is_first for word in found[before + 1 : place + 1])
+
+
+def _span(text: str, kept: Sequence[_Word], words: SearchWords) -> tuple[str, int]:
+    """Return what stands from the first of these words to the last, or the question around it, and where it ends."""
+    said, end = kept[0].text, kept[-1].end
+    for before, word in zip(kept, kept[1:], strict=False):
+        said += text[before.end : word.start] + word.text
+    if any(word.casefold() in words.verbs for word in said.split()[1:]):
+        asked = _asked_from(text[: kept[0].start], words)
+        if asked is not None:
+            end = _asked_to(text, end, words)
+            said = f"{text[asked : kept[0].start]}{said}{text[kept[-1].end : end]}"
+    return " ".join(said.split()), end
+
+
+def _asked_from(before: str, words: SearchWords) -> int | None:
+    """Return where the question word stands that has only articles and the like behind it; None if there is none."""
+    for match in reversed(list(_WORD.finditer(before))):
+        if match[0].strip('¿¡"“„«(').casefold() in words.asking:
+            return match.start() + len(match[0]) - len(match[0].lstrip('¿¡"“„«('))
+        plain = match[0].casefold()
+        if plain not in words.function or plain in words.verbs:
+            return None
+    return None
+
+
+def _asked_to(text: str, end: int, words: SearchWords) -> int:
+    """Return where the verb ends that closes a question, or a preposition and the like at the end of its sentence."""
+    for match in _WORD.finditer(text, end):
+        plain = match[0].strip(_EDGES).casefold()
+        place = match.start() + len(match[0].rstrip(_EDGES))
+        is_last = place < match.end() or not text[match.end() :].strip()
+        if text[end : match.start()].strip() or not (plain in words.verbs or (is_last and plain in words.endings)):
+            break
+        end = place
+        if is_last:
+            break
+    return end
 
 
 def _with_joints(text: str, found: Sequence[_Word], kept: Sequence[int], words: SearchWords) -> str:
@@ -175,8 +227,8 @@ def _with_joints(text: str, found: Sequence[_Word], kept: Sequence[int], words: 
         word = found[place]
         if before is not None:
             between = found[before + 1 : place]
-            is_joined = all(_plain(other) in words.function for other in between)
-            is_joined = is_joined and not any(other.is_first for other in found[before + 1 : place + 1])
+            is_joined = all(_plain(other) in words.function - words.verbs for other in between)
+            is_joined = is_joined and not _is_break(text, found, before, place)
             said += text[found[before].end : word.start] if is_joined else " "
         said += word.text
     return " ".join(said.split())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _EDGES = "¿¡?!.,;:…()[]\"'’“”„«»‹›—–-*"
 _WORD = re.compile(r"\S+")
@@ -185,7 +186,7 @@ def _is_break(text: str, found: Sequence[_Word], before: int, place: int) -> boo
 def _span(text: str, kept: Sequence[_Word], words: SearchWords) -> tuple[str, int]:
     """Return what stands from the first of these words to the last, or the question around it, and where it ends."""
     said, end = kept[0].text, kept[-1].end
-    for before, word in zip(kept, kept[1:], strict=False):
+    for before, word in pairwise(kept):
         said += text[before.end : word.start] + word.text
     if any(word.casefold() in words.verbs for word in said.split()[1:]):
         asked = _asked_from(text[: kept[0].start], words)

@@ -27,7 +27,7 @@ from tool_aware.command_line import positive_int, script_parser
 from tool_aware.config.options import add_config_arguments, add_output_dir_argument, parse_options
 from tool_aware.console import GateFailed, duration, run, say
 from tool_aware.evaluation.answering.collect import Answers, collect_answers
-from tool_aware.evaluation.baselines_beside import begin_baselines
+from tool_aware.evaluation.baselines_beside import Baselines, begin_baselines
 from tool_aware.evaluation.evaluation_job import Job, Options, prepare
 from tool_aware.evaluation.gates import failures
 from tool_aware.evaluation.report.output import print_results, update_adapter, write_results
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         job.check_results_folder()  # again: another run may have ended there since
         if job.options.overwrite:
             delete_earlier_answers(job)
-        results = assemble_results(job, collect_answers(job))
+        baselines = baselines_of(job)  # before the rows are answered
+        results = assemble_results(job, collect_answers(job), baselines)
         finish(job, results, started_s)
     return 0
 
@@ -124,11 +125,15 @@ def delete_earlier_answers(job: Job) -> None:
         job.log(task).path.unlink(missing_ok=True)
 
 
-def assemble_results(job: Job, answers: Answers) -> Results:
+def baselines_of(job: Job) -> Baselines:
+    """Begin to choose tools with the cheap baselines where a core is free for that, and return what returns them."""
+    router, names = job.config.evaluation.keyword_router, job.config.toolbox.names
+    return begin_baselines(job.test.train, job.test.rows, router, names, is_idle=job.is_answered_elsewhere)
+
+
+def assemble_results(job: Job, answers: Answers, baselines: Baselines) -> Results:
     """Judge the answers, choose tools with the baselines too, and compute all figures."""
     test, config = job.test, job.config
-    keywords = config.evaluation.keyword_router
-    baselines = begin_baselines(test.train, test.rows, keywords, config.toolbox.names)
     return assemble(
         config,
         test.rows,

@@ -23,6 +23,7 @@ from tool_aware.units import GIB, MIB
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+INDENT = "  "  # of JSON, a level
 _FAULTS_SHOWN = 3  # of a damaged file
 
 # Messages of errors other than OSError for a full disk: of safetensors and tokenizers, written in Rust, and of
@@ -158,7 +159,7 @@ def write_json_array(path: Path, items: Iterable[object]) -> None:
     with atomic_path(path) as part, part.open("w", encoding="utf-8") as file:
         is_empty = True
         for item in items:
-            file.write(("[\n  " if is_empty else ",\n  ") + indented_json(item, "  "))
+            file.write(("[\n" if is_empty else ",\n") + INDENT + indented_json(item, INDENT))
             is_empty = False
         file.write("[]\n" if is_empty else "\n]\n")
 
@@ -170,7 +171,7 @@ def indented_json(value: object, margin: str = "") -> str:
     """
     if write := _WRITERS.get(type(value)):
         return write(value)
-    inner = margin + "  "
+    inner = margin + INDENT
     if isinstance(value, dict) and value:
         lines = []
         for name, item in value.items():
@@ -185,8 +186,15 @@ def indented_json(value: object, margin: str = "") -> str:
     return "null" if isinstance(value, float) and not math.isfinite(value) else json.dumps(value)
 
 
+class JsonText(str):
+    """A value as `indented_json` has written it for its place, in other values: what is often the same is kept so."""
+
+    __slots__ = ()
+
+
 _WRITERS: Mapping[type, Callable[[Any], str]] = {
     str: encode_basestring,
+    JsonText: str,
     type(None): {None: "null"}.__getitem__,
     bool: {True: "true", False: "false"}.__getitem__,
     int: repr,

@@ -247,4 +247,4 @@ def unwrap_instruction(text: str) -> tuple[str, bool]:
 
 def unwrap_response(text: str) -> str:
     """Return an answer without the mark that ends it in a chat template, such as `</s>`."""
-    return _END_MARKS.sub("", text)
+    return _END_MARKS.sub("", text) if text.rstrip().endswith(">") else text

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tool_aware.text import normalised, spread_evenly
 
@@ -41,9 +42,14 @@ def stands_in(quote: str, text: str) -> bool:
 
     What a quote leaves out with `...` may be anything. Each word may differ by one letter from the typed one.
     """
-    typed = normalised(text)
-    parts = [part for piece in _GAP.split(quote) if (part := normalised(piece))]
+    typed = _normalised(text)
+    parts = [part for piece in _GAP.split(quote) if (part := _normalised(piece))]
     return bool(parts) and all(_is_part(part, typed) for part in parts)
+
+
+@lru_cache(maxsize=8_192)  # several systems quote one query
+def _normalised(text: str) -> str:
+    return normalised(text)
 
 
 def _is_part(part: str, typed: str) -> bool:

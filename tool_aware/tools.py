@@ -46,11 +46,19 @@ class ToolCall:
             raise ValueError(f"tool name {self.tool!r} does not match {TOOL_NAME.pattern}")
         if not self.reasoning or self.reasoning != self.reasoning.strip() or "\n" in self.reasoning:
             raise ValueError("reasoning must be one non-empty line without surrounding whitespace")
+        parameters = self.parameters
+        if type(parameters) is dict and _are_ascii(self.reasoning, *parameters, *parameters.values()):
+            return  # as most calls are: writing and encoding them takes several times as long
         try:
-            rendered = json.dumps(self.parameters, allow_nan=False, ensure_ascii=False)
+            rendered = json.dumps(parameters, allow_nan=False, ensure_ascii=False)
         except TypeError as error:
             raise ValueError(f"parameters are not JSON: {error}") from error
         (rendered + self.reasoning).encode()  # UnicodeEncodeError is a ValueError: lone surrogates cannot be trained on
+
+
+def _are_ascii(*parts: object) -> bool:
+    """Return whether all parts are texts in ASCII."""
+    return all(type(part) is str and part.isascii() for part in parts)
 
 
 @dataclass(frozen=True)

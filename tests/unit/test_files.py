@@ -7,7 +7,15 @@ import os
 
 import pytest
 
-from tool_aware.files import atomic_folder, atomic_path, indented_json, write_json, write_json_array
+from tool_aware.files import (
+    INDENT,
+    JsonText,
+    atomic_folder,
+    atomic_path,
+    indented_json,
+    write_json,
+    write_json_array,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -43,6 +51,13 @@ def test_json_is_indented_as_the_library_does_it(value, tmp_path):
     write_json_array(tmp_path / "array.json", iter([value] * 2))
     write_json(tmp_path / "value.json", [value] * 2)
     assert (tmp_path / "array.json").read_bytes() == (tmp_path / "value.json").read_bytes()
+
+
+def test_a_value_that_is_written_already_is_put_where_it_stands(tmp_path):
+    verdicts = [{"name": "query", "is_usable": None}]
+    write_json_array(tmp_path / "as_values.json", [{"uses": verdicts, "row": 0}])
+    write_json_array(tmp_path / "written.json", [{"uses": JsonText(indented_json(verdicts, 2 * INDENT)), "row": 0}])
+    assert (tmp_path / "written.json").read_bytes() == (tmp_path / "as_values.json").read_bytes()
 
 
 def test_an_array_of_nothing_is_empty_and_what_is_not_finite_is_null(tmp_path):

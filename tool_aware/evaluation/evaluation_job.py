@@ -153,6 +153,15 @@ class Job:
         """Return whether there is something that only a model on this machine can answer."""
         return any(map(self.is_due, self.tasks))
 
+    @property
+    def is_answered_elsewhere(self) -> bool:
+        """Return whether a GPU or a server answers rows, and leaves this machine's cores to others."""
+        if self.options.endpoint or not self.tokenizer:  # which only a job that loads a model has
+            return self.options.endpoint is not None
+        import torch
+
+        return torch.cuda.is_available()
+
     def is_due(self, task: Task) -> bool:
         """Return whether a model on this machine has rows of `task` to answer."""
         if not (self.options.is_local and self.computes(task)):

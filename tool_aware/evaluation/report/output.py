@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,17 @@ from tool_aware.evaluation.report.tables import (
 from tool_aware.evaluation.results import Results, title
 from tool_aware.evaluation.scoring.calibration import routing_thresholds
 from tool_aware.evaluation.scoring.intervals import Estimate
-from tool_aware.files import sha256_of, write_json, write_json_array, write_pieces, write_text
+from tool_aware.evaluation.scoring.judgement import Judgement
+from tool_aware.files import (
+    INDENT,
+    JsonText,
+    indented_json,
+    sha256_of,
+    write_json,
+    write_json_array,
+    write_pieces,
+    write_text,
+)
 from tool_aware.inference import grammar
 from tool_aware.manifest import read_manifest, write_manifest
 from tool_aware.paths import (
@@ -62,6 +73,8 @@ _FILES = {
     "finetuned": FINETUNED_MODEL,
     "finetuned_choice": FINETUNED_MODEL,
 }
+_VERDICT = tuple(field.name for field in fields(Judgement) if field.name != "row")
+_verdict_of = attrgetter(*_VERDICT)
 
 
 def write_results(
@@ -130,27 +143,26 @@ def _outdated(folder: Path, names: Collection[str]) -> list[str]:
 
 
 def result_rows(results: Results, system: str) -> Iterator[dict[str, Any]]:
-    """Yield one object a row: the row, the answer, the judgement."""
+    """Yield one object a row for `write_json_array`: the row, the answer, the judgement."""
     for prediction, judgement in zip(results.predictions[system], results.judgements[system], strict=True):
         row = results.rows[prediction.row]
-        verdict = {field.name: getattr(judgement, field.name) for field in fields(judgement) if field.name != "row"}
         yield {
             "row": prediction.row,
             "query": row.query,
             "expected_response": row.response,
             "response": prediction.text,
-            **verdict,
-            "parameters": _plain(judgement.parameters),
-            "uses": _plain(judgement.uses),
+            **dict(zip(_VERDICT, _verdict_of(judgement), strict=True)),
+            "parameters": _written(judgement.parameters),
+            "uses": _written(judgement.uses),
             "scores": prediction.scores,
             "metadata": dict(row.metadata),
         }
 
 
 @lru_cache(maxsize=16_384)
-def _plain(parts: tuple[Any, ...]) -> list[dict[str, Any]]:
-    """Return verdicts as dictionaries; most rows have the few of right answers."""
-    return list(map(asdict, parts))
+def _written(parts: tuple[Any, ...]) -> JsonText:
+    """Return verdicts as they stand in an object of an array; most rows have the few of right answers."""
+    return JsonText(indented_json(list(map(asdict, parts)), 2 * INDENT))
 
 
 def comparison(results: Results) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from tool_aware.evaluation.scoring.intervals import Resamples
+from tool_aware.evaluation.scoring.intervals import Figure, Resamples, estimates
 from tool_aware.evaluation.scoring.judgement import INVALID, Judgement
 
 if TYPE_CHECKING:
@@ -54,23 +54,43 @@ class ConfusionCells:
         counts = np.bincount(self.kinds, minlength=self.tools * (self.tools + 1))
         return counts[: self.tools * (self.tools + 1)].reshape(self.tools, -1).tolist()
 
-    def statistic(self, statistic: Statistic, resamples: Resamples) -> Callable[[np.ndarray], np.ndarray]:
-        """Return `statistic` as a function of how often the units of the resamples occur: (..., units) -> (...)."""
+    def counts(self, resamples: Resamples) -> ResampledCounts:
+        """Return the counts of the rows and of their resamples, once for all statistics: they take longest."""
         import numpy as np
 
         number = self.tools + 1
         hits = np.where(self.is_right, self.expected, self.tools)
         of_units = [resamples.sums(cells, number)[:, :-1] for cells in (hits, self.expected, self.credited)]
-
-        def of(drawn: np.ndarray) -> np.ndarray:
-            weights = drawn.astype(float)
-            return statistic(ConfusionCounts(*(weights @ counts for counts in of_units)))
-
-        return of
+        once, drawn = (units.astype(float) for units in (resamples.once, resamples.draws))
+        return ResampledCounts(
+            ConfusionCounts(*(once @ counts for counts in of_units)),
+            ConfusionCounts(*(drawn @ counts for counts in of_units)),
+            resamples.count,
+        )
 
 
 def _names(judgements: Sequence[Judgement]) -> tuple[list[str], list[str]]:
     return [j.expected for j in judgements], [j.credited for j in judgements]
+
+
+@dataclass(frozen=True)
+class ResampledCounts:
+    """The counts of `rows` rows, (tools,) each, and of their resamples, (resamples, tools) each."""
+
+    once: ConfusionCounts
+    drawn: ConfusionCounts
+    rows: int
+
+    def figures(self, statistic: Statistic) -> list[Figure]:
+        """Estimate each tool's figure."""
+        return estimates(statistic(self.once), statistic(self.drawn), self.rows)
+
+    def figure(self, statistic: Statistic, less: ResampledCounts | None = None) -> Figure:
+        """Estimate one figure, or what is left of it without that of other counts of the same resamples."""
+        value, drawn = statistic(self.once), statistic(self.drawn)
+        if less:
+            value, drawn = value - statistic(less.once), drawn - statistic(less.drawn)
+        return estimates(value[..., None], drawn[..., None], self.rows)[0]
 
 
 @dataclass(frozen=True)

@@ -229,14 +229,14 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], resamples: Resample
 
     Resamples in which it is undefined (NaN) are left out.
     """
-    return bootstrap_each(lambda drawn: statistic(drawn)[..., None], resamples)[0]
+    value, drawn = statistic(resamples.once), statistic(resamples.draws)
+    return estimates(value[..., None], drawn[..., None], resamples.count)[0]
 
 
-def bootstrap_each(statistic: Callable[[np.ndarray], np.ndarray], resamples: Resamples) -> list[Figure]:
-    """Estimate each column of `statistic`, which maps (..., units) to values (..., columns)."""
+def estimates(values: np.ndarray, resampled: np.ndarray, rows: int) -> list[Figure]:
+    """Estimate figures of `rows` rows from their values, (figures,), and those of resamples, (resamples, figures)."""
     import numpy as np
 
-    values, resampled = statistic(resamples.once), statistic(resamples.draws)
     tail = 100 * (1 - CONFIDENCE) / 2
     figures: list[Figure] = []
     for value, drawn in zip(values.tolist(), resampled.T, strict=True):
@@ -244,5 +244,5 @@ def bootstrap_each(statistic: Callable[[np.ndarray], np.ndarray], resamples: Res
             figures.append(NOT_AVAILABLE)
             continue
         low, high = np.nanpercentile(drawn, [tail, 100 - tail])
-        figures.append(Estimate(value, float(low), float(high), resamples.count))
+        figures.append(Estimate(value, float(low), float(high), rows))
     return figures

@@ -13,8 +13,6 @@ from tool_aware.evaluation.scoring.intervals import (
     NOT_AVAILABLE,
     Estimate,
     Figure,
-    bootstrap,
-    bootstrap_each,
     f1_proportion,
     group_numbers,
     known,
@@ -125,14 +123,12 @@ def summarise(
 ) -> Metrics:
     """Add up `judgements`, at least one, of the system called `system`; `no_tool` names the tool for plain chat."""
     cells, shares = ConfusionCells.of(judgements, tools), _Shares(judgements, seed)
-    resamples = resamples_of(shares.groups, cells.kinds, seed=seed)
-    per_tool = _per_tool(
-        cells, shares, tools, bootstrap_each(cells.statistic(ConfusionCounts.f1, resamples), resamples)
-    )
+    counts = cells.counts(resamples_of(shares.groups, cells.kinds, seed=seed))
+    per_tool = _per_tool(cells, shares, tools, counts.figures(ConfusionCounts.f1))
     precisions, recalls, f1s = zip(*((m.precision, m.recall, m.f1) for m in per_tool.values()), strict=True)
 
     def average(statistic: Statistic, parts: Sequence[Figure]) -> Estimate:
-        return _average(known(bootstrap(cells.statistic(statistic, resamples), resamples)), parts)
+        return _average(known(counts.figure(statistic)), parts)
 
     _, is_answered = shares.verdicts("is_parsed")
 

@@ -14,6 +14,7 @@ from tool_aware.evaluation.scoring.key_terms import bm25s_module, index_tokens
 
 SHIPPED = Path(__file__).with_name("passages.txt.gz")
 TOP = 10  # passages of a search that are compared
+DECIMALS = 4  # of scores; of those that are equal then, the passage that stands first is found first
 
 
 class Passages:
@@ -71,9 +72,13 @@ class Passages:
         if not ids:
             return {}
         scores = self._index.get_scores_from_ids(ids)
-        candidates = np.argpartition(-scores, min(4 * TOP, len(scores) - 1))[: 4 * TOP]
-        ordered = sorted(candidates.tolist(), key=lambda number: (-round(float(scores[number]), 4), number))
-        return {number: float(scores[number]) for number in ordered[:TOP] if scores[number] > 0}
+        found = np.flatnonzero(scores > 0)  # most passages share no word with the text
+        if len(found) > TOP:
+            least = np.partition(scores[found], -TOP)[-TOP]
+            found = found[scores[found] >= least - 10.0**-DECIMALS]  # those that are equal to it when rounded
+        candidates = zip(found.tolist(), scores[found].tolist(), strict=True)
+        ordered = sorted(candidates, key=lambda candidate: (-round(candidate[1], DECIMALS), candidate[0]))
+        return dict(ordered[:TOP])
 
 
 @cache

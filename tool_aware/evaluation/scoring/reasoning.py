@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from tool_aware.evaluation.scoring.baselines import FEWEST_TRAINING_ROWS, tfidf_regression
@@ -86,8 +86,8 @@ def judge_reasonings(
 ) -> None:
     """Add what is found of reasonings to the judgements of systems, which are of the same rows in the same order.
 
-    The lists are changed; answers that cannot be read have no reasoning. What several systems write of a row is judged
-    once, and judgements that are one object stay so.
+    The judgements are changed; answers that cannot be read have no reasoning. What several systems write of a row is
+    judged once.
     """
     different = {
         id(judgement): (judgement, text)
@@ -97,17 +97,13 @@ def judge_reasonings(
     }
     texts = list(dict.fromkeys(text for _, text in different.values()))
     tools = dict(zip(texts, read(texts), strict=True)) if read else {}
-    evidence, found = {}, {}
-    for key, (judgement, text) in different.items():
+    evidence = {}
+    for judgement, text in different.values():
         of = judgement.row, text
         if of not in evidence:
             evidence[of] = _evidence(text, rows[judgement.row].conversation)
-        quotes, is_in_query = evidence[of]
-        found[key] = replace(
-            judgement, quotes_evidence=quotes, is_evidence_in_query=is_in_query, reasoning_leads_to=tools.get(text)
-        )
-    for judged in judgements.values():
-        judged[:] = [found.get(id(judgement), judgement) for judgement in judged]
+        judgement.quotes_evidence, judgement.is_evidence_in_query = evidence[of]
+        judgement.reasoning_leads_to = tools.get(text)
 
 
 def _evidence(reasoning: str, typed: str) -> tuple[bool, bool]:

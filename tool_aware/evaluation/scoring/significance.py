@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tool_aware.evaluation.scoring.confusion import ConfusionCells, ConfusionCounts
-from tool_aware.evaluation.scoring.intervals import Estimate, bootstrap, known, resamples_of
+from tool_aware.evaluation.scoring.intervals import Estimate, known, resamples_of
 from tool_aware.evaluation.scoring.judgement import Judgement
 
 if TYPE_CHECKING:
@@ -126,9 +126,10 @@ def compare(
     kinds = first_cells.kinds * (len(tools) + 1) + second_cells.credited
     resamples = resamples_of([judgement.group for judgement in first], kinds, seed=seed)
 
+    before, after = first_cells.counts(resamples), second_cells.counts(resamples)
+
     def difference(statistic: Statistic) -> Estimate:
-        before, after = first_cells.statistic(statistic, resamples), second_cells.statistic(statistic, resamples)
-        return known(bootstrap(lambda drawn: after(drawn) - before(drawn), resamples))
+        return known(after.figure(statistic, less=before))
 
     accuracy_difference = difference(ConfusionCounts.accuracy)
     tool_choice = mcnemar([j.is_tool_right for j in first], [j.is_tool_right for j in second])

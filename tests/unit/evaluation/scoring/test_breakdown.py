@@ -1,3 +1,5 @@
+import pytest
+
 from tool_aware.config.data_sections import KeywordRouterSection
 from tool_aware.evaluation import baselines_beside
 from tool_aware.evaluation.baselines_beside import begin_baselines
@@ -144,3 +146,14 @@ def test_baselines_of_many_rows_come_from_another_process_and_are_the_same(monke
     monkeypatch.setattr(baselines_beside, "usable_cores", lambda: 2)
     monkeypatch.setattr(baselines_beside, "baseline_predictions", None)  # not called here
     assert begin_baselines(TRAIN, test, ROUTER, TOOLS.names)() == here
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_baselines_of_fewer_rows_come_from_another_process_only_where_the_cores_are_idle(monkeypatch, is_idle):
+    test = {7: row("find budgets", "rag")}
+    begun = []
+    monkeypatch.setattr(baselines_beside, "MANY_WHILE_IDLE", len(TRAIN) + 1)
+    monkeypatch.setattr(baselines_beside, "usable_cores", lambda: 2)
+    monkeypatch.setattr(baselines_beside, "Beside", lambda function, *arguments: begun.append(function))
+    begin_baselines(TRAIN, test, ROUTER, TOOLS.names, is_idle=is_idle)
+    assert begun == [baselines_beside.baseline_choices] * is_idle

@@ -135,6 +135,10 @@ def _is_hard(word: str, of: Terms, passages: Passages) -> bool:
 def _other_lost(of: Terms, among: Terms) -> list[str]:
     """Return the numbers of one text that another does not have in any reading, and the negation if it has none."""
     numbers = [*among.numbers, *filter(None, map(month_number, among.content))]
-    lost = [min(number, key=len) for number in of.numbers if not has_number(number, numbers)]
+    lost = [_shortest(number) for number in of.numbers if not has_number(number, numbers)]
     is_reversed = of.is_negated and not (among.is_negated or among.is_free_of)
     return [*lost, *([NEGATION] if is_reversed else [])]
+
+
+def _shortest(number: frozenset[str]) -> str:
+    return min(number, key=lambda reading: (len(reading), reading))  # sets have another order in every process

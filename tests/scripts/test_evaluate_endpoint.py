@@ -13,6 +13,7 @@ import evaluate as script
 from tests.fixtures.evaluate_script import REPOSITORY, command_line
 from tests.fixtures.http_replies import JsonReplies
 from tests.fixtures.in_process import outcome
+from tool_aware.evaluation import baselines_beside
 
 
 class Answering(JsonReplies):
@@ -107,3 +108,21 @@ def test_a_server_that_says_nothing_of_itself_is_asked_again(ask, server):
     result = ask()
     assert server.requests == 8 + 16
     assert "says nothing by which it could be told from another" in result.stderr
+
+
+def test_baselines_begin_before_a_server_is_asked(ask, server, monkeypatch):
+    begun = []
+
+    class Beside:
+        def __init__(self, function, *arguments):
+            begun.append(server.requests)
+            self.result = lambda: function(*arguments)
+
+    monkeypatch.setattr(baselines_beside, "MANY_WHILE_IDLE", 1)
+    monkeypatch.setattr(baselines_beside, "usable_cores", lambda: 2)
+    monkeypatch.setattr(baselines_beside, "Beside", Beside)
+    result = ask()
+    assert result.code == 0, result.stderr
+    assert begun == [0]
+    assert server.requests > 0
+    assert "TF-IDF + logistic regression" in result.stdout

@@ -107,12 +107,12 @@ def _prediction(value: Any, kind: str | None, tools: Collection[str]) -> Predict
     """Return the answer that a line holds; None if it holds none, or not what this kind of task asks for."""
     if unusable(value):
         return None
+    if isinstance(value, dict) and isinstance(scores := value.get("scores"), dict):
+        value["scores"] = {sys.intern(name): score for name, score in scores.items()}  # one object in all answers
     try:
         found = checked_as(value, Prediction, where="")
     except UserError:
         return None
-    if found.scores:  # the names are the same object in all answers
-        found = replace(found, scores={sys.intern(name): score for name, score in found.scores.items()})
     if kind == "choice":
         return found if found.scores and (not tools or found.scores.keys() == set(tools)) else None
     return found if kind is None or found.text is not None else None

@@ -92,7 +92,7 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, instruction: str, respons
 
 
 def cut_answers(examples: Sequence[EncodedExample], limit: int) -> str | None:
-    """Say how many answers of these examples a model could not write to their end in `limit` tokens; None if none."""
+    """Return how many answers of these examples a model could not end in `limit` tokens, in words; None if none."""
     lengths = [len(example.completion) for example in examples]
     if not (count := sum(length > limit for length in lengths)):
         return None

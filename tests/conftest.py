@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.fixtures.memory import MEMORY, has_room
 from tests.fixtures.repository import REPOSITORY
 from tests.fixtures.warm_start import SHARED, share_with_workers
 from tool_aware import secret_values
@@ -37,6 +38,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the demo starts its scripts: the same libraries serve them
+ALL_FILES_BYTES = 4 * 2**30  # what is there at a time is far less, as each test's are deleted with it
+if has_room(ALL_FILES_BYTES, for_programs=True):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)  # of tmp_path
 
 GARBAGE_AFTER = 20_000  # objects, where Python takes 700: tests make many that live for a moment
 

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import prepare_dataset
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.warm_start import kill, warm_python
 from tool_aware import sandboxed
 from tool_aware.config.settings import load_config
 from tool_aware.console import UserError
@@ -53,8 +55,8 @@ def prepare(folder: Path, *more: str) -> int:
     return prepare_dataset.main(words(folder, *more))
 
 
-def started(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "prepare_dataset.py", *words(folder, *more)]
+def started(folder: Path, *more: str, python: Sequence[str] = (sys.executable,)) -> subprocess.Popen[str]:
+    command = [*python, "prepare_dataset.py", *words(folder, *more)]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -84,13 +86,13 @@ def test_a_kill_at_any_moment_leaves_a_whole_set_or_none(tmp_path):
     moments, ended_whole = random.Random(7), 0
     for seed in range(1, KILLS + 1):
         before = seed_of(tmp_path)
-        process = started(tmp_path, "--set", f"dataset.seed={seed}")
+        process = started(tmp_path, "--set", f"dataset.seed={seed}", python=warm_python())
         if seed % 2:
             wait_for(process, "Writing")
             time.sleep(moments.uniform(0, 0.4))
         else:
-            time.sleep(moments.uniform(0.3, 3))
-        process.kill()
+            time.sleep(moments.uniform(0.05, 0.5))
+        kill(process)
         process.communicate()
         assert seed_of(tmp_path) in (before, seed)
         ended_whole += seed_of(tmp_path) == seed

@@ -68,6 +68,7 @@ ANSWERED = """
 import os, runpy, sys, transformers.modeling_utils, transformers.models.auto.modeling_auto
 sys.argv = sys.argv[1:]
 sys.path[0] = os.path.dirname(sys.argv[0])
+import train_tool_aware
 for answer in ANSWERS:
     with open("answer", "w") as file:
         file.write(answer)

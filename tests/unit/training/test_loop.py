@@ -108,7 +108,8 @@ def test_in_float16_the_gradient_is_scaled_and_a_step_whose_gradient_overflows_i
     """As on GPUs without bfloat16. The first scale is far too large, so the first steps are skipped and lower it."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=1000)
     settings = {"quantization__bnb_4bit_compute_dtype": "float16", "optimization__decoder": "transformers"}
-    loop = make_loop(scaler=scaler, training__max_steps=24, training__eval_steps=24, **settings)
+    settings |= {"training__max_steps": 24, "training__eval_steps": 24, "training__per_device_train_batch_size": 4}
+    loop = make_loop(scaler=scaler, **settings)
     before, start = loop.score().loss, adapter_of(loop).clone()
     assert start.dtype == torch.float32
     loop._take_step()

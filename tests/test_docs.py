@@ -86,22 +86,27 @@ def repository_paths() -> frozenset[str]:
 
 
 @cache
-def code() -> list[ast.Module]:
-    """Every module of the scripts and the package."""
+def code() -> list[ast.AST]:
+    """Every node of the syntax trees of the scripts and the package."""
     paths = [*(REPOSITORY / name for name in SCRIPTS), *sorted((REPOSITORY / "tool_aware").rglob("*.py"))]
-    return [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    return [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+
+
+@cache
+def defined_in_code() -> frozenset[str]:
+    """Names of functions and classes."""
+    return frozenset(node.name for node in code() if isinstance(node, ast.FunctionDef | ast.ClassDef))
 
 
 @cache
 def words_in_code() -> frozenset[str]:
     """File-like words in the code's strings, its docstrings included; `{a,b}_x` stands for `a_x` and `b_x`."""
     words: set[str] = set()
-    for tree in code():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                for word in re.findall(r"[\w./*{},-]+", node.value):
-                    for whole in expand_braces(word):
-                        words.update(whole.strip(",").rstrip(".").split("/"))
+    for node in code():
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for word in re.findall(r"[\w./*{},-]+", node.value):
+                for whole in expand_braces(word):
+                    words.update(whole.strip(",").rstrip(".").split("/"))
     return frozenset(words)
 
 
@@ -109,13 +114,12 @@ def words_in_code() -> frozenset[str]:
 def name_patterns() -> tuple[re.Pattern[str], ...]:
     """File names that the code composes, such as f"{name}_metrics.json"; those of a few letters say too little."""
     patterns = []
-    for tree in code():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.JoinedStr):
-                literal = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
-                if re.fullmatch(r"[\w./-]+", literal) and len(re.sub(r"\.\w+$", "", literal)) >= 6:
-                    parts = (re.escape(p.value) if isinstance(p, ast.Constant) else r"[\w-]+" for p in node.values)
-                    patterns.append(re.compile("".join(parts)))
+    for node in code():
+        if isinstance(node, ast.JoinedStr):
+            literal = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
+            if re.fullmatch(r"[\w./-]+", literal) and len(re.sub(r"\.\w+$", "", literal)) >= 6:
+                parts = (re.escape(p.value) if isinstance(p, ast.Constant) else r"[\w-]+" for p in node.values)
+                patterns.append(re.compile("".join(parts)))
     return tuple(patterns)
 
 
@@ -242,13 +246,11 @@ def test_make_targets_exist(path):
 
 @pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.name)
 def test_functions_and_classes_of_ours_exist(path):
-    kinds = ast.FunctionDef | ast.ClassDef
-    defined = {node.name for tree in code() for node in ast.walk(tree) if isinstance(node, kinds)}
     called = {match[1] for span in spans(path) if (match := re.fullmatch(r"([a-z_]\w*)\(\)", span))}
     classes = {span for span in spans(path) if re.fullmatch(r"(?:[A-Z][a-z]+){2,}\w*", span)}
-    assert called <= defined
+    assert called <= defined_in_code()
     if path in PAGES:  # other pages also name classes of the libraries
-        assert classes <= defined
+        assert classes <= defined_in_code()
 
 
 @pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.name)

@@ -78,7 +78,7 @@ def test_all_files_are_written_and_the_manifest_matches_them(prepared: Path, con
     assert manifest["outputs"] == {name: sha256_of(prepared / name) for name in FILES}
     loaded = {name: load_rows(prepared / f"{name}.json", config.toolbox).rows for name in SPLITS}
     assert manifest["counts"]["rows"] == {name: len(rows) for name, rows in loaded.items()}
-    assert sum(map(len, loaded.values())) == 5 * 40 + 8 + 40 + 24
+    assert sum(map(len, loaded.values())) == 6 * 40 + 8 + 40 + 24
 
 
 def test_the_same_command_writes_the_same_bytes(prepared: Path, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_check_accepts_what_the_stage_wrote_and_describes_it(prepared: Path) -> 
     result = prepare("--check", str(prepared))
     assert result.returncode == 0
     assert "tokens" in result.stdout
-    assert "272 rows, all well-formed" in result.stderr
+    assert "312 rows, all well-formed" in result.stderr
 
 
 def test_check_leaves_memory_and_time_to_the_estimate(prepared: Path) -> None:

@@ -2,11 +2,12 @@
 
 One rule for all searches, so that a small model can learn it: the words of the asking are left out, and articles,
 prepositions, pronouns, auxiliary verbs and question words before and behind what is asked about. All that stands
-between two words of a sentence that stay, stays too, commas included: a span that is copied loses no negation, and a
-small model copies more surely than it picks words. A question whose verb stands behind what it is about stays as it was
-asked ("which rooms did the auditors get"): without its first word it would say nothing. The words to leave out are in
-content/search_words.yaml, by language. A language that is not there, such as Japanese, is written without spaces: its
-frames name their search text.
+between two words of a sentence that stay, stays too, commas and colons included: a span that is copied loses no
+negation, and a small model copies more surely than it picks words. Some questions would say something else, or nothing,
+without their first word. So a question whose verb stands behind what it is about stays as it was asked ("which rooms
+did the auditors get"), and so does a question word directly before the first word that stays ("who owns the patent").
+The words to leave out are in content/search_words.yaml, by language. A language that is not there, such as Japanese, is
+written without spaces: its frames name their search text.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 _EDGES = "¿¡?!.,;:…()[]\"'’“”„«»‹›—–-*"
-_WORD = re.compile(r"\S+")
-_QUOTED = re.compile(r"[\"“„«]\s?[^\"“”„«»]{2,}?\s?[\"”“»]")
+_WORD = re.compile(r"[^\s¿¡]\S*")
+_QUOTED = re.compile(r"[\"“„«]\s?[^\"“”„«»]{2,}?\s?[\"”“»]|(?<!\w)['‘][^'‘’]{2,}?['’](?!\w)")
 _SENTENCE_END = re.compile(r"[.?!:][\"”»)]*\s+$")
-_SENTENCE_BREAK = re.compile(r"[.?!:][\"”»)]*\s")
+_SENTENCE_BREAK = re.compile(
+    r"(?<!\b[^\W\d])(?<!\b[dms][rt])[.?!][\"”»)]*\s"
+    r"(?!(?:januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|dezember)\b)",
+    re.IGNORECASE,
+)  # but not: Dr. E. Moreau, 20. Mai
 # French and Italian: l'ufficio, d'essai. Turkish: Ankara'da.
 _ELISION = re.compile(
     r"(?:[ldjmtscn]|qu|jusqu|dell|all|nell|sull|dall|un|quest|quell|com|dov)['’](?=\w)", re.IGNORECASE
@@ -42,6 +47,9 @@ class SearchWords:
     function: frozenset[str]
     request: frozenset[str]
     opening: frozenset[str]
+    openers: re.Pattern[str]
+    doers: frozenset[str] = frozenset()
+    closers: frozenset[str] = frozenset()
     asking: frozenset[str] = frozenset()
     verbs: frozenset[str] = frozenset()
     endings: frozenset[str] = frozenset()
@@ -75,7 +83,8 @@ def search_words(settings: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[st
             function=frozenset(words["function"]),
             request=frozenset(words["request"]),
             opening=frozenset(words["opening"]),
-            **{key: frozenset(words.get(key, ())) for key in ("asking", "verbs", "endings")},
+            openers=re.compile(rf"{_phrases(words['openers']).pattern}\s*$", re.IGNORECASE),
+            **{key: frozenset(words.get(key, ())) for key in ("doers", "closers", "asking", "verbs", "endings")},
         )
         for language, words in settings.items()
     }
@@ -132,7 +141,8 @@ def continued_search_text(
     earlier = content_words(asked, words, values)
     wanted = content_words(about, words, values)
     new = content_words(said, words, values)
-    span = search_text(said, words, values) if new else ""
+    spans = _spans(said, list(_words(said, words, values)), words, is_whole=False) if new else []
+    span = " ".join(part for part, _ in spans)
     kept = [word for word in earlier if any(_is_form_of(word, other) for other in wanted)]
     names = [value for value in values if any(letter.isalpha() for letter in value)]
     kept = kept or [word for word in earlier if any(word in value.split() for value in names)]
@@ -166,34 +176,49 @@ def _places_of(wanted: Sequence[str], found: Sequence[_Word]) -> list[int] | Non
     return places
 
 
-def _spans(text: str, found: Sequence[_Word], words: SearchWords) -> list[tuple[str, int]]:
-    """Return of each sentence what stands from its first kept word to its last, and where that ends in the text."""
+def _spans(text: str, found: Sequence[_Word], words: SearchWords, *, is_whole: bool = True) -> list[tuple[str, int]]:
+    """Return of each sentence what stands from its first kept word to its last, and where that ends in the text.
+
+    Unless `is_whole`, a question word directly before the first is left out.
+    """
     sentences: list[list[int]] = []
     for place in _places_by_rule(found, words):
         if sentences and not _is_break(text, found, sentences[-1][-1], place):
             sentences[-1].append(place)
         else:
             sentences.append([place])
-    return [_span(text, [found[place] for place in places], words) for places in sentences]
+    return [_span(text, [found[place] for place in places], words, is_whole) for places in sentences]
 
 
 def _is_break(text: str, found: Sequence[_Word], before: int, place: int) -> bool:
     """Return whether a sentence ends between two words."""
-    between = text[found[before].end : found[place].start]
-    return bool(_SENTENCE_BREAK.search(between)) or any(word.is_first for word in found[before + 1 : place + 1])
+    mark = _SENTENCE_BREAK.search(text, found[before].end)
+    return mark is not None and mark.end() <= found[place].start
 
 
-def _span(text: str, kept: Sequence[_Word], words: SearchWords) -> tuple[str, int]:
+def _span(text: str, kept: Sequence[_Word], words: SearchWords, is_whole: bool) -> tuple[str, int]:
     """Return what stands from the first of these words to the last, or the question around it, and where it ends."""
-    said, end = kept[0].text, kept[-1].end
-    for before, word in pairwise(kept):
-        said += text[before.end : word.start] + word.text
+    start, end = kept[0].start, kept[-1].end
+    said = text[start:end]  # with a verb's pronoun in French: utilise-t-elle
+    if words.language == "tr":
+        said = kept[0].text + "".join(text[one.end : two.start] + two.text for one, two in pairwise(kept))
+    opener, asked = words.openers.search(text[:start]) if is_whole else None, None
     if any(word.casefold() in words.verbs for word in said.split()[1:]):
-        asked = _asked_from(text[: kept[0].start], words)
-        if asked is not None:
-            end = _asked_to(text, end, words)
-            said = f"{text[asked : kept[0].start]}{said}{text[kept[-1].end : end]}"
-    return " ".join(said.split()), end
+        asked = _asked_from(text[:start], words)
+    if asked is not None:
+        end = _asked_to(text, end, words)
+    else:
+        asked, end = opener.start() if opener else start, _closed(text, end, words)
+    return " ".join(f"{text[asked:start]}{said}{text[kept[-1].end : end]}".split()), end
+
+
+def _closed(text: str, end: int, words: SearchWords) -> int:
+    """Return where the word ends that closes a clause and belongs to the word before it: the current one."""
+    match = _WORD.match(text, end + 1)
+    if not match or text[end] != " " or match[0].strip(_EDGES).casefold() not in words.closers:
+        return end
+    place = match.start() + len(match[0].rstrip(_EDGES))
+    return place if place < match.end() or not text[match.end() :].strip() else end
 
 
 def _asked_from(before: str, words: SearchWords) -> int | None:
@@ -222,7 +247,14 @@ def _asked_to(text: str, end: int, words: SearchWords) -> int:
 
 
 def _with_joints(text: str, found: Sequence[_Word], kept: Sequence[int], words: SearchWords) -> str:
-    """Return the kept words, with what stands between two of them if that is function words of the same sentence."""
+    """Return the kept words, with what stands between two of them if that is function words of the same sentence.
+
+    If nothing that a search is about stands between any two of them, they are one span, verbs included.
+    """
+    others = set(_places_by_rule(found, words)) - set(kept)
+    if not others & set(range(kept[0], kept[-1])) and not _is_break(text, found, kept[0], kept[-1]):
+        is_all = not any(other > kept[-1] and not _is_break(text, found, kept[-1], other) for other in others)
+        return _span(text, [found[place] for place in kept], words, is_whole=is_all)[0]
     said = ""
     for before, place in zip([None, *kept], kept, strict=False):
         word = found[place]
@@ -288,7 +320,8 @@ def _is_kept(found: Sequence[_Word], number: int, words: SearchWords, *, is_open
         return False
     if plain in words.function:
         return words.language != "de" and (word.is_name or (plain in _JOINTS and _joins_names(found, number)))
-    is_asking = plain in words.request or (is_opening and plain in words.opening)
+    is_done = number > 0 and _plain(found[number - 1]) in words.doers  # who runs the branch
+    is_asking = plain in words.request or (is_opening and not is_done and plain in words.opening)
     return word.is_value or not is_asking or (word.is_name and words.language != "de")
 
 

@@ -28,7 +28,7 @@ def content() -> Content:
         ("en", "What have we promised Nordwind about deliveries?", "promised Nordwind about deliveries"),
         ("en", "is it going to snow this week", "snow this week"),
         ("en", "flights from New York to Oslo without a stop", "flights from New York to Oslo without a stop"),
-        ("en", "who signed off the change request 311?", "signed off the change request 311"),
+        ("en", "who signed off the change request 311?", "who signed off the change request 311"),
         ("en", 'find the mail "to whom it may concern"', 'mail "to whom it may concern"'),
         ("en", "hotels in Turin with parking, not in the centre", "hotels in Turin with parking, not in the centre"),
         ("en", "show me the mails that do not mention the lift", "mails that do not mention the lift"),
@@ -39,20 +39,38 @@ def content() -> Content:
         ("en", "how common is a fuel cell? many thanks", "how common is a fuel cell"),
         ("en", "who in sales has not signed the handover sheet", "who in sales has not signed the handover sheet"),
         ("en", "what can you tell me about pumps that are certified", "pumps that are certified"),
+        ("en", "who runs the depot in Gdansk?", "who runs the depot in Gdansk"),
+        ("en", "who is the head of the depot in Gdansk?", "head of the depot in Gdansk"),
+        ("en", "who knows about the lease of the depot", "lease of the depot"),
+        ("en", "how many drivers do we have?", "how many drivers"),
+        ("en", "how old is the lift and is it safe", "how old is the lift and is it safe"),
+        ("en", "the lease of the depot, until when?", "lease of the depot, until when"),
+        ("en", "why did we drop Nordwind", "why did we drop Nordwind"),
+        ("en", "compare the old leave form with the new one", "compare the old leave form with the new one"),
+        ("en", "what does 'cold chain' cover in our contracts", "'cold chain' cover in our contracts"),
+        ("en", "our rule allows 9 days: does that hold for Leeds?", "rule allows 9 days: does that hold for Leeds"),
+        ("en", "the letter of Dr. E. Moreau about the roof", "letter of Dr. E. Moreau about the roof"),
+        ("de", "wann läuft unser Vertrag mit Nordwind aus?", "wann läuft unser Vertrag mit Nordwind aus"),
+        ("de", "ich bin neu, wo liegt der Lageplan vom 20. Mai", "Lageplan vom 20. Mai"),
+        ("fr", "quel modèle l'équipe utilise-t-elle ?", "quel modèle l'équipe utilise-t-elle"),
+        ("es", "¿por qué dejamos a ese proveedor?", "por qué dejamos a ese proveedor"),
+        ("it", "a che ora parte il treno per Lugano", "a che ora parte il treno per Lugano"),
+        ("pl", "kto wygrał wczoraj mecz", "kto wygrał wczoraj mecz"),
+        ("tr", "internette altın fiyatı ara", "altın fiyatı"),
         ("nl", "hoeveel inwoners heeft Breda nu?", "hoeveel inwoners heeft Breda"),
         ("es", "¿Cuántos habitantes tiene Monterrey?", "Cuántos habitantes tiene Monterrey"),
         ("de", "Was steht in unserer Spesenordnung zu Reklamationen?", "Spesenordnung zu Reklamationen"),
-        ("de", "was kostet die Bahncard 50 ohne Bindung", "kostet die Bahncard 50 ohne Bindung"),
+        ("de", "was kostet die Bahncard 50 ohne Bindung", "was kostet die Bahncard 50 ohne Bindung"),
         ("fr", "Quel est le délai de paiement du contrat avec le fournisseur Delmas ?",
          "délai de paiement du contrat avec le fournisseur Delmas"),
         ("fr", "Qu'est-ce qu'on a décidé sur l'entrepôt ?", "décidé sur l'entrepôt"),
-        ("es", "¿Qué tiempo hará mañana en Buenos Aires?", "tiempo hará mañana en Buenos Aires"),
+        ("es", "¿Qué tiempo hará mañana en Buenos Aires?", "Qué tiempo hará mañana en Buenos Aires"),
         ("it", "cosa dice il contratto con Rossi sui tempi?", "contratto con Rossi sui tempi"),
         ("nl", "wat staat er in het contract met Jansen over levertijden?", "contract met Jansen over levertijden"),
         ("pl", "jaka jest pogoda w ten weekend, Gdańsk?", "pogoda w ten weekend, Gdańsk"),
         ("sv", "Hur blir vädret i morgon i Göteborg?", "vädret i morgon i Göteborg"),
         ("tr", "Ankara'da bu hafta sonu hava nasıl?", "Ankara bu hafta sonu hava"),
-        ("ru", "Какая погода завтра в Москве?", "погода завтра в Москве"),
+        ("ru", "Какая погода завтра в Москве?", "Какая погода завтра в Москве"),
     ],
 )  # fmt: skip
 def test_a_search_text_is_what_the_request_is_about_as_it_was_typed(
@@ -67,6 +85,9 @@ def test_words_of_another_search_are_taken_as_the_request_has_them(content: Cont
     assert search_text(asked, words, about="recall baby food") == "recall of baby food"
     assert search_text(asked, words, about="baby food recall") == "baby food recall"  # in another order
     assert search_text("my train is late. is it the weather", words, about="train weather") == "train weather"
+    asked = "don't stay here, the total is in the log of May, is it right"
+    assert search_text(asked, words, about="total log of May") == "total is in the log of May"  # a span if it can be
+    assert search_text("I ask: who won the cup", words, about="won the cup") == "who won the cup"
     asked = "we move to Oslo. which rooms did r&d get"
     assert search_text(asked, words, about="Oslo rooms r&d") == "Oslo rooms r&d"  # half a question says nothing
 

@@ -36,7 +36,7 @@ class Noisy:
 
     def as_typed(self, text: str) -> str:
         """Return a part of the request with the capitals and the final mark that it has in the query, without typos."""
-        bare = text.rstrip("?.!")
+        bare = text.rstrip(" ?.!")
         start = self.text.lower().find(bare.lower())
         if bare and start >= 0:
             end = start + len(bare)

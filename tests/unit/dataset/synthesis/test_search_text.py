@@ -41,6 +41,8 @@ def content() -> Content:
         ("en", "what can you tell me about pumps that are certified", "pumps that are certified"),
         ("en", "who runs the depot in Gdansk?", "who runs the depot in Gdansk"),
         ("en", "who is the head of the depot in Gdansk?", "head of the depot in Gdansk"),
+        ("en", "who was nominated for the prize", "who was nominated for the prize"),
+        ("en", "did we ever write a guideline on lost keys?", "guideline on lost keys"),
         ("en", "who knows about the lease of the depot", "lease of the depot"),
         ("en", "how many drivers do we have?", "how many drivers"),
         ("en", "how old is the lift and is it safe", "how old is the lift and is it safe"),
@@ -57,6 +59,7 @@ def content() -> Content:
         ("it", "a che ora parte il treno per Lugano", "a che ora parte il treno per Lugano"),
         ("pl", "kto wygrał wczoraj mecz", "kto wygrał wczoraj mecz"),
         ("tr", "internette altın fiyatı ara", "altın fiyatı"),
+        ("nl", "wanneer loopt ons contract met Nordwind af?", "wanneer loopt ons contract met Nordwind af"),
         ("nl", "hoeveel inwoners heeft Breda nu?", "hoeveel inwoners heeft Breda"),
         ("es", "¿Cuántos habitantes tiene Monterrey?", "Cuántos habitantes tiene Monterrey"),
         ("de", "Was steht in unserer Spesenordnung zu Reklamationen?", "Spesenordnung zu Reklamationen"),
@@ -153,3 +156,4 @@ def test_a_part_of_a_request_is_quoted_as_it_was_typed() -> None:
     assert noisy.quoted("our price list") == "our price lsit"
     assert noisy.as_typed("Where is our price list for resellers?") == "where is our price list for resellers?"
     assert Noisy("so, What is jet lag").as_typed("what is jet lag?") == "What is jet lag"
+    assert Noisy("qui était Colette").as_typed("qui était Colette ?") == "qui était Colette"

@@ -7,7 +7,7 @@ negation, and a small model copies more surely than it picks words. Some questio
 without their first word. So a question whose verb stands behind what it is about stays as it was asked ("which rooms
 did the auditors get"), and so does a question word directly before the first word that stays ("who owns the patent").
 The words to leave out are in content/search_words.yaml, by language. A language that is not there, such as Japanese, is
-written without spaces: its frames name their search text.
+written without spaces: its frames name the words of their search text.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _SENTENCE_BREAK = re.compile(
     r"(?!(?:januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|dezember)\b)",
     re.IGNORECASE,
 )  # but not: Dr. E. Moreau, 20. Mai
+_WIDE_SENTENCE_END = re.compile(r"[。？！?!\n]")
 # French and Italian: l'ufficio, d'essai. Turkish: Ankara'da.
 _ELISION = re.compile(
     r"(?:[ldjmtscn]|qu|jusqu|dell|all|nell|sull|dall|un|quest|quell|com|dov)['’](?=\w)", re.IGNORECASE
@@ -100,11 +101,11 @@ def search_text(text: str, words: SearchWords | None, values: Collection[str] = 
     """Return what a careful person types into a search field for this request; the text itself if nothing is left.
 
     `values` are the fillers in it: of these only function words before and behind are left out. `about` names what is
-    searched where a request says much else; its words are taken as the request has them. Without `words` `about`, or
-    else the text, is returned.
+    searched where a request says much else; its words are taken as the request has them. Without `words` the text is
+    returned, or the span of it from the first word of `about` to the last.
     """
     if words is None:
-        return about or text
+        return _span_of(text, about) if about else text
     found = list(_words(text, words, values))
     if not about:
         return " ".join(said for said, _ in _spans(text, found, words)) or text.strip(_EDGES + " ")
@@ -112,6 +113,18 @@ def search_text(text: str, words: SearchWords | None, values: Collection[str] = 
     if kept is None:  # `about` has other words than the request
         return search_text(about, words, values)
     return _with_joints(text, found, kept, words) or text.strip(_EDGES + " ")
+
+
+def _span_of(text: str, about: str) -> str:
+    """Return what stands in one sentence of a text without spaces from the first of these words to the last."""
+    places, end = [], 0
+    for word in about.split():
+        place = text.find(word, end)
+        if place < 0:
+            return about
+        places, end = [*places, place], place + len(word)
+    span = text[places[0] : end]
+    return about if _WIDE_SENTENCE_END.search(span) else span
 
 
 def span_end(

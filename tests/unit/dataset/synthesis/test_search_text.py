@@ -95,6 +95,12 @@ def test_words_of_another_search_are_taken_as_the_request_has_them(content: Cont
     assert search_text(asked, words, about="Oslo rooms r&d") == "Oslo rooms r&d"  # half a question says nothing
 
 
+def test_words_of_a_search_in_a_language_without_spaces_are_one_span_of_a_sentence() -> None:
+    assert search_text("東京から京都までの料金はいくら？", None, about="東京 京都 料金") == "東京から京都までの料金"
+    assert search_text("客户签字了吗？补充协议", None, about="客户 补充协议") == "客户 补充协议"
+    assert search_text("神戸は雨降る？", None, about="天気 神戸") == "天気 神戸"
+
+
 def test_a_filler_stays_whole(content: Content) -> None:
     words = content.search_words["en"]
     assert search_text("our rule on search outages", words) == "rule on search outages"

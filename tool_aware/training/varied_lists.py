@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tool_aware.batch_encoding import encode_examples
-from tool_aware.chat_format import EncodedExample, encode_example, encode_prompt, with_heavy_name
+from tool_aware.chat_format import EncodedExample, encode_prompt, with_heavy_name
 from tool_aware.config.settings import Config
 from tool_aware.prompt import render_instruction, render_preamble, render_response
 from tool_aware.rows import Row
@@ -120,10 +120,11 @@ class StepExamples:
         box = as_listed(Toolbox(entry.tool for entry in self._library))
         one = Toolbox(list(box.tools)[:1])  # what a query and its answer take is the same behind any list
         bare = len(encode_prompt(self._tokenizer, render_instruction("", one)))
-        library = [
-            encode_example(self._tokenizer, render_instruction(asked.query, one), render_response(box.answer_of(asked)))
+        pairs = [
+            (render_instruction(asked.query, one), render_response(box.answer_of(asked)))
             for _, asked in queries_of(self._library)
         ]
+        library = encode_examples(self._tokenizer, pairs, shared=render_preamble(one))
         rest = max(map(len, self._examples)) - shared
         return MostTokens(
             prefix=max(map(len, prompts), default=0),

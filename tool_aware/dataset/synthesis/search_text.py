@@ -117,13 +117,13 @@ def search_text(text: str, words: SearchWords | None, values: Collection[str] = 
 
 def _span_of(text: str, about: str) -> str:
     """Return what stands in one sentence of a text without spaces from the first of these words to the last."""
-    places, end = [], 0
+    start, end = -1, 0
     for word in about.split():
         place = text.find(word, end)
         if place < 0:
             return about
-        places, end = [*places, place], place + len(word)
-    span = text[places[0] : end]
+        start, end = start if start >= 0 else place, place + len(word)
+    span = text[start:end]
     return about if _WIDE_SENTENCE_END.search(span) else span
 
 

@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             folder = Path(name)
             sets = [*arguments.overrides, *prepared(folder, count, arguments.overrides)]
-            points.append({"rows": count, **measured(folder, sets, arguments.evaluate)})
+            facts = {"rows": count, "arguments_of_evaluate": arguments.evaluate}
+            points.append({**facts, **measured(folder, sets, arguments.evaluate)})
         whole = points[-1]["whole"]
         say(f"{count:,} rows: {_whole(whole)} of processor time and memory, {whole['wall_s']:.0f} s by the clock")
     stages = list(dict.fromkeys(stage for point in points for stage in point["stages"]))
@@ -114,10 +115,7 @@ def prepared(folder: Path, count: int, overrides: Sequence[str]) -> list[str]:
     of_data = [f"dataset.dir={data}", f"dataset.splits=[{', '.join(map(str, SPLIT))}]"]
     _done([*stage, *_as_options([*overrides, *of_data])])
     log.unlink()
-    test = json.loads((data / "test.json").read_text(encoding="utf-8"))
-    if len(test) < count:
-        raise UserError(f"only {len(test)} test rows", where=str(data), fix="a smaller --rows")
-    write_json(data / "test.json", test[:count])
+    _done([sys.executable, __file__, "--keep", str(count), str(data / "test.json")])
     (data / "manifest.json").unlink()  # the rows are no longer the stage's
     adapter = output / ADAPTER_FOLDER
     adapter.mkdir(parents=True)
@@ -137,6 +135,14 @@ def _done(command: Sequence[str]) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"exit code {done.returncode}: {done.stderr[-2000:]}", where=" ".join(command[:4]))
+
+
+def keep_rows(count: int, path: Path) -> None:
+    """Leave the first rows of a file, in a process of its own: a program is said to have what its parent held, too."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if len(rows) < count:
+        raise UserError(f"only {len(rows)} test rows", where=str(path), fix="a smaller --rows")
+    write_json(path, rows[:count])
 
 
 def write_answers(arguments: Sequence[str]) -> None:
@@ -241,5 +247,7 @@ def by_itself(command: Sequence[str]) -> dict[str, float]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--answers"]:
         run(lambda _=None: write_answers(sys.argv[2:]) or 0)
+    elif sys.argv[1:2] == ["--keep"]:
+        run(lambda _=None: keep_rows(int(sys.argv[2]), Path(sys.argv[3])) or 0)
     else:
         run(main)

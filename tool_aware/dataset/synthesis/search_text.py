@@ -237,9 +237,9 @@ def _closed(text: str, end: int, words: SearchWords) -> int:
 def _asked_from(before: str, words: SearchWords) -> int | None:
     """Return where the question word stands that has only articles and the like behind it; None if there is none."""
     for match in reversed(list(_WORD.finditer(before))):
-        if match[0].strip('¿¡"“„«(').casefold() in words.asking:
-            return match.start() + len(match[0]) - len(match[0].lstrip('¿¡"“„«('))
-        plain = match[0].casefold()
+        plain = match[0].lstrip(_EDGES).casefold()
+        if plain in words.asking:
+            return match.end() - len(plain)
         if plain not in words.function or plain in words.verbs:
             return None
     return None

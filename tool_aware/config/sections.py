@@ -137,8 +137,9 @@ class TrainingSection(Section):
     """Gradients are scaled down to this L2 norm, > 0."""
     too_long: Literal["error", "drop"] = "error"
     """Examples above model.max_seq_length: error | drop. They are never cut: that would cut the answer."""
-    save_steps: PositiveInt = 100
-    """Optimizer steps between checkpoints, >= 1."""
+    save_steps: PositiveInt | Auto = "auto"
+    """Optimizer steps between checkpoints, >= 1; auto = 100, or as many hundreds as keep the time of writing them below
+    a twentieth of the time of training. The last step, and the one before a stop, always have one."""
     save_total_limit: PositiveInt = 3
     """Checkpoints kept, >= 1; the oldest are deleted first."""
     tool_variation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7

@@ -31,7 +31,14 @@ from tool_aware.training.distributed import ALONE, Processes
 from tool_aware.training.run.checkpoints import new_checkpoint, remove_old
 from tool_aware.training.run.tracking import Throughput, Tracker, step_line, together, validation_line
 from tool_aware.training.run.training_state import load_state, random_state, save_state
-from tool_aware.training.schedule import MicroBatches, Schedule, Scorings, learning_rate_at, stratified_sample
+from tool_aware.training.schedule import (
+    CheckpointTimes,
+    MicroBatches,
+    Schedule,
+    Scorings,
+    learning_rate_at,
+    stratified_sample,
+)
 from tool_aware.training.stop_signals import StopSignals
 from tool_aware.training.validation import Validation, Validations, score
 
@@ -82,6 +89,7 @@ class TrainingLoop:
         self.val = [val[row] for row in stratified_sample(tools, self.scorings.rows, config.training.seed)]
         self.micro_batches = MicroBatches.of(config, list(map(len, train)), processes.rank, processes.count)
         self.step, self.validations, self.throughput = 0, Validations(), Throughput()
+        self.checkpoint_times = CheckpointTimes(config.training.save_steps)
         self.signals = StopSignals(self._answer_to_signal)
         self.stop_signal: int | None = None  # the one that all processes have agreed on
         self._loss_since_log, self._steps_since_log = torch.zeros((), device=self.device), 0
@@ -133,7 +141,7 @@ class TrainingLoop:
     def _take_step(self) -> None:
         """Take one optimizer step, then log, score and save if it is time to."""
         micro_batches = self._examples_of(self.step)
-        labels = self._agree_on_labels_and_stop(micro_batches)
+        labels, is_checkpoint_due = self._agree_on_labels_and_stop(micro_batches)
         for place, examples in enumerate(micro_batches, start=1):
             done = self.micro_step.add_gradient(examples, labels)
             self._loss_since_log += done.loss
@@ -165,7 +173,7 @@ class TrainingLoop:
             self._log(learning_rate, norm)
         if self.scores_at(self.step) and (self.step >= self.schedule.steps or not self.stop_signal):
             self._validate()  # not before a stop: who sends a signal gives little time; the resumed run scores instead
-        if self.step % self.config.training.save_steps == 0 or self.is_complete or self.stop_signal:
+        if is_checkpoint_due or self.is_complete or self.stop_signal:
             self.save()
 
     def _examples_of(self, step: int) -> list[list[EncodedExample]]:
@@ -176,12 +184,16 @@ class TrainingLoop:
             self._next_step = (step, [examples(step, rows) for rows in drawn])
         return self._next_step[1]
 
-    def _agree_on_labels_and_stop(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> torch.Tensor:
-        """Count the labels of one optimizer step over all processes, which also agree on whether to stop after it."""
+    def _agree_on_labels_and_stop(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> tuple[torch.Tensor, bool]:
+        """Count the labels of one optimizer step over all processes, which also agree on what comes after it.
+
+        That is whether to stop, and whether a checkpoint is due by the clock of the first one.
+        """
         labels = sum(label_weight(example) for examples in micro_batches for example in examples)
-        shares = self.processes.gather((labels, self.signals.received))
-        self.stop_signal = next((signum for _, signum in shares if signum is not None), None)
-        return torch.tensor(sum(labels for labels, _ in shares), device=self.device)
+        is_due = self.checkpoint_times.is_due(self.step + 1)
+        shares = self.processes.gather((labels, self.signals.received, is_due))
+        self.stop_signal = next((signum for _, signum, _ in shares if signum is not None), None)
+        return torch.tensor(sum(labels for labels, _, _ in shares), device=self.device), shares[0][2]
 
     def _not_finite(self) -> UserError:
         """Save the state before the step and return what to raise: NotFiniteError with the rows at fault."""
@@ -273,7 +285,7 @@ class TrainingLoop:
     @stage("checkpoints")
     def save(self) -> None:
         """Write a checkpoint of this step; the first process writes what all of them hold."""
-        with self.throughput.paused():
+        with self.throughput.paused(), self.checkpoint_times.writing():
             self.processes.check_replicas(self.trained, self.optimizer)
             random_states = self.processes.gather(random_state(self.device))
             self.processes.first(lambda: self._write_checkpoint(random_states))

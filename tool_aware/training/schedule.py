@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tool_aware.config.sections import TrainingSection
+from tool_aware.config.sections import Auto, TrainingSection
 from tool_aware.config.settings import Config
 
 SCORED_ROW_COST = 1 / 2  # of a row trained on, at most: forward, against forward, backward as long, and recomputation
 MOST_COST = 0.1  # of the training, of all scorings together
+FEWEST_STEPS_BETWEEN_CHECKPOINTS = 100
+MOST_TIME_OF_CHECKPOINTS = 1 / 20  # of the training between two
 _SCORINGS_OF_A_SAMPLE = 4
 _FEWEST_SCORED_ROWS = 50  # of which one is 2 points of tool accuracy
 
@@ -83,6 +87,32 @@ class Scorings:
         times = f"{self.count} times, every {self.every:,} steps{same}" if self.count > 1 else "once, at the end"
         cost = f"about {100 * self.cost:.0f} %" if self.cost >= 0.01 else "less than 1 %"
         return f"{self.of:,} rows, {which} scored {times}: {cost} of the time of training"
+
+
+class CheckpointTimes:
+    """After which steps a checkpoint is due, as `training.save_steps` says.
+
+    `auto` goes by the clock: no result depends on where checkpoints lie, and a fast card takes a hundred small steps in
+    the time that writing one takes.
+    """
+
+    def __init__(self, every: int | Auto, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every, self._clock = every, clock
+        self._earliest_s = -math.inf  # by the clock
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is to be written after `step`."""
+        if self._every == "auto":
+            return step % FEWEST_STEPS_BETWEEN_CHECKPOINTS == 0 and self._clock() >= self._earliest_s
+        return step % self._every == 0
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Measure how long the block takes to write a checkpoint; the next one is due by that."""
+        began_s = self._clock()
+        yield
+        ended_s = self._clock()
+        self._earliest_s = ended_s + (ended_s - began_s) / MOST_TIME_OF_CHECKPOINTS
 
 
 def stratified_sample(classes: Sequence[Hashable], count: int, seed: int) -> list[int]:

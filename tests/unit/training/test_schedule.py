@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from tool_aware.config.settings import Config
-from tool_aware.training.schedule import MicroBatches, Schedule, learning_rate_at
+from tool_aware.training.schedule import (
+    FEWEST_STEPS_BETWEEN_CHECKPOINTS,
+    MOST_TIME_OF_CHECKPOINTS,
+    CheckpointTimes,
+    MicroBatches,
+    Schedule,
+    learning_rate_at,
+)
 
 
 def test_every_row_is_seen_once_an_epoch_in_an_order_that_the_seed_decides():
@@ -67,3 +74,29 @@ def test_no_row_is_taken_twice_where_there_are_fewer_rows_than_processes():
 
 def test_the_schedule_counts_the_last_partial_batch(config: Config):
     assert Schedule.of(config, 81) == Schedule(examples=81, effective_batch=8, steps_per_epoch=11, steps=33)
+
+
+def saved_steps(every, *, steps: int, seconds_a_step: float, seconds_to_write: float) -> list[int]:
+    """Return after which steps a run would write checkpoints, by a clock that the run itself moves on."""
+    now_s, found = 0.0, []
+    times = CheckpointTimes(every, clock=lambda: now_s)
+    for step in range(1, steps + 1):
+        now_s += seconds_a_step
+        if times.is_due(step):
+            with times.writing():
+                now_s += seconds_to_write
+            found.append(step)
+    return found
+
+
+def test_checkpoints_are_as_many_steps_apart_as_config_yaml_says():
+    assert saved_steps(7, steps=30, seconds_a_step=0.001, seconds_to_write=9) == [7, 14, 21, 28]
+
+
+def test_checkpoints_take_no_more_than_their_share_of_the_time_of_a_fast_training():
+    slow_card = saved_steps("auto", steps=450, seconds_a_step=2.7, seconds_to_write=1)
+    assert slow_card == [100, 200, 300, 400]
+    fast_card = saved_steps("auto", steps=2_000, seconds_a_step=0.03, seconds_to_write=0.88)
+    assert fast_card == [100, 700, 1300, 1900]  # of 0.88 s of writing, 20 times are 587 steps
+    assert FEWEST_STEPS_BETWEEN_CHECKPOINTS == 100
+    assert 0.88 / (600 * 0.03) < MOST_TIME_OF_CHECKPOINTS < 0.88 / (500 * 0.03)

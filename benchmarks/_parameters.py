@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, listing
-from tool_aware.dataset.synthesis.compositions import COMPOSED
 from tool_aware.evaluation.scoring.bfcl import accepted_values
 from tool_aware.evaluation.scoring.judgement import Prediction, judge
 from tool_aware.evaluation.scoring.parameter_kinds import CODE
@@ -85,20 +83,17 @@ def _problems(tool: str, item: Item, tools: Toolbox) -> Iterator[str]:
 def without_kinds(train: Sequence[Row], probe: Sequence[Row], tools: Toolbox) -> list[Row]:
     """Return the rows without those whose program does what a hand-written row asks for, whatever their query.
 
-    `taught_by` names these programs of the content; of those that it composes from parts, the groups (`composed-...`),
-    with `*` for any part. A row is left out if its program is one of them but for the values in it. So the model has to
-    put together a program that it has not seen.
+    `taught_by` names these programs of the content; a row is left out if its program is one of them but for the values
+    in it. So the model has to put together a program that it has not seen.
     """
-    asked_for = re.compile("|".join(fnmatch.translate(pattern) for pattern in taught_by(probe)))
-    of_them = [row for row in train if asked_for.match(row.metadata.get("group", ""))]
-    shapes = {shape(code) for row in of_them for code in programs_of(row, tools)}
+    groups = taught_by(probe)
+    shapes = {shape(code) for row in train if row.metadata.get("group") in groups for code in programs_of(row, tools)}
     return [row for row in train if not any(shape(code) in shapes for code in programs_of(row, tools))]
 
 
-def taught_by(probe: Sequence[Row]) -> list[str]:
-    """Return patterns of the groups of rows whose programs do what a hand-written row asks for."""
-    names = sorted({name for row in probe for name in row.metadata.get("taught_by", ())})
-    return [name if name.startswith(f"{COMPOSED}-") else f"program-{name}" for name in names]
+def taught_by(probe: Sequence[Row]) -> set[str]:
+    """Return the groups of rows whose programs do what a hand-written row asks for."""
+    return {f"program-{name}" for row in probe for name in row.metadata.get("taught_by", ())}
 
 
 def shape(code: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import importlib
 import json
 import shutil
@@ -252,8 +251,7 @@ def test_programs_that_do_what_a_hand_written_query_asks_for_are_left_out_under_
 
     module = benchmark_module("_parameters")
     probe = module.load_parameters_probe(config)
-    known = sorted({frame.group for frame in load_content().frames if frame.code})
-    assert [pattern for pattern in module.taught_by(probe) if not fnmatch.filter(known, pattern)] == []
+    assert module.taught_by(probe) <= {frame.group for frame in load_content().frames if frame.code}
 
     def row(code, group):
         call = ToolCall("code_execution", {"code": code}, "So.")
@@ -263,11 +261,9 @@ def test_programs_that_do_what_a_hand_written_query_asks_for_are_left_out_under_
     rows = [
         row("values = [1, 2.5]\nprint(max(values))", "program-mode"),
         row("values = ['a', 'b']\nprint(max(values))", "follow-up"),
-        row("values = [1]\nprint(sum(values))", "composed-words-unique-commas"),
         row("values = [1, 2]\nprint(min(values))", "program-minimum"),
-        row("values = [1, 2]\nprint(len(values))", "composed-words-longer-commas"),
     ]
-    assert module.without_kinds(rows, probe, config.toolbox) == rows[3:]
+    assert module.without_kinds(rows, probe, config.toolbox) == rows[2:]
 
 
 def test_an_answer_under_the_right_tool_is_judged_by_its_parameters(config, benchmark_module):

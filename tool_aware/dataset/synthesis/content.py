@@ -8,7 +8,6 @@ Below `content/`:
     noise.yaml          greetings, surrounding sentences, decoys, injected instructions
     search_words.yaml   by language, the words that a search text leaves out
     qualifiers/*.yaml   what stands behind the object of a request, by language; see qualifiers.py
-    compositions/*.yaml computations that are put together from parts; see compositions.py
     frames/*/*.yaml     the sentences, one a line, in files by language, tool and slice:
         en/direct_chat_terse.yaml             English; `_plain_advice` and the like where a slice fills several files
         en/pairs_contrast.yaml                pairs and triples of several tools that differ in the deciding words
@@ -35,13 +34,11 @@ import yaml
 from tool_aware.config.yaml_file import shipped_yaml
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers, frames
-from tool_aware.dataset.synthesis.compositions import COMPOSED, compose
 from tool_aware.dataset.synthesis.qualifiers import OBJECT_SLOT, Qualifiers, load_qualifiers
 from tool_aware.dataset.synthesis.search_text import SearchWords, search_words
 
 CONTENT_DIR = Path(__file__).parent / "content"
 SEARCH_TOOLS = ("rag_retrieval", "web_search")  # get the content words of a request; see search_text.py
-PROGRAMS_TOOL = "code_execution"
 COUNT_SLOT = "count"  # "top {count} results": sets the tool's integer parameter
 
 _BLOCK_KEYS = {
@@ -143,27 +140,6 @@ def _frames(directory: Path, problems: list[str]) -> Iterator[Frame]:
             if unknown:
                 problems.append(f"{path.relative_to(folder)}: unknown keys {sorted(unknown)}")
             yield from _frames_of(block)
-    yield from _composed(directory / "compositions")
-
-
-def _composed(folder: Path) -> Iterator[Frame]:
-    """Yield the frames of computations that are put together from parts."""
-    files = {path.stem: _read(path) for path in sorted(folder.glob("*.yaml"))}
-    templates = files.get("templates", {})
-    for one in compose(files):
-        slice_ = "plain" if one.language == "en" else "language"
-        yield Frame(
-            id=one.id,
-            group=one.group,
-            tool=PROGRAMS_TOOL,
-            slice=slice_,
-            language=one.language,
-            kind=COMPOSED,
-            pattern=one.pattern,
-            slots=one.slots,
-            code=one.code,
-            share=templates["share"][slice_] * templates["more"].get(one.type, 1.0),
-        )
 
 
 def _frames_of(block: Mapping[str, Any]) -> Iterator[Frame]:

@@ -8,7 +8,6 @@ that was pasted stands between three apostrophes, which keep quotes and line end
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -22,23 +21,6 @@ _LIST_STYLES_OF_COMMA_NUMBERS = ("; ", " ", " / ", " and ")
 _LIST_STYLES_OF_BLANK_NUMBERS = ("; ", " / ")  # 13 450; 9 800
 _TABLE_FORMS = (",", ",", ",", ";", ";", "\t", "|", " | ", "| a |", "| a |")  # what stands between cells
 _LINE_FORMS = (" ", " ", ": ", "; ", "\t")  # of a table without a head
-_NAMED_FORMS = (
-    ("{} {}", ", "), ("{}: {}", ", "), ("{} = {}", ", "), ("{} ({})", ", "), ("{}, {}", "; "), ("{}: {}", "; "),
-)  # fmt: skip
-_NAMED_LINES = (("{} {}", "\n"), ("{}: {}", "\n"), ("{} - {}", "\n"), ("{}\t{}", "\n"), ("- {}: {}", "\n"))
-_TYPED_LISTS = (
-    (", ", "[", "]"),
-    (",", "[", "]"),
-    (", ", "(", ")"),
-    ("\t", "", ""),
-    (" | ", "", ""),
-)  # between, before, behind
-_COLUMNS = (("\n", "", ""), ("\n", "", ""), ("\n- ", "- ", ""))
-_TYPED_SHARE = 0.6  # of the lists that may be typed in other manners than with marks between the numbers
-_WORD_STYLES = (", ", ", ", ", ", "; ", " / ", " and ", " ")
-_WORD_COLUMNS = ("\n",)
-_SHORT_WORD, _LONG_WORD = 5, 5  # some words are shorter than the first, some longer than the second
-_EARLY = 0.4  # of a time: some dates are in its first part, some in its last
 _COMMA_SHARE = 0.6  # of numbers in languages with a decimal comma: the others are typed with a point
 _GROUPED_SHARE = 0.35  # of amounts of four digits and more
 _GROUPED_FROM = 10_000  # of whole numbers that go so far, some have a mark between the thousands; years do not
@@ -69,14 +51,7 @@ def draw(spec: object, random_: random.Random, language: str = "en") -> Value:
     so many times such as 7:45; `{clock: [low, high]}`, a time of day between these hours, such as 06:05;
     `{month: [first year, last year]}`;
     `{steps: NAME in steps.yaml, count: [low, high]}`, so many steps and a last one, a line
-    of the program each, perhaps with `indent: N`;
-    `{any: [SPEC, ...]}`, one of these; `{weekday: [low, high]}` and `{month_number: [low, high]}`, by name;
-    `{dates: [first, last], count: [low, high]}`, on weekdays and on others, of two halves of that time;
-    `{named: NAME of a pool, numbers: SPEC, count: [low, high]}`, things with a number each, the program has pairs,
-    perhaps with `groups: [...]`, a word between, or with `head: {language: TEXT}`, as a table; this, numbers and words
-    perhaps with `lines: true`, one a line. Numbers with `spread: true` have two in each third of their range, and two
-    even and two odd ones; words with it are long and short ones, with `repeated: true` some stand there twice.
-    Raises ValueError for anything else.
+    of the program each, perhaps with `indent: N`. Raises ValueError for anything else.
     """
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         text = str(random_.choice(spec))
@@ -131,11 +106,7 @@ def _amount(spec: Mapping[str, Any], random_: random.Random, language: str) -> V
 
 def _numbers(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     """Return a list whose numbers are all typed in one manner, with a mark between them that is none within them."""
-    drawn = _drawn_numbers(spec, random_)
-    if spec.get("lines") or (spec.get("typed") and random_.random() < _TYPED_SHARE):
-        joint, before, after = random_.choice(_COLUMNS if spec.get("lines") else _TYPED_LISTS)
-        code = f"[{', '.join(number.code for number in drawn)}]"
-        return Value(before + joint.join(number.text for number in drawn) + after, code)
+    drawn = [draw(spec["numbers"], random_, _PLAIN) for _ in range(random_.randint(*spec["count"]))]
     has_comma = _has_comma(random_, language)
     is_grouped = _may_be_grouped(spec["numbers"]) and random_.random() < _GROUPED_SHARE
     mark = _thousands(language, has_comma) if is_grouped else ""
@@ -146,23 +117,6 @@ def _numbers(spec: Mapping[str, Any], random_: random.Random, language: str) -> 
     if any("," in number.text for number in numbers):
         return _listing(numbers, random_, _LIST_STYLES_OF_COMMA_NUMBERS, language)
     return _listing(numbers, random_, [spec["joint"]] if "joint" in spec else _LIST_STYLES, language)
-
-
-def _drawn_numbers(spec: Mapping[str, Any], random_: random.Random) -> list[Value]:
-    count = random_.randint(*spec["count"])
-    while True:
-        drawn = [draw(spec["numbers"], random_, _PLAIN) for _ in range(count)]
-        if not spec.get("spread") or _is_spread(spec["numbers"], [float(number.code) for number in drawn]):
-            return drawn
-
-
-def _is_spread(spec: Mapping[str, Any], numbers: Sequence[float]) -> bool:
-    """Return whether two numbers are in each third of their range, and two of whole numbers are even and two odd."""
-    low, high, *_ = next(iter(spec.values()))
-    thirds = Counter(min(int((number - low) / (high - low) * 3), 2) for number in numbers)
-    odd = sum(number % 2 == 1 for number in numbers)
-    is_mixed = "int" not in spec or 2 <= odd <= len(numbers) - 2
-    return is_mixed and all(thirds[third] >= 2 for third in range(3))
 
 
 def _has_comma(random_: random.Random, language: str) -> bool:
@@ -189,15 +143,7 @@ def _typed(number: str, *, has_comma: bool, mark: str = "") -> str:
 def _words(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     among = spec["words"] if not isinstance(spec["words"], str) else _pool(spec["words"], language)
     chosen = random_.sample(among, random_.randint(*spec["count"]))
-    while spec.get("spread") and not (min(map(len, chosen)) < _SHORT_WORD <= _LONG_WORD < max(map(len, chosen))):
-        chosen = random_.sample(among, len(chosen))
-    if spec.get("repeated"):
-        chosen = [*chosen, *random_.choices(chosen, k=random_.randint(2, 4)), chosen[0]]
-        random_.shuffle(chosen)
-    styles: Sequence[str] = _WORD_STYLES if "spread" in spec else _LIST_STYLES[:3]
-    if spec.get("lines"):
-        styles = _WORD_COLUMNS
-    return _listing([Value(str(word), repr(str(word))) for word in chosen], random_, styles, language)
+    return _listing([Value(str(word), repr(str(word))) for word in chosen], random_, _LIST_STYLES[:3], language)
 
 
 def _listing(values: Sequence[Value], random_: random.Random, joints: Sequence[str], language: str) -> Value:
@@ -220,65 +166,6 @@ def _priced(spec: Mapping[str, Any], random_: random.Random, language: str) -> V
     joint = "; " if any("," in price.text for price in prices) else ", "
     text = joint.join(f"{thing}{between}{price.text}" for thing, price in zip(things, prices, strict=True))
     return Value(text, f"[{', '.join(price.code for price in prices)}]")
-
-
-def _named(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
-    """Return things with a number each, and perhaps a group; the program has them as tuples."""
-    numbers = _drawn_numbers(spec, random_)
-    while len({number.code for number in numbers}) < len(numbers):  # so that one is the largest
-        numbers = _drawn_numbers(spec, random_)
-    things = random_.sample(_pool(spec["named"], language), len(numbers))
-    groups = spec.get("groups")
-    columns = [[Value(thing, repr(thing)) for thing in things]]
-    if groups:
-        names = [*random_.sample(groups, len(groups)), *random_.choices(groups, k=len(numbers) - len(groups))]
-        columns.append([Value(name, repr(name)) for name in names])
-    form = random_.choice(_TABLE_FORMS) if "head" in spec else ""
-    pattern, joint = random_.choice(_NAMED_LINES if spec.get("lines") else _NAMED_FORMS)
-    has_comma = "," not in form + pattern and _has_comma(random_, language)
-    columns.append([Value(_typed(number.text, has_comma=has_comma), number.code) for number in numbers])
-    rows = list(zip(*columns, strict=True))
-    cells = [", ".join(cell.code for cell in row) for row in rows]
-    code = f"[({'), ('.join(cells)})]"
-    if "head" in spec:
-        head = spec["head"].get(language) or spec["head"]["en"]
-        lines = [_line(head.split(","), form), *(_line([cell.text for cell in row], form) for row in rows)]
-        if form == "| a |":
-            lines.insert(1, _line(["---"] * len(columns), form))
-        return Value("\n".join(lines), code)
-    joint = "; " if has_comma and joint == ", " else joint
-    return Value(joint.join(pattern.format(row[0].text, row[-1].text) for row in rows), code)
-
-
-def _dates(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
-    """Return dates, typed in one manner, in any order, none twice."""
-    first, last = (date.fromisoformat(str(day)) for day in spec["dates"])
-    span, count = (last - first).days, random_.randint(*spec["count"])
-    while True:
-        days = [first + timedelta(days=at) for at in random_.sample(range(span), count)]
-        early = sum((day - first).days < span * _EARLY for day in days)
-        late = sum((day - first).days > span * (1 - _EARLY) for day in days)
-        if early and late and 2 <= sum(day.weekday() < 5 for day in days) < count:
-            break
-    pattern = random_.choice(pools()["dates"].get(language, pools()["dates"]["other"]))
-    joints = ("; ", " / ") if "," in pattern else (", ", ", ", "; ")
-    text = random_.choice(joints).join(_dated(day, pattern, language) for day in days)
-    return Value(text, f"[{', '.join(f'date({day.year}, {day.month}, {day.day})' for day in days)}]")
-
-
-def _weekday(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
-    """Return the name of a day of the week; the program has its number, Monday is 0."""
-    number = random_.randint(*spec["weekday"])
-    return Value(pools()["weekdays"][language][number], str(number))
-
-
-def _month_number(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
-    number = random_.randint(*spec["month_number"])
-    return Value(pools()["months"][language][number - 1], str(number))
-
-
-def _any(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
-    return draw(random_.choice(spec["any"]), random_, language)
 
 
 def _durations(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
@@ -319,15 +206,11 @@ def _sentences(spec: Mapping[str, Any], random_: random.Random, language: str) -
 def _date(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     first, last = (date.fromisoformat(str(day)) for day in spec["date"])
     day = first + timedelta(days=random_.randint(0, (last - first).days))
-    pattern = random_.choice(pools()["dates"].get(language, pools()["dates"]["other"]))
-    return Value(_dated(day, pattern, language), f"date({day.year}, {day.month}, {day.day})")
-
-
-def _dated(day: date, pattern: str, language: str) -> str:
-    """Return a date as it is typed in a language."""
-    months = pools()["months"]
+    months, patterns = pools()["months"], pools()["dates"]
     month = months[language][day.month - 1] if language in months else ""
-    return pattern.format(y=day.year, m=day.month, d=day.day, month=month, short=month[:3])
+    pattern = random_.choice(patterns.get(language, patterns["other"]))
+    text = pattern.format(y=day.year, m=day.month, d=day.day, month=month, short=month[:3])
+    return Value(text, f"date({day.year}, {day.month}, {day.day})")
 
 
 def _month(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
@@ -401,7 +284,6 @@ def pasted(text: str) -> Value:
 
 
 _KINDS = {
-    "any": _any, "named": _named, "dates": _dates, "weekday": _weekday, "month_number": _month_number,
     "steps": _steps, "priced": _priced,
     "choose": _choose, "verbatim": _verbatim, "int": _int, "decimal": _decimal, "amount": _amount, "numbers": _numbers,
     "words": _words, "date": _date,

@@ -18,7 +18,6 @@ from typing import Any
 
 from tool_aware.console import UserError, listing
 from tool_aware.dataset.synthesis import fillers
-from tool_aware.dataset.synthesis.compositions import COMPOSED
 from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Content, Frame
 from tool_aware.dataset.synthesis.frames import Expansion, choose, expand, fill_known, slots_of
 from tool_aware.dataset.synthesis.noise import Noise, Noisy
@@ -134,12 +133,8 @@ class Generator:
         return list(self._rows(frames, count))
 
     def frames_for(self, tool: str) -> list[Frame]:
-        """Return every frame whose only right answer is `tool`, those of its examples included, whatever the slices.
-
-        Without the computations put together from parts, which are more than all others.
-        """
-        frames = [frame for frame in self._content.frames if frame.kind != COMPOSED]
-        own = [frame for frame in frames if frame.tool == tool and not frame.acceptable]
+        """Return every frame whose only right answer is `tool`, those of its examples included, whatever the slices."""
+        own = [frame for frame in self._content.frames if frame.tool == tool and not frame.acceptable]
         return [*own, *self._example_frames(tool)]
 
     def search_words(self, language: str) -> SearchWords | None:
@@ -169,7 +164,10 @@ class Generator:
 
     def _rows(self, frames: Sequence[Frame], count: int) -> Iterator[Row]:
         """Yield rows of the frames in turn, each slice as often as its share in mix.yaml says."""
-        queue = [(self._start(frame) / rate, frame.id, 0, 0, frame, rate) for frame, rate in self._rates(frames)]
+        queue = [
+            (hash_unit(self._seed, frame.group) / rate, frame.id, 0, 0, frame, rate)
+            for frame, rate in self._rates(frames)
+        ]
         heapq.heapify(queue)
         made = 0
         while queue and made < count:
@@ -185,10 +183,6 @@ class Generator:
                 yield row
             if stale < MAX_STALE_USES:
                 heapq.heappush(queue, (time_ + 1 / rate, identity, use + 1, stale, frame, rate))
-
-    def _start(self, frame: Frame) -> float:
-        """Return how soon a frame comes, 0-1: with its group; combinations of parts one by one, as many as may be."""
-        return hash_unit(self._seed, frame.id if frame.kind == COMPOSED else frame.group)
 
     def _rates(self, frames: Sequence[Frame]) -> list[tuple[Frame, float]]:
         """Return how often each frame comes; a program that is asked for in few words comes oftener in these."""
@@ -369,8 +363,6 @@ def rounded(frame: Frame, said: Expansion, random_: random.Random) -> tuple[Fram
     """
     ways: Mapping[object, Sequence[str]] | None = pools()["rounding"].get(frame.language)
     sentence, table = said.text.partition(":\n")[::2] if ":\n" in said.text else (said.text, "")
-    if frame.kind == COMPOSED:  # their words say it, or do not
-        return frame, said
     if not (ways and frame.code and _ROUNDED.search(frame.code) and "\n" not in sentence):
         return frame, said
     if random_.random() >= ROUNDED_SHARE:

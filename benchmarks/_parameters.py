@@ -86,14 +86,14 @@ def without_kinds(train: Sequence[Row], probe: Sequence[Row], tools: Toolbox) ->
     `taught_by` names these programs of the content; a row is left out if its program is one of them but for the values
     in it. So the model has to put together a program that it has not seen.
     """
-    groups = taught_by(probe)
-    shapes = {shape(code) for row in train if row.metadata.get("group") in groups for code in programs_of(row, tools)}
+    known = taught_by(probe)
+    shapes = {shape(code) for row in train if row.metadata.get("program") in known for code in programs_of(row, tools)}
     return [row for row in train if not any(shape(code) in shapes for code in programs_of(row, tools))]
 
 
 def taught_by(probe: Sequence[Row]) -> set[str]:
-    """Return the groups of rows whose programs do what a hand-written row asks for."""
-    return {f"program-{name}" for row in probe for name in row.metadata.get("taught_by", ())}
+    """Return the names of the programs that do what a hand-written row asks for."""
+    return {name for row in probe for name in row.metadata.get("taught_by", ())}
 
 
 def shape(code: str) -> str:

@@ -153,7 +153,9 @@ def kind_table(results: Results) -> Table:
                 for row, answer in zip(results["rows"][test], run["answers"][test], strict=True):
                     judged = [bool(is_usable) for name, is_usable in answer["parameters"] if name == wanted]
                     flags += judged
-                    groups += [str(row["metadata"].get("group") or row["query"])] * len(judged)
+                    groups += [
+                        str(row["metadata"].get("program") or row["metadata"].get("group") or row["query"])
+                    ] * len(judged)
             estimate = share(flags, groups, seed=SEED)
             cells.append(f"{cell(estimate)} of {len(flags)}" if isinstance(estimate, Estimate) else "")
         if any(cells):

@@ -154,7 +154,9 @@ def program_figures(rows: Sequence[Row]) -> dict[str, float]:
     return {
         "programs: different ones": len(set(programs)),
         "programs: different skeletons": len({_VALUE.sub("#", program) for program in programs}),
-        "programs: templates and dialogues": len({row.metadata.get("group") for row in own}),
+        "programs: templates and dialogues": len(
+            {row.metadata.get("program") or row.metadata.get("group") for row in own}
+        ),
         "programs: print `result`, %": percent([bool(re.search(r"print\((round\()?result", p)) for p in programs]),
         'programs: with " or \\ , %': percent(['"' in program or "\\" in program for program in programs]),
     }

@@ -261,7 +261,7 @@ def earlier_results(output: Path, material: Material) -> dict[str, Any]:
 def described_set(rows: Sequence[Row]) -> dict[str, Any]:
     """Return what the tables need to know of test rows: their groups, as numbers, and their tools."""
     groups: dict[str, int] = {}
-    keys = [str(row.metadata.get("group") or number) for number, row in enumerate(rows)]
+    keys = [str(row.metadata.get("program") or row.metadata.get("group") or n) for n, row in enumerate(rows)]
     return {
         "rows": len(rows),
         "groups": [groups.setdefault(key, len(groups)) for key in keys],

@@ -251,17 +251,17 @@ def test_programs_that_do_what_a_hand_written_query_asks_for_are_left_out_under_
 
     module = benchmark_module("_parameters")
     probe = module.load_parameters_probe(config)
-    assert module.taught_by(probe) <= {frame.group for frame in load_content().frames if frame.code}
+    assert module.taught_by(probe) <= {frame.program for frame in load_content().frames if frame.code}
 
-    def row(code, group):
+    def row(code, program):
         call = ToolCall("code_execution", {"code": code}, "So.")
         instruction = render_instruction(code, config.toolbox)
-        return Row(instruction, render_response(call), {"tool": "code_execution", "group": group})
+        return Row(instruction, render_response(call), {"tool": "code_execution", "program": program})
 
     rows = [
-        row("values = [1, 2.5]\nprint(max(values))", "program-mode"),
+        row("values = [1, 2.5]\nprint(max(values))", "mode"),
         row("values = ['a', 'b']\nprint(max(values))", "follow-up"),
-        row("values = [1, 2]\nprint(min(values))", "program-minimum"),
+        row("values = [1, 2]\nprint(min(values))", "minimum"),
     ]
     assert module.without_kinds(rows, probe, config.toolbox) == rows[2:]
 

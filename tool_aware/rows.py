@@ -305,6 +305,7 @@ METADATA: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "group": _LABEL,
     "session": _LABEL,
     "template": _LABEL,
+    "program": _LABEL,
     "domain": _LABEL,
     "follow_up": _LABEL,
     "then_tool": (lambda value: isinstance(value, str), "must be the name of a tool"),

@@ -142,7 +142,7 @@ class TrainingSection(Section):
     a twentieth of the time of training. The last step, and the one before a stop, always have one."""
     save_total_limit: PositiveInt = 3
     """Checkpoints kept, >= 1; the oldest are deleted first."""
-    tool_variation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
+    tool_variation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Share of the optimizer steps, 0-1, whose prompts list other tools: in another order, renamed, masked, reworded,
     with other defaults, one missing, some of a library of 44 more, or those alone. The model then reads what is offered
     instead of learning names; 0 = every prompt lists `tools` as they are."""

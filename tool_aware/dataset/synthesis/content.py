@@ -52,8 +52,8 @@ class Frame:
     """A sentence pattern and what it means.
 
     `id` depends on the pattern and its block's `id_prefix`, not on the file, so adding or moving frames changes no
-    other frame's rows. `group` is what splits keep together: the frame itself, the program it belongs to, or the
-    contrast pair it is one side of.
+    other frame's rows. `group` is what splits keep together: the frame itself, or the contrast pair it is one side of.
+    `program` names the program that it asks for, as other frames do in other words.
     """
 
     id: str
@@ -68,6 +68,7 @@ class Frame:
     code: str | None = None
     is_wrapped: bool = True
     share: float = 1.0
+    program: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def _frames_of(block: Mapping[str, Any]) -> Iterator[Frame]:
         "code": block.get("code"),
         "is_wrapped": block.get("wrap", True),
         "share": float(block.get("share", 1.0)),
+        "program": block.get("name", ""),
     }
     for pair in block.get("pairs", ()):
         group = f"pair-{_digest(repr(sorted(pair.items())))}"
@@ -163,10 +165,9 @@ def _frames_of(block: Mapping[str, Any]) -> Iterator[Frame]:
         for pattern in map(str, patterns):
             prefix = block.get("id_prefix", f"{language}-{block['tool']}")
             identity = f"{prefix}-{_digest(pattern)}"
-            group = f"program-{block['name']}" if "name" in block else identity
             details = {**shared, "slice": shared["slice"] if language == "en" else "language"}
             kind = block.get("kind", "plain")
-            yield Frame(identity, group, block["tool"], language=language, kind=kind, pattern=pattern, **details)
+            yield Frame(identity, identity, block["tool"], language=language, kind=kind, pattern=pattern, **details)
 
 
 def _digest(text: str) -> str:

@@ -186,8 +186,8 @@ class Generator:
 
     def _rates(self, frames: Sequence[Frame]) -> list[tuple[Frame, float]]:
         """Return how often each frame comes; a program that is asked for in few words comes oftener in these."""
-        ways = Counter((frame.slice, frame.group) for frame in frames if frame.code)
-        shares = [frame.share / math.sqrt(ways[frame.slice, frame.group] or 1) for frame in frames]
+        ways = Counter((frame.slice, frame.program) for frame in frames if frame.program)
+        shares = [frame.share / math.sqrt(ways[frame.slice, frame.program] or 1) for frame in frames]
         weights: dict[str, float] = {}
         for frame, share in zip(frames, shares, strict=True):
             weights[frame.slice] = weights.get(frame.slice, 0.0) + share
@@ -241,6 +241,7 @@ class Generator:
             "language": frame.language,
             "template": frame.id,
             "group": frame.group,
+            **({"program": frame.program} if frame.program else {}),
             **({"domain": domain} if domain else {}),
             **({"acceptable_tools": list(self._acceptable(frame))} if frame.acceptable else {}),
             **({"accepted_parameters": accepted} if accepted else {}),

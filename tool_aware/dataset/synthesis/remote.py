@@ -222,7 +222,7 @@ def _as_row(candidate: object, source: Row, tools: Toolbox) -> Row | None:
         call = ToolCall(source.tool, parameters, " ".join(reasoning.split()))
     except ValueError:  # SecretInParameter is one
         return None
-    copied = ("tool", "slice", "language", "template", "group", "domain", "acceptable_tools")
+    copied = ("tool", "slice", "language", "template", "group", "program", "domain", "acceptable_tools")
     details = {key: source.metadata[key] for key in copied if key in source.metadata}
     instruction = render_instruction(" ".join(query.split()), tools)
     return Row(instruction, render_response(call), {"source": "paraphrase", **details})

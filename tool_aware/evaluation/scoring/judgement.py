@@ -155,8 +155,12 @@ def judge(
 
 
 def group_of(index: int, row: Row) -> str:
-    """Return the name of the group of rows that stand or fall together, which may be the row alone."""
-    return str(row.metadata.get("group") or row.metadata.get("template") or f"row {index}")
+    """Return the name of the group of rows that stand or fall together, which may be the row alone.
+
+    Rows that ask for one program in other words are a group here, although a split may divide them.
+    """
+    known = (row.metadata.get(key) for key in ("program", "group", "template"))
+    return str(next(filter(None, known), f"row {index}"))
 
 
 @lru_cache(maxsize=16_384)

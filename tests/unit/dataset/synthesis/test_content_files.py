@@ -18,6 +18,7 @@ from tool_aware.dataset.outputs import RowsFile
 from tool_aware.dataset.splitting import split_rows
 from tool_aware.dataset.synthesis.content import CONTENT_DIR, load_content
 from tool_aware.dataset.synthesis.generator import Generator
+from tool_aware.evaluation.scoring.judgement import group_of
 from tool_aware.rows import SPLITS
 
 MAX_COLUMNS = 160
@@ -29,9 +30,9 @@ FRAME_LINE = re.compile(r"""\s+(?:- |(?:- )?[a-z_]+: )(?P<value>["'].*)""")
 # filler, a share) changes them. Where that is meant, run the last test of this file, copy the digests from its message,
 # and commit them together with the content.
 RECORDED_SHA256 = {
-    "train": "a10fc5b85882d27926fc1fafe2ba5177db3ef9c34a2f45cfb79e522c20545edd",
-    "val": "71453a851a023b9868fd7a2bbff5206ec4cc8ffb3a90a3f397c36e53badab7fa",
-    "test": "68195f844cce6b99ef4bb13e585b2e201352e1ffe00ef167db4f5ccca1e52503",
+    "train": "99903e6767a1645ef1845fb76aa574645fbd7af4b03ec05b9aecfe1c12c85ddf",
+    "val": "86467023e0582ae0bdd095ff7ec96de59ba4a54e416aaf5dde52417b00797b4a",
+    "test": "722c020f50029f2ff27ed85064446664cc0d848b986b0d4f4fdab298484d0fff",
 }
 
 
@@ -121,6 +122,22 @@ def test_a_frame_that_is_added_changes_no_row_of_the_others(config: Config) -> N
     in_both = first.keys() & second.keys()
     assert len(in_both) > 390
     assert all(first[query] == second[query] for query in in_both)
+
+
+def test_the_ways_to_ask_for_a_program_are_divided_and_count_as_one_in_intervals(config: Config) -> None:
+    dataset = config.dataset.model_copy(update={"synthetic_per_tool": 800, "program_factor": 1, "follow_ups": 0})
+    rows = assemble(config.model_copy(update={"dataset": dataset}), load_content(), []).rows
+    split = split_rows(rows, dataset.splits, dataset.seed)
+    asked = {
+        name: {row.metadata["program"]: row for row in part if "program" in row.metadata}
+        for name, part in split.rows.items()
+    }
+    templates = {name: {row.metadata["template"] for row in part} for name, part in split.rows.items()}
+    assert not templates["train"] & (templates["val"] | templates["test"])
+    in_both = asked["train"].keys() & asked["test"].keys()
+    assert len(in_both) > len(asked["test"]) / 2
+    program = min(in_both)
+    assert group_of(0, asked["train"][program]) == group_of(1, asked["test"][program]) == program
 
 
 def test_the_data_of_a_seed_is_the_recorded_one(config: Config) -> None:

@@ -35,9 +35,10 @@ def content() -> Content:
 
 def kinds_of_programs(content: Content) -> Iterator[tuple[str, Frame]]:
     """Yield a frame of each kind of program, in English where there is one, with its name."""
-    programs = [frame for frame in content.frames if frame.code and frame.group.startswith("program-")]
-    frames = {frame.group: frame for frame in sorted(programs, key=lambda one: one.language == "en")}
-    yield from ((group.removeprefix("program-"), frame) for group, frame in sorted(frames.items()))
+    programs = [frame for frame in content.frames if frame.code and frame.program]
+    yield from sorted(
+        {frame.program: frame for frame in sorted(programs, key=lambda one: one.language == "en")}.items()
+    )
 
 
 def printed_by(code: str) -> str:
@@ -142,7 +143,7 @@ def test_a_program_names_its_inputs_and_prints_its_result(content: Content) -> N
 
 
 def test_a_number_of_decimals_that_is_asked_for_is_printed(content: Content) -> None:
-    frame = next(one for one in content.frames if one.group == "program-vat" and one.language == "fr")
+    frame = next(one for one in content.frames if one.program == "vat" and one.language == "fr")
     made = [rounded(frame, Expansion("combien TTC ?", None, None), random.Random(seed)) for seed in range(400)]
     changed = [(str(one.code), said.text) for one, said in made if said.text != "combien TTC ?"]
     assert 0.22 < len(changed) / 400 < 0.38
@@ -162,7 +163,7 @@ def test_a_number_of_decimals_that_is_asked_for_is_printed(content: Content) -> 
 
 
 def test_a_percentage_of_amounts_is_not_asked_for_to_the_cent(content: Content) -> None:
-    frame = next(one for one in content.frames if one.group == "program-percent_more" and one.language == "de")
+    frame = next(one for one in content.frames if one.program == "percent_more" and one.language == "de")
     said = [rounded(frame, Expansion("wie viel mehr?", None, None), random.Random(seed))[1].text for seed in range(200)]
     assert any("Nachkomma" in text for text in said)
     assert not any("Cent" in text for text in said)

@@ -8,6 +8,7 @@ that was pasted stands between three apostrophes, which keep quotes and line end
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -43,8 +44,9 @@ def draw(spec: object, random_: random.Random, language: str = "en") -> Value:
     perhaps with `bare: true`, for a number without a mark between its thousands;
     `{decimal: [low, high, digits]}`; `{amount: [low, high, step]}`, of money, perhaps with a mark between the
     thousands; `{numbers: SPEC, count: [low, high]}`; `{words: [...] or the name of a pool, count: [low, high]}`, both
-    perhaps with `joint: TEXT` between the items; `{date: [first, last]}`; `{pool: NAME}`, one word of a pool;
-    `{text: [low, high]}`, so many pasted clauses; `{sentences: [low, high]}`, the same with full stops;
+    perhaps with `joint: TEXT` between the items, or with `one_most: true`, so that one is the most frequent;
+    `{date: [first, last]}`; `{pool: NAME}`, one word of a pool; `{text: [low, high]}`, so many pasted clauses;
+    `{sentences: [low, high]}`, the same with full stops;
     `{table: [SPEC for each column], head: TEXT, rows: [low, high]}`, perhaps with `mark: TEXT` between the cells,
     or with `as_rows: true` in any form, perhaps with `covers: N`, a column whose words are all there;
     `{priced: NAME of a pool, numbers: SPEC, count: [low, high]}`, things with their prices; `{durations: [low, high]}`,
@@ -107,6 +109,8 @@ def _amount(spec: Mapping[str, Any], random_: random.Random, language: str) -> V
 def _numbers(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     """Return a list whose numbers are all typed in one manner, with a mark between them that is none within them."""
     drawn = [draw(spec["numbers"], random_, _PLAIN) for _ in range(random_.randint(*spec["count"]))]
+    if spec.get("one_most"):
+        _make_one_most_frequent(drawn, random_)
     has_comma = _has_comma(random_, language)
     is_grouped = _may_be_grouped(spec["numbers"]) and random_.random() < _GROUPED_SHARE
     mark = _thousands(language, has_comma) if is_grouped else ""
@@ -143,7 +147,17 @@ def _typed(number: str, *, has_comma: bool, mark: str = "") -> str:
 def _words(spec: Mapping[str, Any], random_: random.Random, language: str) -> Value:
     among = spec["words"] if not isinstance(spec["words"], str) else _pool(spec["words"], language)
     chosen = random_.sample(among, random_.randint(*spec["count"]))
+    if spec.get("one_most"):
+        _make_one_most_frequent(chosen, random_)
     return _listing([Value(str(word), repr(str(word))) for word in chosen], random_, _LIST_STYLES[:3], language)
+
+
+def _make_one_most_frequent(items: list[Any], random_: random.Random) -> None:
+    """Put one more of the most frequent items somewhere into a list if there are several."""
+    counts = Counter(items)
+    most = [item for item, count in counts.items() if count == max(counts.values())]
+    if len(most) > 1:
+        items.insert(random_.randint(0, len(items)), random_.choice(most))
 
 
 def _listing(values: Sequence[Value], random_: random.Random, joints: Sequence[str], language: str) -> Value:
@@ -246,9 +260,8 @@ def _table(spec: Mapping[str, Any], random_: random.Random, language: str) -> Va
     rows = [[draw(cell, random_, _PLAIN) for cell in spec["table"]] for _ in range(random_.randint(*spec["rows"]))]
     if not spec.get("as_rows"):
         mark = spec.get("mark", ",")
-        return pasted(
-            "\n".join([spec["head"].replace(",", mark), *(mark.join(cell.text for cell in row) for row in rows)])
-        )
+        first = [spec["head"].replace(",", mark)] if spec["head"] else []
+        return pasted("\n".join([*first, *(mark.join(cell.text for cell in row) for row in rows)]))
     if "covers" in spec:  # each word of this column stands in the table
         column, words = (
             spec["covers"],

@@ -373,6 +373,8 @@ def rounded(frame: Frame, said: Expansion, random_: random.Random) -> tuple[Fram
     behind = random_.choice(cents if cents and decimals == "cents" else ways[decimals])
     digits = f", {2 if decimals == 'cents' else decimals}" if decimals else ""
     text = sentence.rstrip(" ?.!？。")
+    if text.endswith("="):  # x = ?
+        text = sentence
     text += f"{'、' if frame.language in ('ja', 'zh') else ', '}{behind}{sentence[len(text) :].strip()}"
     code = _ROUNDED.sub(lambda printed: re.sub(r", \d\)", f"{digits})", printed[0]), frame.code)
     return replace(frame, code=code), replace(said, text=f"{text}:\n{table}" if table else text)

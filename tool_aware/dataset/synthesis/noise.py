@@ -128,18 +128,23 @@ class Noise:
 
         No noise touches `protected`, and no typo the words of `names`, which nobody could correct.
         """
-        slice_ = None
+        slice_, sentence = None, _as_sentence(text, protected)
         rolls = {name: random_.random() < chance for name, chance in self._probability.items()}
         if rolls.get("injection") and other_tools:
-            text, slice_ = self._wrapped("injections", text, tool, other_tools, random_), "injection"
+            text, slice_ = (
+                self._wrapped("injections", text, tool, other_tools, random_, protected=protected),
+                "injection",
+            )
         elif rolls.get("decoy") and other_tools:
-            text, slice_ = self._wrapped("decoys", text, tool, other_tools, random_), "decoy"
+            text, slice_ = self._wrapped("decoys", text, tool, other_tools, random_, protected=protected), "decoy"
         elif rolls.get("negation") and other_tools:
-            text, slice_ = self._negated(text, tool, other_tools, random_), "negation"
+            text, slice_ = self._negated(text, tool, other_tools, random_, protected=protected), "negation"
         elif rolls.get("several_sentences"):
-            text, slice_ = self._surrounded(text, random_), "several_sentences"
+            text, slice_ = self._surrounded(text, protected, random_), "several_sentences"
         elif rolls.get("chatty"):
-            text, slice_ = self._greeted(text, random_), "chatty"
+            text, slice_ = self._greeted(text, protected, random_), "chatty"
+        if sentence.endswith("\n"):
+            text = text.replace(f"{sentence} ", sentence).strip()
         return self._typed(text, slice_, rolls, protected=protected, names=names, random_=random_)
 
     def typed(self, text: str, *, random_: random.Random, names: str = "") -> Noisy:
@@ -170,20 +175,22 @@ class Noise:
             letters, text = "upper", text.upper()
         return Noisy(text, slice_, letters)
 
-    def _greeted(self, text: str, random_: random.Random) -> str:
+    def _greeted(self, text: str, protected: str, random_: random.Random) -> str:
         opener, closer = random_.choice(self._settings["openers"]), random_.choice(self._settings["closers"])
         if random_.random() < 0.35:
             opener = ""
         elif random_.random() < 0.5:
             closer = ""
-        return " ".join(part for part in (opener, _decapitalised(text) if opener else text, closer) if part)
+        return " ".join(part for part in (opener, _decapitalised(text, protected) if opener else text, closer) if part)
 
-    def _surrounded(self, text: str, random_: random.Random) -> str:
+    def _surrounded(self, text: str, protected: str, random_: random.Random) -> str:
         before = random_.sample(self._settings["sentences_before"], random_.choice(_BEFORE))
         after = random_.sample(self._settings["sentences_after"], random_.choice(_AFTER))
-        return " ".join([*before, _as_sentence(text), *after])
+        return " ".join([*before, _as_sentence(text, protected), *after])
 
-    def _negated(self, text: str, tool: str, other_tools: Sequence[str], random_: random.Random) -> str:
+    def _negated(
+        self, text: str, tool: str, other_tools: Sequence[str], random_: random.Random, *, protected: str
+    ) -> str:
         """Return the text with a sentence that forbids one of the other tools, never the right one."""
         actions = self._settings["actions"]
         others = [name for name in other_tools if name in actions]
@@ -191,12 +198,16 @@ class Noise:
             return text
         action = random_.choice(actions[random_.choice(others)])
         pattern = random_.choice(self._settings["negations"])
-        return pattern.format(action=action, text=_decapitalised(text), sentence=_as_sentence(text), tool=tool)
+        return pattern.format(
+            action=action, text=_decapitalised(text, protected), sentence=_as_sentence(text, protected), tool=tool
+        )
 
-    def _wrapped(self, kind: str, text: str, tool: str, other_tools: Sequence[str], random_: random.Random) -> str:
+    def _wrapped(
+        self, kind: str, text: str, tool: str, other_tools: Sequence[str], random_: random.Random, *, protected: str
+    ) -> str:
         pattern = random_.choice(self._settings[kind])
         return pattern.format(
-            other=random_.choice(list(other_tools)), text=text, sentence=_as_sentence(text), tool=tool
+            other=random_.choice(list(other_tools)), text=text, sentence=_as_sentence(text, protected), tool=tool
         )
 
 
@@ -224,14 +235,24 @@ def _mistyped(word: str, random_: random.Random) -> str:
     return word[:at] + random_.choice(_NEIGHBOURS.get(word[at].lower(), word[at])) + word[at + 1 :]
 
 
-def _decapitalised(text: str) -> str:
-    """Return a sentence in lower case at its start, unless its first word is I or has a capital further on."""
+def _starts_with_data(text: str, protected: str) -> bool:
+    """Return whether a request begins with what a program has from it, which stays as it is typed."""
+    return text.split(maxsplit=1)[0] in protected.split()
+
+
+def _decapitalised(text: str, protected: str) -> str:
+    """Return a sentence in lower case at its start, unless that is data, I, or a word with a capital further on."""
     first = re.match(r"[A-Z][a-z]*(?=[\s,'’])", text)
-    if not first or first[0] == "I" or text.startswith(("I'", "I’")):
+    if not first or first[0] == "I" or text.startswith(("I'", "I’")) or _starts_with_data(text, protected):
         return text
     return text[0].lower() + text[1:]
 
 
-def _as_sentence(text: str) -> str:
-    text = text[0].upper() + text[1:]
-    return text if text[-1] in ".?!…\"'`)" else f"{text}."
+def _as_sentence(text: str, protected: str) -> str:
+    """Return a request as a sentence; behind a word or text that a program has from it a line ends, not a full stop."""
+    if not _starts_with_data(text, protected):
+        text = text[0].upper() + text[1:]
+    if text[-1] in ".?!…\"'`)":
+        return text
+    last = text.split()[-1]
+    return f"{text}\n" if last in protected.split() and any(map(str.isalpha, last)) else f"{text}."

@@ -49,6 +49,12 @@ def _digit_sum(number: int) -> int:
     return 0 if number == 0 else number % 10 + _digit_sum(number // 10)
 
 
+def _most_frequent(values: list) -> object:
+    """Return the value that occurs more often than each of the others."""
+    (value,) = [one for one in {*values} if all(values.count(one) > values.count(other) for other in {*values} - {one})]
+    return value
+
+
 def _roots(a: int, b: int, c: int) -> list[float]:
     centre, reach = -b / (2 * a), abs(complex(b * b - 4 * a * c) ** 0.5) / (2 * a)
     return [centre + reach, centre - reach]
@@ -99,7 +105,6 @@ UNITS: dict[str, Callable[..., Expected]] = {
     "convert_units": lambda a: exact(a) * Fraction(3048, 10000) ** 2,
     "feet_inches": lambda f, i: (exact(f) * 12 + i) * Fraction(254, 100),
     "download_time": lambda g, s: exact(g) * 8000 / (60 * s),
-    "data_size": lambda g, s: exact(g) * 8000 / (60 * s),
     "rectangle": lambda l, w: exact(l) * exact(w),
     "circumference": lambda a: math.tau * a,
     "circle": lambda a: math.tau * a * a / 2,
@@ -107,7 +112,6 @@ UNITS: dict[str, Callable[..., Expected]] = {
     "volume_tank": lambda d, h: math.pi * d * d / 4 * h / 1000,
     "polygon": lambda n, s: n * s * s / 4 / math.tan(math.radians(180 / n)),
     "distance": lambda a, b, c, d: abs(complex(a, b) - complex(c, d)),
-    "triangle": lambda a, b: abs(complex(a, b)),
     "hypotenuse": lambda a, b: abs(complex(a, b)),
     "bmi": lambda w, h: Fraction(w * 10000, h * h),
     "fuel": lambda k, l, p: k * exact(l) * exact(p) / 100,
@@ -132,7 +136,6 @@ UNITS: dict[str, Callable[..., Expected]] = {
 STATISTICS: dict[str, Callable[..., Expected]] = {
     "percentile": lambda numbers: _between(sorted(numbers), Fraction(9, 10)),
     "variance_sample": lambda numbers: spread(numbers, 1) ** 2,
-    "spread_of": lambda numbers: sorted(numbers)[-1] - sorted(numbers)[0],
     "rolling_three": lambda numbers: [
         round(float(mean([a, b, c])), 2) for a, b, c in zip(numbers, numbers[1:], numbers[2:], strict=False)
     ],
@@ -141,21 +144,17 @@ STATISTICS: dict[str, Callable[..., Expected]] = {
     "mean_without_extremes": lambda numbers: mean(sorted(numbers)[1:-1]),
     "occurrences": lambda numbers, n: len([x for x in numbers if x == n]),
     "average": mean,
-    "mean_decimals": mean,
     "median": middle,
-    "median_abroad": middle,
     "median_spread": lambda numbers: [middle(numbers), spread(numbers, 1)],
     "stdev": lambda numbers: spread(numbers, 1),
     "pstdev": lambda numbers: spread(numbers, 0),
     "variance": lambda numbers: spread(numbers, 0) ** 2,
-    "mode": lambda numbers: max(numbers, key=lambda x: (numbers.count(x), -numbers.index(x))),
+    "mode": _most_frequent,
     "value_range": lambda numbers: sorted(numbers)[-1] - sorted(numbers)[0],
     "maximum": lambda numbers: sorted(numbers)[-1],
     "minimum": lambda numbers: sorted(numbers)[0],
     "largest": lambda numbers: [sorted(numbers)[-1], sorted(numbers)[0], sorted(numbers)[-1] - sorted(numbers)[0]],
     "total": lambda numbers: sum(map(exact, numbers)),
-    "sum_up": lambda numbers: sum(map(exact, numbers)),
-    "decoy_sum": lambda numbers: sum(map(exact, numbers)),
     "total_int": lambda numbers: sum(map(exact, numbers)),
     "product_of": lambda numbers: math.prod(map(exact, numbers)),
     "sort_descending": lambda numbers: printed_list(sorted(numbers, reverse=True)),
@@ -187,16 +186,12 @@ STATISTICS: dict[str, Callable[..., Expected]] = {
 NUMBERS: dict[str, Callable[..., Expected]] = {
     "bmi_again": lambda w, h: exact(w) / exact(h) / exact(h),
     "seating": lambda n, k: math.prod(range(n - k + 1, n + 1)),
-    "power_of": lambda a, b: math.prod([a] * b),
     "division": lambda a, b: exact(a) / b,
     "remainder": lambda a, b: a - a // b * b,
-    "factorial_abroad": lambda a: math.prod(range(1, a + 1)),
     "lcm_three": lambda a, b, c: next(n for n in range(a, a * b * c + 1, a) if n % b == n % c == 0),
     "base_convert": lambda a, b: lambda printed: int(printed, b) == a,
-    **{name: lambda a, b, **_: sum(a for _ in range(b)) for name in ("product", "decoy_product", "document_count")},
-    **dict.fromkeys(("quotient", "quotient_abroad"), Fraction),
-    **{name: lambda a, b: math.prod([a] * b) for name in ("power", "power_abroad", "decoy_power")},
-    "modulo": lambda a, b: a - a // b * b,
+    "product": lambda a, b, **_: sum(a for _ in range(b)),
+    "power": lambda a, b: math.prod([a] * b),
     "sum_difference": lambda a, b, c: exact(a) + exact(b) - exact(c),
     "difference": lambda a, b: exact(a) - exact(b),
     "sum_two": lambda a, b: exact(a) + exact(b),
@@ -206,18 +201,14 @@ NUMBERS: dict[str, Callable[..., Expected]] = {
     "square_root": lambda a: math.exp(math.log(a) / 2),
     "cube_root": lambda a: math.exp(math.log(a) / 3),
     "factorial": lambda a: math.prod(range(1, a + 1)),
-    "arrangements": lambda n: math.prod(range(1, n + 1)),
     "decoy_factorial": lambda a, m: _product_modulo(range(1, a + 1), m),
     "gcd": lambda a, b: max(d for d in range(1, min(a, b) + 1) if a % d == b % d == 0),
-    "gcd_abroad": lambda a, b: max(d for d in range(1, min(a, b) + 1) if a % d == b % d == 0),
     "lcm": lambda a, b: next(n for n in range(a, a * b + 1, a) if n % b == 0),
     "is_prime": lambda a: str(is_prime(a)),
     "prime_list": lambda a: printed_list(primes(a)),
-    "primes_abroad": lambda a: printed_list(primes(a)),
     "prime_count": lambda a: len(primes(a)),
     "nth_prime": lambda k: primes(4000)[k - 1],
     "prime_factors": lambda a: printed_list(factors(a)),
-    "prime_factors_abroad": lambda a: printed_list(factors(a)),
     "divisors": lambda a: printed_list(
         sorted({d for n in range(1, math.isqrt(a) + 1) if a % n == 0 for d in (n, a // n)})
     ),
@@ -232,8 +223,7 @@ NUMBERS: dict[str, Callable[..., Expected]] = {
     "is_perfect": lambda a: str(a in (6, 28, 496, 8128)),
     "digit_sum": _digit_sum,
     "digit_count": lambda n, d: len(str(n).split(str(d))) - 1,
-    **{name: lambda n: f"{n:b}" for name in ("binary", "binary_abroad")},
-    "number_base": lambda a: f"{a:b}",
+    "binary": lambda n: f"{n:b}",
     "to_hex": lambda a: f"{a:x}",
     "from_binary": lambda b: sum(2**i for i, digit in enumerate(reversed(str(b))) if digit == "1"),
     "from_hex": lambda b: sum(16**i * "0123456789abcdef".index(digit) for i, digit in enumerate(reversed(str(b)))),
@@ -252,7 +242,7 @@ NUMBERS: dict[str, Callable[..., Expected]] = {
     "derivative_numeric": _derivative,
     "integral": lambda a, b: Fraction(b**3 - a**3, 3),
     "roman": roman_for,
-    **dict.fromkeys(("combinations", "combinations_abroad", "decoy_lottery"), choose),
+    "combinations": choose,
     "permutations_of": lambda n, k: math.prod(range(n - k + 1, n + 1)),
     "handshakes": lambda n: sum(range(n)),
     "letter_arrangements": by_letters,

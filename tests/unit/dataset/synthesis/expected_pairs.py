@@ -136,6 +136,5 @@ PERIODS: dict[str, Callable[..., Expected]] = {
     "months_to_repay": lambda a, r, p: next(n for n in count(1) if _kept_up(a, r, p, n) <= 0),
     "dice_at_least": lambda k, s: Fraction(_ways(k, s), 6**k),
     "workdays_of_a_month": lambda m: len([day for day in _days_of(m) if day.isoweekday() not in (6, 7)]),
-    "deadline": lambda d, n: date.fromordinal(d.toordinal() + n).isoformat(),
     "minutes_over_midnight": lambda a, b: (24 * 60 - a) + b,
 }

@@ -300,6 +300,37 @@ def test_noise_never_changes_what_a_program_is_about(content: Content, config: C
         assert "Hello World." in noisy.text
 
 
+@pytest.mark.parametrize("data", ["honey, milk, figs", "Anna, Ben, Clara"])
+def test_data_at_the_start_of_a_request_keeps_its_small_or_capital_letter(content: Content, data: str) -> None:
+    for kind in ("injection", "decoy", "negation", "several_sentences", "chatty"):
+        noise = Noise({**content.noise, "probabilities": {kind: 1.0}})
+        for seed in range(60):
+            noisy = noise.apply(
+                f"{data}: pick one of them",
+                tool="code_execution",
+                other_tools=["web_search", "direct_chat"],
+                protected=data,
+                random_=random.Random(seed),
+            )
+            assert noisy.slice == kind
+            assert data in noisy.text
+
+
+def test_a_text_at_the_end_of_a_request_gets_no_full_stop(content: Content) -> None:
+    for kind in ("injection", "decoy", "negation", "several_sentences"):
+        noise = Noise({**content.noise, "probabilities": {kind: 1.0}})
+        for seed in range(60):
+            noisy = noise.apply(
+                "md5 of file-7.txt",
+                tool="code_execution",
+                other_tools=["web_search", "direct_chat"],
+                protected="file-7.txt",
+                random_=random.Random(seed),
+            )
+            assert "file-7.txt." not in noisy.text
+            assert noisy.text == noisy.text.strip()
+
+
 def test_the_right_tool_is_never_the_one_that_is_ruled_out(content: Content) -> None:
     settings = {**content.noise, "probabilities": {"negation": 1.0}}
     forbidden = content.noise["actions"]["web_search"]

@@ -266,7 +266,7 @@ def merge_model(job: Job, trained: Trained) -> Merged | None:
     if trained.references is None:
         say(f"{job.output_dir / FINAL_MODEL_FOLDER}: skipped (--skip-final-model)")
         return None
-    merger = Merger(job.config, job.output_dir / ADAPTER_FOLDER, hf_token=job.environment.hf_token)
+    merger = Merger(job.engine_config, job.output_dir / ADAPTER_FOLDER, hf_token=job.environment.hf_token)
     final = claimed(job.output_dir, FINAL_MODEL_FOLDER, job.fallbacks)
     merged = merge(merger, final, job.tool_names, trained.references)
     record_files(final)

@@ -182,8 +182,9 @@ class Step(NamedTuple):
 def ours(config: Config, examples: list[EncodedExample], batch: int) -> Iterator[Any]:
     """Train with this toolkit, as train_tool_aware.py does."""
     from tool_aware.model.adapter import new_adapter, prepare_for_training
-    from tool_aware.model.base import load_base_model
+    from tool_aware.model.base import in_training_precision, load_base_model
 
+    config = in_training_precision(config)
     model = new_adapter(load_base_model(config.model, config.quantization), config)
     prepare_for_training(model, config)
     timed = train_timed(model, config, examples, compare=SAME_ROWS)

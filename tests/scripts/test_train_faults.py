@@ -35,6 +35,7 @@ def argv(tiny_model_dir, toy_data_dir, tmp_path):
         return [
             *("--config", str(REPOSITORY / "config.yaml"), "--set", f"model.name={model}"),
             *("--set", f"dataset.dir={data}", "--output_dir", str(output)),
+            *("--set", "quantization.bnb_4bit_compute_dtype=float32"),  # the same on every processor
             *("--set", "training.max_steps=2", "--set", "logging.tensorboard=false", *flags),
         ]  # fmt: skip
 

@@ -42,6 +42,7 @@ def arguments(tiny_model_dir, toy_data_dir):
         settings = {
             "model.name": tiny_model_dir,
             "dataset.dir": toy_data_dir,
+            "quantization.bnb_4bit_compute_dtype": "float32",  # the same on every processor
             **SETTINGS,
             **{key.replace("__", "."): value for key, value in changed.items()},
         }

@@ -31,6 +31,7 @@ def train(tiny_model_dir, toy_data_dir, tmp_path):
         return [
             *warm_python(), str(REPOSITORY / "train_tool_aware.py"), "--config", str(REPOSITORY / "config.yaml"),
             "--set", f"model.name={model}", "--set", f"dataset.dir={data}", "--output_dir", str(tmp_path / "output"),
+            "--set", "quantization.bnb_4bit_compute_dtype=float32",  # the same on every processor
             "--set", "training.learning_rate=5e-3", *arguments,
         ]  # fmt: skip
 

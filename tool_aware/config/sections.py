@@ -80,7 +80,8 @@ class QuantizationSection(Section):
     bnb_4bit_use_double_quant: bool = True
     """Quantise the scales too: saves 0.37 bit per weight, 0.3 GiB on a 7B."""
     bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """auto | bfloat16 | float16 | float32; auto = bfloat16 where the device has it, else float16 (float32 on a CPU)."""
+    """auto | bfloat16 | float16 | float32; auto = bfloat16 where the GPU has it, else float16. On a CPU auto answers in
+    float32, and trains in bfloat16 if the processor multiplies it (AVX512-BF16, AMX), else in float32."""
 
     @model_validator(mode="after")
     def _one_width(self) -> QuantizationSection:

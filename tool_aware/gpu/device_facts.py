@@ -1,4 +1,4 @@
-"""Judge what a device can do, from its compute capability: the one place where that is decided."""
+"""Judge what a device can do, from its compute capability or instructions: the one place where that is decided."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 OLDEST_CAPABILITY = (6, 0)  # bitsandbytes needs Pascal or newer
 BF16_CAPABILITY = (8, 0)  # Ampere: bfloat16, and torch's FlashAttention
 
+# Instructions that multiply bfloat16, by torch's names. Without them oneDNN takes twice as long as for float32.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
@@ -20,6 +23,7 @@ class DeviceFacts:
 
     kind: Literal["cpu", "cuda"]
     capability: tuple[int, int] | None = None
+    multiplies_bf16: bool = False  # of a CPU
 
     @classmethod
     def of(cls, device: torch.device) -> DeviceFacts:
@@ -27,7 +31,7 @@ class DeviceFacts:
         import torch
 
         if device.type != "cuda":
-            return cls("cpu")
+            return cls("cpu", multiplies_bf16=_cpu_multiplies_bf16())
         return cls("cuda", torch.cuda.get_device_capability(device))
 
     @property
@@ -37,10 +41,15 @@ class DeviceFacts:
 
     @property
     def dtype(self) -> DtypeName:
-        """Return the precision to compute in; gradients in float16 have to be scaled, or small ones would be 0."""
+        """Return the precision to answer in; a CPU's fast path for answers (engine/merged_layers.py) needs float32."""
         if self.kind == "cpu":
             return "float32"
         return "bfloat16" if self.has_bf16 else "float16"
+
+    @property
+    def training_dtype(self) -> DtypeName:
+        """Return the precision to train in; gradients in float16 have to be scaled, or small ones would be 0."""
+        return "bfloat16" if self.multiplies_bf16 else self.dtype
 
     @property
     def why_not_own_decoder(self) -> str | None:
@@ -48,3 +57,11 @@ class DeviceFacts:
         if self.kind == "cuda" and not self.has_bf16:
             return "GPUs without bfloat16"
         return None
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Return whether torch knows that this processor has such instructions; torch 2.11 cannot tell."""
+    import torch
+
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.backends.mkldnn.is_available() and any(capabilities.get(name) for name in BF16_INSTRUCTIONS)

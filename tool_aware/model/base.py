@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.sections import ModelSection, QuantizationSection
+from tool_aware.config.settings import Config
 from tool_aware.console import UserError
 from tool_aware.gpu.device_facts import DeviceFacts
 from tool_aware.model.families import Traits
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+COMPUTE_DTYPE_SETTING = "quantization.bnb_4bit_compute_dtype"
 _REPACKS_ON_CPU = "support_avx512bf16_for_cpu"  # an attribute of bitsandbytes' Linear4bit
 _EXAMPLE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 
@@ -61,9 +63,14 @@ def compute_dtype(setting: str = "auto") -> torch.dtype:
 
     `auto` is bfloat16 if the GPU has it, else float16; float32 on a CPU.
     """
-    if setting != "auto":
-        return dtype_named(setting)
-    return dtype_named(DeviceFacts.of(device()).dtype)
+    return dtype_named(DeviceFacts.of(device()).dtype if setting == "auto" else setting)
+
+
+def in_training_precision(config: Config) -> Config:
+    """Return the settings with the precision to train in where `quantization.bnb_4bit_compute_dtype` is `auto`."""
+    if config.quantization.bnb_4bit_compute_dtype != "auto":
+        return config
+    return config.with_settings({COMPUTE_DTYPE_SETTING: DeviceFacts.of(device()).training_dtype})
 
 
 def dtype_named(name: str) -> torch.dtype:

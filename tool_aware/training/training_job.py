@@ -27,6 +27,11 @@ from tool_aware.training.varied_lists import StepExamples
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_PRECISION_NOTES = {
+    ("cuda", "float16"): ", gradients are scaled",
+    ("cpu", "bfloat16"): " (it answers in float32)",
+}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,8 +68,15 @@ class Job:
 
     @cached_property
     def engine_config(self) -> Config:
-        """Return the settings with the plan's choices where they say `auto`."""
-        return self.memory.apply(self.config)
+        """Return the settings with the plan's choices, and the precision to train in, where they say `auto`."""
+        from tool_aware.model.base import in_training_precision
+
+        return in_training_precision(self.memory.apply(self.config))
+
+    @property
+    def precision(self) -> str:
+        """Return the name of the dtype to train in."""
+        return self.engine_config.quantization.bnb_4bit_compute_dtype
 
     @cached_property
     def tool_names(self) -> ToolNames:
@@ -83,8 +95,6 @@ class Job:
 
 def plan_text(job: Job) -> str:
     """Return what the run will do, for the terminal."""
-    import torch
-
     from tool_aware.engine.supported import unsupported_gpu
     from tool_aware.model.base import compute_dtype, device
 
@@ -92,10 +102,13 @@ def plan_text(job: Job) -> str:
     processes = job.processes.count
     schedule = Schedule.of(config, len(job.examples["train"]), processes)
     form = chat_format(job.tokenizer)
-    dtype = compute_dtype(config.quantization.bnb_4bit_compute_dtype)
-    precision = str(dtype).removeprefix("torch.") + ", gradients are scaled" * (dtype == torch.float16)
+    dtype, precision = compute_dtype(job.precision), job.precision
+    precision += _PRECISION_NOTES.get((device().type, precision), "")
     facts = [
-        ("base model", f"{config.model.name}, {config.quantization.kind}, computes in {precision}"),
+        (
+            "base model",
+            f"{config.model.name}, {config.quantization.kind}, computes in {precision}",
+        ),
         (
             "prompts",
             f"wrapped by {form.name}, an answer ends with {form.end}",

@@ -12,7 +12,7 @@ from tool_aware.memory.architectures import PRESETS
 from tool_aware.memory.budget import Budget, KnownBudget
 from tool_aware.memory.plan import plan_of
 from tool_aware.memory.spec import TrainingSpec, decoder_text, why_not_own
-from tool_aware.model.base import compute_dtype, device
+from tool_aware.model.base import compute_dtype, device, in_training_precision
 from tool_aware.monitor.checks import check_precision
 from tool_aware.training.gpu_plan import free_host_budget, on_the_cpu
 from tool_aware.training.loop import gradient_scaler
@@ -80,9 +80,51 @@ def test_what_the_config_names_is_computed_in_and_the_plan_says_what_runs_then(p
     assert unsupported_gpu(gpu, compute_dtype(full.quantization.bnb_4bit_compute_dtype)) == "float32 on a GPU"
 
 
-def test_a_cpu_computes_in_float32_with_the_own_decoder(config):
+# Processors as torch describes them, and what they train in.
+PROCESSORS = [
+    ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+    ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, "bfloat16"),
+    ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+    ({"architecture": "aarch64", "sve": True, "bf16": True}, "float32"),  # other names, not measured
+    ({}, "float32"),
+]
+
+
+@pytest.mark.parametrize(("capabilities", "trains_in"), PROCESSORS)
+def test_a_cpu_trains_in_bfloat16_if_it_multiplies_it_and_answers_in_float32(
+    monkeypatch, config, capabilities, trains_in
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert in_training_precision(config).quantization.bnb_4bit_compute_dtype == trains_in
+    assert compute_dtype() == torch.float32
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert in_training_precision(config).quantization.bnb_4bit_compute_dtype == "float32"
+
+
+def test_a_torch_that_cannot_tell_trains_in_float32(monkeypatch, config):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert in_training_precision(config).quantization.bnb_4bit_compute_dtype == "float32"
+
+
+def test_a_precision_that_is_named_is_trained_in(monkeypatch, config):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: PROCESSORS[0][0], raising=False)
+    for name in ("bfloat16", "float16", "float32"):
+        named = config.with_settings({"quantization.bnb_4bit_compute_dtype": name})
+        assert in_training_precision(named) == named
+
+
+def test_a_gpu_trains_in_what_it_answers_in(pretend, config):
+    for capability, expected in (((7, 5), "float16"), ((8, 0), "bfloat16")):
+        pretend(capability)
+        assert in_training_precision(config).quantization.bnb_4bit_compute_dtype == expected
+
+
+def test_a_cpu_computes_with_the_own_decoder(config):
     cpu = torch.device("cpu")
-    assert (DeviceFacts.of(cpu).dtype, unsupported_gpu(cpu, torch.float32)) == ("float32", None)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert unsupported_gpu(cpu, dtype) is None
     assert not gradient_scaler(cpu, torch.float16).is_enabled()
     assert TrainingSpec.from_config(config, architecture=MISTRAL).on(DeviceFacts.of(cpu)).has_own_decoder
 

@@ -50,6 +50,7 @@ class RunFacts:
     exported_step: int
     why_exported: str
     validation: Mapping[str, float] | None
+    precision: str  # the name of the dtype that training computed in
     device: str
     license: str | None
     fallbacks: Sequence[str] = ()  # what differed from the configuration or the plan
@@ -102,6 +103,7 @@ def _figures(facts: RunFacts, logged: Sequence[Mapping[str, Any]]) -> Iterator[t
     lora = facts.config.lora
     yield "adapter", plain(f"LoRA r={lora.r}, alpha={lora.alpha:g}, on {lora.target_modules}")
     yield "base weights", {"4bit": "4 bits", "8bit": "8 bits", "none": "16 bits"}[facts.config.quantization.kind]
+    yield "computed in", facts.precision
     yield "steps", f"{facts.steps:,}"
     yield "exported", f"step {facts.exported_step:,}: {facts.why_exported}"
     if facts.validation:

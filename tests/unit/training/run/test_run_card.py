@@ -62,6 +62,7 @@ def facts(tmp_path: Path) -> RunFacts:
         exported_step=10,
         why_exported="the best of 2",
         validation=scoring(10),
+        precision="bfloat16",
         device="a card",
         license="apache-2.0",
     )

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures = json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {"failed": True}
         rows.append({"row": name, **figures})
         say(json.dumps(rows[-1]))
-        write_json(output, {"preset": arguments.preset, **origin, "rows": rows})
+        write_json(output, {"preset": arguments.preset, "set": arguments.set, **origin, "rows": rows})
     print(report(rows))
     demand_equal_losses(rows)
     return 0
@@ -113,6 +113,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer layers than the preset has")
     parser.add_argument("--rows", default=",".join(ROWS), metavar="A,B", help=f"which rows: {', '.join(ROWS)}")
     parser.add_argument("--steps", type=int, default=8, help="measured steps (default: %(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another setting, for all rows that are run"
+    )
     parser.add_argument("--model-dir", metavar="DIR", help="keep the random weights here and use them again")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of benchmarks/results/...")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -125,6 +128,7 @@ def command_line(arguments: argparse.Namespace, model_dir: Path) -> list[str]:
     options = ["--preset", arguments.preset, "--steps", str(arguments.steps), "--model-dir", str(model_dir)]
     if arguments.layers:
         options += ["--layers", str(arguments.layers)]
+    options += [part for setting in arguments.set for part in ("--set", setting)]
     return [sys.executable, __file__, *options]
 
 
@@ -142,7 +146,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     steps = SHORT_RUN_EXAMPLES * SHORT_RUN_EPOCHS // batch if is_short_run else WARM_UP_STEPS + arguments.steps
     settings |= {"training.max_steps": str(steps), "training.save_steps": str(10 * steps)}
     settings["training.output_dir"] = tempfile.mkdtemp(prefix="throughput-")
-    config = load_config(REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
+    config = load_config(
+        REPOSITORY / "config.yaml", [f"{key}={value}" for key, value in settings.items()] + arguments.set
+    )
     examples = make_examples(SHORT_RUN_EXAMPLES) * SHORT_RUN_EPOCHS if is_short_run else make_examples(batch * steps)
     stacks: dict[str, Callable[..., Iterator[Any]]] = {"ours": ours, "stock": stock, "unsloth": unsloth}
     loss_before, *timed = stacks[stack](config, examples, batch)

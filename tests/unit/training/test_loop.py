@@ -65,6 +65,19 @@ def test_a_resumed_run_learns_what_an_uninterrupted_one_does(make_loop, dtype, d
     assert resumed.validations.history == whole.validations.history
 
 
+def test_a_run_goes_on_in_the_precision_of_another_machine(make_loop):
+    """`auto` may be float32 on one processor and bfloat16 on the next, or on a GPU."""
+    settings = {"training__max_steps": 4, "training__save_steps": 2, "training__eval_steps": 2}
+    for first, then in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        whole = make_loop(quantization__bnb_4bit_compute_dtype=first, **settings)
+        whole.run()
+        resumed = make_loop(quantization__bnb_4bit_compute_dtype=then, **settings)
+        resumed.run(whole.output_dir / "checkpoint-2")
+        assert adapter_of(resumed).dtype == getattr(torch, then)
+        losses = [loop.validations.history[-1].loss for loop in (whole, resumed)]
+        assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_a_resumed_run_saves_as_often_as_it_is_told_to_now(make_loop):
     whole = make_loop(training__max_steps=6, training__save_steps=4)
     whole.run()

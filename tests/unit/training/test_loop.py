@@ -194,7 +194,7 @@ def test_a_sample_of_val_is_scored_alike_by_a_run_and_by_one_that_resumes_it(mak
 
 def test_scorings_that_stop_getting_better_end_the_run_and_the_best_adapter_is_exported(make_loop):
     settings = {
-        "training__learning_rate": 0.1,  # too high on purpose
+        "training__learning_rate": 0.5,  # too high on purpose
         "training__lr_scheduler_type": "constant",
         "training__max_steps": 12,
         "training__eval_steps": 1,

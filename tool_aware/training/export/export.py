@@ -140,6 +140,14 @@ class Merged:
         )
 
 
+def _dtype_to_compare_in(stored: str) -> torch.dtype:
+    """Return the dtype of torch that weights stored so are computed with: on a CPU float32, which holds them exactly.
+
+    Most processors have no 16-bit products of one kind or the other, and imitate them slowly.
+    """
+    return dtype_named("float32" if device().type == "cpu" else stored)
+
+
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None  # JSON has no infinity
 
@@ -173,7 +181,7 @@ class Merger:
         """Compare every method with base + adapter as trained, without writing anything."""
         found = {}
         for method in self.methods():
-            model = empty_model(self._base, dtype_named(method.dtype))
+            model = empty_model(self._base, _dtype_to_compare_in(method.dtype))
             found[method] = compare_with_trained(reference, model, self._weights(method, device()), names)
         return found
 
@@ -199,7 +207,8 @@ class Merger:
     @stage("reading back")
     def check(self, folder: Path, reference: AsTrained, names: ToolNames) -> Agreement:
         """Read the merged model back and compare it with base + adapter as trained."""
-        return compare_with_trained(reference, empty_model(folder), WeightFiles(folder), names)
+        files = WeightFiles(folder)
+        return compare_with_trained(reference, empty_model(folder, _dtype_to_compare_in(files.dtype)), files, names)
 
     def _weights(self, method: MergeMethod, device: torch.device | None = None) -> MergedWeights:
         return MergedWeights(

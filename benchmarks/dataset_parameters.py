@@ -32,6 +32,7 @@ from tool_aware.config.options import add_config_arguments  # noqa: E402
 from tool_aware.config.settings import Config, load_config  # noqa: E402
 from tool_aware.console import run, table  # noqa: E402
 from tool_aware.dataset.synthesis.content import load_content  # noqa: E402
+from tool_aware.evaluation.scoring.judgement import group_of  # noqa: E402
 from tool_aware.files import write_json  # noqa: E402
 from tool_aware.reasoning_text import boilerplate, quoted, stands_in  # noqa: E402
 from tool_aware.rows import SPLITS, Row, load_rows  # noqa: E402
@@ -154,9 +155,7 @@ def program_figures(rows: Sequence[Row]) -> dict[str, float]:
     return {
         "programs: different ones": len(set(programs)),
         "programs: different skeletons": len({_VALUE.sub("#", program) for program in programs}),
-        "programs: templates and dialogues": len(
-            {row.metadata.get("program") or row.metadata.get("group") for row in own}
-        ),
+        "programs: templates and dialogues": len({group_of(number, row) for number, row in enumerate(own)}),
         "programs: print `result`, %": percent([bool(re.search(r"print\((round\()?result", p)) for p in programs]),
         'programs: with " or \\ , %': percent(['"' in program or "\\" in program for program in programs]),
     }

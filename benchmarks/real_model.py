@@ -52,6 +52,7 @@ from dataset_probe import PROBES, Labelled, labelled, load_probe, without_lookal
 
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import GateFailed, UserError, run, say
+from tool_aware.evaluation.scoring.judgement import group_of
 from tool_aware.files import write_json
 from tool_aware.rows import Row
 
@@ -261,7 +262,7 @@ def earlier_results(output: Path, material: Material) -> dict[str, Any]:
 def described_set(rows: Sequence[Row]) -> dict[str, Any]:
     """Return what the tables need to know of test rows: their groups, as numbers, and their tools."""
     groups: dict[str, int] = {}
-    keys = [str(row.metadata.get("program") or row.metadata.get("group") or n) for n, row in enumerate(rows)]
+    keys = [group_of(number, row) for number, row in enumerate(rows)]
     return {
         "rows": len(rows),
         "groups": [groups.setdefault(key, len(groups)) for key in keys],

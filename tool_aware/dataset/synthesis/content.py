@@ -23,6 +23,7 @@ moves to another file makes the same rows as before; other words or another `id_
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -183,6 +184,7 @@ def _slots(content: Content, domain_slots: Collection[str], language: str) -> fr
 def _problems(content: Content) -> Iterator[str]:
     domain_slots = {slot for domain in content.domains.values() for slot in domain}
     seen: dict[tuple[str, str, str], str] = {}
+    ids = Counter(frame.id for frame in content.frames)
     checked: dict[int, str | None] = {}  # the frames of a block share its slots
     for language, qualifiers in content.qualifiers.items():
         yield from (f"qualifiers/{language}.yaml: {problem}" for problem in qualifiers.problems())
@@ -202,6 +204,8 @@ def _problems(content: Content) -> Iterator[str]:
         same = (frame.pattern, frame.tool, frame.language)  # slots differ by language
         if same in seen:
             yield f"{where}: the same as {seen[same]}"
+        elif ids[frame.id] > 1:
+            yield f"{where}: the same pattern in another language; word one of them in another way"
         seen[same] = frame.id
         for slot, spec in local.items():
             if id(spec) not in checked:

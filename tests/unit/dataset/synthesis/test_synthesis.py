@@ -82,10 +82,17 @@ def test_content_problems_are_listed_all_at_once(tmp_path: Path) -> None:
         (tmp_path / f"{name}.yaml").write_text("{plain: 1}" if name == "mix" else "{}")
     (tmp_path / "frames").mkdir()
     block = {"tool": "web_search", "slice": "strange", "say": ["{nothing} *here", "fine"]}
-    (tmp_path / "frames/bad.yaml").write_text(yaml.safe_dump([block]))
+    alike = {"tool": "web_search", "id_prefix": "news", "say": {"es": ["*moda*"], "pt": ["*moda*"]}}
+    (tmp_path / "frames/bad.yaml").write_text(yaml.safe_dump([block, alike]))
     with pytest.raises(UserError) as caught:
         load_content(tmp_path)
-    for part in ("unknown slot {nothing}", "odd number", "slice 'strange'", "no web_search.plain"):
+    for part in (
+        "unknown slot {nothing}",
+        "odd number",
+        "slice 'strange'",
+        "no web_search.plain",
+        "in another language",
+    ):
         assert part in str(caught.value)
 
 

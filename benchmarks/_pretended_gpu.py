@@ -90,7 +90,7 @@ class PretendedGpu:
 @contextmanager
 def pretended_gpu(capability: int) -> Iterator[PretendedGpu]:
     """Let Triton compile for a card that is not there, and collect the kernels."""
-    from tool_aware.engine import triton_ops
+    from tool_aware.engine import triton_attention, triton_ops
 
     before, gpu = driver._active, PretendedGpu(capability)
     driver.set_active(gpu)
@@ -100,7 +100,7 @@ def pretended_gpu(capability: int) -> Iterator[PretendedGpu]:
     finally:
         knobs.runtime.kernel_load_end_hook.remove(gpu.record)
         driver._active = before
-        for function in vars(triton_ops).values():
+        for function in (vars(triton_ops) | vars(triton_attention)).values():
             if isinstance(function, triton.JITFunction):
                 function.device_caches.pop(capability, None)
 

@@ -96,6 +96,7 @@ def compiled(architecture: Architecture, capability: int, *, is_nested: bool = T
         x = torch.empty(TOKENS, architecture.hidden, dtype=dtype)
         _, kept = layer.forward(x, context, keep=True)
         layer.backward(layer.grad_buffer(TOKENS), x, kept, context)
+        triton_ops.copier([(x[:, :8], torch.empty(TOKENS, 8, dtype=dtype))])()
     return gpu.compiled
 
 
@@ -129,8 +130,9 @@ def _attention() -> Any:
 
     starts = torch.empty(EXAMPLES + 2, dtype=torch.int32)
     prefix = torch.empty(PREFIX_TOKENS, dtype=torch.int64)
+    copies = torch.empty(2, PREFIX_TOKENS, dtype=torch.int32)
     longest = (PREFIX_TOKENS, EXAMPLES * OWN_TOKENS, PREFIX_TOKENS)
-    return FlashAttention(Segments(starts, starts, starts, prefix, *longest))
+    return FlashAttention(Segments(starts, starts, starts, prefix, copies, *longest))
 
 
 def faults(kernel: CompiledKernel) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,6 +95,9 @@ class Operations(Protocol):
 
         Return False, with nothing written, if this backend cannot; projections.py then writes them part by part.
         """
+
+    def copier(self, copies: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
+        """Return what copies the second tensor of each pair into the first; all (rows, columns), and stay in place."""
 
 
 @dataclass(frozen=True)

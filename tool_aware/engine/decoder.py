@@ -11,7 +11,7 @@ projections fill. `grad_y` is the gradient of the loss with respect to y, and ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,7 @@ class PackedDecoder:
         self._inputs: LayerInputs = InputsOnDevice()
         self._prepared: tuple[Pack, PassInputs] | None = None
         self._recorded: RecordedPasses | None = None
+        self._copy_updates = self._copier_of_updates()
         if offload:
             self._write_one_at_a_time()
         if offload and self._device.type == "cuda":
@@ -222,6 +223,7 @@ class PackedDecoder:
     def _start(self, inputs: PassInputs) -> tuple[torch.Tensor, PackContext]:
         """Embed the pack's tokens, (T, H), and prepare what all layers share; an interrupted pass is forgotten."""
         self._drop_interrupted()
+        self._copy_updates()
         if inputs.embedded is None:
             x = self._model.embed_tokens(inputs.input_ids)
         else:
@@ -229,6 +231,11 @@ class PackedDecoder:
         cos, sin = self._model.rotary_emb(x, inputs.position_ids)  # (1, T, D), whose halves are alike
         half = cos.shape[-1] // 2
         return x, PackContext(inputs.attention, cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+
+    def _copier_of_updates(self) -> Callable[[], None]:
+        """Return what copies the adapter into those matrices of weights that are kept."""
+        copies = [copy for layer in self._layers for copy in layer.updates_to_copy]
+        return self._operations.copier(copies) if copies else nothing
 
     # ---- recording ---------------------------------------------------------------------------------------
 
@@ -270,6 +277,7 @@ class PackedDecoder:
             for layer in self._layers[: self._cached_layers]:
                 layer.drop_cached_weights()
             self._cached_layers = 0
+            self._copy_updates = self._copier_of_updates()
             return "no weights are kept dequantised"
         if self._writes_ahead:
             self._write_one_at_a_time()

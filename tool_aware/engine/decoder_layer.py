@@ -317,6 +317,11 @@ class DecoderLayer:
         """Return an empty buffer for the gradient of the layer's output: (T, H + R)."""
         return self._down.output_buffer(tokens)
 
+    @property
+    def updates_to_copy(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the places in matrices that are kept, and what is to be copied there before each pass."""
+        return [copy for group in self._groups for copy in group.updates_to_copy]
+
     def drop_cached_weights(self) -> None:
         """Dequantise the weights at each use from here on."""
         for group in self._groups:

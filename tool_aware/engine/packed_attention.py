@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NoReturn, Protocol
 
 import torch
 from torch.nn import functional
 
 from tool_aware.engine.packing import PREFIX, Pack
+from tool_aware.engine.sizes import prefix_copies
 from tool_aware.engine.torch_ops import wide_of
 
 BLOCK_QUERIES = 128  # a block's scores stay in the cache, and half of those of a long segment are never made
@@ -175,7 +177,9 @@ class Segments:
     own: torch.Tensor  # (S + 1,) int32: where each begins, and the end of the last
     queries: torch.Tensor  # (G + 1,) int32
     keys: torch.Tensor  # (G + 1,) int32, in `prefix_columns`
-    prefix_columns: torch.Tensor  # (P,) int64: the columns of all prefixes; empty if no group has one
+    prefix_columns: torch.Tensor  # (P,) int64: the columns of all prefixes, or of copies; empty if no group has one
+    # (2, P) int32: of the first copy of each column how many there are and how far apart; 0 and 0 of the others.
+    copies: torch.Tensor
     longest_own: int
     longest_query: int
     longest_key: int
@@ -193,7 +197,33 @@ class Segments:
         own_starts, query_starts, key_starts = (functional.pad(x.cumsum(0), (1, 0)).int() for x in (own, lengths, keys))
         longest_own, longest_query, longest_key = (int(x.max()) for x in (own, lengths, keys))
         columns = is_prefix.nonzero()[:, 0]
-        return cls(own_starts, query_starts, key_starts, columns, longest_own, longest_query, longest_key)
+        copies = torch.tensor([[1], [0]], dtype=torch.int32).expand(2, len(columns))
+        return cls(own_starts, query_starts, key_starts, columns, copies, longest_own, longest_query, longest_key)
+
+    def copied(self, most: int) -> Segments:
+        """Cut the queries of each segment into `most` parts, as far as it has so many, with keys of their own each.
+
+        What a query sees stays the same; a key's gradient is the sum over its copies (see `sizes.prefix_copies`).
+        """
+        if most == 1:
+            return self
+        queries, keys, columns, copies = [0], [0], [], []
+        spans = (pairwise(starts.tolist()) for starts in (self.queries, self.keys))
+        for (first, end), (first_key, end_key) in zip(*spans, strict=True):
+            parts, length = min(most, end - first), end_key - first_key
+            queries += [first + (end - first) * part // parts for part in range(1, parts + 1)]
+            keys += [keys[-1] + length * part for part in range(1, parts + 1)]
+            columns.append(self.prefix_columns[first_key:end_key].repeat(parts))
+            of_first = torch.tensor([[parts], [length]]).expand(2, length)
+            copies.append(functional.pad(of_first, (0, length * (parts - 1))))
+        return replace(
+            self,
+            queries=torch.tensor(queries, dtype=torch.int32),
+            keys=torch.tensor(keys, dtype=torch.int32),
+            prefix_columns=torch.cat(columns),
+            copies=torch.cat(copies, dim=1).int(),
+            longest_query=-(-self.longest_query // most),
+        )
 
     def to(self, device: torch.device) -> Segments:
         """Copy all tensors to `device`."""
@@ -203,6 +233,7 @@ class Segments:
             queries=self.queries.to(device, non_blocking=True),
             keys=self.keys.to(device, non_blocking=True),
             prefix_columns=self.prefix_columns.to(device, non_blocking=True),
+            copies=self.copies.to(device, non_blocking=True),
         )
 
 
@@ -214,16 +245,18 @@ class FlashAttention:
         own, queries, keys = segments.own, segments.queries, segments.keys
         self._own = (own, own, segments.longest_own, segments.longest_own)
         self._prefix = (queries, keys, segments.longest_query, segments.longest_key)
-        self._prefix_columns = segments.prefix_columns
+        self._prefix_columns, self._copies = segments.prefix_columns, segments.copies
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> FlashAttention:
         """Prepare the attention over one pack."""
-        return cls(Segments.of(pack).to(device))
+        segments = Segments.of(pack)
+        copies = prefix_copies(pack.input_ids.shape[1], len(segments.prefix_columns))
+        return cls(segments.copied(copies).to(device))
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """See PackedAttention.forward."""
-        from tool_aware.engine import triton_ops
+        from tool_aware.engine import triton_attention
 
         own, lse = self._attend(self._own, query, key, value, is_causal=True)
         if not len(self._prefix_columns):
@@ -231,7 +264,7 @@ class FlashAttention:
             return lse
         shared_key, shared_value = key[self._prefix_columns], value[self._prefix_columns]
         shared, shared_lse = self._attend(self._prefix, query, shared_key, shared_value, is_causal=False)
-        triton_ops.merge_attention(own, lse, shared, shared_lse, out)
+        triton_attention.merge_attention(own, lse, shared, shared_lse, out)
         return lse
 
     def backward(  # noqa: PLR0917
@@ -244,6 +277,8 @@ class FlashAttention:
         lse: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """See PackedAttention.backward."""
+        from tool_aware.engine import triton_attention
+
         grad_query, grad_key, grad_value = self._gradients(
             self._own, gradient, query, key, value, out, lse, is_causal=True
         )
@@ -253,8 +288,7 @@ class FlashAttention:
         through_prefix, grad_shared_key, grad_shared_value = self._gradients(
             self._prefix, gradient, query, key[columns], value[columns], out, lse, is_causal=False
         )
-        grad_key.index_add_(0, columns, grad_shared_key)
-        grad_value.index_add_(0, columns, grad_shared_value)
+        triton_attention.add_copies(grad_shared_key, grad_shared_value, columns, self._copies, grad_key, grad_value)
         return grad_query, through_prefix, grad_key, grad_value
 
     def behind(self, key: torch.Tensor, value: torch.Tensor) -> PackedAttention:
@@ -299,14 +333,14 @@ class _BehindKept:
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """See PackedAttention.forward."""
-        from tool_aware.engine import triton_ops
+        from tool_aware.engine import triton_attention
 
         lse = self.inner.forward(query, key, value, out)
         lengths = (None, None, len(query), len(self.key))
         before, before_lse, *_ = torch.ops.aten._flash_attention_forward(
             query[None], self.key[None], self.value[None], *lengths, 0.0, False, False
         )
-        triton_ops.merge_attention(out, lse, before[0], before_lse[0], out)
+        triton_attention.merge_attention(out, lse, before[0], before_lse[0], out)
         return lse
 
     def backward(self, *_: torch.Tensor) -> NoReturn:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tool_aware.engine.packed_attention import FlashAttention, PackedAttention, Segments
 from tool_aware.engine.packing import Pack
-from tool_aware.engine.sizes import FLASH_ROUNDING, recorded_tokens, rounded_up, size_step
+from tool_aware.engine.sizes import FLASH_ROUNDING, prefix_copies, recorded_tokens, rounded_up, size_step
 
 PADDING = -1  # in `Pack.group_ids`
 
@@ -49,6 +49,7 @@ class PackSizes(NamedTuple):
     prefix_segments: int  # G
     prefix_tokens: int  # P
     longest_own: int  # an upper bound for the tokens of one segment
+    copies: int = 1  # of each prefix
 
     @classmethod
     def around(cls, pack: Pack, segments: Segments) -> PackSizes:
@@ -56,15 +57,17 @@ class PackSizes(NamedTuple):
         new_segment = int(pack.group_ids[0, -1]) != PADDING
         own_tokens = pack.input_ids.shape[1]
         tokens = recorded_tokens(own_tokens, is_full=new_segment)
-        prefix_tokens = len(segments.prefix_columns)
+        copies = prefix_copies(tokens, rounded_up(len(segments.prefix_columns), FLASH_ROUNDING))
+        parts = segments.copied(copies)
         longest = max(segments.longest_own, tokens - own_tokens + 32)
         return cls(
             tokens,
             rounded_up(len(pack.labels), size_step(len(pack.labels), parts=4, least=64)),
             rounded_up(len(segments.own) + new_segment, 8),
-            rounded_up(len(segments.queries) + new_segment, 4),
-            rounded_up(prefix_tokens, 2 * FLASH_ROUNDING),
+            rounded_up(len(parts.queries) + copies, 4),
+            rounded_up(len(parts.prefix_columns), 2 * FLASH_ROUNDING),
             rounded_up(longest, FLASH_ROUNDING),
+            copies,
         )
 
 
@@ -101,16 +104,19 @@ def padded_segments(segments: Segments, sizes: PackSizes) -> Segments:
     def starts(tensor: torch.Tensor, count: int) -> torch.Tensor:
         return torch.cat([tensor, tensor[-1:].expand(count - len(tensor))])
 
+    segments = segments.copied(sizes.copies)
     keys = segments.keys.clone()
     keys[-1] = sizes.prefix_tokens
-    filling = torch.full((sizes.prefix_tokens - len(segments.prefix_columns),), sizes.tokens - 1)
+    more_columns = sizes.prefix_tokens - len(segments.prefix_columns)
+    filling = torch.full((more_columns,), sizes.tokens - 1)
     return Segments(
         starts(segments.own, sizes.own_segments),
         starts(segments.queries, sizes.prefix_segments),
         starts(keys, sizes.prefix_segments),
         torch.cat([segments.prefix_columns, filling]),
+        functional.pad(segments.copies, (0, more_columns)),
         sizes.longest_own,
-        sizes.tokens,
+        -(-sizes.tokens // sizes.copies),
         sizes.prefix_tokens,
     )
 
@@ -121,7 +127,7 @@ class HostInputs:
 
     sizes: PackSizes
     integers: torch.Tensor  # int64: ids, positions, columns of labels, labels, columns of prefixes
-    starts: torch.Tensor  # int32: the starts of all segments
+    starts: torch.Tensor  # int32: the starts of all segments, copies of prefixes
     weights: torch.Tensor  # (L,) float32
 
     @classmethod
@@ -131,7 +137,7 @@ class HostInputs:
         pack = padded(pack, sizes)
         segments = padded_segments(Segments.of(pack), sizes)
         ids = (pack.input_ids[0], pack.position_ids[0], pack.label_columns, pack.labels, segments.prefix_columns)
-        starts = (segments.own, segments.queries, segments.keys)
+        starts = (segments.own, segments.queries, segments.keys, segments.copies.flatten())
         return cls(sizes, torch.cat(ids).pin_memory(), torch.cat(starts).pin_memory(), pack.label_weights.pin_memory())
 
 
@@ -139,15 +145,18 @@ class FixedInputs:
     """Inputs of one size that stay where they are on the GPU, for a recorded pass; each pack is copied into them."""
 
     def __init__(self, sizes: PackSizes, device: torch.device) -> None:
-        tokens, labels, own, prefix, prefix_tokens, longest_own = sizes
+        tokens, labels, own, prefix, prefix_tokens, longest_own, copies = sizes
         lengths = (tokens, tokens, labels, labels, prefix_tokens)
         self._integers = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
-        self._starts = torch.zeros(own + 2 * prefix, dtype=torch.int32, device=device)
+        self._starts = torch.zeros(own + 2 * (prefix + prefix_tokens), dtype=torch.int32, device=device)
         self._weights = torch.zeros(labels, device=device)
         self.weight = torch.zeros((), device=device)  # of the pack's loss
         input_ids, position_ids, label_columns, label_ids, prefix_columns = self._integers.split(lengths)
-        own_starts, query_starts, key_starts = self._starts.split((own, prefix, prefix))
-        segments = Segments(own_starts, query_starts, key_starts, prefix_columns, longest_own, tokens, prefix_tokens)
+        own_starts, query_starts, key_starts, copied = self._starts.split((own, prefix, prefix, 2 * prefix_tokens))
+        longest = (longest_own, -(-tokens // copies), prefix_tokens)
+        segments = Segments(
+            *(own_starts, query_starts, key_starts, prefix_columns, copied.view(2, prefix_tokens)), *longest
+        )
         self.of_pass = PassInputs(
             *(input_ids, position_ids[None], label_columns, label_ids, self._weights), FlashAttention(segments)
         )

@@ -148,7 +148,6 @@ class Projections:
         self._matrix: torch.Tensor | None = None
         # Of one use to come: the matrix, and what waits until it is written.
         self._ahead: tuple[torch.Tensor, Callable[[], None]] | None = None
-        self._known_places: tuple[torch.Tensor, list[tuple[torch.Tensor, nn.Parameter]]] | None = None
         if first.quant_state is None:
             self._matrix = self._matrix_that_holds_the_weights()
         elif is_cached:
@@ -158,7 +157,7 @@ class Projections:
     def drop_cached(self) -> None:
         """Write the matrix anew at each use from here on; unquantised weights stay, as they have no other place."""
         if self._layers[0].quant_state is not None:
-            self._matrix = self._known_places = None
+            self._matrix = None
 
     @property
     def columns(self) -> list[slice]:
@@ -228,7 +227,7 @@ class Projections:
         (T, K + R), whose last R columns are overwritten too, unless it `has_update` there from the forward pass. It is
         called only if there are updates, and its result is freed before the gradient of the input is made.
         """
-        matrix = self._filled(is_refreshed=True)
+        matrix = self._filled()
         then()
         self._add_gradients(gradient, make_inputs, matrix, has_update=has_update)
         weight = matrix[:, : self.inputs]  # (N + R, K)
@@ -236,14 +235,14 @@ class Projections:
 
     def backward_to_updates(self, gradient: torch.Tensor, make_inputs: Callable[[], torch.Tensor]) -> None:
         """Add the updates' gradients as `backward` does, without computing that of the input."""
-        self._add_gradients(gradient, make_inputs, self._filled(is_refreshed=True))
+        self._add_gradients(gradient, make_inputs, self._filled())
 
     def backward_to_input(self, gradient: torch.Tensor, out: torch.Tensor, *, then: Begin = nothing) -> None:
         """Write the gradient of the input into `out` (T, K); `backward_of_update` has to follow.
 
         `gradient` (T, N + R) is that of the output; its last R columns are overwritten.
         """
-        matrix = self._filled(is_refreshed=True)
+        matrix = self._filled()
         then()
         if self.ranks:
             self._append_gradient(gradient, matrix)
@@ -344,11 +343,14 @@ class Projections:
             self._ahead[1]()
         self._ahead = None
 
-    def _filled(self, *, is_refreshed: bool = False) -> torch.Tensor:
-        """Return the matrix, (N + R, K + R); a cached one has this step's updates already if `is_refreshed`."""
+    @property
+    def updates_to_copy(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the places in a matrix that is kept, and what is to be copied there before each pass."""
+        return [] if self._matrix is None else self._places_of_updates(self._matrix)
+
+    def _filled(self) -> torch.Tensor:
+        """Return the matrix, (N + R, K + R), with this pass's updates."""
         if self._matrix is not None:
-            if not is_refreshed:
-                self._write_updates(self._matrix)
             return self._matrix
         if self._ahead is None:
             return self._new_matrix()
@@ -380,22 +382,18 @@ class Projections:
         )
 
     def _write_updates(self, matrix: torch.Tensor) -> None:
-        """Copy the updates to their places; what is around them is zero already, and stays so."""
+        """Copy the updates to their places; what is around them is zero already."""
         for place, parameter in self._places_of_updates(matrix):
             place.copy_(parameter)
 
-    def _places_of_updates(self, matrix: torch.Tensor) -> list[tuple[torch.Tensor, nn.Parameter]]:
-        """Return views of a matrix with what belongs there; those of a matrix that is kept are made once."""
-        if self._known_places is not None and self._known_places[0] is matrix:
-            return self._known_places[1]
+    def _places_of_updates(self, matrix: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return views of a matrix with what belongs there."""
         b_part, a_part = matrix[: self.outputs, self.inputs :], matrix[self.outputs :, : self.inputs]  # (N, R), (R, K)
-        places = []
+        places: list[tuple[torch.Tensor, torch.Tensor]] = []
         for layer in self._layers:
             if layer.update:
                 places += [(b_part[layer.in_rows, layer.in_ranks], layer.update.b)]
                 places += [(a_part[layer.in_ranks], layer.update.a)]
-        if matrix is self._matrix:
-            self._known_places = (matrix, places)
         return places
 
     def _matrix_that_holds_the_weights(self) -> torch.Tensor:

@@ -15,6 +15,11 @@ CHUNK_LABELS = 1024
 FLASH_ROUNDING = 128
 
 
+# Tokens whose queries see a prefix together; fewer do not pay for one more copy of its keys (`prefix_copies`).
+_QUERY_TOKENS_PER_COPY = 512
+_MOST_COPIES, _MOST_COPIED_TOKENS = 8, 4096
+
+
 def rounded_up(size: int, multiple: int) -> int:
     """Return the smallest multiple of `multiple` that is at least `size`."""
     return -(-size // multiple) * multiple
@@ -28,6 +33,19 @@ def row_width(elements: int, ranks: int) -> int:
 def size_step(size: int, *, parts: int, least: int) -> int:
     """Return the distance between the sizes around `size`: `parts` of them between two powers of two."""
     return max(least, (1 << (size.bit_length() - 1)) // parts)
+
+
+def prefix_copies(tokens: int, prefix_tokens: int) -> int:
+    """Return how many copies of the prefixes' keys a pack of `tokens` has for its backward pass.
+
+    FlashAttention runs a block of 128 keys through all queries that see it, one after the other: of one prefix of 260
+    tokens that is 3 blocks a head, which fill no GPU. Copies that are seen by a part of the queries each run at once.
+    Together they are at most as many as the tokens, so that they need no more memory than the examples' own keys.
+    """
+    if not prefix_tokens:
+        return 1
+    most = min(tokens // _QUERY_TOKENS_PER_COPY, min(tokens, _MOST_COPIED_TOKENS) // prefix_tokens, _MOST_COPIES)
+    return max(1, most)
 
 
 def recorded_tokens(tokens: int, *, is_full: bool) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,6 +96,17 @@ def fill_matrix(matrix: torch.Tensor, layer: StackedLinear, *, outputs: int, ran
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     """Return 1 / sqrt(mean(x^2) + eps) over the last dimension, which stays with size 1."""
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def copier(copies: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
+    """See Operations.copier."""
+    return partial(copy_all, copies)
+
+
+def copy_all(copies: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy the second tensor of each pair into the first."""
+    for to, of in copies:
+        to.copy_(of)
 
 
 def wide_of(x: torch.Tensor) -> torch.Tensor:

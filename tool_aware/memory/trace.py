@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
-from tool_aware.engine.sizes import FLASH_ROUNDING
+from tool_aware.engine.sizes import FLASH_ROUNDING, prefix_copies
 from tool_aware.memory.fake_model import make_fake, meta_model
 from tool_aware.memory.knobs import KNOBS, settings_of
 from tool_aware.memory.spec import TrainingSpec
@@ -163,6 +163,11 @@ class _NoKernels:
     rms_norm = rms_norm_backward = rotate = swiglu = swiglu_backward_ = fill_matrix = _nothing
     norm_and_rotate = norm_and_rotate_backward = _nothing
 
+    @staticmethod
+    def copier(_: Any) -> Callable[[], None]:
+        """See Operations.copier."""
+        return lambda: None
+
 
 class _AttentionBuffers:
     """The memory that packed_attention.FlashAttention takes, without the attention."""
@@ -170,12 +175,13 @@ class _AttentionBuffers:
     def __init__(self, spec: TrainingSpec) -> None:
         self._prefix_tokens = spec.prefix_tokens if spec.packing == "prefix" else 0
         self._segments = spec.batch_size + (self._prefix_tokens > 0)
+        self._copies = prefix_copies(spec.tokens, self._prefix_tokens)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """See PackedAttention.forward."""
         own, lse = self._forward(query)
         if self._prefix_tokens:
-            shared = (key[: self._prefix_tokens].clone(), value[: self._prefix_tokens].clone(), *self._forward(query))
+            shared = (*self._copied(key, value), *self._forward(query))
             del shared
         del own
         return lse
@@ -193,13 +199,16 @@ class _AttentionBuffers:
         own = self._backward(query, key, self._segments)
         if not self._prefix_tokens:
             return own[0], None, own[1], own[2]
-        shared = key[: self._prefix_tokens].clone(), value[: self._prefix_tokens].clone()
-        through_prefix = self._backward(query, shared[0], segments=2)
+        shared = self._copied(key, value)
+        through_prefix = self._backward(query, shared[0], segments=2 * self._copies)
         return own[0], through_prefix[0], own[1], own[2]
 
     def behind(self, key: torch.Tensor, value: torch.Tensor) -> NoReturn:
         """Refuse: training keeps no keys before a pack."""
         raise NotImplementedError
+
+    def _copied(self, *keys_and_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor[: self._prefix_tokens].repeat(self._copies, 1, 1) for tensor in keys_and_values)
 
     @staticmethod
     def _forward(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,6 +34,6 @@ def test_every_operation_is_there_with_the_parameters_of_the_protocol(module, na
 
 
 def test_the_cpu_computes_with_plain_torch():
-    assert len(OPERATIONS) == 8
+    assert len(OPERATIONS) == 9
     backend = Backend.of(torch.device("cpu"))
     assert (backend.operations, backend.attention) == (torch_ops, SegmentAttention)

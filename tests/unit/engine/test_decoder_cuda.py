@@ -21,6 +21,7 @@ from tool_aware.engine import torch_ops, triton_ops
 from tool_aware.engine.continuations import ContinuationScorer
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.loss import label_losses, without_head
+from tool_aware.engine.packed_attention import FlashAttention, Segments
 from tool_aware.engine.packing import pack
 
 if TYPE_CHECKING:
@@ -72,6 +73,46 @@ def test_kernels_compute_what_plain_torch_does():
     gate, up, hidden = random(37, 1416), random(37, 1408, seed=5), random(37, 1408, seed=6)
     assert_alike(lambda ops, out: ops.swiglu(gate[:, :1408], up, out), torch.zeros_like(hidden))
     assert_alike(lambda ops, g, u, h: ops.swiglu_backward_(g[:, :1408], u, h), gate, up, hidden)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_updates_are_copied_to_their_places_wherever_an_optimizer_has_put_them(precision):
+    shapes = [(5000, 8), (8, 1536), (300, 16), (16, 576)]
+    updates = [torch.nn.Parameter(random(*shape, seed=seed).to(precision)) for seed, shape in enumerate(shapes)]
+    places = [random(rows, columns + 24, seed=9)[:, 8 : 8 + columns] for rows, columns in shapes]
+    around = [place._base[:, :8].clone() for place in places]
+    copy = triton_ops.copier(list(zip(places, updates, strict=True)))
+    for factor in (1, 2):
+        for update in updates:
+            update.data = update.data * factor  # somewhere else
+        copy()
+        assert all(torch.equal(place, update.bfloat16()) for place, update in zip(places, updates, strict=True))
+    assert all(torch.equal(place._base[:, :8], before) for place, before in zip(places, around, strict=True))
+
+
+@pytest.mark.parametrize("copies", [1, 2, 5])
+@pytest.mark.parametrize("heads", [(9, 3, 64), (32, 8, 128)])
+def test_copies_of_a_prefix_change_no_gradient(copies, heads):
+    attention_heads, key_heads, size = heads
+    prefixes = [[1] * 200, [2] * 40, []]
+    examples = [EncodedExample(prefixes[n % 3] + [100 + n] * (20 + n), [5] * 30) for n in range(20)]
+    packed = pack(examples, "prefix", multiple_of=32)
+    segments = Segments.of(packed)
+    tokens = packed.input_ids.shape[1]
+    query, gradient = random(tokens, attention_heads, size), random(tokens, attention_heads, size, seed=1)
+    key, value = random(tokens, key_heads, size, seed=2), random(tokens, key_heads, size, seed=3)
+    found = []
+    for attention in (FlashAttention(segments.copied(n).to(query.device)) for n in (1, copies)):
+        out = torch.empty_like(query)
+        lse = attention.forward(query, key, value, out)
+        grad_query, more, grad_key, grad_value = attention.backward(gradient, query, key, value, out, lse)
+        assert more is not None
+        found.append((out, lse, grad_query.float() + more.float(), grad_key, grad_value))
+    (out, lse, *_), (same_out, same_lse, *_) = found
+    assert torch.equal(out, same_out)
+    assert torch.equal(lse, same_lse)
+    for one, other in zip(*(gradients for _, _, *gradients in found), strict=True):
+        assert (one.float() - other.float()).norm() <= 4e-3 * other.float().norm()
 
 
 # What each family has of its own: a bias, norms of heads, rotations that are longer than 1, a tied output head.

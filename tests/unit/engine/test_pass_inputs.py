@@ -41,7 +41,7 @@ def test_padding_is_seen_by_no_token_of_the_pack_and_counts_nothing(seed):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_segments_of_fixed_sizes_let_each_token_see_what_it_should(seed):
-    packed = drawn_pack(seed)
+    packed = drawn_pack(seed, multiple_of=(1, 32)[seed % 2])
     sizes = PackSizes.around(packed, Segments.of(packed))
     longer = padded(packed, sizes)
     segments = padded_segments(Segments.of(longer), sizes)
@@ -61,6 +61,42 @@ def test_segments_of_fixed_sizes_let_each_token_see_what_it_should(seed):
     real = longer.group_ids[0] >= 0
     assert torch.equal(sees[real], longer.visible()[0, 0][real])
     assert not real[-1]  # someone sees what fills up the prefixes
+
+
+def test_packs_that_end_in_a_few_tokens_of_padding_have_room_for_all_its_parts():
+    examples = [EncodedExample([1] * 260 + [1000 + n] * 24, [5] * 60) for n in range(60)]
+    for longer_by in range(32):
+        packed = pack([*examples, EncodedExample([7], [8] * (longer_by + 1))], "prefix", multiple_of=32)
+        sizes = PackSizes.around(packed, Segments.of(packed))
+        segments = padded_segments(Segments.of(padded(packed, sizes)), sizes)
+        assert sizes.copies > 1
+        assert len(segments.queries) == sizes.prefix_segments
+        assert segments.queries.diff().max() <= segments.longest_query
+
+
+@pytest.mark.parametrize("most", [2, 3, 8])
+@pytest.mark.parametrize("seed", range(10))
+def test_copies_of_a_prefix_are_seen_by_a_part_of_its_queries_each_and_add_up_to_it(seed, most):
+    packed = drawn_pack(seed)
+    whole = Segments.of(packed)
+    parts = whole.copied(most)
+    tokens, count = packed.input_ids.shape[1], len(parts.prefix_columns)
+    sees, seen = torch.zeros(2, tokens, tokens, dtype=torch.int64)
+    for segments, counted in ((whole, sees), (parts, seen)):
+        spans = (itertools.pairwise(starts) for starts in (segments.queries, segments.keys))
+        for (first, end), (first_key, end_key) in zip(*spans, strict=True):
+            assert 0 < end - first <= segments.longest_query
+            counted[first:end, segments.prefix_columns[first_key:end_key]] += 1
+    assert torch.equal(sees, seen)
+    assert torch.equal(whole.copied(1).prefix_columns, whole.prefix_columns)
+
+    gradient = torch.arange(count)  # of each copy, summed as triton_attention.add_copies does
+    expected = torch.zeros(tokens, dtype=torch.int64).index_add_(0, parts.prefix_columns, gradient)
+    found = torch.zeros(tokens, dtype=torch.int64)
+    for first in range(count):
+        copies, distance = (int(part[first]) for part in parts.copies)
+        found[parts.prefix_columns[first]] += sum(int(gradient[first + number * distance]) for number in range(copies))
+    assert torch.equal(found, expected)
 
 
 def test_sizes_are_few_and_little_larger():

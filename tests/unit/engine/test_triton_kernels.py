@@ -32,7 +32,8 @@ def test_every_kernel_of_a_layer_fits_the_card_without_spilling_registers(kernel
     assert {kernel.kernel: kernels.faults(kernel) for kernel in found if kernels.faults(kernel)} == {}
     assert not any(kernel.has_bf16 for kernel in found if kernel.capability == 75)
     rotations = {"norm_and_rotate", "norm_and_rotate_backward"} if model == "qwen3-8b" else {"rotate"}
-    others = {"rms_norm", "rms_norm_backward", "swiglu", "swiglu_backward", "merge_attention", "fill_matrix"}
+    others = {"rms_norm", "rms_norm_backward", "swiglu", "swiglu_backward", "merge_attention", "add_copies"}
+    others |= {"fill_matrix", "copy_all"}
     assert {kernel.kernel for kernel in found} == rotations | others
 
 

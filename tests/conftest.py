@@ -36,7 +36,9 @@ hypothesis.settings.load_profile("patient")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and busy machines lose much
+# Tiny models gain nothing from threads, and busy machines lose much. Whatever the environment says: tests fork, and a
+# forked process waits for ever for the threads that OpenMP had in its parent.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the demo starts its scripts: the same libraries serve them
 ALL_FILES_BYTES = 4 * 2**30  # what is there at a time is far less, as each test's are deleted with it
 if has_room(ALL_FILES_BYTES, for_programs=True):

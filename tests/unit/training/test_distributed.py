@@ -57,7 +57,6 @@ def together(action: Callable[[Processes], Any], count: int = 2) -> list[Any]:
 
     def work(place: dict[str, str], answer: Any) -> None:
         os.environ.update(place)
-        torch.set_num_threads(1)  # a forked process has none of the threads that OpenMP believes it has
         try:
             with joined() as processes:
                 result = action(processes)

@@ -287,7 +287,7 @@ def quantized_values(weight: torch.Tensor, quantization: QuantizationSection) ->
     import torch
 
     dtype = compute_dtype(quantization.bnb_4bit_compute_dtype)
-    weight = weight.to(device(), dtype)
+    weight = weight.to(device()).to(dtype)
     if quantization.load_in_4bit:
         packed, state = bnb.quantize_4bit(
             weight,

@@ -6,8 +6,9 @@ the right answers, in nats per token. The first is what matters; the second rank
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +17,15 @@ from tool_aware.batch_encoding import encode_examples
 from tool_aware.chat_format import EncodedExample
 from tool_aware.config.settings import Config
 from tool_aware.engine.packing import Pack, pack_rows
-from tool_aware.model.base import device
 from tool_aware.paths import split_file
 from tool_aware.rows import LoadedRows, Row
 from tool_aware.stage_times import stage
 from tool_aware.training.choice import AnswerStates, ToolNames, chosen_tools, label_count, right_tool
-from tool_aware.training.export.layerwise import StreamedModel, Weights
+from tool_aware.training.export.layerwise import StreamedModel
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 MEASURED_ROWS = 32  # of val.json, at most, on which merge methods are compared: some 2,500 tokens of answers
 ROWS_AT_ONCE = 8  # examples of a pack: 8 of the tool task are some 1,100 tokens
@@ -139,26 +139,45 @@ def as_trained(
     return AsTrained(sample, hidden, head, chosen_tools(sample.examples, hidden, head, names))
 
 
-def compare_with_trained(reference: AsTrained, model: PreTrainedModel, weights: Weights, names: ToolNames) -> Agreement:
-    """Compare a merged model with base + adapter as trained, on `device()` and in the precision of `model`.
+def compare_with_trained(
+    reference: AsTrained,
+    models: Sequence[StreamedModel],
+    names: ToolNames,
+    reads: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> list[Agreement]:
+    """Compare merged models of one shape with base + adapter as trained, each in its own precision.
 
-    `model` is an empty model of the merged one's shape, computing with `weights`.
+    They pass each layer in turn, with a context of `reads` around it: in that what they share need be read only once.
     """
-    import torch
-
-    examples, streamed = reference.sample.examples, StreamedModel(model, weights, device())
+    examples = reference.sample.examples
     longest_row = pack_rows(examples, ROWS_AT_ONCE).input_ids.shape[1]
-    at_once = max(1, MOST_TOKENS // longest_row) * ROWS_AT_ONCE
-    parts = []
+    at_once = max(1, MOST_TOKENS // (longest_row * len(models))) * ROWS_AT_ONCE
+    chosen: list[list[tuple[int, ...]]] = [[] for _ in models]
+    divergence, compared = [0.0] * len(models), 0
     for start in range(0, len(examples), at_once):
         batch = examples[start : start + at_once]
         pack = pack_rows(batch, ROWS_AT_ONCE)
-        hidden, head = streamed.states(pack)
-        parts.append(_in_given_order(hidden, pack, batch))
-    hidden = torch.cat(parts)
-    chosen = chosen_tools(examples, hidden, head, names)
+        with reads():
+            for model in models:
+                model.begin(pack)
+        for layer in range(models[0].layers):
+            with reads():
+                for model in models:
+                    model.pass_layer(layer)
+        wanted = reference.hidden[compared : compared + len(pack.labels)]
+        compared += len(pack.labels)
+        for number, model in enumerate(models):
+            found, head = model.end()
+            hidden = _in_given_order(found, pack, batch)
+            chosen[number] += chosen_tools(batch, hidden, head, names)
+            divergence[number] += _divergence(wanted, reference.head, hidden, head)
+    return [_agreement(reference, tools, total / compared) for tools, total in zip(chosen, divergence, strict=True)]
+
+
+def _agreement(reference: AsTrained, chosen: list[tuple[int, ...]], divergence: float) -> Agreement:
     different = [place for place, tools in enumerate(chosen) if tools != reference.chosen[place]]
-    return Agreement(len(examples), different, chosen, _divergence(reference, hidden, head))
+    # rounding can take it a hair below zero
+    return Agreement(len(chosen), different, chosen, max(divergence, 0.0) if math.isfinite(divergence) else math.inf)
 
 
 def _in_given_order(hidden: torch.Tensor, pack: Pack, examples: Sequence[EncodedExample]) -> torch.Tensor:
@@ -169,15 +188,15 @@ def _in_given_order(hidden: torch.Tensor, pack: Pack, examples: Sequence[Encoded
     return torch.cat([placed[index] for index in range(len(examples))])
 
 
-def _divergence(reference: AsTrained, hidden: torch.Tensor, head: torch.Tensor) -> float:
+def _divergence(wanted: torch.Tensor, wanted_head: torch.Tensor, hidden: torch.Tensor, head: torch.Tensor) -> float:
+    """Return the summed KL divergence of what `hidden` predicts from what `wanted` predicts, both (L, H), in nats."""
     total = 0.0
     for start in range(0, len(hidden), _CHUNK_LABELS):
         part = slice(start, start + _CHUNK_LABELS)
-        wanted = _log_probabilities(reference.hidden[part], reference.head)
+        right = _log_probabilities(wanted[part], wanted_head)
         found = _log_probabilities(hidden[part], head)
-        total += (wanted.exp() * (wanted - found)).sum().item()
-    mean = total / len(hidden)
-    return max(mean, 0.0) if math.isfinite(mean) else math.inf  # rounding can take it a hair below zero
+        total += (right.exp() * (right - found)).sum().item()
+    return total
 
 
 def _log_probabilities(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ from tool_aware.stage_times import stage
 from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.choice import ToolNames
 from tool_aware.training.export.agreement import Agreement, AsTrained, References, compare_with_trained
-from tool_aware.training.export.layerwise import empty_model, quantized_names
+from tool_aware.training.export.layerwise import StreamedModel, empty_model, quantized_names
 from tool_aware.training.export.merge import LoraUpdates, MergeBase, MergedWeights
 from tool_aware.training.export.serving_files import write_serving_files
 from tool_aware.training.export.weights import WeightFiles, base_folder, shard_header, write_shard
@@ -179,11 +179,12 @@ class Merger:
     @stage("choosing among merges")
     def measure(self, reference: AsTrained, names: ToolNames) -> dict[MergeMethod, Agreement]:
         """Compare every method with base + adapter as trained, without writing anything."""
-        found = {}
-        for method in self.methods():
-            model = empty_model(self._base, _dtype_to_compare_in(method.dtype))
-            found[method] = compare_with_trained(reference, model, self._weights(method, device()), names)
-        return found
+        methods, on = self.methods(), device()
+        dtypes = {method: _dtype_to_compare_in(method.dtype) for method in methods}
+        empty = {dtype: empty_model(self._base, dtype) for dtype in set(dtypes.values())}
+        models = [StreamedModel(empty[dtypes[method]], self._weights(method, on), on) for method in methods]
+        found = compare_with_trained(reference, models, names, lambda: self._files.kept(on))
+        return dict(zip(methods, found, strict=True))
 
     @stage("merging")
     def save(self, method: MergeMethod, folder: Path) -> None:
@@ -208,7 +209,8 @@ class Merger:
     def check(self, folder: Path, reference: AsTrained, names: ToolNames) -> Agreement:
         """Read the merged model back and compare it with base + adapter as trained."""
         files = WeightFiles(folder)
-        return compare_with_trained(reference, empty_model(folder, _dtype_to_compare_in(files.dtype)), files, names)
+        model = StreamedModel(empty_model(folder, _dtype_to_compare_in(files.dtype)), files, device())
+        return compare_with_trained(reference, [model], names)[0]
 
     def _weights(self, method: MergeMethod, device: torch.device | None = None) -> MergedWeights:
         return MergedWeights(

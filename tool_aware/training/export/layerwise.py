@@ -1,12 +1,14 @@
 """A forward pass of a model that is never in memory as a whole: one transformer layer at a time.
 
 transformers' own model runs, built without weights. All rows pass a layer while it has its weights, so each weight is
-read once, however many rows there are; a 7B needs 0.5 GiB for a layer and little for the rows.
+read once, however many rows there are; a 7B needs 0.5 GiB for a layer and little for the rows. Models that are made of
+the same files pass each layer in turn, so that these are read once for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,60 +63,112 @@ def quantized_names(model: PreTrainedModel) -> frozenset[str]:
 
 
 class StreamedModel:
-    """An empty model that computes with `weights`; those of a layer are on `device` only while rows pass it."""
+    """An empty model that computes with `weights`; those of a part are on `device` only while rows pass it.
+
+    `begin` embeds the rows of a pack, `pass_layer` takes them through one layer, `end` makes their states. Several
+    models pass a layer in turn if they share what is read for it; `states` is for one alone.
+    """
 
     def __init__(self, model: PreTrainedModel, weights: Weights, device: torch.device) -> None:
         self._model, self._weights, self._device = model, weights, device
+        self._layers = list(model.get_submodule(_LAYERS.removesuffix(".")).children())
         self._pack: Pack | None = None
+        self._hidden: torch.Tensor | None = None  # (B, T, H), behind the last layer that was passed
+        self._inputs: list[dict[str, Any]] = []  # what transformers gives each layer besides
         for name, buffer in model.named_buffers():
             owner, _, attribute = name.rpartition(".")
             model.get_submodule(owner)._buffers[attribute] = buffer.to(device)
-        self._load(model, "", but_not=_LAYERS)
-        for index, layer in enumerate(model.get_submodule("model.layers").children()):
-            layer.forward = self._streamed(layer, f"{_LAYERS}{index}.")
+
+    @property
+    def layers(self) -> int:
+        """Return the number of layers."""
+        return len(self._layers)
 
     def states(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states that predict the labels of `pack`, (L, H), and the output head's weight, (V, H)."""
+        self.begin(pack)
+        for index in range(self.layers):
+            self.pass_layer(index)
+        return self.end()
+
+    def begin(self, pack: Pack) -> None:
+        """Embed the rows of `pack`."""
+        self._pack, self._hidden, self._inputs = pack.to(self._device), None, []
+
+        def record(hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            if self._hidden is None:
+                self._hidden = hidden_states
+            self._inputs.append(inputs)
+            return hidden_states
+
+        self._around_layers(record)
+
+    def pass_layer(self, index: int) -> None:
+        """Load a layer, take the rows through it one by one, and drop its weights."""
+        import torch
+
+        assert self._pack is not None, "begin() sets it"
+        assert self._hidden is not None, "begin() sets it"
+        window, inputs = getattr(self._model.config, "sliding_window", None), self._inputs[index]
+        layer, rows = self._layers[index], len(self._hidden)
+        with self._loaded(layer, f"{_LAYERS}{index}."), torch.no_grad():
+            for row in range(rows):
+                own = {name: _row_of(value, row, rows) for name, value in inputs.items()}
+                own["attention_mask"] = self._pack.row(row).visible(window)
+                self._hidden[row : row + 1] = layer(self._hidden[row : row + 1], **own)
+
+    def end(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `states` returns, of the rows that have passed all layers."""
+        assert self._pack is not None, "begin() sets it"
+        states, head = self._around_layers(lambda *_, **__: self._hidden)
+        self._hidden, self._inputs = None, []
+        return states[self._pack.label_rows, self._pack.label_columns], head
+
+    def _around_layers(self, layer_forward: Callable[..., Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run what the model has around its layers, each of which is `layer_forward` meanwhile."""
         import torch
 
         from tool_aware.engine.loss import without_head
 
-        self._pack = pack = pack.to(self._device)
+        assert self._pack is not None
+        pack, own = self._pack, [layer.forward for layer in self._layers]
         # transformers passes a mask of four dimensions on unchanged; each layer gets the masks of single rows in turn.
         no_mask = torch.empty(len(pack.input_ids), 1, 1, 1, dtype=torch.bool, device=self._device)
         inputs = {"input_ids": pack.input_ids, "position_ids": pack.position_ids, "attention_mask": no_mask}
-        with torch.no_grad(), without_head(self._model) as head:
-            states = self._model(**inputs, use_cache=False).logits
-        return states[pack.label_rows, pack.label_columns], head
+        for layer in self._layers:
+            layer.forward = layer_forward
+        try:
+            with self._loaded(self._model, "", but_not=_LAYERS), torch.no_grad(), without_head(self._model) as head:
+                return self._model(**inputs, use_cache=False).logits, head
+        finally:
+            for layer, forward in zip(self._layers, own, strict=True):
+                layer.forward = forward
 
-    def _streamed(self, layer: nn.Module, prefix: str) -> Callable[..., torch.Tensor]:
-        """Return a forward that loads the layer, runs the rows one by one, and drops the weights."""
-        forward, window = layer.forward, getattr(self._model.config, "sliding_window", None)
+    @contextlib.contextmanager
+    def _loaded(self, module: nn.Module, prefix: str, but_not: str | None = None) -> Iterator[None]:
+        """Load the values of the parameters of `module` while active."""
+        empty = [
+            (name, parameter)
+            for name, parameter in module.named_parameters()
+            if not (but_not and (prefix + name).startswith(but_not))
+        ]
+        for name, parameter in empty:
+            source = prefix + name  # a head that is tied to the embeddings has none of its own
+            source = source if source in self._weights else _EMBEDDINGS
+            # Moved first: on the way to a GPU torch converts on the CPU.
+            _put(module, name, self._weights[source].to(self._device).to(parameter.dtype))
+        try:
+            yield
+        finally:
+            for name, parameter in empty:
+                _put(module, name, parameter)
 
-        def run(hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
-            assert self._pack is not None, "states() sets it"
-            self._load(layer, prefix)
-            rows = len(hidden_states)
-            for row in range(rows):
-                own = {name: _row_of(value, row, rows) for name, value in inputs.items()}
-                own["attention_mask"] = self._pack.row(row).visible(window)
-                hidden_states[row : row + 1] = forward(hidden_states[row : row + 1], **own)
-            layer.to_empty(device="meta")
-            return hidden_states
 
-        return run
+def _put(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    from torch import nn
 
-    def _load(self, module: nn.Module, prefix: str, but_not: str | None = None) -> None:
-        from torch import nn
-
-        for name, parameter in list(module.named_parameters()):
-            full = prefix + name
-            if but_not and full.startswith(but_not):
-                continue
-            source = full if full in self._weights else _EMBEDDINGS  # a head that is tied to them has none of its own
-            value = self._weights[source].to(self._device, parameter.dtype)
-            owner, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
+    owner, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
 
 
 def _row_of(value: Any, row: int, rows: int) -> Any:

@@ -114,4 +114,5 @@ class MergedWeights:
         weight = stored
         if self.into == "dequantized" and name in self.quantized:
             weight = quantized_values(stored, self.quantization)
-        return self.updates.apply(name, weight.to(self.device or "cpu", self.dtype or stored.dtype))
+        # Moved first: on the way to a GPU torch converts on the CPU.
+        return self.updates.apply(name, weight.to(self.device or "cpu").to(self.dtype or stored.dtype))

@@ -11,13 +11,22 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, warn
-from tool_aware.files import bytes_in, full_disk_as_user_error, give_usual_mode, read_as, sha256_of, write_json
+from tool_aware.files import (
+    bytes_in,
+    full_disk_as_user_error,
+    give_usual_mode,
+    hashes_in,
+    read_as,
+    sha256_of,
+    write_json,
+)
 from tool_aware.paths import CHECKPOINT_MANIFEST_NAME, CHECKPOINT_PREFIX
 from tool_aware.training.run.run_record import claimed
 
@@ -75,7 +84,10 @@ def new_checkpoint(
             yield part
             give_usual_mode(part)
             files = sorted(path for path in part.rglob("*") if path.is_file())
-            hashes = {str(path.relative_to(part)): sha256_of(path) for path in files}
+            with ThreadPoolExecutor(1) as disk:  # which takes them while they are read once more
+                on_disk = disk.submit(_sync, part)
+                hashes = hashes_in(part, files)
+                on_disk.result()
             described = {"format": CHECKPOINT_FORMAT, "step": step, "run": dict(run), "sha256": hashes}
             write_json(part / CHECKPOINT_MANIFEST_NAME, described)
             _sync(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,6 +216,29 @@ def test_a_final_model_that_chooses_otherwise_fails_the_gate_and_names_the_rows(
     assert caught.value.exit_code == 3
 
 
+def test_ways_are_compared_as_each_alone_and_read_every_layer_once_for_all(trained, sample, names, monkeypatch):
+    answer_states, merger, _ = trained
+    reference = as_trained(answer_states, sample, names)
+    ways, alone = merger.methods(), {}
+    for way in ways:
+        monkeypatch.setattr(merger, "methods", lambda way=way: [way])
+        alone |= merger.measure(reference, names)
+    monkeypatch.undo()
+    reads: Counter[str] = Counter()
+
+    class Watched(WeightFiles):
+        def _read(self, name: str) -> torch.Tensor:
+            reads[name] += 1
+            return super()._read(name)
+
+    merger._files = Watched(merger._base)
+    assert merger.measure(reference, names) == alone
+    assert len(alone) == len(ways) == 2
+    layers = {name: count for name, count in reads.items() if ".layers." in name}
+    assert len(layers) > 10
+    assert set(layers.values()) == {1}
+
+
 def test_more_rows_than_fit_at_once_are_compared_in_turns(trained, sample, names, monkeypatch):
     answer_states, merger, _ = trained
     reference = as_trained(answer_states, sample, names)
@@ -250,5 +274,6 @@ def test_a_model_that_overflows_is_infinitely_far(trained, sample, names, tiny_m
         def __getitem__(self, name: str) -> torch.Tensor:
             return super().__getitem__(name) * (float("inf") if "norm" in name else 1.0)
 
-    found = compare_with_trained(reference, empty_model(tiny_model_dir), Broken(tiny_model_dir), names)
+    model = StreamedModel(empty_model(tiny_model_dir), Broken(tiny_model_dir), CPU)
+    found = compare_with_trained(reference, [model], names)[0]
     assert found.divergence == math.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ _AGAIN = "copy or download it again"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: its type as safetensors names it (BF16, F32), and its shape."""
+    """A tensor in a file: its type as safetensors names it (BF16, F32), its shape, and its bytes' place in the file."""
 
     kind: str
     shape: tuple[int, ...]
+    place: tuple[int, int] = field(default=(0, 0), compare=False)  # first byte, and the one behind the last
 
 
 def named(names: list[str]) -> str:
@@ -48,25 +49,26 @@ def tensors_in(path: Path) -> dict[str, StoredTensor]:
         raise UserError("is empty", where=str(path), fix=_AGAIN)
     try:
         header = parse_json(text)
-        stored = {name: _stored(entry) for name, entry in header.items() if name != _METADATA}
+        data = _LENGTH_BYTES + length
+        stored = {name: _stored(entry, data) for name, entry in header.items() if name != _METADATA}
         data_bytes = max((entry["data_offsets"][1] for name, entry in header.items() if name != _METADATA), default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
         text_format(path)  # says so if it is an LFS pointer, an HTML page or an archive
         what = "is cut off: its header is not whole" if text.startswith(b"{") else "is no safetensors file"
         raise UserError(what, where=str(path), fix=_AGAIN) from None
-    wanted = _LENGTH_BYTES + length + data_bytes
+    wanted = data + data_bytes
     if size != wanted:
         what = f"is {'cut off' if size < wanted else 'longer than its header says'}: {size:,} bytes of {wanted:,}"
         raise UserError(what, where=str(path), fix=_AGAIN)
     return stored
 
 
-def _stored(entry: Mapping[str, Any]) -> StoredTensor:
+def _stored(entry: Mapping[str, Any], data: int) -> StoredTensor:
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(isinstance(number, int) and number >= 0 for number in (start, end, *shape)):
         raise ValueError("sizes are whole numbers")
-    return StoredTensor(str(entry["dtype"]), shape)
+    return StoredTensor(str(entry["dtype"]), shape, (data + start, data + end))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -5,11 +5,13 @@ The merge reads the base model's safetensors files shard by shard and tensor by 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +165,7 @@ class Merger:
     def __init__(self, config: Config, adapter: Path, *, hf_token: str | None = None) -> None:
         self._config, self._adapter = config, adapter
         self._base = base_folder(config.model, hf_token)
-        self._files, self._updates = WeightFiles(self._base), LoraUpdates.load(adapter)
+        self._files, self._updates = WeightFiles(self._base, device()), LoraUpdates.load(adapter)
         self._updates.check_fit(self._files)
         self._quantized = quantized_names(empty_model(self._base))
 
@@ -183,32 +185,45 @@ class Merger:
         dtypes = {method: _dtype_to_compare_in(method.dtype) for method in methods}
         empty = {dtype: empty_model(self._base, dtype) for dtype in set(dtypes.values())}
         models = [StreamedModel(empty[dtypes[method]], self._weights(method, on), on) for method in methods]
-        found = compare_with_trained(reference, models, names, lambda: self._files.kept(on))
+        found = compare_with_trained(reference, models, names, self._files.kept)
         return dict(zip(methods, found, strict=True))
 
-    @stage("merging")
     def save(self, method: MergeMethod, folder: Path) -> None:
         """Write the merged model, loadable by `AutoModelForCausalLM.from_pretrained(folder)`, all of it or nothing.
 
         Raises UserError if the disk has too little room.
         """
-        headers = {shard: shard_header(shard, dtype_named(method.dtype)) for shard in self._files.shards}
-        sizes = [next(reversed(header.values()))["data_offsets"][1] for header in headers.values()]
-        _check_space(folder, sum(sizes))
-        weights = self._weights(method, device())
-        with atomic_folder(folder) as part, full_disk_as_user_error(part, lambda: sum(sizes), fix=_FULL_DISK_FIX):
-            for shard, header in headers.items():
-                write_shard(part / shard.name, header, weights.__getitem__)
-            index = read_json(self._base / MODEL_WEIGHTS_INDEX_NAME)
-            if index:
-                index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes)}
-                write_json(part / MODEL_WEIGHTS_INDEX_NAME, index)
-            _write_configs(self._base, self._adapter, part, method.dtype)
+        with self.saved(method, folder):
+            pass
+
+    @contextlib.contextmanager
+    def saved(self, method: MergeMethod, folder: Path) -> Iterator[Path]:
+        """Write the merged model as `save` does, and yield where it is to be read back while the disk takes it."""
+        with contextlib.ExitStack() as written:
+            with stage("merging"):
+                headers = {shard: shard_header(shard, dtype_named(method.dtype)) for shard in self._files.shards}
+                size = sum(next(reversed(header.values()))["data_offsets"][1] for header in headers.values())
+                _check_space(folder, size)
+                part = written.enter_context(atomic_folder(folder))
+                written.enter_context(full_disk_as_user_error(part, lambda: size, fix=_FULL_DISK_FIX))
+                weights = self._weights(method, device())
+                for shard, header in headers.items():
+                    write_shard(part / shard.name, header, weights.__getitem__)
+                index = read_json(self._base / MODEL_WEIGHTS_INDEX_NAME)
+                if index:
+                    index["metadata"] = {**index.get("metadata", {}), "total_size": size}
+                    write_json(part / MODEL_WEIGHTS_INDEX_NAME, index)
+                _write_configs(self._base, self._adapter, part, method.dtype)
+                disk = written.enter_context(ThreadPoolExecutor(1))
+                on_disk = disk.submit(sync_files, part)
+            yield part
+            with stage("merging"):
+                on_disk.result()
 
     @stage("reading back")
     def check(self, folder: Path, reference: AsTrained, names: ToolNames) -> Agreement:
         """Read the merged model back and compare it with base + adapter as trained."""
-        files = WeightFiles(folder)
+        files = WeightFiles(folder, device())
         model = StreamedModel(empty_model(folder, _dtype_to_compare_in(files.dtype)), files, device())
         return compare_with_trained(reference, [model], names)[0]
 
@@ -247,14 +262,14 @@ def merge(merger: Merger, folder: Path, names: ToolNames, references: References
         say(f"ways to merge, against base + adapter as trained, on rows of {val.sample.file} ({took}):")
         say(table(("merged into", "stored as", "same tool", "divergence, nats per token"), rows, align="<<>>"))
     started_s = time.perf_counter()
-    merger.save(method, folder)
-    took = duration(time.perf_counter() - started_s)
-    say(f"{folder}: the adapter merged into the {method.into} weights, in {method.dtype} ({took})")
-    started_s = time.perf_counter()
-    checked = merger.check(folder, test, names) if test else None
-    if test and checked:
-        equal, took = f"{checked.equal} of {checked.rows} rows", duration(time.perf_counter() - started_s)
-        say(f"read back, it chooses as base + adapter on {equal} of {test.sample.file} ({took})")
+    with merger.saved(method, folder) as part:
+        took = duration(time.perf_counter() - started_s)
+        say(f"{folder}: the adapter merged into the {method.into} weights, in {method.dtype} ({took})")
+        started_s = time.perf_counter()
+        checked = merger.check(part, test, names) if test else None
+        if test and checked:
+            equal, took = f"{checked.equal} of {checked.rows} rows", duration(time.perf_counter() - started_s)
+            say(f"read back, it chooses as base + adapter on {equal} of {test.sample.file} ({took})")
     return Merged(method, measured, checked, test)
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import struct
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any
 
 from tool_aware.config.sections import ModelSection
 from tool_aware.console import UserError
@@ -20,18 +17,16 @@ from tool_aware.model.language_part import plain_names
 from tool_aware.model.libraries import library_errors
 from tool_aware.model.matching import model_without_weights
 from tool_aware.model.model_folder import check_model_folder
-from tool_aware.model.tensor_files import named, weight_files
+from tool_aware.model.tensor_files import StoredTensor, named, tensors_in, weight_files
 from tool_aware.paths import CARD_NAME
 from tool_aware.training.export.layerwise import quantized_names
-from tool_aware.units import MIB
+from tool_aware.training.export.transfers import GpuReads, WritingBehind
 
 if TYPE_CHECKING:
     import torch
 
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # of what safetensors calls a dtype
 _KINDS = {name: kind for kind, name in _TORCH_NAMES.items()}
-_PIECE_BYTES, _PIECES = 32 * MIB, 4  # in which a GPU's tensors are fetched: 128 MiB of page-locked memory
-_SYNCED_BYTES = 512 * MIB  # after so many the disk is asked to take what was written
 
 
 def base_folder(model: ModelSection, hf_token: str | None) -> Path:
@@ -71,26 +66,27 @@ def check_mergeable(model: ModelSection) -> None:
 class WeightFiles:
     """The tensors of a model folder, each read from disk at every access, unless it is `kept`.
 
-    Names are those in the files; those of a multimodal model's language part may be the plain ones as well.
+    They are read into the memory of `device`. Names are those in the files; those of a multimodal model's language part
+    may be the plain ones as well.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         self.shards = weight_files(folder)
+        self._stored: dict[str, StoredTensor] = {}
         self._shard_of: dict[str, Path] = {}
         for shard in self.shards:
-            with safe_open(shard, framework="pt") as file:
-                self._shard_of.update(dict.fromkeys(file.keys(), shard))
+            tensors = tensors_in(shard)
+            self._stored |= tensors
+            self._shard_of |= dict.fromkeys(tensors, shard)
+        self._gpu = GpuReads(device) if device and device.type == "cuda" else None
         self._stored_name = plain_names(folder, self._shard_of)
         self._plain_name = {stored: plain for plain, stored in self._stored_name.items()}
         self._kept: dict[str, torch.Tensor] | None = None
-        self._kept_on: torch.device | None = None
 
     @contextlib.contextmanager
-    def kept(self, device: torch.device) -> Iterator[None]:
-        """Keep what is read while active, on `device`: for several models that are made of it."""
-        self._kept, self._kept_on = {}, device
+    def kept(self) -> Iterator[None]:
+        """Keep what is read while active: for several models that are made of it."""
+        self._kept = {}
         try:
             yield
         finally:
@@ -114,14 +110,18 @@ class WeightFiles:
         if self._kept is None:
             return self._read(name)
         if name not in self._kept:
-            self._kept[name] = self._read(name).to(self._kept_on)
+            self._kept[name] = self._read(name)
         return self._kept[name]
 
     def _read(self, name: str) -> torch.Tensor:
+        import torch
         from safetensors import safe_open
 
+        shard, stored = self._shard_of[name], self._stored[name]
+        if self._gpu and stored.kind in _TORCH_NAMES:
+            return self._gpu.read(shard, stored.place, getattr(torch, _TORCH_NAMES[stored.kind])).view(stored.shape)
         # Opened anew each time: the file is mapped into memory, and its pages count until it is closed.
-        with safe_open(self._shard_of[name], framework="pt") as file:
+        with safe_open(shard, framework="pt") as file:
             return file.get_tensor(name)
 
 
@@ -157,75 +157,12 @@ def write_shard(target: Path, header: Mapping[str, Any], tensor_of: Callable[[st
 
     The file is the length of the header (8 bytes, little-endian), the header (JSON, padded with spaces to a multiple of
     8 bytes) and the tensors in its order: https://huggingface.co/docs/safetensors
-    A tensor is written while the next one is made, and waited for on the disk while others are written.
+    A tensor is written while the next one is made. The disk is asked to take them meanwhile; that it has the last ones
+    is for the caller to wait for.
     """
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
-    with target.open("wb") as file, _WritingBehind(file) as behind:
+    with target.open("wb") as file, WritingBehind(file) as behind:
         behind.write(struct.pack("<Q", len(text)) + text)
         for name in header:
             behind.write_tensor(tensor_of(name))
-
-
-class _WritingBehind:
-    """A file that is written in another thread, and forced to the disk, bit by bit, in a third."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._writer, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._writes: deque[Future[None]] = deque()  # in their order, those that may not be done yet
-        self._sync: Future[None] | None = None
-        self._unsynced_bytes = 0
-        self._pieces: list[torch.Tensor] = []  # of page-locked memory
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._wait(0)
-                if self._sync:
-                    self._sync.result()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            self._writer.shutdown()
-            self._syncer.shutdown()
-
-    def write_tensor(self, tensor: torch.Tensor) -> None:
-        """Write a tensor's values once the one before is written, or, from a GPU, by pieces."""
-        import torch
-
-        content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        if content.device.type == "cpu":
-            self._wait(0)
-            self.write(content.numpy().data)
-            return
-        # Memory that a GPU writes into and that is used again: new pages cost more than the copy itself.
-        if not self._pieces:
-            self._pieces = [torch.empty(_PIECE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(_PIECES)]
-        for part in content.split(_PIECE_BYTES):
-            self._wait(_PIECES - 1)  # the oldest piece is written
-            piece = self._pieces[0][: len(part)]
-            self._pieces.append(self._pieces.pop(0))
-            self.write(piece.copy_(part).numpy().data)
-
-    def write(self, content: bytes | memoryview) -> None:
-        """Write behind what is already there; `content` must stay as it is until then."""
-        self._writes.append(self._writer.submit(self._write, content))
-
-    def _wait(self, most: int) -> None:
-        """Wait until at most so many writes are left."""
-        while len(self._writes) > most:
-            self._writes.popleft().result()
-
-    def _write(self, content: bytes | memoryview) -> None:
-        self._file.write(content)
-        self._unsynced_bytes += len(content)
-        if self._unsynced_bytes >= _SYNCED_BYTES and (self._sync is None or self._sync.done()):
-            if self._sync:
-                self._sync.result()
-            self._file.flush()
-            self._sync = self._syncer.submit(os.fsync, self._file.fileno())
-            self._unsynced_bytes = 0

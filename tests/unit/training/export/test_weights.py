@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tool_aware.training.export import weights
-from tool_aware.training.export.weights import shard_header, write_shard
+from tool_aware.training.export import transfers
+from tool_aware.training.export.weights import WeightFiles, shard_header, write_shard
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
@@ -31,6 +31,7 @@ def tensors():
 def stored(tensors, tmp_path):
     file = tmp_path / "model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
     return file
 
 
@@ -39,7 +40,7 @@ def test_a_shard_is_written_to_the_byte_whatever_reaches_the_disk_meanwhile(
     tensors, stored, tmp_path, monkeypatch, device
 ):
     synced = []
-    monkeypatch.setattr(weights, "_SYNCED_BYTES", 2**20)
+    monkeypatch.setattr(transfers, "_SYNCED_BYTES", 2**20)
     monkeypatch.setattr(os, "fsync", lambda handle, sync=os.fsync: (synced.append(handle), sync(handle)))
     write_shard(tmp_path / "written", shard_header(stored), lambda name: tensors[name].to(device))
     written = load_file(tmp_path / "written")
@@ -52,10 +53,29 @@ def test_a_disk_that_fails_behind_the_writing_is_told(tensors, stored, tmp_path,
     def fail(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights, "_SYNCED_BYTES", 2**20)
+    monkeypatch.setattr(transfers, "_SYNCED_BYTES", 2**20)
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left on device"):
         write_shard(tmp_path / "written", shard_header(stored), tensors.__getitem__)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_tensors_are_read_as_they_are_stored(tensors, stored, device):
+    files = WeightFiles(stored.parent, torch.device(device))
+    for name, tensor in tensors.items():
+        assert files[name].device.type == device
+        assert torch.equal(files[name].cpu(), tensor)
+    with files.kept():
+        assert files["b"] is files["b"]
+    assert files["b"] is not files["b"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_file_that_was_cut_since_it_was_opened_is_told(stored):
+    files = WeightFiles(stored.parent, torch.device("cuda"))
+    os.truncate(stored, stored.stat().st_size // 2)
+    with pytest.raises(OSError, match="ends before"):
+        files["b"].cpu(), files["c"].cpu()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -6,7 +6,8 @@
 
 The scripts run as a user runs them, each in a process of its own; the seconds are those that they write into their
 manifests. Steps of training and rows of the evaluation are few (`--steps`, `--limit`): all else is what it is for a
-whole run. The sum leaves out training and answering.
+whole run. The sum leaves out training and answering. Imports take twice as long where Python may keep no bytecode
+(PYTHONDONTWRITEBYTECODE, a folder that cannot be written to): the results say whether it is kept.
 
 Reads   config.real.yaml, or the file given with --config
 Writes  benchmarks/results/stages_<device>.json, in which other runs of this script stay
@@ -55,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     tag = arguments.tag or arguments.preset or arguments.model.name
     file = results_file("stages", facts["device"])
     command = "python benchmarks/stages.py " + " ".join(sys.argv[1:] if argv is None else argv)
-    result = {**facts, "command": command, "scripts": scripts, "sum_without_the_work": sum_of(scripts)}
+    bytecode = (
+        "kept" if not sys.dont_write_bytecode else "compiled anew by each script, as PYTHONDONTWRITEBYTECODE says"
+    )
+    result = {**facts, "bytecode": bytecode, "command": command, "scripts": scripts}
+    result["sum_without_the_work"] = sum_of(scripts)
     write_json(file, {**(read_json(file) or {}), tag: result})
     print(table(("script", "stage", "seconds", "processor s"), rows_of(scripts), align="<<>>"))
     print(f"{tag}: {sum_of(scripts):.1f} s that are neither training nor answering; {file}")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MEASURED_ROWS = 32  # of val.json, at most, on which merge methods are compared: some 2,500 tokens of answers
 ROWS_AT_ONCE = 8  # examples of a pack: 8 of the tool task are some 1,100 tokens
+_ROWS_AT_ONCE_ON_GPU = 32  # it waits for Python with fewer
+_LONGEST_PACK = 8192  # tokens of so many; their mask takes 64 MiB, and its copy for the addition twice that
 MOST_TOKENS = 65_536  # that pass a layer before the next one is loaded; at 4,096 numbers each they take 0.5 GiB
 _HEAD_ROWS = 4096  # of the output head that are widened to float32 at once
 _CHUNK_LABELS = 512  # twice 512 x 32,000 float32 log-probabilities are 125 MiB
@@ -150,13 +152,14 @@ def compare_with_trained(
     They pass each layer in turn, with a context of `reads` around it: in that what they share need be read only once.
     """
     examples = reference.sample.examples
-    longest_row = pack_rows(examples, ROWS_AT_ONCE).input_ids.shape[1]
-    at_once = max(1, MOST_TOKENS // (longest_row * len(models))) * ROWS_AT_ONCE
+    rows = _rows_at_once(examples, models[0].device)
+    longest_row = pack_rows(examples, rows).input_ids.shape[1]
+    at_once = max(1, MOST_TOKENS // (longest_row * len(models))) * rows
     chosen: list[list[tuple[int, ...]]] = [[] for _ in models]
     divergence, compared = [0.0] * len(models), 0
     for start in range(0, len(examples), at_once):
         batch = examples[start : start + at_once]
-        pack = pack_rows(batch, ROWS_AT_ONCE)
+        pack = pack_rows(batch, rows)
         with reads():
             for model in models:
                 model.begin(pack)
@@ -172,6 +175,14 @@ def compare_with_trained(
             chosen[number] += chosen_tools(batch, hidden, head, names)
             divergence[number] += _divergence(wanted, reference.head, hidden, head)
     return [_agreement(reference, tools, total / compared) for tools, total in zip(chosen, divergence, strict=True)]
+
+
+def _rows_at_once(examples: Sequence[EncodedExample], device: torch.device) -> int:
+    """Return how many examples make a pack on a device."""
+    if device.type == "cpu":
+        return ROWS_AT_ONCE
+    width = pack_rows(examples, _ROWS_AT_ONCE_ON_GPU).input_ids.shape[1]
+    return _ROWS_AT_ONCE_ON_GPU if width <= _LONGEST_PACK else ROWS_AT_ONCE
 
 
 def _agreement(reference: AsTrained, chosen: list[tuple[int, ...]], divergence: float) -> Agreement:

@@ -70,7 +70,7 @@ class StreamedModel:
     """
 
     def __init__(self, model: PreTrainedModel, weights: Weights, device: torch.device) -> None:
-        self._model, self._weights, self._device = model, weights, device
+        self._model, self._weights, self.device = model, weights, device
         self._layers = list(model.get_submodule(_LAYERS.removesuffix(".")).children())
         self._pack: Pack | None = None
         self._hidden: torch.Tensor | None = None  # (B, T, H), behind the last layer that was passed
@@ -93,7 +93,7 @@ class StreamedModel:
 
     def begin(self, pack: Pack) -> None:
         """Embed the rows of `pack`."""
-        self._pack, self._hidden, self._inputs = pack.to(self._device), None, []
+        self._pack, self._hidden, self._inputs = pack.to(self.device), None, []
 
         def record(hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
             if self._hidden is None:
@@ -133,7 +133,7 @@ class StreamedModel:
         assert self._pack is not None
         pack, own = self._pack, [layer.forward for layer in self._layers]
         # transformers passes a mask of four dimensions on unchanged; each layer gets the masks of single rows in turn.
-        no_mask = torch.empty(len(pack.input_ids), 1, 1, 1, dtype=torch.bool, device=self._device)
+        no_mask = torch.empty(len(pack.input_ids), 1, 1, 1, dtype=torch.bool, device=self.device)
         inputs = {"input_ids": pack.input_ids, "position_ids": pack.position_ids, "attention_mask": no_mask}
         for layer in self._layers:
             layer.forward = layer_forward
@@ -156,7 +156,7 @@ class StreamedModel:
             source = prefix + name  # a head that is tied to the embeddings has none of its own
             source = source if source in self._weights else _EMBEDDINGS
             # Moved first: on the way to a GPU torch converts on the CPU.
-            _put(module, name, self._weights[source].to(self._device).to(parameter.dtype))
+            _put(module, name, self._weights[source].to(self.device).to(parameter.dtype))
         try:
             yield
         finally:

@@ -15,8 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
+_REMEMBERED = 16  # texts whose words were asked for last
 _EDGES = "¿¡?!.,;:…()[]\"'’“”„«»‹›—–-*"
 _WORD = re.compile(r"[^\s¿¡]\S*")
 _QUOTED = re.compile(r"[\"“„«]\s?[^\"“”„«»]{2,}?\s?[\"”“»]|(?<!\w)['‘][^'‘’]{2,}?['’](?!\w)")
@@ -38,7 +40,7 @@ _JOINTS = frozenset(
 )  # of names: Bank of America
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one a language: `_words_of` remembers by identity
 class SearchWords:
     """The words of one language that a search text leaves out."""
 
@@ -106,7 +108,7 @@ def search_text(text: str, words: SearchWords | None, values: Collection[str] = 
     """
     if words is None:
         return _span_of(text, about) if about else text
-    found = list(_words(text, words, values))
+    found = _words_of(text, words, tuple(values))
     if not about:
         return " ".join(said for said, _ in _spans(text, found, words)) or text.strip(_EDGES + " ")
     kept = _places_of(content_words(about, words, values), found)
@@ -134,7 +136,7 @@ def span_end(
     if words is None:
         at = text.find(about or text)
         return None if at < 0 else at + len(about or text.rstrip("。？！?! "))
-    found = list(_words(text, words, values))
+    found = _words_of(text, words, tuple(values))
     if not about:
         return next((end for _, end in reversed(_spans(text, found, words))), None)
     kept = _places_of(content_words(about, words, values), found)
@@ -154,7 +156,7 @@ def continued_search_text(
     earlier = content_words(asked, words, values)
     wanted = content_words(about, words, values)
     new = content_words(said, words, values)
-    spans = _spans(said, list(_words(said, words, values)), words, is_whole=False) if new else []
+    spans = _spans(said, _words_of(said, words, tuple(values)), words, is_whole=False) if new else []
     span = " ".join(part for part, _ in spans)
     kept = [word for word in earlier if any(_is_form_of(word, other) for other in wanted)]
     names = [value for value in values if any(letter.isalpha() for letter in value)]
@@ -165,7 +167,7 @@ def continued_search_text(
 
 def content_words(text: str, words: SearchWords, values: Collection[str] = ()) -> list[str]:
     """Return the words of a request that a search is about, in its order; a quotation is one of them."""
-    found = list(_words(text, words, values))
+    found = _words_of(text, words, tuple(values))
     return [found[place].text for place in _places_by_rule(found, words)]
 
 
@@ -285,6 +287,12 @@ def _is_form_of(word: str, other: str) -> bool:
     one, two = word.casefold(), other.casefold()
     common = next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
     return one == two or (common >= 4 and common >= min(len(one), len(two)) - 3)
+
+
+@lru_cache(_REMEMBERED)
+def _words_of(text: str, words: SearchWords, values: tuple[str, ...]) -> tuple[_Word, ...]:
+    """Return what `_words` yields; a request is asked for its search text and for where that ends, and has `about`."""
+    return tuple(_words(text, words, values))
 
 
 def _words(text: str, words: SearchWords, values: Collection[str]) -> Iterator[_Word]:

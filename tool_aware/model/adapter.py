@@ -164,7 +164,14 @@ def attach_adapter(base: PreTrainedModel, adapter: Path, *, base_name: str, is_t
     fix = "take the adapter's folder as its training wrote it"
     with quiet_libraries(), library_errors("cannot be loaded", where, fix, kinds=(KeyError, TypeError, ValueError)):
         try:
-            model = PeftModel.from_pretrained(base, str(adapter), is_trainable=is_trainable)
+            model = PeftModel.from_pretrained(
+                base,
+                str(adapter),
+                is_trainable=is_trainable,
+                # Else peft first draws the values that are to be replaced, for two seconds of a 7B; a training's random
+                # numbers go on from there.
+                low_cpu_mem_usage=not is_trainable,
+            )
         except RuntimeError as error:
             if "size mismatch" not in str(error):
                 raise

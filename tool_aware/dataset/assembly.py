@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tool_aware.beside import Beside, usable_cores
 from tool_aware.config.settings import Config
+from tool_aware.console import UserError
 from tool_aware.dataset.curation import Curated
 from tool_aware.dataset.deduplication import Deduplicated, deduplicate
 from tool_aware.dataset.synthesis import double_requests, follow_ups
-from tool_aware.dataset.synthesis.content import Content
+from tool_aware.dataset.synthesis.content import SEARCH_TOOLS, Content
 from tool_aware.dataset.synthesis.dialogues import load_follow_ups
-from tool_aware.dataset.synthesis.generator import Example, Generator
+from tool_aware.dataset.synthesis.generator import Example, Generator, RowKey
 from tool_aware.rows import Row
 from tool_aware.stage_times import stage
 from tool_aware.tools import Toolbox
 
 SPARE = 1.08  # near-duplicates cost a few per cent, so that many more are made than kept
 ROUNDS = 6  # further attempts to make up for duplicates, each with twice the spare
+
+# What a row costs, in rows of a tool that takes no search text (0.13 ms of a 2.8 GHz core), and what a process does.
+_SEARCH_COST, _BESIDE_COST = 2.5, 4.5
+_STARTING_ROWS, _MOST_PROCESSES = 5_000, 4
+_BESIDE = (follow_ups.SLICE, double_requests.SLICE)
 
 
 @dataclass(frozen=True)
@@ -77,22 +85,64 @@ def assemble(config: Config, content: Content, logged: Sequence[Row]) -> Assembl
 
 
 def _synthesise(config: Config, content: Content, wanted: Mapping[str, int], spare: float) -> list[Row]:
+    """Make rows, many of them in several processes. Which are taken is decided here, so that they are the same."""
+    counts = {tool: int(count * spare) + 1 for tool, count in wanted.items() if count}
+    kinds = {kind: int(count * spare) + 1 for kind, count in config.synthetic_kinds.items() if count}
+    generator, others = make_generator(config, config.toolbox, content), None
+    own, *shares = _shares(counts, kinds)
+    if shares:
+        beside = [Beside(_made_ahead, config, content, *share) for share in shares]
+        for ahead, found in [_made_ahead(config, content, *own), *(process.result() for process in beside)]:
+            generator.take_from(ahead)
+            others = others or found
+    ambiguous = generator.ambiguous_rows(kinds["ambiguous"]) if "ambiguous" in kinds else []
+    rows = [row for tool, count in counts.items() for row in generator.rows_for(tool, count)]
+    return [*ambiguous, *rows, *(others or _beside_others(config, generator, kinds))]
+
+
+Share = tuple[dict[str, int], dict[str, int]]  # rows of tools, and of kinds beside them, that one process makes
+
+
+def _shares(counts: Mapping[str, int], kinds: Mapping[str, int]) -> list[Share]:
+    """Divide the rows among processes so that they end at about the same time; the first is this one."""
+    begun = [0.0, *[_STARTING_ROWS] * (min(usable_cores(), _MOST_PROCESSES) - 1)]
+    shares: list[Share] = [({}, {}) for _ in begun]
+    beside = {kind: count for kind, count in kinds.items() if kind in _BESIDE}
+    costs = {tool: count * (_SEARCH_COST if tool in SEARCH_TOOLS else 1) for tool, count in counts.items()}
+    costs[""] = sum(beside.values()) * _BESIDE_COST
+    for tool, cost in sorted(costs.items(), key=lambda item: -item[1]):
+        least = begun.index(min(begun))
+        begun[least] += cost
+        if tool:
+            shares[least][0][tool] = counts[tool]
+        else:
+            shares[least][1].update(beside)
+    return [shares[0], *(share for share in shares[1:] if any(share))]
+
+
+def _made_ahead(
+    config: Config, content: Content, counts: Mapping[str, int], kinds: Mapping[str, int]
+) -> tuple[dict[RowKey, Row], list[Row]]:
+    """Return rows of tools that will be needed, and all rows of these kinds; none that fail, which fail again."""
     generator = make_generator(config, config.toolbox, content)
-    ambiguous = generator.ambiguous_rows(int(config.dataset.ambiguous * spare) + 1) if config.dataset.ambiguous else []
-    rows = [generator.rows_for(tool, int(count * spare) + 1) for tool, count in wanted.items() if count]
-    return [*ambiguous, *(row for part in rows for row in part), *_beside_others(config, generator, spare)]
+    made = generator.recorded()
+    with contextlib.suppress(UserError):
+        for tool, count in counts.items():
+            generator.rows_for(tool, count)
+        return made, _beside_others(config, generator, kinds)
+    return made, []
 
 
-def _beside_others(config: Config, generator: Generator, spare: float) -> list[Row]:
+def _beside_others(config: Config, generator: Generator, kinds: Mapping[str, int]) -> list[Row]:
     """Make the rows with earlier turns and those with two requests. They come last, so that no other row makes way."""
-    kinds, tools, seed = config.synthetic_kinds, config.toolbox, config.dataset.seed
+    tools, seed = config.toolbox, config.dataset.seed
     rows: list[Row] = []
-    if count := kinds[follow_ups.SLICE]:
+    if count := kinds.get(follow_ups.SLICE):
         maker = follow_ups.FollowUps(load_follow_ups(), generator, tools, seed=seed, limits=config.conversation)
-        rows += maker.rows(int(count * spare) + 1)
-    if count := kinds[double_requests.SLICE]:
+        rows += maker.rows(count)
+    if count := kinds.get(double_requests.SLICE):
         pairs = double_requests.TwoRequests(double_requests.load_two_requests(), generator, tools, seed=seed)
-        rows += pairs.rows(int(count * spare) + 1)
+        rows += pairs.rows(count)
     return rows
 
 

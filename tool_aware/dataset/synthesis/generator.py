@@ -53,6 +53,9 @@ class Example:
     reasoning: str | None = None
 
 
+RowKey = tuple[str, int]  # its frame, and how often that was used before
+
+
 @dataclass(frozen=True)
 class Request:
     """One filled frame without noise: what is typed, the call, and the words that decide the tool."""
@@ -87,6 +90,17 @@ class Generator:
         self._noise = Noise(content.noise, self._slices)
         self._examples = examples or {}
         self._seen: set[str] = set()
+        self._ahead: dict[RowKey, Row] = {}
+        self._recorded: dict[RowKey, Row] | None = None
+
+    def take_from(self, ahead: Mapping[RowKey, Row]) -> None:
+        """Take rows that another generator of the same config has made instead of making them again."""
+        self._ahead |= ahead
+
+    def recorded(self) -> dict[RowKey, Row]:
+        """Return a dictionary that gets every row made from now on, also those that turn out to be duplicates."""
+        self._recorded = {}
+        return self._recorded
 
     def rows_for(self, tool: str, count: int) -> list[Row]:
         """Return up to `count` distinct rows whose right answer is `tool`.
@@ -213,6 +227,13 @@ class Generator:
     # ---- one row ----
 
     def _row(self, frame: Frame, use: int) -> Row:
+        row = self._ahead.pop((frame.id, use), None) or self._made(frame, use)
+        if self._recorded is not None:
+            self._recorded[frame.id, use] = row
+        return row
+
+    def _made(self, frame: Frame, use: int) -> Row:
+        """Return a row, which depends on the frame and the number of its use alone."""
         # Both sides of a contrast pair draw the same fillers, so that they differ by the deciding words only.
         key = frame.group if frame.kind == "contrast" else frame.id
         values, domain = self._values(frame, random.Random(f"{self._seed}/{key}/{use}"))

@@ -38,11 +38,12 @@ from tool_aware.config.options import (
 )
 from tool_aware.config.settings import load_config
 from tool_aware.console import Fallbacks, UserError, duration, heading, run, say
+from tool_aware.data_folder import DataReading
 from tool_aware.library_imports import import_libraries
 from tool_aware.paths import ADAPTER_FOLDER, FINAL_MODEL_FOLDER
 from tool_aware.stage_times import begin_run, stage, stages_in_words
 from tool_aware.tokenizer import load_tokenizer
-from tool_aware.training.data import encode_data, read_data
+from tool_aware.training.data import TRAINED_ON, encode_data, read_data
 from tool_aware.training.distributed import Processes, hint_at_launcher, joined
 from tool_aware.training.run.output_folder import Wish
 from tool_aware.training.run.run_end import Trained, finish
@@ -136,9 +137,13 @@ def plan(options: Options, processes: Processes) -> Job:
     config, environment = load_config(options.config, options.overrides), read_environment()
     model, token, fallbacks = config.model, environment.hf_token, Fallbacks()
     check_output_dir(config, options.wish)
+    libraries = ("torch", "transformers", "transformers.modeling_utils")
+    reading = DataReading(config.dataset.dir, config.toolbox, TRAINED_ON)
+    if reading.is_beside:
+        import_libraries(*libraries)
     with stage("reading rows"):
-        data, test = read_data(config, fallbacks)
-    import_libraries("torch", "transformers", "transformers.modeling_utils")
+        data, test = read_data(config, fallbacks, reading)
+    import_libraries(*libraries)
     check_model_available(model.name, revision=model.revision, hf_token=token)
     check_windows(model)
     config = with_lora_of(options.adapter, config) if options.adapter else config

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tool_aware.beside import Beside, usable_cores
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, listing
 from tool_aware.manifest import one_set
@@ -15,6 +17,9 @@ from tool_aware.prompt import query_of
 from tool_aware.rows import SPLITS, LoadedRows, Row, identity_of, load_rows
 from tool_aware.text import shortened
 from tool_aware.tools import Toolbox
+from tool_aware.units import MIB
+
+_LARGE_BYTES = 8 * MIB  # of all splits, some 5,000 rows: they take half a second, another process as long to begin
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,31 @@ def read_data_folder(folder: Path, tools: Toolbox, required: Sequence[str] = ())
         known = {split: [Known.of(row.instruction, row.metadata) for row in part.rows] for split, part in rows.items()}
         refuse_mixed(folder, data.changed, known)
     return data
+
+
+class DataReading:
+    """A data folder that is read as `read_data_folder` does it: if it is large, by another process from now on."""
+
+    def __init__(self, folder: Path, tools: Toolbox, required: Sequence[str] = ()) -> None:
+        self._arguments = (folder, tools, tuple(required))
+        files = [split_file(folder, split) for split in SPLITS]
+        is_large = sum(file.stat().st_size for file in files if file.is_file()) >= _LARGE_BYTES
+        self._process = Beside(_read_without_errors, *self._arguments) if is_large and usable_cores() > 1 else None
+
+    @property
+    def is_beside(self) -> bool:
+        """Return whether there is time for something else until `result` is asked for."""
+        return self._process is not None
+
+    def result(self) -> DataFolder:
+        """Wait for the rows. Raises what `read_data_folder` raises."""
+        return (self._process and self._process.result()) or read_data_folder(*self._arguments)
+
+
+def _read_without_errors(folder: Path, tools: Toolbox, required: Sequence[str]) -> DataFolder | None:
+    with contextlib.suppress(UserError):  # which is said by the process that waits
+        return read_data_folder(folder, tools, required)
+    return None
 
 
 def load_all(files: Mapping[str, Path], tools: Toolbox) -> dict[str, LoadedRows]:

@@ -10,7 +10,7 @@ import pytest
 
 from tool_aware import data_folder
 from tool_aware.console import Fallbacks, UserError
-from tool_aware.data_folder import read_data_folder
+from tool_aware.data_folder import DataReading, read_data_folder
 from tool_aware.dataset import data_check
 from tool_aware.dataset.earlier_splits import read_earlier_splits
 from tool_aware.evaluation.held_out import load_test_set
@@ -43,6 +43,27 @@ def test_the_hash_is_of_the_bytes_that_were_read_however_they_are_stored(tmp_pat
     for path in sorted(tmp_path.iterdir()):
         loaded = load_rows(path, config.toolbox)
         assert (len(loaded.rows), loaded.sha256) == (3, sha256_of(path)), path.name
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_large_folder_is_read_by_another_process_and_is_the_same(tmp_path, toy_rows, config, monkeypatch, cores):
+    write_set(tmp_path, toy_rows)
+    assert not DataReading(tmp_path, config.toolbox).is_beside
+    monkeypatch.setattr(data_folder, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(data_folder, "usable_cores", lambda: cores)
+    reading = DataReading(tmp_path, config.toolbox, ["train"])
+    assert reading.is_beside == (cores > 1)
+    assert reading.result() == read_data_folder(tmp_path, config.toolbox, ["train"])
+
+
+def test_what_another_process_could_not_read_is_told_here(tmp_path, toy_rows, config, monkeypatch, capfd):
+    write_set(tmp_path, toy_rows)
+    (tmp_path / "val.json").write_text("[1, 2]")
+    monkeypatch.setattr(data_folder, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(data_folder, "usable_cores", lambda: 2)
+    with pytest.raises(UserError, match=r"val\.json: row 1: is int, not an object"):
+        DataReading(tmp_path, config.toolbox).result()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_file_replaced_behind_the_reader_keeps_the_hash_of_what_was_read(tmp_path, toy_rows, config, monkeypatch):

@@ -13,6 +13,7 @@ from tool_aware.config.options import ConfigOptions
 from tool_aware.config.sections import ModelSection
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import Fallbacks, UserError
+from tool_aware.data_folder import DataReading
 from tool_aware.evaluation.answering.predictions import PredictionLog
 from tool_aware.evaluation.answering.tasks import Plan, Task, origin_of, plan_tasks
 from tool_aware.evaluation.gates import Gates, parse_gates
@@ -32,7 +33,7 @@ from tool_aware.files import sha256_of
 from tool_aware.inference.constrained import AnswerGrammar, readable_schemas
 from tool_aware.inference.grammar_check import check_references
 from tool_aware.library_imports import import_libraries
-from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, PREDICTIONS_FOLDER
+from tool_aware.paths import ADAPTER_FOLDER, ADAPTER_WEIGHTS_NAME, MANIFEST_NAME, PREDICTIONS_FOLDER
 from tool_aware.sandbox import NotIsolated, check_isolation
 from tool_aware.secret_values import without_login
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 
 _NOT_RUN = "answered programs are not run ({}): calls with one are usable only if it is the reference's, by syntax tree"
+_LIBRARIES = ("torch", "transformers", "peft")  # that answering on this machine takes
 _RESULTS_DIR = "evaluation.results_dir="  # as --set takes it
 
 
@@ -212,7 +214,12 @@ def prepare(options: Options) -> Job:
     config, environment = load_config(options.config, options.overrides), read_environment()
     programs, about_programs = _programs(options)
     earlier = _earlier_tools(options, config)
-    test = load_test_set(config.dataset.dir, readable_tools(config, earlier), limit=options.limit)
+    tools = readable_tools(config, earlier)
+    reading = DataReading(config.dataset.dir, tools, ["test"])
+    is_first = options.overwrite or not (config.evaluation.results_dir / MANIFEST_NAME).is_file()
+    if reading.is_beside and options.is_local and is_first:  # else all may be answered already
+        import_libraries(*_LIBRARIES)
+    test = load_test_set(config.dataset.dir, tools, limit=options.limit, reading=reading)
     gates = parse_gates(options.min, options.max_drop, options.require_significant, config.toolbox.names)
     adapter = _checked_adapter(options, config, test)
     test, offered = with_tools_of_now(test, config, earlier, adds_examples=not options.predictions)
@@ -227,7 +234,7 @@ def prepare(options: Options) -> Job:
     job = Job(options, config, environment, test, adapter, gates, tasks, notes, trained, programs)
     job.check_results_folder()
     if job.loads_model:
-        import_libraries("torch", "transformers", "peft")
+        import_libraries(*_LIBRARIES)
         tokenizer = check_weights(job.model, adapter, hf_token=environment.hf_token)
         job = replace(job, tokenizer=tokenizer)
         constrained = [task for task in tasks if task.kind == "constrained" and job.is_due(task)]

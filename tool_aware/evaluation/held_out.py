@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tool_aware.console import UserError
-from tool_aware.data_folder import read_data_folder, refuse_test_rows_in_train
+from tool_aware.data_folder import DataReading, refuse_test_rows_in_train
 from tool_aware.lineage import rows_seen_in_training, runs_behind
 from tool_aware.paths import split_file, split_name
 from tool_aware.rows import Row
@@ -57,13 +57,15 @@ class TestSet:
         return len(self.rows) - self.added + self.left_out
 
 
-def load_test_set(folder: Path, tools: Toolbox, *, limit: int | None = None) -> TestSet:
+def load_test_set(
+    folder: Path, tools: Toolbox, *, limit: int | None = None, reading: DataReading | None = None
+) -> TestSet:
     """Read `folder/test.json`; `limit` takes that many rows spread evenly over the file.
 
     Raises UserError if rows of the test file are also in train.json: the model would be tested on what it learned.
     """
     path = split_file(folder, "test")
-    data = read_data_folder(folder, tools, required=["test"])
+    data = (reading or DataReading(folder, tools, ["test"])).result()
     loaded, train, val = data.rows["test"], data.rows.get("train"), data.rows.get("val")
     refuse_test_rows_in_train(loaded.rows, train.rows if train else [], path)
     total = len(loaded.rows)

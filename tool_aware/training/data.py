@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tool_aware.chat_format import EncodedExample, cut_answers, with_heavy_name
 from tool_aware.config.settings import Config
 from tool_aware.console import Fallbacks, UserError, listing, say, warn
-from tool_aware.data_folder import read_data_folder, refuse_other_tools
+from tool_aware.data_folder import DataReading, refuse_other_tools
 from tool_aware.history import fit_histories
 from tool_aware.paths import split_file
 from tool_aware.prompt import render_preamble
@@ -19,16 +19,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_data(config: Config, fallbacks: Fallbacks) -> tuple[dict[str, LoadedRows], LoadedRows | None]:
+TRAINED_ON = ("train", "val")
+
+
+def read_data(
+    config: Config, fallbacks: Fallbacks, reading: DataReading | None = None
+) -> tuple[dict[str, LoadedRows], LoadedRows | None]:
     """Read the rows of train.json and val.json, and those of test.json, on which the merged model is checked, if any.
 
-    All are read here, once: afterwards nothing is needed that may have changed or gone meanwhile. It is a fallback if
-    train or val are not what prepare_dataset.py wrote. Raises UserError for malformed rows, and for data that was made
-    for other tools than config.yaml lists.
+    All are read here or in `reading`, once: afterwards nothing is needed that may have changed or gone meanwhile. It is
+    a fallback if train or val are not what prepare_dataset.py wrote. Raises UserError for malformed rows, and for data
+    that was made for other tools than config.yaml lists.
     """
     folder = config.dataset.dir
-    found = read_data_folder(folder, config.toolbox, ("train", "val"))
-    data = {split: found.rows[split] for split in ("train", "val")}
+    found = (reading or DataReading(folder, config.toolbox, TRAINED_ON)).result()
+    data = {split: found.rows[split] for split in TRAINED_ON}
     if found.manifest is None:
         say(f"{folder} has no manifest: training on these files as custom data")
     else:

@@ -18,8 +18,9 @@ from tool_aware.units import MIB
 if TYPE_CHECKING:
     import torch
 
-_PIECE_BYTES, _PIECES = 16 * MIB, 8  # 128 MiB of page-locked memory for each direction
-_READERS = 4  # more gain nothing: 16 GB/s of what is in the file cache
+_PIECE_BYTES = 16 * MIB  # of page-locked memory
+_READERS = 4  # each with a piece; more gain nothing: 16 GB/s of what is in the file cache
+_PIECES = 8  # that a GPU's values wait in to be written
 _SYNCED_BYTES = 512 * MIB  # after so many the disk is asked to take what was written
 
 

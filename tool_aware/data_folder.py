@@ -20,6 +20,7 @@ from tool_aware.tools import Toolbox
 from tool_aware.units import MIB
 
 _LARGE_BYTES = 8 * MIB  # of all splits, some 5,000 rows: they take half a second, another process as long to begin
+_TOO_LARGE_BYTES = 128 * MIB  # two processes would hold the rows for a while
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class DataReading:
     def __init__(self, folder: Path, tools: Toolbox, required: Sequence[str] = ()) -> None:
         self._arguments = (folder, tools, tuple(required))
         files = [split_file(folder, split) for split in SPLITS]
-        is_large = sum(file.stat().st_size for file in files if file.is_file()) >= _LARGE_BYTES
+        size_bytes = sum(file.stat().st_size for file in files if file.is_file())
+        is_large = _LARGE_BYTES <= size_bytes < _TOO_LARGE_BYTES
         self._process = Beside(_read_without_errors, *self._arguments) if is_large and usable_cores() > 1 else None
 
     @property

@@ -10,9 +10,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from tool_aware.dataset.synthesis.frames import fill, fill_known
 from tool_aware.dataset.synthesis.pools import pools, steps
@@ -29,8 +28,7 @@ _PLAIN = "plain"  # in place of a language: numbers as a program writes them, as
 _SHORT_SHARE = 0.12  # of whole hundreds above a thousand: 12k, 1.5k
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """A filler: `text` goes into the sentence, `code` into the program."""
 
     text: str

@@ -81,6 +81,7 @@ class FollowUps:
         self._content, self._generator, self._tools, self._seed = content, generator, tools, seed
         self._limits = limits
         self._frames = {tool: generator.frames_for(tool) for tool in tools.names}
+        self._calm_of: dict[tuple[str, str], list[Frame]] = {}  # by tool and language
         self._owners: dict[str, str] = {}  # text of a turn -> the one group that has it
         self._seen: set[str] = set()
 
@@ -145,7 +146,10 @@ class FollowUps:
         return makers
 
     def _calm(self, tool: str, language: str) -> list[Frame]:
-        return calm_frames(self._frames[tool], language, self._content.reasons["small_talk"])
+        if (tool, language) not in self._calm_of:
+            found = calm_frames(self._frames[tool], language, self._content.reasons["small_talk"])
+            self._calm_of[tool, language] = found
+        return self._calm_of[tool, language]
 
     # ---- one row ----
 

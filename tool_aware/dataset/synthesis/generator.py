@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tool_aware.console import UserError, listing
@@ -90,6 +91,7 @@ class Generator:
         self._noise = Noise(content.noise, self._slices)
         self._examples = examples or {}
         self._seen: set[str] = set()
+        self._slots: dict[str, tuple[Sequence[str], Sequence[str] | None]] = {}  # by frame
         self._ahead: dict[RowKey, Row] = {}
         self._recorded: dict[RowKey, Row] | None = None
 
@@ -239,7 +241,8 @@ class Generator:
         values, domain = self._values(frame, random.Random(f"{self._seed}/{key}/{use}"))
         random_ = random.Random(f"{self._seed}/{frame.id}/{use}/text")
         said = self._said(frame, values, random_, str(use))
-        frame, said = rounded(frame, said, random.Random(f"{self._seed}/{frame.id}/{use}/decimals"))
+        if frame.code:
+            frame, said = rounded(frame, said, random.Random(f"{self._seed}/{frame.id}/{use}/decimals"))
         noisy = Noisy(said.text)
         if frame.is_wrapped and frame.language == "en":
             noisy = self._noise.apply(
@@ -278,7 +281,7 @@ class Generator:
             values,
             self._content.qualifiers.get(frame.language),
             words=self.search_words(frame.language),
-            random_=random.Random(f"{self._seed}/{frame.id}/{draw}/qualifiers"),
+            stream=partial(random.Random, f"{self._seed}/{frame.id}/{draw}/qualifiers"),
         )
 
     def _protected(self, frame: Frame, values: Mapping[str, fillers.Value]) -> str:
@@ -289,14 +292,9 @@ class Generator:
         return " ".join(value.text for value in values.values()) if frame.code else ""
 
     def _values(self, frame: Frame, random_: random.Random) -> tuple[dict[str, fillers.Value], str | None]:
-        slots = dict.fromkeys([*slots_of(frame.pattern), *(frame.slots or {})])
         local, common = frame.slots or {}, self._content.common
-        from_domain = [
-            slot
-            for slot in slots
-            if slot not in local and slot not in common and slot != COUNT_SLOT and not slot.startswith(OBJECT_SLOT)
-        ]
-        domain = random_.choice(self._content.domains_with(from_domain)) if from_domain else None
+        slots, domains = self._slots_and_domains(frame)
+        domain = random_.choice(domains) if domains is not None else None
         sources = (local, common, self._content.domains[domain] if domain else {})
         values = {}
         for slot in slots:
@@ -311,6 +309,19 @@ class Generator:
                 spec = next(source[slot] for source in sources if slot in source)
                 values[slot] = fillers.draw(spec, random_, frame.language)
         return values, domain
+
+    def _slots_and_domains(self, frame: Frame) -> tuple[Sequence[str], Sequence[str] | None]:
+        """Return the slots of a frame, and the domains that fill those of them that need one; None if none does."""
+        if frame.id not in self._slots:
+            local, common = frame.slots or {}, self._content.common
+            slots = tuple(dict.fromkeys([*slots_of(frame.pattern), *local]))
+            from_domain = [
+                slot
+                for slot in slots
+                if slot not in local and slot not in common and slot != COUNT_SLOT and not slot.startswith(OBJECT_SLOT)
+            ]
+            self._slots[frame.id] = slots, self._content.domains_with(from_domain) if from_domain else None
+        return self._slots[frame.id]
 
     def _call(
         self, frame: Frame, said: Expansion, values: Mapping[str, fillers.Value], noisy: Noisy, random_: random.Random

@@ -46,11 +46,9 @@ class Noisy:
 
     def quoted(self, text: str) -> str:
         """Return a part of the request as it stands in the query, typos and all: the same number of words in a row."""
-        wanted, words = text.split(), self.text.split()
-        best = _most_alike(wanted, words)
-        if best is None:
+        found = _most_alike(text, self.text)
+        if found is None:
             return self.as_typed(text)
-        found = " ".join(words[best : best + len(wanted)])
         return found.rstrip("".join(set(".,;:!?") - set(text[-1:])))
 
     def span(self, text: str, of: str) -> str:
@@ -63,11 +61,9 @@ class Noisy:
             return written
         if text not in of:
             return " ".join(word if word in self.text else self.quoted(word) for word in written.split())
-        wanted, words = text.split(), self.text.split()
-        best = _most_alike(wanted, words)
-        if best is None:
+        found = _most_alike(text, self.text)
+        if found is None:
             return written
-        found = " ".join(words[best : best + len(wanted)])
         return found.lstrip("".join(_MARKS - set(text[:1]))).rstrip("".join(_MARKS - set(text[-1:])))
 
     def in_its_letters(self, text: str) -> str:
@@ -79,28 +75,29 @@ class Noisy:
         )
 
 
-def _bare(word: str) -> str:
-    return word.lower().strip(".,;:!?")
+def _bare_words(text: str) -> list[str]:
+    return [word.strip(".,;:!?") for word in text.lower().split()]
 
 
-def _most_alike(wanted: Sequence[str], words: Sequence[str]) -> int | None:
-    """Return where the words in a row that are most like the wanted ones begin; None if none are alike.
+def _most_alike(part: str, text: str) -> str | None:
+    """Return the words in a row of a text that are most like a part of it; None if none are alike.
 
     They are so by their own letters, in any order, so that a typo counts little.
     """
-    wanted, words, count = [_bare(word) for word in wanted], [_bare(word) for word in words], len(wanted)
+    wanted, words = _bare_words(part), _bare_words(text)
+    count = len(wanted)
     places = range(len(words) - count + 1) if wanted else ()
     exact = (at for at in places if words[at] == wanted[0] and words[at : at + count] == wanted)
     if (at := next(exact, None)) is not None:
-        return at
+        return " ".join(text.split()[at : at + count])
     letters, given = [set(word) for word in wanted], [set(word) for word in words]
-    best, likeness = None, 0.0
+    best, likeness = 0, 0.0
     for at in places:
         pairs = zip(letters, given[at : at + count], strict=True)
         found = sum(len(one & two) / max(len(one | two), 1) for one, two in pairs) / count
         if found > likeness:
             best, likeness = at, found
-    return best if likeness >= _ALIKE else None
+    return " ".join(text.split()[best : best + count]) if likeness >= _ALIKE else None
 
 
 class Noise:

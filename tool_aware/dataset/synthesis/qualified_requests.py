@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from tool_aware.dataset.synthesis.content import COUNT_SLOT, SEARCH_TOOLS, Frame
@@ -33,16 +33,17 @@ def qualified(
     qualifiers: Qualifiers | None,
     *,
     words: SearchWords | None,
-    random_: random.Random,
+    stream: Callable[[], random.Random],
 ) -> Expansion:
     """Return a request, perhaps with qualifiers behind its object and closing politeness, and with its search text.
 
+    `stream` begins the random stream that they are drawn from; for most requests it need not, which takes its time.
     Nothing is added where the object stands in the middle of a sentence, or behind a text to work on.
     """
     is_search = frame.tool in SEARCH_TOOLS and frame.kind != "example"
     fixed = [value.text for slot, value in values.items() if slot != COUNT_SLOT]
     search = search_text(said.text, words, fixed, about=said.argument) if is_search else None
-    said = replace(said, search=search)
+    said = replace(said, search=search) if is_search else said
     classes = qualifiers.classes.get(frame.tool, {}) if qualifiers else {}
     if not qualifiers or not classes or frame.kind in _UNFIT_KINDS or "\n" in said.text:
         return said
@@ -52,6 +53,7 @@ def qualified(
     class_, how = _class_of(frame, said.text[:end], values, qualifiers, classes)
     if class_ is None or (how == "any" and frame.slice in _STORIES):
         return said
+    random_ = stream()
     count = random_.choices((0, 1, 2), _SHARES[how])[0]
     added = "".join(qualifiers.drawn(classes[class_], count, random_))
     text = f"{said.text[:end]}{added}{said.text[end:]}"

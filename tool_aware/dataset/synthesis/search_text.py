@@ -17,12 +17,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
-_REMEMBERED = 16  # texts whose words were asked for last
 _EDGES = "¿¡?!.,;:…()[]\"'’“”„«»‹›—–-*"
 _WORD = re.compile(r"[^\s¿¡]\S*")
 _QUOTED = re.compile(r"[\"“„«]\s?[^\"“”„«»]{2,}?\s?[\"”“»]|(?<!\w)['‘][^'‘’]{2,}?['’](?!\w)")
-_SENTENCE_END = re.compile(r"[.?!:][\"”»)]*\s+$")
 _SENTENCE_BREAK = re.compile(
     r"(?<!\b[^\W\d])(?<!\b[dms][rt])[.?!][\"”»)]*\s"
     r"(?!(?:januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|dezember)\b)",
@@ -35,12 +34,13 @@ _ELISION = re.compile(
 )
 _SUFFIX = re.compile(r"(?<=\w)['’]\w+$")
 _INVERSION = re.compile(r"-(?:t-)?(?:ils?|elles?|on|je|tu|nous|vous|moi|toi|les?|la)$")  # fonctionne-t-il
+_KEPT_TEXTS = 256  # whose words are at hand: a text is asked about several times, one time behind the other
 _JOINTS = frozenset(
     ["of", "the", "de", "da", "do", "di", "du", "des", "della", "del", "dei", "von", "van", "la", "las", "los", "le"]
 )  # of names: Bank of America
 
 
-@dataclass(frozen=True, eq=False)  # one a language: `_words_of` remembers by identity
+@dataclass(frozen=True, eq=False)  # compared and hashed as an object: its sets are large
 class SearchWords:
     """The words of one language that a search text leaves out."""
 
@@ -58,8 +58,7 @@ class SearchWords:
     endings: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class _Word:
+class _Word(NamedTuple):
     """A word without the marks around it; whether a sentence begins with it, and whether a filler brought it.
 
     `start` and `end` are its place in the text, with what `_bare` takes off.
@@ -94,9 +93,13 @@ def search_words(settings: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[st
 
 
 def _phrases(phrases: Sequence[str]) -> re.Pattern[str]:
-    longest_first = sorted(phrases, key=len, reverse=True)
-    whole = [re.escape(phrase) + ("" if phrase.endswith("'") else r"(?![\w-])") for phrase in longest_first]
-    return re.compile(rf"(?<![\w'’-])(?:{'|'.join(whole)})", re.IGNORECASE)
+    """Return what finds any of the phrases, the longest first; those that begin alike share the test of a letter."""
+    by_letter: dict[str, list[str]] = {}
+    for phrase in sorted(phrases, key=len, reverse=True):
+        end = "" if phrase.endswith("'") else r"(?![\w-])"
+        by_letter.setdefault(re.escape(phrase[:1].lower()), []).append(re.escape(phrase[1:]) + end)
+    alternatives = "|".join(f"{letter}(?:{'|'.join(rest)})" for letter, rest in by_letter.items())
+    return re.compile(rf"(?<![\w'’-])(?:{alternatives})", re.IGNORECASE)
 
 
 def search_text(text: str, words: SearchWords | None, values: Collection[str] = (), *, about: str | None = None) -> str:
@@ -108,9 +111,9 @@ def search_text(text: str, words: SearchWords | None, values: Collection[str] = 
     """
     if words is None:
         return _span_of(text, about) if about else text
-    found = _words_of(text, words, tuple(values))
     if not about:
-        return " ".join(said for said, _ in _spans(text, found, words)) or text.strip(_EDGES + " ")
+        return " ".join(said for said, _ in _spans(text, words, tuple(values))) or text.strip(_EDGES + " ")
+    found = _words(text, words, tuple(values))
     kept = _places_of(content_words(about, words, values), found)
     if kept is None:  # `about` has other words than the request
         return search_text(about, words, values)
@@ -136,9 +139,9 @@ def span_end(
     if words is None:
         at = text.find(about or text)
         return None if at < 0 else at + len(about or text.rstrip("。？！?! "))
-    found = _words_of(text, words, tuple(values))
     if not about:
-        return next((end for _, end in reversed(_spans(text, found, words))), None)
+        return next((end for _, end in reversed(_spans(text, words, tuple(values)))), None)
+    found = _words(text, words, tuple(values))
     kept = _places_of(content_words(about, words, values), found)
     return found[kept[-1]].end if kept else None
 
@@ -156,7 +159,7 @@ def continued_search_text(
     earlier = content_words(asked, words, values)
     wanted = content_words(about, words, values)
     new = content_words(said, words, values)
-    spans = _spans(said, _words_of(said, words, tuple(values)), words, is_whole=False) if new else []
+    spans = _spans(said, words, tuple(values), is_whole=False) if new else []
     span = " ".join(part for part, _ in spans)
     kept = [word for word in earlier if any(_is_form_of(word, other) for other in wanted)]
     names = [value for value in values if any(letter.isalpha() for letter in value)]
@@ -167,7 +170,7 @@ def continued_search_text(
 
 def content_words(text: str, words: SearchWords, values: Collection[str] = ()) -> list[str]:
     """Return the words of a request that a search is about, in its order; a quotation is one of them."""
-    found = _words_of(text, words, tuple(values))
+    found = _words(text, words, tuple(values))
     return [found[place].text for place in _places_by_rule(found, words)]
 
 
@@ -191,11 +194,13 @@ def _places_of(wanted: Sequence[str], found: Sequence[_Word]) -> list[int] | Non
     return places
 
 
-def _spans(text: str, found: Sequence[_Word], words: SearchWords, *, is_whole: bool = True) -> list[tuple[str, int]]:
+@lru_cache(maxsize=_KEPT_TEXTS)
+def _spans(text: str, words: SearchWords, values: tuple[str, ...], *, is_whole: bool = True) -> list[tuple[str, int]]:
     """Return of each sentence what stands from its first kept word to its last, and where that ends in the text.
 
     Unless `is_whole`, a question word directly before the first is left out.
     """
+    found = _words(text, words, values)
     sentences: list[list[int]] = []
     for place in _places_by_rule(found, words):
         if sentences and not _is_break(text, found, sentences[-1][-1], place):
@@ -289,15 +294,14 @@ def _is_form_of(word: str, other: str) -> bool:
     return one == two or (common >= 4 and common >= min(len(one), len(two)) - 3)
 
 
-@lru_cache(_REMEMBERED)
-def _words_of(text: str, words: SearchWords, values: tuple[str, ...]) -> tuple[_Word, ...]:
-    """Return what `_words` yields; a request is asked for its search text and for where that ends, and has `about`."""
-    return tuple(_words(text, words, values))
+@lru_cache(maxsize=_KEPT_TEXTS)
+def _words(text: str, words: SearchWords, values: tuple[str, ...]) -> tuple[_Word, ...]:
+    """Return the words of a text that are in no phrase to leave out; a quotation is one word."""
+    return tuple(_words_of(text, words, [span for value in values for span in _places_in(text, value)]))
 
 
-def _words(text: str, words: SearchWords, values: Collection[str]) -> Iterator[_Word]:
-    """Yield the words of a text that are in no phrase to leave out; a quotation is one word."""
-    fixed = [match.span() for value in values if value for match in re.finditer(re.escape(value), text)]
+def _words_of(text: str, words: SearchWords, fixed: list[tuple[int, int]]) -> Iterator[_Word]:
+    """Yield the same; `fixed` are the places of the values."""
     quoted = [match.span() for pattern in (_QUOTED, words.kept) for match in pattern.finditer(text)]
     gaps = [
         span
@@ -311,7 +315,7 @@ def _words(text: str, words: SearchWords, values: Collection[str]) -> Iterator[_
         if start < done or (first <= start and end <= last + 1):
             continue
         done = end
-        is_first = not text[:start].strip(_EDGES + " ") or bool(_SENTENCE_END.search(text[:start]))
+        is_first = _may_begin_sentence(text[:start])
         if (start, end) in quoted:
             yield _Word(text[start:end], is_first, is_value=True, start=start, end=end)
             continue
@@ -319,6 +323,20 @@ def _words(text: str, words: SearchWords, values: Collection[str]) -> Iterator[_
         bare, stop = _bare(piece, words.language), end - len(text[start:end]) + len(text[start:end].rstrip(_EDGES))
         first_letter = text.find(bare, start, end)
         yield _Word(bare, is_first, _within((start, start + 1), fixed), first_letter, stop)
+
+
+def _places_in(text: str, value: str) -> Iterator[tuple[int, int]]:
+    """Yield where a value stands in a text."""
+    start = text.find(value) if value else -1
+    while start >= 0:
+        yield start, start + len(value)
+        start = text.find(value, start + len(value))
+
+
+def _may_begin_sentence(before: str) -> bool:
+    """Return whether a sentence, or the text, begins behind this."""
+    said = before.rstrip()
+    return (said != before and said.rstrip('"”»)').endswith((".", "?", "!", ":"))) or not said.strip(_EDGES + " ")
 
 
 def _bare(word: str, language: str) -> str:

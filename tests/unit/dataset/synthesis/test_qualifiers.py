@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import yaml
@@ -50,7 +51,8 @@ def request_of(content: Content, language: str, kind: str, tool: str, seed: int)
     frame = Frame("f", "f", tool, "plain", language, "plain", "{long_x}")
     said = Expansion(object_, None, None)
     values = {"long_x": Value(object_, "")}
-    return object_, qualified(frame, said, values, qualifiers, words=words, random_=random.Random(seed))
+    stream = partial(random.Random, seed)
+    return object_, qualified(frame, said, values, qualifiers, words=words, stream=stream)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -93,10 +95,9 @@ def test_a_qualifier_is_whole_whatever_it_is_made_of(content: Content) -> None:
     qualifiers = content.qualifiers["en"]
     frame = Frame("f", "f", "rag_retrieval", "plain", "en", "plain", "where is *our {long_paper}*?")
     for seed in range(400):
-        random_ = random.Random(seed)
-        object_ = qualifiers.object("paper", random_)
+        object_, stream = qualifiers.object("paper", random.Random(seed)), partial(random.Random, seed)
         said = Expansion(f"where is our {object_}?", f"our {object_}", None)
-        made = qualified(frame, said, {"long_paper": Value(object_, "")}, qualifiers, words=words, random_=random_)
+        made = qualified(frame, said, {"long_paper": Value(object_, "")}, qualifiers, words=words, stream=stream)
         assert made.search is not None
         assert made.search.startswith(object_)
         assert made.search in made.text
@@ -108,7 +109,12 @@ def test_where_the_object_stands_within_a_clause_nothing_is_added(content: Conte
     said = Expansion("forklift list, is Priya on it", None, None)
     for seed in range(50):
         made = qualified(
-            frame, said, {}, content.qualifiers["en"], words=content.search_words["en"], random_=random.Random(seed)
+            frame,
+            said,
+            {},
+            content.qualifiers["en"],
+            words=content.search_words["en"],
+            stream=partial(random.Random, seed),
         )
         assert made == replace(said, search="forklift list, is Priya")
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tool_aware.beside import Beside, usable_cores
 from tool_aware.config.settings import Config
 from tool_aware.console import UserError, listing
+from tool_aware.garbage_collection import no_search_for_circles
 from tool_aware.manifest import one_set
 from tool_aware.paths import split_file, split_name
 from tool_aware.prompt import query_of
@@ -79,6 +80,7 @@ def _read_without_errors(folder: Path, tools: Toolbox, required: Sequence[str]) 
     return None
 
 
+@no_search_for_circles()
 def load_all(files: Mapping[str, Path], tools: Toolbox) -> dict[str, LoadedRows]:
     """Read all files. Raises one UserError with the bad rows of every file."""
     loaded, errors = {}, []

@@ -148,7 +148,7 @@ def _tool_or_none(name: str) -> str | None:
 
 def render_response(call: ToolCall) -> str:
     """Write an answer: three lines, the parameters as JSON on one of them."""
-    parameters = json.dumps(call.parameters, ensure_ascii=False, allow_nan=False)
+    parameters = _encoder().encode(call.parameters)
     return f"Tool: {call.tool}\nParameters: {parameters}\nReasoning: {call.reasoning}"
 
 
@@ -228,6 +228,11 @@ def _nesting(value: object) -> int:
         if not level:
             return depth
     return _MAX_NESTING + 1
+
+
+@cache
+def _encoder() -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 @cache

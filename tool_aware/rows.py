@@ -283,7 +283,7 @@ def _whole_object(path: Path) -> dict[str, Any] | None:
 
 
 def _is_label(value: object) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+    return isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _is_names(value: object) -> bool:
@@ -317,10 +317,14 @@ METADATA: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 def _tidied(details: Mapping[str, Any]) -> dict[str, Any]:
     """Return metadata without nulls at known keys, with labels as text."""
-    kept = {key: value for key, value in details.items() if value is not None or key not in METADATA}
-    if isinstance(accepted := kept.get("accepted_parameters"), dict):
-        kept["accepted_parameters"] = {name: values for name, values in accepted.items() if values is not None}
-    return {key: str(value) if METADATA.get(key) is _LABEL else value for key, value in kept.items()}
+    tidied = {
+        key: str(value) if METADATA.get(key) is _LABEL else value
+        for key, value in details.items()
+        if value is not None or key not in METADATA
+    }
+    if isinstance(accepted := tidied.get("accepted_parameters"), dict):
+        tidied["accepted_parameters"] = {name: values for name, values in accepted.items() if values is not None}
+    return tidied
 
 
 def row_problems(item: object, tools: Toolbox) -> Iterator[str]:
@@ -342,7 +346,7 @@ def row_problems(item: object, tools: Toolbox) -> Iterator[str]:
     misshapen = [
         f"metadata.{key}: {words}, not {shortened(json.dumps(details[key], ensure_ascii=False))}"
         for key, (fits, words) in METADATA.items()
-        if details.get(key) is not None and not fits(details[key])
+        if key in details and details[key] is not None and not fits(details[key])
     ]
     yield from misshapen
     if not isinstance(item.get("response"), str) or not item["response"].strip():

@@ -13,11 +13,11 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from tool_aware.console import UserError
 
@@ -68,8 +68,7 @@ class TextFormat:
         return ", ".join(filter(None, (encoding, self.compression)))
 
 
-@dataclass(frozen=True)
-class JsonLine:
+class JsonLine(NamedTuple):
     """A line of a JSON Lines file, from 1, with its value, or with the problem that keeps it from being read.
 
     `repeated` names keys that one object has twice; the value is the last one's.
@@ -209,6 +208,13 @@ def read_text(
     path: Path, encoding: str | None = None, *, option: str | None = None, digest: Digest | None = None
 ) -> str:
     """Read a whole text file; see `lines_of`. Raises UserError for what is not text."""
+    storage = text_format(path, encoding)
+    if storage.encoding in ("utf-8", "utf-8-sig"):
+        with _unpacking_errors(path, storage.compression), _open_binary(path, storage, digest) as file:
+            whole = file.read()
+        with suppress(UnicodeDecodeError):  # line by line below, which finds the line
+            return whole.decode(storage.encoding)
+        digest = None  # it has had the bytes
     lines = lines_of(path, encoding, option=option, digest=digest)
     parts = iter(lambda: "".join(islice(lines, _LINES_AT_ONCE)), "")  # a text as millions of lines takes twice its size
     return "".join(parts)
@@ -224,7 +230,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def parse_unambiguous_json(text: str) -> Any:
     """Return the value of a JSON text. Raises ValueError, also for an object that has a key twice: which one counts?"""
-    value, end, repeated = _value_at(text, _behind(text, 0))
+    value, end, repeated = _JsonReader().value_at(text, _behind(text, 0))
     if _behind(text, end) < len(text):
         raise ValueError("something follows the value")
     if repeated:
@@ -239,12 +245,13 @@ def json_lines(
 
     Raises UserError for what is not text.
     """
+    reader = _JsonReader()
     for number, line in enumerate(lines_of(path, encoding, option=option, digest=digest), start=1):
         line = line.removeprefix("\ufeff")  # noqa: PLW2901 - the mark of a file that was appended to another
         if not line.strip():
             continue
         try:
-            value, end, repeated = _value_at(line, _behind(line, 0))
+            value, end, repeated = reader.value_at(line, _behind(line, 0))
             if (rest := _behind(line, end)) != len(line):
                 raise json.JSONDecodeError("Extra data", line, rest)
             yield JsonLine(number, value, repeated=repeated)
@@ -288,10 +295,10 @@ def json_items(
 
 def _array_items(text: str) -> Iterator[JsonLine]:
     """Yield the items of an array, each parsed when it is asked for. Raises ValueError for what is not JSON."""
-    at, number = _behind(text, text.index("[") + 1), 0
+    at, number, reader = _behind(text, text.index("[") + 1), 0, _JsonReader()
     while number or not text.startswith("]", at):
         number += 1
-        value, at, repeated = _value_at(text, at)
+        value, at, repeated = reader.value_at(text, at)
         yield JsonLine(number, value, repeated=repeated)
         at = _behind(text, at)
         if not text.startswith(",", at):
@@ -309,21 +316,27 @@ def _behind(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _value_at(text: str, at: int) -> tuple[Any, int, tuple[str, ...]]:
-    """Return the JSON value at a position, where it ends, and the keys that an object in it has twice."""
-    repeated: list[str] = []
+class _JsonReader:
+    """Reads JSON values that stand in texts, one after the other."""
 
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def __init__(self) -> None:
+        self._repeated: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object_of)
+
+    def value_at(self, text: str, at: int) -> tuple[Any, int, tuple[str, ...]]:
+        """Return the value at a position, where it ends, and the keys that an object in it has twice."""
+        self._repeated.clear()
+        try:
+            value, end = self._decoder.raw_decode(text, at)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        return value, end, tuple(self._repeated)
+
+    def _object_of(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            self._repeated += (key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         return found
-
-    try:
-        value, end = json.JSONDecoder(object_pairs_hook=object_of).raw_decode(text, at)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return value, end, tuple(repeated)
 
 
 def read_json_text(path: Path, encoding: str | None = None, *, option: str | None = None) -> Any:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,9 +26,11 @@ PYTHON_MEDIA_TYPE = "text/x-python"  # JSON Schema's contentMediaType of a param
 _OF_NO_QUERY = {"format", "pattern", "enum", "const", "contentMediaType"}  # an address, a key, one of a few, a program
 
 
-# Keywords of a schema that leave it to `properties` and `required` what fits, and those that allow any text.
+# Keywords of a schema that leave it to `properties` and `required` what fits, those that allow any text, and those
+# that allow any whole number between two.
 _OF_PLAIN_OBJECTS = {"type", "properties", "required", "additionalProperties", "title", "description"}
 _OF_ANY_TEXT = {"type", "title", "description", "default", "examples", "contentMediaType"}
+_OF_WHOLE_NUMBERS = {"type", "title", "description", "default", "examples", "minimum", "maximum"}
 
 
 @dataclass(frozen=True)
@@ -140,23 +143,25 @@ class Tool:
         return validator_of({"additionalProperties": False, **self.parameters})
 
     @cached_property
-    def _plain_texts(self) -> frozenset[str]:
-        """Return the parameters of which the schema says nothing but that they are texts; none if it says more."""
+    def _plain(self) -> Mapping[str, Callable[[object], bool]]:
+        """Return a check of each parameter of which the schema says only that it is a text, or a whole number between
+        two; of none if the schema of the object says more.
+        """
         is_plain = self.parameters.keys() <= _OF_PLAIN_OBJECTS and self.parameters.get("type") == "object"
-        texts = (name for name, part in self.properties.items() if part.get("type") == "string")
-        return frozenset(name for name in texts if is_plain and self.properties[name].keys() <= _OF_ANY_TEXT)
+        checks = {name: _plain_check(part) for name, part in self.properties.items()} if is_plain else {}
+        return {name: check for name, check in checks.items() if check}
 
-    def _are_plain_texts(self, parameters: object) -> bool:
+    def _are_plain(self, parameters: object) -> bool:
         """Return whether a call's parameters fit for sure, as most do: the validator takes fifty times as long."""
         return (
             isinstance(parameters, dict)
-            and self.required <= parameters.keys() <= self._plain_texts
-            and all(type(value) is str for value in parameters.values())
+            and self.required <= parameters.keys() <= self._plain.keys()
+            and all(self._plain[name](value) for name, value in parameters.items())
         )
 
     def parameter_problems(self, parameters: object) -> list[str]:
         """Return what is wrong with a call's parameters, in words; an empty list if they fit the schema."""
-        if self._are_plain_texts(parameters):
+        if self._are_plain(parameters):
             return []
         errors = sorted(self._validator.iter_errors(parameters), key=lambda error: list(map(str, error.absolute_path)))
         return [
@@ -165,6 +170,16 @@ class Tool:
             else error.message
             for error in errors
         ]
+
+
+def _plain_check(schema: Mapping[str, Any]) -> Callable[[object], bool] | None:
+    """Return a check that only values pass which fit the schema for sure; None if the schema says too much for that."""
+    if schema.get("type") == "string" and schema.keys() <= _OF_ANY_TEXT:
+        return lambda value: type(value) is str
+    least, most = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+    if schema.get("type") == "integer" and schema.keys() <= _OF_WHOLE_NUMBERS:
+        return lambda value: type(value) is int and least <= value <= most
+    return None
 
 
 def _in_order(value: Any, schema: Any) -> Any:

@@ -221,9 +221,18 @@ def test_calls_of_plain_texts_are_judged_as_the_validator_judges_them(parameters
     text = {"type": "string", "description": "any"}
     schema = {"type": "object", "properties": {"q": text, "r": text}, "required": ["q"]}
     plain, asks_the_validator = Tool("f", "f", schema), Tool("f", "f", {**schema, "minProperties": 0})
-    assert plain._plain_texts
-    assert not asks_the_validator._plain_texts
+    assert plain._plain
+    assert not asks_the_validator._plain
     assert plain.parameter_problems(parameters) == asks_the_validator.parameter_problems(parameters)
+
+
+@pytest.mark.parametrize("bounds", [{}, {"minimum": 1}, {"minimum": 1, "maximum": 5.5}, {"multipleOf": 2}])
+@pytest.mark.parametrize("value", [0, 1, 5, 6, 2.0, 2.5, True, "2", None, 10**30])
+def test_whole_numbers_are_judged_as_the_validator_judges_them(bounds, value):
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "default": 2, **bounds}}}
+    plain, asks_the_validator = Tool("f", "f", schema), Tool("f", "f", {**schema, "minProperties": 0})
+    assert bool(plain._plain) == ("multipleOf" not in bounds)
+    assert plain.parameter_problems({"n": value}) == asks_the_validator.parameter_problems({"n": value})
 
 
 def test_a_text_that_must_fit_a_pattern_is_no_plain_text():

@@ -12,7 +12,6 @@ Item = TypeVar("Item")
 EVIDENCE_CHARACTERS = 70
 
 _NOT_WORD = re.compile(r"[^\w%+*/=<>-]+")
-_SPACE = re.compile(r"\s+")
 
 
 def normalised(text: str) -> str:
@@ -20,12 +19,21 @@ def normalised(text: str) -> str:
 
     Operators stay, as `3 + 4` and `3 * 4` are different questions.
     """
+    if text.isascii():  # in a third of the time
+        return b" ".join(text.encode().translate(_ASCII).split()).decode()
+    return _normalised(text)
+
+
+def _normalised(text: str) -> str:
     return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+_ASCII = bytes(ord(_normalised(character) or " ") for character in map(chr, range(128))).ljust(256)
 
 
 def one_line(text: str) -> str:
     """Replace every run of white space by one space."""
-    return _SPACE.sub(" ", text).strip()
+    return " ".join(text.split())
 
 
 def one_line_if_short(text: str) -> str:

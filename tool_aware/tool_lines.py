@@ -43,7 +43,7 @@ def one_line(text: str) -> str:
 
 def without_inst(text: str) -> str:
     """Return a text with `(INST)` and `(/INST)` for what are control tokens to some tokenizers."""
-    return _INST_TEXT.sub(r"(\1)", text)
+    return _INST_TEXT.sub(lambda found: f"({found[1]})", text)
 
 
 def _escaped(text: str) -> str:

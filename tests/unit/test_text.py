@@ -1,4 +1,4 @@
-"""What sequences of characters or token ids begin with."""
+"""Text as rows are compared, and what sequences of characters or token ids begin with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tool_aware.text import common_prefix_length
+from tool_aware.text import common_prefix_length, normalised
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,8 @@ def test_all_sequences_begin_so_and_not_with_one_more(texts):
     length = common_prefix_length(texts)
     assert len({text[:length] for text in texts}) == 1
     assert len({text[: length + 1] for text in texts}) > 1 or length == min(map(len, texts))
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_normalised_as_it_is_beside_other_letters(text):
+    assert normalised(f"{text} é") == f"{normalised(text)} é".strip()

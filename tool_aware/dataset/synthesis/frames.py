@@ -50,7 +50,7 @@ def expand(pattern: str, values: Mapping[str, str], random_: random.Random) -> E
     said = _tidy(choose(said, random_))
     match = _EVIDENCE.search(said)
     return Expansion(
-        text=fill(_EVIDENCE.sub(r"\1", said), values),
+        text=fill(_EVIDENCE.sub(lambda marked: marked[1], said) if match else said, values),
         evidence=fill(match[1], values) if match else None,
         argument=fill(_tidy(choose(argument, random_)), values) if arrow else None,
     )

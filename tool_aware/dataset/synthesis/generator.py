@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from tool_aware.console import UserError, listing
@@ -91,7 +91,7 @@ class Generator:
         self._noise = Noise(content.noise, self._slices)
         self._examples = examples or {}
         self._seen: set[str] = set()
-        self._slots: dict[str, tuple[Sequence[str], Sequence[str] | None]] = {}  # by frame
+        self._domains_with = cache(content.domains_with)
         self._ahead: dict[RowKey, Row] = {}
         self._recorded: dict[RowKey, Row] | None = None
 
@@ -241,7 +241,7 @@ class Generator:
         values, domain = self._values(frame, random.Random(f"{self._seed}/{key}/{use}"))
         random_ = random.Random(f"{self._seed}/{frame.id}/{use}/text")
         said = self._said(frame, values, random_, str(use))
-        if frame.code:
+        if frame.code and prints_rounded(frame.code):
             frame, said = rounded(frame, said, random.Random(f"{self._seed}/{frame.id}/{use}/decimals"))
         noisy = Noisy(said.text)
         if frame.is_wrapped and frame.language == "en":
@@ -292,9 +292,14 @@ class Generator:
         return " ".join(value.text for value in values.values()) if frame.code else ""
 
     def _values(self, frame: Frame, random_: random.Random) -> tuple[dict[str, fillers.Value], str | None]:
+        slots = dict.fromkeys([*slots_of(frame.pattern), *(frame.slots or {})])
         local, common = frame.slots or {}, self._content.common
-        slots, domains = self._slots_and_domains(frame)
-        domain = random_.choice(domains) if domains is not None else None
+        from_domain = [
+            slot
+            for slot in slots
+            if slot not in local and slot not in common and slot != COUNT_SLOT and not slot.startswith(OBJECT_SLOT)
+        ]
+        domain = random_.choice(self._domains_with(tuple(from_domain))) if from_domain else None
         sources = (local, common, self._content.domains[domain] if domain else {})
         values = {}
         for slot in slots:
@@ -309,19 +314,6 @@ class Generator:
                 spec = next(source[slot] for source in sources if slot in source)
                 values[slot] = fillers.draw(spec, random_, frame.language)
         return values, domain
-
-    def _slots_and_domains(self, frame: Frame) -> tuple[Sequence[str], Sequence[str] | None]:
-        """Return the slots of a frame, and the domains that fill those of them that need one; None if none does."""
-        if frame.id not in self._slots:
-            local, common = frame.slots or {}, self._content.common
-            slots = tuple(dict.fromkeys([*slots_of(frame.pattern), *local]))
-            from_domain = [
-                slot
-                for slot in slots
-                if slot not in local and slot not in common and slot != COUNT_SLOT and not slot.startswith(OBJECT_SLOT)
-            ]
-            self._slots[frame.id] = slots, self._content.domains_with(from_domain) if from_domain else None
-        return self._slots[frame.id]
 
     def _call(
         self, frame: Frame, said: Expansion, values: Mapping[str, fillers.Value], noisy: Noisy, random_: random.Random
@@ -389,6 +381,12 @@ def hash_unit(seed: int, text: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:6], "big") / 2**48
 
 
+@cache
+def prints_rounded(code: str) -> bool:
+    """Return whether a program prints rounded numbers, and nothing behind them."""
+    return _ROUNDED.search(code) is not None
+
+
 def rounded(frame: Frame, said: Expansion, random_: random.Random) -> tuple[Frame, Expansion]:
     """Return frame and sentence, of some programs with a number of decimals that is asked for and printed.
 
@@ -396,7 +394,7 @@ def rounded(frame: Frame, said: Expansion, random_: random.Random) -> tuple[Fram
     """
     ways: Mapping[object, Sequence[str]] | None = pools()["rounding"].get(frame.language)
     sentence, table = said.text.partition(":\n")[::2] if ":\n" in said.text else (said.text, "")
-    if not (ways and frame.code and _ROUNDED.search(frame.code) and "\n" not in sentence):
+    if not (ways and frame.code and prints_rounded(frame.code) and "\n" not in sentence):
         return frame, said
     if random_.random() >= ROUNDED_SHARE:
         return frame, said

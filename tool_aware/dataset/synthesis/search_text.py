@@ -159,7 +159,7 @@ def continued_search_text(
     earlier = content_words(asked, words, values)
     wanted = content_words(about, words, values)
     new = content_words(said, words, values)
-    spans = _spans(said, words, tuple(values), is_whole=False) if new else []
+    spans = _spans(said, words, tuple(values), is_whole=False) if new else ()
     span = " ".join(part for part, _ in spans)
     kept = [word for word in earlier if any(_is_form_of(word, other) for other in wanted)]
     names = [value for value in values if any(letter.isalpha() for letter in value)]
@@ -174,12 +174,13 @@ def content_words(text: str, words: SearchWords, values: Collection[str] = ()) -
     return [found[place].text for place in _places_by_rule(found, words)]
 
 
-def _places_by_rule(found: Sequence[_Word], words: SearchWords) -> list[int]:
+@lru_cache(maxsize=_KEPT_TEXTS)
+def _places_by_rule(found: tuple[_Word, ...], words: SearchWords) -> tuple[int, ...]:
     kept: list[int] = []
     for number in range(len(found)):
         if _is_kept(found, number, words, is_opening=not kept):
             kept.append(number)
-    return kept
+    return tuple(kept)
 
 
 def _places_of(wanted: Sequence[str], found: Sequence[_Word]) -> list[int] | None:
@@ -195,7 +196,9 @@ def _places_of(wanted: Sequence[str], found: Sequence[_Word]) -> list[int] | Non
 
 
 @lru_cache(maxsize=_KEPT_TEXTS)
-def _spans(text: str, words: SearchWords, values: tuple[str, ...], *, is_whole: bool = True) -> list[tuple[str, int]]:
+def _spans(
+    text: str, words: SearchWords, values: tuple[str, ...], *, is_whole: bool = True
+) -> tuple[tuple[str, int], ...]:
     """Return of each sentence what stands from its first kept word to its last, and where that ends in the text.
 
     Unless `is_whole`, a question word directly before the first is left out.
@@ -207,7 +210,7 @@ def _spans(text: str, words: SearchWords, values: tuple[str, ...], *, is_whole: 
             sentences[-1].append(place)
         else:
             sentences.append([place])
-    return [_span(text, [found[place] for place in places], words, is_whole) for places in sentences]
+    return tuple(_span(text, [found[place] for place in places], words, is_whole) for places in sentences)
 
 
 def _is_break(text: str, found: Sequence[_Word], before: int, place: int) -> bool:
@@ -266,7 +269,7 @@ def _asked_to(text: str, end: int, words: SearchWords) -> int:
     return end
 
 
-def _with_joints(text: str, found: Sequence[_Word], kept: Sequence[int], words: SearchWords) -> str:
+def _with_joints(text: str, found: tuple[_Word, ...], kept: Sequence[int], words: SearchWords) -> str:
     """Return the kept words, with what stands between two of them if that is function words of the same sentence.
 
     If nothing that a search is about stands between any two of them, they are one span, verbs included.

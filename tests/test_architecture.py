@@ -26,6 +26,7 @@ FLOORS = {
             "versions",
             "files",
             "text_files",
+            "json_values",
             "database",
             "secret_values",
             "sandbox",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tool_aware.console import UserError, listing
 from tool_aware.files import write_json
+from tool_aware.json_values import unusable
 from tool_aware.manifest import read_manifest
 from tool_aware.paths import split_name
 from tool_aware.prompt import (
@@ -27,7 +28,7 @@ from tool_aware.prompt import (
     unwrap_response,
 )
 from tool_aware.text import normalised, shortened
-from tool_aware.text_files import JsonLine, is_json_array, json_items, read_json_text, text_format, unusable
+from tool_aware.text_files import JsonLine, is_json_array, json_items, read_json_text, text_format
 from tool_aware.tools import Tool, Toolbox
 
 if TYPE_CHECKING:

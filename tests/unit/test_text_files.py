@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import lzma
 
 import pytest
@@ -15,7 +16,6 @@ from tool_aware.text_files import (
     json_items,
     json_lines,
     lines_of,
-    lone_surrogate,
     parse_json,
     read_json_text,
     read_text,
@@ -115,8 +115,17 @@ def test_nesting_too_deep_is_a_value_error():
         parse_json("[" * 100_000)
 
 
-def test_half_a_surrogate_pair_is_found_wherever_it_is():
-    assert lone_surrogate({"a": ["fine 😀", {"b": "bad \ud83d"}]}) == "a[1].b"
-    assert lone_surrogate("\ude00") == "the text"
-    assert lone_surrogate({"a": {"\ud83d": 1}}) == "a key of a"
-    assert lone_surrogate({"a": [1, None, 2.5, True, "é"]}) is None
+@pytest.mark.parametrize("raw", [b"a\nb\n", "\ufeffa\u00e9\n\ufeffb".encode(), b"", b"\xef\xbb\xbf"])
+def test_a_text_read_at_once_is_that_of_its_lines(tmp_path, raw):
+    path, digest = tmp_path / "text", hashlib.sha256()
+    path.write_bytes(raw)
+    assert read_text(path, digest=digest) == "".join(lines_of(path))
+    assert digest.hexdigest() == hashlib.sha256(raw).hexdigest()
+
+
+def test_a_text_read_at_once_names_the_line_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes("one\nGr\u00f6\u00dfe\n".encode() + b"caf\xe9\n")
+    with pytest.raises(UserError, match="is not UTF-8: byte 0xe9") as raised:
+        read_text(path)
+    assert raised.value.where == f"{path}:3"

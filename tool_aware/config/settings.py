@@ -34,7 +34,7 @@ from tool_aware.config.sections import (
 )
 from tool_aware.config.yaml_file import apply_override, read_yaml_file
 from tool_aware.console import UserError
-from tool_aware.text_files import lone_surrogate
+from tool_aware.json_values import lone_surrogate
 from tool_aware.tools import Toolbox
 
 DEFAULT_CONFIG = Path("config.yaml")

@@ -21,9 +21,10 @@ from tool_aware.dataset.redaction import Redactor
 from tool_aware.dataset.similarity import nearest
 from tool_aware.dataset.synthesis.programs import problem_of_program
 from tool_aware.files import checked_as
+from tool_aware.json_values import unusable
 from tool_aware.prompt import parse_response, render_instruction, render_response
 from tool_aware.rows import Row, row_of
-from tool_aware.text_files import json_lines, parse_json, unusable
+from tool_aware.text_files import json_lines, parse_json
 from tool_aware.tools import Toolbox, ToolCall
 
 GATES = ("format", "schema", "code", "round_trip", "near_duplicate")

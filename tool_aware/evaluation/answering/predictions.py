@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from tool_aware.console import PROBLEMS_SHOWN, Fallbacks, UserError, listing, warn
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.files import checked_as, write_text
+from tool_aware.json_values import lone_surrogate, unusable
 from tool_aware.text import shortened
-from tool_aware.text_files import JsonLine, json_items, lone_surrogate, parse_json, unusable
+from tool_aware.text_files import JsonLine, json_items, parse_json
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest

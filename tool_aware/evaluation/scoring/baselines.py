@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tool_aware.config.data_sections import KeywordRouterSection
+from tool_aware.evaluation.scoring.equal_columns import merging_equal_columns
 from tool_aware.evaluation.scoring.judgement import Prediction
 from tool_aware.evaluation.scoring.ngram_vectors import NgramVectors
 from tool_aware.evaluation.scoring.one_thread import on_one_thread
@@ -98,11 +99,13 @@ def tfidf_regression(queries: Sequence[str], labels: Sequence[str]) -> Chooser:
     from sklearn.linear_model import LogisticRegression
 
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
-    model = LogisticRegression(C=10, max_iter=1000).fit(words.fit_transform(queries), labels)
+    vectors = words.fit_transform(queries)
+    merging = merging_equal_columns(vectors)  # a third of the columns is left: less than half of the time
+    model = LogisticRegression(C=10, max_iter=1000).fit(vectors @ merging, labels)
 
     def batches(queries: Sequence[str], at_once: int) -> Iterator[csr_matrix]:
         for start in range(0, len(queries), at_once):
-            yield words.transform(queries[start : start + at_once])
+            yield words.transform(queries[start : start + at_once]) @ merging
 
     return _classifier(batches, model)
 

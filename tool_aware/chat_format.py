@@ -43,6 +43,7 @@ _ANCHOR = "\x01"
 # Spaces, line ends and bytes outside ASCII, with which tokenizers differ behind a control token.
 _PROBES = ("hi", " hi", "\nhi", "two  spaces \n\n end", "日本 é")
 _LABEL = "Tool:"
+_MANY_TEXTS = 64  # whose ids alone are asked for; offsets and masks of all tokens take as long as these
 _FIX = "name an instruct model whose tokenizer has a chat template, or copy its chat_template.jinja into the folder"
 
 
@@ -254,6 +255,12 @@ def ids_behind(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, st
 
 def _split_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     # split_special_tokens: "</s>" typed by a user is five characters, not the end of the sequence.
+    if len(texts) >= _MANY_TEXTS and hasattr(tokenizer, "backend_tokenizer"):
+        tokenizer(texts[:1], add_special_tokens=False, split_special_tokens=True)  # sets the backend accordingly
+        encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)  # leaves out offsets
+        ids = [one.ids for one in encoded]
+        if max(map(len, ids)) <= tokenizer.model_max_length:  # else transformers warns
+            return ids
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
 

@@ -43,7 +43,7 @@ def pairs_of(config, count=24):
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_ids_are_those_of_each_example_alone(config, kind):
     tokenizer = TOKENIZERS[kind]()
-    preamble, pairs = pairs_of(config)
+    preamble, pairs = pairs_of(config, count=40)
     alone = [encode_example(tokenizer, *pair) for pair in pairs]
     for shared in (preamble, "", "another text", preamble.strip()[:-3], "\n"):
         assert encode_examples(tokenizer, pairs, shared=shared) == alone
@@ -73,3 +73,21 @@ def test_what_prompts_share_is_tokenised_once(config, kind, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "__call__", counted)
     encode_examples(tokenizer, pairs, shared=preamble)
     assert sum("Choose the one tool" in text for text in texts) == 1
+
+
+def test_texts_beyond_the_models_length_are_left_to_transformers_which_warns(config, monkeypatch):
+    tokenizer, calls = TOKENIZERS["mistral"](), list[int]()
+    call = PreTrainedTokenizerFast.__call__
+
+    def counted(self, text, **options):
+        calls.append(len(text))
+        return call(self, text, **options)
+
+    _, pairs = pairs_of(config, count=40)
+    within = encode_examples(tokenizer, pairs)
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    tokenizer.model_max_length = 100
+    assert encode_examples(tokenizer, pairs) == within
+    first, again = calls  # the first one sets how the tokenizer reads control tokens
+    assert first == 1
+    assert again >= 2 * len(pairs)

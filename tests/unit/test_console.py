@@ -143,3 +143,16 @@ def test_a_signal_after_the_work_is_no_traceback(tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", body], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (143, "done\n", "")
+
+
+def test_a_script_waits_for_its_threads_and_exit_functions_before_it_ends_at_once():
+    body = (
+        "import atexit, threading, time\nfrom tool_aware.console import run\n"
+        "class Held:\n    def __del__(self): print('taken apart')\n"
+        "held = Held()\n"
+        "atexit.register(print, 'exit function')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()\n"
+        "run(lambda: print('done') or 3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", body], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "done\nthread\nexit function\n", "")

@@ -81,8 +81,17 @@ def import_transformers() -> None:
         import_libraries("transformers")
         return
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # one says that there is no torch
-    sys.modules["torch"] = None  # type: ignore[assignment]  # `import torch` now finds none
-    try:
+    with left_out("torch"):
         import_libraries("transformers.models.auto.tokenization_auto")
+
+
+@contextlib.contextmanager
+def left_out(*names: str) -> Iterator[None]:
+    """Hide `names`, not imported yet, from libraries imported in this context, which can do without them."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # `import` takes None for not installed
+    try:
+        yield
     finally:
-        del sys.modules["torch"]
+        for name in hidden:
+            del sys.modules[name]

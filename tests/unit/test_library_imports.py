@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 
 from tests.fixtures.repository import REPOSITORY
 from tool_aware.chat_format import encode_prompt
-from tool_aware.library_imports import compiled_at_first_call, import_libraries
+from tool_aware.library_imports import compiled_at_first_call, import_libraries, left_out
 
 TOKENISE = """
 import json, sys
@@ -45,6 +46,16 @@ def test_a_process_without_models_tokenises_the_same_without_torch_and_may_impor
     ids, is_loaded, tensor = json.loads(result.stdout)
     assert (is_loaded, tensor) == (False, [1])
     assert ids == encode_prompt(tiny_tokenizer, text)  # with torch
+
+
+def test_what_is_left_out_is_found_again_afterwards(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "wanted_by_another.py").write_text("")
+    with left_out("wanted_by_another", "json"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("wanted_by_another")
+        assert importlib.import_module("json") is json  # imported before
+    importlib.import_module("wanted_by_another")
 
 
 def test_what_is_given_to_the_compiler_while_it_waits_is_compiled_at_its_first_call():

@@ -39,6 +39,7 @@ from tool_aware.config.options import (
 from tool_aware.config.settings import load_config
 from tool_aware.console import Fallbacks, UserError, duration, heading, run, say
 from tool_aware.data_folder import DataReading
+from tool_aware.garbage_collection import no_search_for_circles
 from tool_aware.library_imports import import_libraries
 from tool_aware.paths import ADAPTER_FOLDER, FINAL_MODEL_FOLDER
 from tool_aware.stage_times import begin_run, stage, stages_in_words
@@ -141,7 +142,7 @@ def plan(options: Options, processes: Processes) -> Job:
     reading = DataReading(config.dataset.dir, config.toolbox, TRAINED_ON)
     if reading.is_beside:
         import_libraries(*libraries)
-    with stage("reading rows"):
+    with stage("reading rows"), no_search_for_circles():
         data, test = read_data(config, fallbacks, reading)
     import_libraries(*libraries)
     check_model_available(model.name, revision=model.revision, hf_token=token)
@@ -155,7 +156,7 @@ def plan(options: Options, processes: Processes) -> Job:
         tokenizer = load_tokenizer(model.name, revision=model.revision, token=token)
     if options.adapter:
         refuse_another_chat_format(options.adapter, chat_format(tokenizer), model.name)
-    with stage("tokenising"):
+    with stage("tokenising"), no_search_for_circles():
         examples, rows = encode_data(data, tokenizer, config)
         varied = StepExamples.of(config, rows["train"], examples["train"], tokenizer)
     with stage("memory plan"):

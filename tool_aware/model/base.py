@@ -20,7 +20,7 @@ from tool_aware.gpu.device_facts import DeviceFacts
 from tool_aware.model.families import Traits
 from tool_aware.model.language_part import is_other_part, language_config
 from tool_aware.model.libraries import library_errors, quiet_libraries
-from tool_aware.model.matching import model_without_weights, refuse_unmatched
+from tool_aware.model.matching import check_stored, refuse_unmatched
 from tool_aware.model.model_folder import check_model_folder, model_settings
 from tool_aware.model.tensor_files import named, weight_files
 from tool_aware.paths import MODEL_CONFIG_NAME
@@ -175,7 +175,7 @@ def check_model_available(name: str, *, revision: str | None = None, hf_token: s
     """
     where = f"model.name: {name}"
     if Path(name).is_dir():
-        model_without_weights(Path(name), check_model_folder(Path(name), where))
+        check_stored(Path(name), check_model_folder(Path(name), where))
     elif name.startswith("~"):
         raise UserError("no such folder: ~ is not expanded in settings", where=where, fix="write the whole path")
     elif Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
@@ -183,7 +183,7 @@ def check_model_available(name: str, *, revision: str | None = None, hf_token: s
     else:
         _check_hub_access(name, revision, hf_token, where)
         if folder := local_folder(name, revision):
-            model_without_weights(folder, check_model_folder(folder, where))
+            check_stored(folder, check_model_folder(folder, where))
 
 
 def check_windows(model: ModelSection) -> None:

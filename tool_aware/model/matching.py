@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tool_aware.console import UserError
 from tool_aware.model.language_part import language_config, plain_names
@@ -26,11 +26,38 @@ _WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrap
 _META = "meta"
 
 
+class _Checked(NamedTuple):
+    """A model without weights that was made for a check alone, and what it was made from."""
+
+    folder: Path
+    settings: bytes
+    stored: dict[str, StoredTensor]
+    model: PreTrainedModel
+
+
+_checked: list[_Checked] = []  # the last one, for who needs one next: that of a 7B takes a second
+
+
+def check_stored(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Check as `model_without_weights` does, which returns the model of this check if it comes next."""
+    settings = (folder / MODEL_CONFIG_NAME).read_bytes()
+    _checked[:] = [_Checked(folder, settings, dict(stored), model_without_weights(folder, stored))]
+
+
 def model_without_weights(folder: Path, stored: Mapping[str, StoredTensor]) -> PreTrainedModel:
     """Return the model of `folder` on the meta device, after a check that `stored` are all its tensors and no others.
 
-    Raises UserError naming tensors that are missing, of another shape, or of no use to the model.
+    It is the caller's alone. Raises UserError naming tensors that are missing, of another shape, or of no use to the
+    model.
     """
+    if _checked:
+        *made_from, model = _checked.pop()
+        if made_from == [folder, (folder / MODEL_CONFIG_NAME).read_bytes(), stored]:
+            return model
+    return _new_model(folder, stored)
+
+
+def _new_model(folder: Path, stored: Mapping[str, StoredTensor]) -> PreTrainedModel:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config_file = str(folder / MODEL_CONFIG_NAME)

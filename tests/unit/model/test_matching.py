@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from tool_aware.config.sections import ModelSection, QuantizationSection
 from tool_aware.console import UserError
+from tool_aware.model import matching
 from tool_aware.model.adapter import attach_adapter, check_saved_adapter
 from tool_aware.model.base import check_model_available, load_base_model
+from tool_aware.model.model_folder import check_model_folder
 from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.export.weights import check_mergeable
 
@@ -322,3 +324,16 @@ def test_a_merged_model_given_as_an_adapter_says_where_it_belongs(model, model_d
     message = refusal(lambda: check_saved_adapter(model, ModelSection(name=str(model_dir))))
     assert "holds a model, not an adapter" in message
     assert f"evaluate.py --model {model}" in message
+
+
+def test_the_model_of_a_check_is_given_to_the_next_who_needs_one_of_these_files_and_once(model, monkeypatch):
+    made, make = [], matching._new_model
+    monkeypatch.setattr(matching, "_new_model", lambda *given: made.append(make(*given)) or made[-1])
+    stored = check_model_folder(model, "model.name")
+    check_model_available(str(model))
+    assert matching.model_without_weights(model, stored) is made[0]
+    assert matching.model_without_weights(model, stored) is made[1]
+    check_model_available(str(model))
+    settings = model / "config.json"
+    settings.write_text(settings.read_text() + "\n")
+    assert matching.model_without_weights(model, stored) is made[3]

@@ -89,9 +89,16 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = exit_code_of(stop)
         _ignore_signals()
     code = _after_flush(code)
-    if main.__module__ == "__main__" and not (sys.gettrace() or sys.getprofile()):  # a debugger goes on afterwards
+    if main.__module__ == "__main__" and not _is_watched():
         _end(code or EXIT_DONE)
     sys.exit(code)
+
+
+def _is_watched() -> bool:
+    """Return whether a debugger or a profiler runs the script, which goes on after it."""
+    monitoring = getattr(sys, "monitoring", None)  # of Python 3.12, whose profilers set no function
+    tools = range(6) if monitoring else ()  # as many as it has places for
+    return bool(sys.gettrace() or sys.getprofile() or any(monitoring.get_tool(place) for place in tools))
 
 
 def _end(code: int) -> NoReturn:

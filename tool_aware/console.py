@@ -96,9 +96,10 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 def _is_watched() -> bool:
     """Return whether a debugger or a profiler runs the script, which goes on after it."""
+    if sys.gettrace() or sys.getprofile():
+        return True
     monitoring = getattr(sys, "monitoring", None)  # of Python 3.12, whose profilers set no function
-    tools = range(6) if monitoring else ()  # as many as it has places for
-    return bool(sys.gettrace() or sys.getprofile() or any(monitoring.get_tool(place) for place in tools))
+    return monitoring is not None and any(map(monitoring.get_tool, range(6)))  # as many as it has places for
 
 
 def _end(code: int) -> NoReturn:

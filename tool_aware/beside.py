@@ -41,13 +41,16 @@ class Beside(Generic[T]):
         self._process.join()
 
     def result(self) -> T:
-        """Wait for the result; work it out here if the other process ended without one, killed for its memory say."""
+        """Wait for the result; work it out here if the other process ended without one, killed for its memory say.
+
+        So a function that fails there fails here, and raises what it raises.
+        """
         self._waiting.join()
         return self._found[0] if self._found else self._function(*self._arguments)
 
 
 def _send(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, which ends this one
-    with contextlib.suppress(BrokenPipeError):  # nobody waits any more
+    with contextlib.suppress(Exception):  # nobody waits any more, or the function fails, there as well
         sender.send(function(*arguments))
     os._exit(0)  # at once: to take apart what it holds takes the interpreter a fifth of a second

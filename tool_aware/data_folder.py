@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ class DataReading:
         files = [split_file(folder, split) for split in SPLITS]
         size_bytes = sum(file.stat().st_size for file in files if file.is_file())
         is_large = _LARGE_BYTES <= size_bytes < _TOO_LARGE_BYTES
-        self._process = Beside(_read_without_errors, *self._arguments) if is_large and usable_cores() > 1 else None
+        self._process = Beside(read_data_folder, *self._arguments) if is_large and usable_cores() > 1 else None
 
     @property
     def is_beside(self) -> bool:
@@ -71,13 +70,7 @@ class DataReading:
 
     def result(self) -> DataFolder:
         """Wait for the rows. Raises what `read_data_folder` raises."""
-        return (self._process and self._process.result()) or read_data_folder(*self._arguments)
-
-
-def _read_without_errors(folder: Path, tools: Toolbox, required: Sequence[str]) -> DataFolder | None:
-    with contextlib.suppress(UserError):  # which is said by the process that waits
-        return read_data_folder(folder, tools, required)
-    return None
+        return self._process.result() if self._process else read_data_folder(*self._arguments)
 
 
 @no_search_for_circles()

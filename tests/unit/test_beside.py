@@ -1,5 +1,7 @@
 import os
 
+import pytest
+
 from tool_aware.beside import Beside
 from tool_aware.text import shortlist
 
@@ -11,6 +13,12 @@ def test_another_process_works_out_the_result():
 
 def test_a_process_that_ends_without_a_result_is_replaced_by_this_one():
     assert Beside(ends_elsewhere, os.getpid()).result() == "worked out here"
+
+
+def test_a_function_that_fails_fails_here_and_nowhere_else(capfd):
+    with pytest.raises(ZeroDivisionError):
+        Beside(divmod, 1, 0).result()
+    assert capfd.readouterr().err == ""
 
 
 def ends_elsewhere(here):

@@ -125,6 +125,12 @@ def test_fallbacks_can_be_sent_to_another_process():
     assert list(pickle.loads(pickle.dumps(Fallbacks(["a", "b"])))) == ["a", "b"]
 
 
+def ended(program: str) -> tuple[int, str, str]:
+    """Run a program in a process of its own; return its exit code and what it wrote."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
 def test_a_signal_after_the_work_is_no_traceback(tmp_path):
     """At each moment between the end of the work and the end of the process."""
     body = (
@@ -134,15 +140,13 @@ def test_a_signal_after_the_work_is_no_traceback(tmp_path):
         "console._after_flush = lambda code: (os.kill(os.getpid(), signal.SIGTERM), flush(code))[1]\n"
         "console.run(lambda: print('done') or 0)"
     )
-    ended = subprocess.run([sys.executable, "-c", body], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+    assert ended(body) == (0, "done\n", "")
     body = (
         "import os, signal\nfrom tool_aware import console\nwork = console._outcome\n"
         "console._outcome = lambda main: (work(main), os.kill(os.getpid(), signal.SIGTERM))[0]\n"
         "console.run(lambda: print('done') or 0)"
     )
-    ended = subprocess.run([sys.executable, "-c", body], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "done\n", "")
+    assert ended(body) == (143, "done\n", "")
 
 
 def test_a_script_waits_for_its_threads_and_exit_functions_before_it_ends_at_once():
@@ -154,5 +158,4 @@ def test_a_script_waits_for_its_threads_and_exit_functions_before_it_ends_at_onc
         "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()\n"
         "run(lambda: print('done') or 3)"
     )
-    ended = subprocess.run([sys.executable, "-c", body], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "done\nthread\nexit function\n", "")
+    assert ended(body) == (3, "done\nthread\nexit function\n", "")

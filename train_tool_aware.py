@@ -40,7 +40,7 @@ from tool_aware.config.settings import load_config
 from tool_aware.console import Fallbacks, UserError, duration, heading, run, say
 from tool_aware.data_folder import DataReading
 from tool_aware.garbage_collection import no_search_for_circles
-from tool_aware.library_imports import import_libraries
+from tool_aware.library_imports import import_libraries, left_out
 from tool_aware.paths import ADAPTER_FOLDER, FINAL_MODEL_FOLDER
 from tool_aware.stage_times import begin_run, stage, stages_in_words
 from tool_aware.tokenizer import load_tokenizer
@@ -138,13 +138,12 @@ def plan(options: Options, processes: Processes) -> Job:
     config, environment = load_config(options.config, options.overrides), read_environment()
     model, token, fallbacks = config.model, environment.hf_token, Fallbacks()
     check_output_dir(config, options.wish)
-    libraries = ("torch", "transformers", "transformers.modeling_utils")
     reading = DataReading(config.dataset.dir, config.toolbox, TRAINED_ON)
     if reading.is_beside:
-        import_libraries(*libraries)
+        import_training_libraries()
     with stage("reading rows"), no_search_for_circles():
         data, test = read_data(config, fallbacks, reading)
-    import_libraries(*libraries)
+    import_training_libraries()
     check_model_available(model.name, revision=model.revision, hf_token=token)
     check_windows(model)
     config = with_lora_of(options.adapter, config) if options.adapter else config
@@ -166,6 +165,12 @@ def plan(options: Options, processes: Processes) -> Job:
         *(config, environment, tokenizer, data, examples, varied, options.adapter),
         *(processes, memory, test, lineage, fallbacks),
     )
+
+
+def import_training_libraries() -> None:
+    """Import what training takes, without what takes a tenth of the time and only other models' losses use."""
+    with left_out("scipy"):
+        import_libraries("torch", "transformers", "transformers.modeling_utils")
 
 
 # ---- run ------------------------------------------------------------------------------------------------
@@ -272,7 +277,11 @@ def merge_model(job: Job, trained: Trained) -> Merged | None:
     if trained.references is None:
         say(f"{job.output_dir / FINAL_MODEL_FOLDER}: skipped (--skip-final-model)")
         return None
-    merger = Merger(job.engine_config, job.output_dir / ADAPTER_FOLDER, hf_token=job.environment.hf_token)
+    merger = Merger(
+        *(job.engine_config, job.output_dir / ADAPTER_FOLDER),
+        tokenizer=job.tokenizer,
+        hf_token=job.environment.hf_token,
+    )
     final = claimed(job.output_dir, FINAL_MODEL_FOLDER, job.fallbacks)
     merged = merge(merger, final, job.tool_names, trained.references)
     record_files(final)

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -28,16 +29,19 @@ class Beside(Generic[T]):
     def __init__(self, function: Callable[..., T], *arguments: Any) -> None:
         self._function, self._arguments, self._found = function, arguments, list[T]()
         context = multiprocessing.get_context("spawn")
-        self._receiver, sender = context.Pipe(duplex=False)
-        self._process = context.Process(target=_send, args=(sender, function, *arguments), daemon=True)
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
         self._process.start()
-        sender.close()  # so that nobody holds this end once the other process is gone
-        self._waiting = threading.Thread(target=self._receive, daemon=True)  # so that the other need not wait for us
-        self._waiting.start()
+        theirs.close()  # so that nobody holds this end once the other process is gone
+        # Large arguments and results wait for the other's reading and writing, and this process need not.
+        work = ForkingPickler.dumps((function, arguments))  # now, as the arguments may change
+        self._exchanging = threading.Thread(target=self._exchange, args=(work,), daemon=True)
+        self._exchanging.start()
 
-    def _receive(self) -> None:
+    def _exchange(self, work: memoryview) -> None:
         with contextlib.suppress(EOFError, OSError):  # it was ended, before its result or amid it
-            self._found.append(self._receiver.recv())
+            self._ours.send_bytes(work)
+            self._found.append(self._ours.recv())
         self._process.join()
 
     def result(self) -> T:
@@ -45,12 +49,13 @@ class Beside(Generic[T]):
 
         So a function that fails there fails here, and raises what it raises.
         """
-        self._waiting.join()
+        self._exchanging.join()
         return self._found[0] if self._found else self._function(*self._arguments)
 
 
-def _send(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
+def _work(theirs: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, which ends this one
     with contextlib.suppress(Exception):  # nobody waits any more, or the function fails, there as well
-        sender.send(function(*arguments))
+        function, arguments = theirs.recv()
+        theirs.send(function(*arguments))
     os._exit(0)  # at once: to take apart what it holds takes the interpreter a fifth of a second

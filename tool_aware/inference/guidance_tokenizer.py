@@ -8,6 +8,7 @@ and no answer passes. So the decoder is written anew here, from the side that en
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,17 +27,23 @@ def guidance_tokenizer(tokenizer: PreTrainedTokenizerBase, *, end_id: int, vocab
 
     Raises UserError if llguidance cannot read it.
     """
-    from llguidance import LLTokenizer
     from transformers import PreTrainedTokenizerFast
 
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         what = f"constrained decoding needs a tokenizer of the tokenizers library, not {type(tokenizer).__name__}"
         raise UserError(what, where="model.name", fix=WITHOUT_CONSTRAINT)
     try:
-        return LLTokenizer(backend_text(tokenizer), n_vocab=vocabulary, eos_token=end_id)
+        return _read(backend_text(tokenizer), end_id, vocabulary or max(tokenizer.get_vocab().values()) + 1)
     except ValueError as error:
         what = f"constrained decoding cannot read its tokenizer ({bridge_versions()}): {str(error)[:200]}"
         raise UserError(what, where="model.name", fix=WITHOUT_CONSTRAINT) from error
+
+
+@functools.lru_cache(maxsize=1)  # every grammar of an evaluation is for the same one
+def _read(text: str, end_id: int, vocabulary: int) -> LLTokenizer:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer(text, n_vocab=vocabulary, eos_token=end_id)
 
 
 def backend_text(tokenizer: PreTrainedTokenizerBase) -> str:

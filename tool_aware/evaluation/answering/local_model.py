@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tool_aware.chat_format import cut_answers, decode, end_id, tool_label_tokens, tool_name_tokens
 from tool_aware.config.data_sections import EvaluationSection
@@ -64,7 +64,7 @@ class LocalModel:
         """Return a context in which the adapter is off, unless the task uses it or there is none."""
         if self.adapter is None or uses_adapter:
             return contextlib.nullcontext()
-        return self.adapter.disable_adapter()
+        return _without(self.adapter)
 
     def _answer(self, task: Task, prompts: Mapping[int, list[int]]) -> Iterator[list[Prediction]]:
         indices = list(prompts)
@@ -97,6 +97,16 @@ class LocalModel:
 
     def _grammar(self, tools: Toolbox) -> AnswerGrammar:
         return AnswerGrammar(self.tokenizer, tools, vocabulary=self.model.config.get_text_config().vocab_size)
+
+
+@contextlib.contextmanager
+def _without(adapter: PeftModel) -> Iterator[None]:
+    layers: Any = adapter.base_model
+    layers.disable_adapter_layers()  # peft's `disable_adapter` first asks all of them how they are
+    try:
+        yield
+    finally:
+        layers.enable_adapter_layers()
 
 
 @contextlib.contextmanager

@@ -159,11 +159,21 @@ def _names(numbers: Sequence[int], tools: Sequence[str]) -> str:
 
 
 class Merger:
-    """An adapter and the base model it is merged into: measure the merge methods, merge, check the result."""
+    """An adapter and the base model it is merged into: measure the merge methods, merge, check the result.
+
+    `tokenizer` is the one that the adapter's folder holds, if it is loaded.
+    """
 
     @stage("choosing among merges")
-    def __init__(self, config: Config, adapter: Path, *, hf_token: str | None = None) -> None:
-        self._config, self._adapter = config, adapter
+    def __init__(
+        self,
+        config: Config,
+        adapter: Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        hf_token: str | None = None,
+    ) -> None:
+        self._config, self._adapter, self._tokenizer = config, adapter, tokenizer
         self._base = base_folder(config.model, hf_token)
         self._files, self._updates = WeightFiles(self._base, device()), LoraUpdates.load(adapter)
         self._updates.check_fit(self._files)
@@ -213,7 +223,7 @@ class Merger:
                 if index:
                     index["metadata"] = {**index.get("metadata", {}), "total_size": size}
                     write_json(part / MODEL_WEIGHTS_INDEX_NAME, index)
-                _write_configs(self._base, self._adapter, part, method.dtype)
+                _write_configs(self._base, self._adapter, part, method.dtype, self._tokenizer)
                 disk = written.enter_context(ThreadPoolExecutor(1))
                 on_disk = disk.submit(sync_files, part)
             yield part
@@ -273,7 +283,9 @@ def merge(merger: Merger, folder: Path, names: ToolNames, references: References
     return Merged(method, measured, checked, test)
 
 
-def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
+def _write_configs(
+    base: Path, adapter: Path, folder: Path, dtype: str, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
     """Copy the base's configs without their quantisation section, and the adapter's tokenizer with its template."""
     config = read_json(base / MODEL_CONFIG_NAME)
     config.pop("quantization_config", None)
@@ -285,7 +297,7 @@ def _write_configs(base: Path, adapter: Path, folder: Path, dtype: str) -> None:
     for path in (*_tokenizer_files(adapter), *served):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = tokenizer or load_tokenizer(str(folder))
     _state_prefix_space(folder / TOKENIZER_CONFIG_NAME, tokenizer)
     given = read_json(base / GENERATION_CONFIG_NAME) or language_settings(config)
     write_json(folder / GENERATION_CONFIG_NAME, _greedy_generation(given, end_id(tokenizer)))

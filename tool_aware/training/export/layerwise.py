@@ -40,10 +40,11 @@ def empty_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMod
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     with quiet_libraries():
         config, _ = language_config(str(folder))
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=dtype or config.dtype or torch.float32,

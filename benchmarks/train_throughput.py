@@ -78,6 +78,8 @@ ROWS: dict[str, tuple[str, int, dict[str, str]]] = {
     "ours-33-free": ("ours", 33, NO_CHECKPOINTS),
     "ours-64-free": ("ours", 64, NO_CHECKPOINTS),
     "ours-64-free-cached": ("ours", 64, {**NO_CHECKPOINTS, "optimization.cached_layers": "32"}),
+    "ours-128-free-cached": ("ours", 128, {**NO_CHECKPOINTS, "optimization.cached_layers": "32"}),
+    "ours-192-free-cached": ("ours", 192, {**NO_CHECKPOINTS, "optimization.cached_layers": "32"}),
     "ours-64-free-16bit": ("ours", 64, {**NO_CHECKPOINTS, "quantization.load_in_4bit": "false"}),
 }  # fmt: skip
 

@@ -11,6 +11,13 @@ def test_another_process_works_out_the_result():
     assert Beside(os.getpid).result() != os.getpid()
 
 
+def test_arguments_are_those_of_the_beginning_however_large():
+    words = ["a"] * 1_000_000
+    length = Beside(len, words)
+    words.clear()
+    assert length.result() == 1_000_000
+
+
 def test_a_process_that_ends_without_a_result_is_replaced_by_this_one():
     assert Beside(ends_elsewhere, os.getpid()).result() == "worked out here"
 

@@ -79,3 +79,13 @@ def test_padding_and_truncation_do_not_reach_the_copy(byte_level_tokenizer):
     padded.backend_tokenizer.enable_truncation(3)
     assert read(padded).tokenize_str(TEXT) == byte_level_tokenizer(TEXT)["input_ids"]
     assert json.loads(padded.backend_tokenizer.to_str())["truncation"]["max_length"] == 3
+
+
+def test_a_tokenizer_is_read_once_until_a_token_or_the_models_size_changes(byte_level_tokenizer):
+    tokenizer = changed(byte_level_tokenizer)
+    size, end = len(tokenizer), tokenizer.eos_token_id
+    first = read(tokenizer)
+    assert guidance_tokenizer(tokenizer, end_id=end, vocabulary=size) is first
+    padded = guidance_tokenizer(tokenizer, end_id=end, vocabulary=size + 64)
+    tokenizer.add_tokens(["<new>"])
+    assert (first.vocab_size, padded.vocab_size, read(tokenizer).vocab_size) == (size, size + 64, size + 1)

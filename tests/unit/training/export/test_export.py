@@ -21,6 +21,7 @@ from tool_aware.console import UserError
 from tool_aware.files import read_json
 from tool_aware.model.base import load_base_model
 from tool_aware.paths import GENERATION_CONFIG_NAME
+from tool_aware.tokenizer import load_tokenizer
 from tool_aware.training.export import export
 from tool_aware.training.export.export import MergeMethod, Merger, save_adapter
 
@@ -154,6 +155,15 @@ def test_the_merged_model_tells_llama_cpp_that_no_space_comes_before_the_prompt(
     ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "final_model", adapter_dir))
     for text in ("hi", " hi", "<s> [INST] hi [/INST]", "a  b\n\nc </s>x", "日本 é"):
         assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+
+
+def test_a_tokenizer_that_is_loaded_already_leads_to_the_same_files(config, base_dir, adapter_dir, tmp_path):
+    of_base, loaded = changed(config, model={"name": str(base_dir)}), load_tokenizer(str(base_dir))
+    folders = {tmp_path / "given": loaded, tmp_path / "read": None}
+    for folder, tokenizer in folders.items():
+        Merger(of_base, adapter_dir, tokenizer=tokenizer).save(MergeMethod("original", "float32"), folder)
+    given, read = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert given == read
 
 
 def test_only_sentencepiece_puts_spaces_before_text(tokenizer, byte_level_tokenizer):

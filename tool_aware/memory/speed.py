@@ -22,7 +22,8 @@ class Shares:
     layer_s: float
 
 
-RECORDED_LAYER_S = 0.001  # a layer of SmolLM2's shape with 3,600 tokens (docs/BENCHMARKS.md), a recorded pass
+# A layer of SmolLM2's shape, 3,600 tokens (docs/BENCHMARKS.md), where passes are recorded: at all, and for each pass.
+RECORDED_LAYER_S, RECORDED_PASS_S = 0.0006, 0.0001
 # Fitted to the 81 steps of benchmarks/results/train_memory_*.json, by the mean of the relative error.
 OWN = Shares(0.55, 0.77, 0.0045)
 TRANSFORMERS = Shares(0.45, 0.25, 0.011)
@@ -53,10 +54,11 @@ def estimate_speed(spec: TrainingSpec, card: str) -> Speed | None:
     if published is None:
         return None
     shares = OWN if spec.has_own_decoder else TRANSFORMERS
-    limit_s = spec.resolved.flops / (published.tflops * 1e12)
+    step = spec.resolved
+    limit_s = step.flops / (published.tflops * 1e12)
     memory_s = moved_bytes(spec) / (published.bandwidth_gbs * 1e9)
     work_s = limit_s / shares.arithmetic + memory_s / shares.bandwidth
-    layer_s = RECORDED_LAYER_S if spec.resolved.cuda_graphs else shares.layer_s
+    layer_s = RECORDED_LAYER_S + RECORDED_PASS_S * step.passes if step.cuda_graphs else shares.layer_s
     expected_s = max(layer_s * spec.architecture.layers, work_s)
     is_measured = published.name in MEASURED_CARDS
     error = NINE_OF_TEN_PERCENT / 100

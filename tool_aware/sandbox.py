@@ -89,12 +89,13 @@ class WarmInterpreter:
     """An interpreter that has loaded what programs import, and runs one after another, each in a copy of itself (fork).
 
     Starting an interpreter takes ten times as long as most programs. All that `run_program` says of isolation holds for
-    each program; only the seed of hashes is the same for all, so programs that print sets in their order need an
-    interpreter of their own. One program at a time; a context, which ends the process.
+    each program; only the seed of hashes is the same for all: programs that print sets in their order do so otherwise
+    in another one. NumPy is loaded if `has_numpy`, else in each copy that needs it, which takes ten times as long as
+    the copy. One program at a time; a context, which ends the process.
     """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits = DEFAULT_LIMITS, *, has_numpy: bool = False) -> None:
+        self._limits, self._has_numpy = limits, has_numpy
         self._process: subprocess.Popen[bytes] | None = None
         self._opened = contextlib.ExitStack()
 
@@ -135,7 +136,9 @@ class WarmInterpreter:
         self._opened.callback(os.close, from_child)
         try:
             self._process = _popen(
-                self._limits, (self._output, self._errors), folder, to_parent, is_isolated=True, is_warm=True
+                *(self._limits, (self._output, self._errors), folder, to_parent),
+                is_isolated=True,
+                warm="numpy" if self._has_numpy else "none",
             )
         finally:
             os.close(to_parent)
@@ -205,12 +208,12 @@ def _popen(
     to_parent: int,
     *,
     is_isolated: bool,
-    is_warm: bool = False,
+    warm: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start the child, for one program or, warm, for one after another."""
+    """Start the child, for one program or, warm with a module, for one after another."""
     arguments = (limits.time_s, limits.memory_bytes, limits.output_bytes, int(is_isolated), to_parent)
     return subprocess.Popen(
-        [sys.executable, "-I", "-X", "utf8", str(_CHILD), *map(str, arguments), *(["warm"] if is_warm else [])],
+        [sys.executable, "-I", "-X", "utf8", str(_CHILD), *map(str, arguments), *([warm] if warm else [])],
         stdin=subprocess.PIPE,
         stdout=files[0],
         stderr=files[1],

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import socket
+import subprocess
 import sys
 import time
 
@@ -42,6 +43,56 @@ def test_a_warm_interpreter_runs_programs_as_one_of_their_own_does():
     with WarmInterpreter(limits) as warm:
         for code in [*PRINTS, *last]:
             assert warm.run(code) == (ProgramRun(PRINTS[code]) if code in PRINTS else run_program(code, limits))
+
+
+SAYS_AT_ITS_END = (
+    "class Last:\n    def __init__(self, word): self.word = word\n    def __del__(self): print(self.word)\n"
+)
+AT_THEIR_END = [
+    SAYS_AT_ITS_END + "a, b = Last('a'), Last('b')\nprint('end')",
+    SAYS_AT_ITS_END + "a = Last('in a ring')\na.self = a\nprint('end')",
+    SAYS_AT_ITS_END + "def use(): return held\nheld = Last('in use')\nprint(use().word)",
+    "import atexit\natexit.register(print, 'first')\natexit.register(print, 'last')",
+    "import weakref\nclass A: pass\na = A()\nweakref.finalize(a, print, 'gone')",
+    "print('no line break', end='')",
+    "import sys\nsys.stdout.write('written')",
+    "import io, sys\nsys.stdout = io.StringIO()\nprint('nowhere')",
+    "import sys\nprint('before')\nsys.stdout = None",
+    "import sys\nprint('before')\nsys.stdout.close()",
+    "import sys\nprint('before')\nsys.stdout = 3",
+    "import sys\nprint('to stderr', file=sys.stderr)",
+    "import sys\nprint('left')\nsys.exit()",
+    "import sys\nsys.exit('words')",
+    "raise SystemExit(4)",
+    "def f():\n    yield 1\n    print('never')\ng = f()\nprint(next(g))",
+    "def f():\n    try:\n        yield 1\n    finally:\n        print('closed')\ng = f()\nprint(next(g))",
+]
+
+
+@pytest.mark.parametrize("code", AT_THEIR_END)
+def test_a_program_ends_as_under_an_interpreter_of_its_own(code):
+    plain = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    for run in (run_program(code), _run_warm(code)):
+        assert run.printed == plain.stdout
+        assert (run.problem is None) == (plain.returncode == 0)
+
+
+def test_a_warm_interpreter_with_numpy_runs_the_same():
+    with WarmInterpreter(has_numpy=True) as warm:
+        for code, printed in PRINTS.items():
+            assert warm.run(code) == ProgramRun(printed)
+
+
+def test_the_order_of_a_set_is_one_in_an_interpreter_and_another_in_the_next():
+    code = "print({'lime', 'plum', 'kiwi', 'fig', 'pear', 'nut', 'date', 'sloe'})"
+    with WarmInterpreter() as warm:
+        assert warm.run(code) == warm.run(code)
+    assert len({_run_warm(code).printed for _ in range(5)}) > 1
+
+
+def _run_warm(code: str) -> ProgramRun:
+    with WarmInterpreter() as warm:
+        return warm.run(code)
 
 
 def test_what_a_program_leaves_in_a_warm_interpreter_reaches_no_other():

@@ -28,6 +28,7 @@ _NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE]
 _TOKEN = re.compile(rf"(?P<number>(?<![\w.]){_NUMBER.pattern})|(?P<word>\w+)")
 _OF_INTERPRETER = frozenset({"set", "frozenset", "hash", "id"})  # as they are in one interpreter and all its copies
 _SIMPLE_CALLS = _OF_INTERPRETER | {"seed"}
+_NUMPY = "numpy"
 _VARYING_MODULES = frozenset({"random", "secrets", "uuid", "time", "timeit", "numpy"})
 
 
@@ -53,26 +54,28 @@ class ProgramRuns:
     def run(self, programs: Iterable[str]) -> None:
         """Run the programs that are new; one whose output may differ from run to run, several times."""
         new = [program for program in dict.fromkeys(programs) if program not in self._done]
-        varying = {program for program in new if may_vary(program)}
-        due = [program for program in new for _ in range(RUNS_OF_VARYING if program in varying else 1)]
+        due = [(program, kind) for program in new for kind in kinds_of_runs(program)]
         if not due:
             return
-        warm: SimpleQueue[WarmInterpreter] = SimpleQueue()
-
-        def run(program: str) -> ProgramRun:
-            if not self._is_isolated or (program in varying and varies_by_interpreter(program)):
-                return run_program(program, self._limits, is_isolated=self._is_isolated)
-            interpreter = warm.get()
-            try:
-                return interpreter.run(program)
-            finally:
-                warm.put(interpreter)
-
         at_once = min(self._at_once, len(due))
         with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
-            for _ in range(at_once):
-                warm.put(stack.enter_context(WarmInterpreter(self._limits)))
-            for program, done in zip(due, pool.map(run, due), strict=True):
+            warm: dict[int | str, SimpleQueue[WarmInterpreter]] = {}
+            for kind in {kind for _, kind in due}:
+                warm[kind] = SimpleQueue()
+                for _ in range(1 if isinstance(kind, int) else at_once):
+                    interpreter = WarmInterpreter(self._limits, has_numpy=kind == _NUMPY)
+                    warm[kind].put(stack.enter_context(interpreter))
+
+            def run(program: str, kind: int | str) -> ProgramRun:
+                if not self._is_isolated:
+                    return run_program(program, self._limits, is_isolated=False)
+                interpreter = warm[kind].get()
+                try:
+                    return interpreter.run(program)
+                finally:
+                    warm[kind].put(interpreter)
+
+            for (program, _), done in zip(due, pool.map(run, *zip(*due, strict=True)), strict=True):
                 self._done.setdefault(program, []).append(done)
 
     def of(self, program: str) -> list[ProgramRun]:
@@ -86,6 +89,21 @@ class ProgramRuns:
         first, second = self.of(one)[0], self.of(other)[0]
         printed = first.printed.strip()
         return not first.problem and not second.problem and bool(printed) and printed == second.printed.strip()
+
+
+def kinds_of_runs(program: str) -> list[int | str]:
+    """Return, for each run of a program, which interpreters can do it: those of a kind, or one by its number.
+
+    Several interpreters have as many seeds of hashes, by which the order of a set varies.
+    """
+    if not may_vary(program):
+        return [_kind(program)]
+    by_interpreter = varies_by_interpreter(program)
+    return [number if by_interpreter else _kind(program) for number in range(RUNS_OF_VARYING)]
+
+
+def _kind(program: str) -> str:
+    return _NUMPY if _NUMPY in program else "plain"
 
 
 def may_vary(program: str) -> bool:

@@ -20,7 +20,9 @@ import gc
 import importlib
 import os
 import platform
+import re
 import resource
+import select
 import signal
 import sys
 
@@ -44,6 +46,13 @@ LOADED_LATER = (
     *("encodings.ascii", "encodings.cp1252", "encodings.hex_codec", "encodings.idna", "encodings.latin_1"),
     *("encodings.rot_13", "encodings.utf_16", "encodings.utf_32"),
     *("numpy.fft", "numpy.linalg", "numpy.random"),
+)
+
+# Programs with such a word may leave objects that an interpreter takes apart in an order of its own, or files that only
+# it closes: they end with it. It takes four times as long as all else that a short program needs.
+NEEDS_AN_ENDING = re.compile(
+    rb"\b(__del__|builtins|codecs|ctypes|detach|fdopen|gc|modules|open|setattr|setprofile|settrace|signal)\b"
+    rb"|\b(BufferedWriter|FileIO|TextIOWrapper)\b|\bstd(out|err)\s*[=,]|\bdel\s+sys\b"
 )
 
 # Parts of packages that do something when they are imported, or read files; no program of use needs them.
@@ -86,8 +95,7 @@ def main() -> None:
     """Limit this process, load what the program imports, seal the process, and execute the program."""
     time_s, memory_bytes, output_bytes, is_isolated, parent = map(int, sys.argv[1:6])
     code = next_program(parent, sys.argv[6]) if len(sys.argv) > 6 else sys.stdin.buffer.read()
-    sys.stdin.close()
-    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # input() meets the end of the file
+    give_up_stdin()
     sys.argv = ["program"]
     limit(time_s, memory_bytes, output_bytes)
     program = compile(code, "program", "exec")
@@ -101,42 +109,61 @@ def main() -> None:
             os._exit(1)
     os.write(parent, READY)
     os.close(parent)
-    gc.freeze()  # what is collected from here on is the program's
     namespace: dict[str, object] = {"__name__": "__main__"}
+    if not is_isolated or NEEDS_AN_ENDING.search(code):  # without isolation it may have threads to wait for
+        exec(program, namespace)
+        return
+    gc.freeze()  # what is collected from here on is the program's
+    run_exit_functions, collect, leave = atexit._run_exitfuncs, gc.collect, os._exit  # whatever it makes of them
     exec(program, namespace)
-    if is_isolated:  # else it may have threads, which an interpreter waits for
-        end(namespace)
+    # From here on as the interpreter ends, but that it takes all of itself apart, four times the work of all else.
+    run_exit_functions()
+    exit_code = flush()
+    del namespace  # what it holds has its last words, and what they are about is still there
+    collect()
+    flush()
+    leave(exit_code)
 
 
-def end(namespace: dict[str, object]) -> None:
-    """End this process as the interpreter does after a program, but for taking itself apart.
+def give_up_stdin() -> None:
+    """Make `input()` and descriptor 0 meet the end of the file: the pipe is where later programs come from."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
 
-    That takes four times as long as all else that a short program needs.
-    """
-    atexit._run_exitfuncs()
-    namespace.clear()  # objects that say something when they go, do
-    gc.collect()
+
+def flush() -> int:
+    """Write out what was printed; return the exit code of an interpreter that does so: 120 if it fails."""
     exit_code = 0
-    for stream in (sys.stdout, sys.__stdout__, sys.stderr):
+    for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None)):
         try:
-            if stream is not None and not getattr(stream, "closed", False):
+            if stream is not None and not stream.closed:
                 stream.flush()
-        except Exception:  # its file is full, or the program has put something else there
-            exit_code = 120  # as the interpreter's own
-    os._exit(exit_code)
+        except Exception:
+            exit_code = 120
+    return exit_code
 
 
 def next_program(parent: int, module: str) -> bytes:
-    """Copy this process for each program on standard input; return the program, in the copy alone."""
+    """Copy this process for each program on standard input; return the program, in the copy alone.
+
+    This process never holds a program, which later copies could find in its memory.
+    """
     for name in LOADED_LATER:
         if not name.startswith("numpy") or module == "numpy":
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
+    waiting = select.poll()
+    waiting.register(0, select.POLLIN)
     while True:
-        code = read_bytes(int.from_bytes(read_bytes(8), "big"))
+        if not any(event & select.POLLIN for _, event in waiting.poll()):
+            os._exit(0)  # there will be no more
         process = os.fork()
         if not process:
-            return code
+            if "numpy.random" in sys.modules:
+                sys.modules["numpy.random"].seed()  # else all copies draw alike
+            return read_bytes(int.from_bytes(read_bytes(8), "big"))
         _, status = os.waitpid(process, 0)
         os.write(parent, b"\n%d\n" % os.waitstatus_to_exitcode(status))
 

@@ -15,6 +15,7 @@ import pytest
 from tool_aware import sandboxed
 from tool_aware.sandbox import Limits, NotIsolated, ProgramRun, WarmInterpreter, run_program
 
+IS_X86 = platform.machine() == "x86_64"
 PRINTS = {
     "print(1 + 1)": "2\n",
     "import statistics\nprint(statistics.mean([1, 2, 6]))": "3\n",
@@ -65,13 +66,30 @@ AT_THEIR_END = [
     "import sys\nsys.exit('words')",
     "raise SystemExit(4)",
     "def f():\n    yield 1\n    print('never')\ng = f()\nprint(next(g))",
+    "x = 'hi'\nclass A:\n    def __del__(self): print('bye', x)\na = A()",
+    "class A:\n    count = 0\n    def __init__(self): A.count += 1\n    def __del__(self): A.count -= 1\n"
+    "held = [A() for _ in range(1000)]\nprint(A.count)",
+    "word = 'closed'\ndef f():\n    try:\n        yield 1\n    finally:\n        print(word)\ng = f()\nprint(next(g))",
+    "import os, sys\nclass Fast:\n    def __init__(self): self.parts = []\n"
+    "    def write(self, text): self.parts.append(text)\n"
+    "    def flush(self): os.write(1, ''.join(self.parts).encode()); self.parts = []\n"
+    "sys.stdout = Fast()\nprint('fast')",
+    "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding='utf-8')\nprint('again')",
+    "import sys\nprint('before')\ndel sys.stdout",
+    "import atexit, sys\natexit.register(sys.exit, 3)\nprint('left')",
+    "import gc\ngc.collect = None\nprint('kept')",
+    "import sys\ncalls = []\nsys.setprofile(lambda *_: calls.append(1))\nprint(len(calls) > 0)",
+    "import builtins, functools\nbuiltins.print = functools.partial(print, file=open(1, 'w', closefd=False))\nprint(2)",
+    "data = open(0).read()\nprint(len(data), len({1, 2}))",
     "def f():\n    try:\n        yield 1\n    finally:\n        print('closed')\ng = f()\nprint(next(g))",
 ]
 
 
 @pytest.mark.parametrize("code", AT_THEIR_END)
 def test_a_program_ends_as_under_an_interpreter_of_its_own(code):
-    plain = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    plain = subprocess.run(
+        [sys.executable, "-I", "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     for run in (run_program(code), _run_warm(code)):
         assert run.printed == plain.stdout
         assert (run.problem is None) == (plain.returncode == 0)
@@ -81,6 +99,30 @@ def test_a_warm_interpreter_with_numpy_runs_the_same():
     with WarmInterpreter(has_numpy=True) as warm:
         for code, printed in PRINTS.items():
             assert warm.run(code) == ProgramRun(printed)
+
+
+def test_draws_of_numpy_differ_in_each_copy_of_an_interpreter_that_has_it():
+    with WarmInterpreter(has_numpy=True) as warm:
+        assert len({warm.run("import numpy as np\nprint(np.random.rand())").printed for _ in range(4)}) == 4
+
+
+@pytest.mark.skipif(not IS_X86, reason="the number of a system call of x86-64")
+def test_no_program_finds_an_earlier_one_in_its_memory():
+    """It looks through its heap by way of libc, which answers EFAULT (14) for a page that is not there."""
+    secret = "# " + "x" * 9000 + "\nword = 'Reference' 'Program'\nprint(1)"
+    looks = (
+        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nlibc.sbrk.restype = ctypes.c_void_p\n"
+        "page, seen = libc.sbrk(0), 0\n"
+        "while True:\n"
+        "    page -= 4096\n    ctypes.set_errno(0)\n    libc.syscall(14, 99, ctypes.c_void_p(page), None, 8)\n"
+        "    if ctypes.get_errno() == 14: break\n"
+        "    seen += 1\n"
+        "    if b\"'Reference' 'Prog\" + b\"ram'\" in ctypes.string_at(page, 4096): print('ESCAPED')\n"
+        "print(seen > 100)"
+    )
+    with WarmInterpreter() as warm:
+        warm.run(secret)
+        assert warm.run(looks) == ProgramRun("True\n")
 
 
 def test_the_order_of_a_set_is_one_in_an_interpreter_and_another_in_the_next():
@@ -125,7 +167,6 @@ MACHINE_CODE = (
     "code = bytes({})\nctypes.memmove(page, code, len(code))\n"
     "n = ctypes.CFUNCTYPE(ctypes.c_long)(page)()\nassert n >= 0, n\nprint('ESCAPED', n)"
 )
-IS_X86 = platform.machine() == "x86_64"
 ESCAPES = {
     "open": READ.format("open('/etc/passwd').read()"),
     "FileIO": "import io\n" + READ.format("io.FileIO('/etc/passwd').read()"),

@@ -6,7 +6,7 @@ import ast
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE]
 _TOKEN = re.compile(rf"(?P<number>(?<![\w.]){_NUMBER.pattern})|(?P<word>\w+)")
 _OF_INTERPRETER = frozenset({"set", "frozenset", "hash", "id"})  # as they are in one interpreter and all its copies
 _SIMPLE_CALLS = _OF_INTERPRETER | {"seed"}
-_NUMPY = "numpy"
+_NUMPY, _PLAIN = "numpy", "plain"
 _VARYING_MODULES = frozenset({"random", "secrets", "uuid", "time", "timeit", "numpy"})
 
 
@@ -96,41 +96,47 @@ def kinds_of_runs(program: str) -> list[int | str]:
 
     Several interpreters have as many seeds of hashes, by which the order of a set varies.
     """
+    tree = _parsed(program)
+    kind = _NUMPY if tree and _NUMPY in _imported(tree) else _PLAIN
     if not may_vary(program):
-        return [_kind(program)]
+        return [kind]
     by_interpreter = varies_by_interpreter(program)
-    return [number if by_interpreter else _kind(program) for number in range(RUNS_OF_VARYING)]
-
-
-def _kind(program: str) -> str:
-    return _NUMPY if _NUMPY in program else "plain"
+    return [number if by_interpreter else kind for number in range(RUNS_OF_VARYING)]
 
 
 def may_vary(program: str) -> bool:
     """Return whether a program's output may differ from run to run: it draws, reads a clock, or prints a set."""
-    try:
-        tree = ast.parse(program.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Set | ast.SetComp):
-            return True
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _SIMPLE_CALLS:
-            return True
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        if any(name.partition(".")[0] in _VARYING_MODULES for name in names):
-            return True
-    return False
+    tree = _parsed(program)
+    return tree is not None and (not _VARYING_MODULES.isdisjoint(_imported(tree)) or _calls(tree, _SIMPLE_CALLS))
 
 
 def varies_by_interpreter(program: str) -> bool:
-    """Return whether a program, which is Python, shows the order of a set, a hash or an address."""
+    """Return whether a program shows the order of a set, a hash or an address."""
+    tree = _parsed(program)
+    return tree is not None and _calls(tree, _OF_INTERPRETER)
+
+
+def _parsed(program: str) -> ast.Module | None:
+    try:
+        return ast.parse(program.strip())
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _calls(tree: ast.Module, names: Collection[str]) -> bool:
+    """Return whether one of these functions is called, or a set written."""
     return any(
         isinstance(node, ast.Set | ast.SetComp)
-        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _OF_INTERPRETER)
-        for node in ast.walk(ast.parse(program.strip()))
+        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names)
+        for node in ast.walk(tree)
     )
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """Return the top-level names of what is imported."""
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in found}
 
 
 def output_problem(answered: Sequence[ProgramRun], wanted: Sequence[ProgramRun]) -> str:

@@ -1,6 +1,13 @@
 import pytest
 
-from tool_aware.evaluation.scoring.program_output import ProgramRuns, may_vary, output_problem, same_print
+from tool_aware.evaluation.scoring.program_output import (
+    RUNS_OF_VARYING,
+    ProgramRuns,
+    kinds_of_runs,
+    may_vary,
+    output_problem,
+    same_print,
+)
 from tool_aware.sandbox import Limits
 
 
@@ -128,6 +135,13 @@ def test_a_set_may_be_printed_in_any_order_and_a_list_may_not(programs):
     a_set = "print({'fig', 'pear', 'plum', 'kiwi', 'lime'})"
     assert problem(programs, "print(set(['lime', 'plum', 'kiwi', 'fig', 'pear']))", a_set) == ""
     assert problem(programs, "print(['b', 'a'])", "print(['a', 'b'])") != ""
+
+
+def test_an_interpreter_with_numpy_is_for_programs_that_import_it():
+    assert kinds_of_runs("# no numpy\nprint(1)") == ["plain"]
+    assert set(kinds_of_runs("import numpy.linalg as n\nprint(1)")) == {"numpy"}
+    assert kinds_of_runs("from numpy import array\nprint({1, 2})") == list(range(RUNS_OF_VARYING))
+    assert kinds_of_runs("not python (") == ["plain"]
 
 
 def test_what_may_differ_from_run_to_run_is_found():

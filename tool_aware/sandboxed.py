@@ -192,15 +192,19 @@ def limit(time_s: int, memory_bytes: int, output_bytes: int) -> None:
 
 def load_imports(code: bytes) -> None:
     """Import the modules that the program imports, as far as they are on the list."""
-    tree = ast.parse(code)
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    names = imported(ast.parse(code))
     roots = {name.partition(".")[0] for name in names} & MODULES
     names = {name for name in names if not any(map(_is_left_out, name.split(".")))}
     later = [name for name in LOADED_LATER if not name.startswith("numpy") or "numpy" in roots]
     for name in [*sorted(name for name in names if name.partition(".")[0] in roots), *later]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Return the names of the modules that a program imports."""
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
 
 
 def _is_left_out(part: str) -> bool:

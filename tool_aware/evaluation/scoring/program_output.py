@@ -14,6 +14,7 @@ from decimal import Context, Decimal, localcontext
 from queue import SimpleQueue
 
 from tool_aware.sandbox import DEFAULT_LIMITS, Limits, ProgramRun, WarmInterpreter, run_program
+from tool_aware.sandboxed import imported
 
 LIMITS = replace(DEFAULT_LIMITS, time_s=2)  # of one program; what people ask an agent for takes milliseconds
 RELATIVE = Decimal("1e-6")  # between numbers that are equal
@@ -27,7 +28,6 @@ FEWEST_DECIMALS = 2  # of a rounded number that stands for a longer one
 _NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _TOKEN = re.compile(rf"(?P<number>(?<![\w.]){_NUMBER.pattern})|(?P<word>\w+)")
 _OF_INTERPRETER = frozenset({"set", "frozenset", "hash", "id"})  # as they are in one interpreter and all its copies
-_SIMPLE_CALLS = _OF_INTERPRETER | {"seed"}
 _NUMPY, _PLAIN = "numpy", "plain"
 _VARYING_MODULES = frozenset({"random", "secrets", "uuid", "time", "timeit", "numpy"})
 
@@ -94,33 +94,19 @@ class ProgramRuns:
 def kinds_of_runs(program: str) -> list[int | str]:
     """Return, for each run of a program, which interpreters can do it: those of a kind, or one by its number.
 
-    Several interpreters have as many seeds of hashes, by which the order of a set varies.
+    There are several runs where the output may differ from run to run: the program draws, reads a clock, or shows the
+    order of a set, a hash or an address. These differ by interpreter, as each has its own seed of hashes.
     """
-    tree = _parsed(program)
-    kind = _NUMPY if tree and _NUMPY in _imported(tree) else _PLAIN
-    if not may_vary(program):
-        return [kind]
-    by_interpreter = varies_by_interpreter(program)
-    return [number if by_interpreter else kind for number in range(RUNS_OF_VARYING)]
-
-
-def may_vary(program: str) -> bool:
-    """Return whether a program's output may differ from run to run: it draws, reads a clock, or prints a set."""
-    tree = _parsed(program)
-    return tree is not None and (not _VARYING_MODULES.isdisjoint(_imported(tree)) or _calls(tree, _SIMPLE_CALLS))
-
-
-def varies_by_interpreter(program: str) -> bool:
-    """Return whether a program shows the order of a set, a hash or an address."""
-    tree = _parsed(program)
-    return tree is not None and _calls(tree, _OF_INTERPRETER)
-
-
-def _parsed(program: str) -> ast.Module | None:
     try:
-        return ast.parse(program.strip())
+        tree = ast.parse(program.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+        return [_PLAIN]
+    modules = {name.partition(".")[0] for name in imported(tree)}
+    if _calls(tree, _OF_INTERPRETER):
+        return list(range(RUNS_OF_VARYING))
+    kind = _NUMPY if _NUMPY in modules else _PLAIN
+    may_vary = not modules.isdisjoint(_VARYING_MODULES) or _calls(tree, {"seed"})
+    return [kind] * (RUNS_OF_VARYING if may_vary else 1)
 
 
 def _calls(tree: ast.Module, names: Collection[str]) -> bool:
@@ -130,13 +116,6 @@ def _calls(tree: ast.Module, names: Collection[str]) -> bool:
         or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names)
         for node in ast.walk(tree)
     )
-
-
-def _imported(tree: ast.Module) -> set[str]:
-    """Return the top-level names of what is imported."""
-    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    found |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    return {name.partition(".")[0] for name in found}
 
 
 def output_problem(answered: Sequence[ProgramRun], wanted: Sequence[ProgramRun]) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from tool_aware.training.loop import TrainingLoop
+    from tool_aware.training.step_outcome import StepOutcome
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY = 32000
@@ -90,28 +92,28 @@ def train_timed(
 ) -> TimedSteps:
     """Train a prepared model as train_tool_aware.py does, without checkpoints, and time each optimizer step.
 
-    With `compare`, the loss of that many examples is taken first.
+    A step takes from the moment the one before is done, on the device, to its own end. With `compare`, the loss of that
+    many examples is taken first.
     """
     from tool_aware.training.choice import ToolNames
     from tool_aware.training.loop import TrainingLoop
     from tool_aware.training.run.tracking import Tracker
 
-    seconds: list[float] = []
+    ends: list[float | torch.cuda.Event] = []
     losses: list[float] = []
     tokens: list[int] = []
 
     class Timed(TrainingLoop):
         def _take_step(self) -> None:
-            self.began_s = getattr(self, "began_s", None) or synchronised()
+            if not ends:
+                ends.append(moment())
             super()._take_step()
+            ends.append(moment())
 
-        def _log(self, learning_rate: float, norm: torch.Tensor) -> None:
-            now_s = synchronised()
-            seconds.append(now_s - self.began_s)
-            losses.append(sum(self.processes.gather(self._loss_since_log.item())))
+        def _log(self, outcome: StepOutcome) -> None:
+            losses.append(sum(self.processes.gather(outcome.loss)))
             self._loss_since_log.zero_()
-            tokens.append(self.throughput.lap(self.step, self.schedule.steps)["tokens"])
-            self.began_s = now_s
+            tokens.append(self.throughput.lap(outcome.step, self.schedule.steps)["tokens"])
 
         def save(self) -> None:
             """Write no checkpoint: its time and memory are not measured here."""
@@ -127,8 +129,9 @@ def train_timed(
         loss_before = mean_loss(loop, examples[:compare]) if compare else None
         loop.run()
     decoder = loop.micro_step.decoder
+    synchronised()
     return TimedSteps(
-        seconds,
+        [seconds_between(begin, end) for begin, end in pairwise(ends)],
         losses,
         has_given_way=any("out of GPU memory" in message for message in loop.fallbacks),
         decoder="own" if decoder else "transformers",
@@ -147,6 +150,25 @@ def mean_loss(loop: TrainingLoop, examples: Sequence[EncodedExample]) -> float:
     with torch.no_grad():
         pack, states, head = loop.micro_step.answer_states(examples)
         return label_losses(states, head, pack.labels).mean().item()
+
+
+def moment() -> float | torch.cuda.Event:
+    """Return the moment at which the device is done with all that is launched, for `seconds_between`."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Return the seconds between two moments that have passed."""
+    if isinstance(begin, float):
+        assert isinstance(end, float)
+        return end - begin
+    return float(begin.elapsed_time(end)) / 1e3
 
 
 def synchronised() -> float:

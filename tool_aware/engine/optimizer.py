@@ -23,6 +23,8 @@ class FlatAdamW(torch.optim.AdamW):
     `parameters` become views of one buffer, their gradients of another.
     """
 
+    found_inf: torch.Tensor  # where torch's fused update, and no other, looks for what a gradient scaler has found
+
     def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
         self._parameters = list(parameters)
         sizes = [parameter.numel() for parameter in self._parameters]
@@ -52,11 +54,26 @@ class FlatAdamW(torch.optim.AdamW):
             self._master.grad = self.gradient  # where a gradient scaler (float16) looks for it
         return self.gradient
 
+    @property
+    def is_fused(self) -> bool:
+        """Return whether `step` can be told on the GPU to change nothing."""
+        return bool(self.defaults["fused"])
+
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's may call a closure for the loss
-        """Update the master from the parameters' gradients and round it back."""
+    def step(  # type: ignore[override]  # torch's may call a closure for the loss
+        self, closure: None = None, *, is_skipped: torch.Tensor | None = None
+    ) -> None:
+        """Update the master from the parameters' gradients and round it back.
+
+        Where `is_skipped`, a scalar on the device, is true, nothing changes; for a fused update only.
+        """
         self._master.grad = self.collect_gradients().to(self._master.dtype)
-        super().step()
+        if is_skipped is None:
+            super().step()
+        else:
+            self.found_inf = is_skipped.float()
+            super().step()
+            del self.found_inf
         self._master.grad = None
         if self._has_master:
             self._working.copy_(self._master)

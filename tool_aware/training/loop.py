@@ -4,12 +4,15 @@ The loss of an optimizer step is the mean over all labels of its effective batch
 of processes do not change how much an example counts. Labels are the completion and its end-of-sequence token. The
 gradient of one micro-batch is computed in tool_aware/engine/micro_step.py.
 
+Where a GPU would wait for Python, the first pass of the next step is launched before it is known how a step went.
+
 Several processes (distributed.py) run this loop side by side. They compute their shares of each effective batch, and
 only the first one writes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +42,7 @@ from tool_aware.training.schedule import (
     learning_rate_at,
     stratified_sample,
 )
+from tool_aware.training.step_outcome import StepOutcome
 from tool_aware.training.stop_signals import StopSignals
 from tool_aware.training.validation import Validation, Validations, score
 
@@ -94,6 +98,7 @@ class TrainingLoop:
         self.stop_signal: int | None = None  # the one that all processes have agreed on
         self._loss_since_log, self._steps_since_log = torch.zeros((), device=self.device), 0
         self._skipped_steps = 0  # in a row, for a gradient that was not finite
+        self._unsettled: StepOutcome | None = None
         self._varied, self._next_step = varied, (-1, list[list[EncodedExample]]())
 
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -144,6 +149,7 @@ class TrainingLoop:
         labels, is_checkpoint_due = self._agree_on_labels_and_stop(micro_batches)
         for place, examples in enumerate(micro_batches, start=1):
             done = self.micro_step.add_gradient(examples, labels)
+            self._settle()
             self._loss_since_log += done.loss
             self.throughput.add(done.examples, done.tokens)
             following = micro_batches[place:] or self._examples_of(self.step + 1)
@@ -153,28 +159,63 @@ class TrainingLoop:
         self.processes.sum_(gradients)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients_(gradients, self.config.training.max_grad_norm)
-        self._skipped_steps = 0 if torch.isfinite(norm) else self._skipped_steps + 1
-        # A scaler expects infinite gradients now and then; it skips those steps and scales less.
-        if self._skipped_steps > (_MOST_SKIPPED_STEPS if self.scaler.is_enabled() else 0):
-            raise self._not_finite()
+        runs_ahead = self.runs_ahead
+        if not runs_ahead:
+            self._require_finite(norm)
 
         learning_rate = learning_rate_at(self.step, self.config.training, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self.optimizer, **({"is_skipped": ~torch.isfinite(norm)} if runs_ahead else {}))
         self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
         self._steps_since_log += 1
+        self._unsettled = StepOutcome(self.step, learning_rate, norm, self._loss_since_log)
 
         if self.processes.count == 1:  # several have agreed on it in `_agree_on_labels_and_stop`
             self.stop_signal = self.signals.received
-        if self.step == 1 or self.step % self.config.logging.logging_steps == 0:
-            self._log(learning_rate, norm)
-        if self.scores_at(self.step) and (self.step >= self.schedule.steps or not self.stop_signal):
-            self._validate()  # not before a stop: who sends a signal gives little time; the resumed run scores instead
+        is_last = self.stop_signal or self.step >= self.schedule.steps
+        # Not before a stop: who sends a signal gives little time; the resumed run scores instead.
+        is_scored = self.scores_at(self.step) and (self.step >= self.schedule.steps or not self.stop_signal)
+        if is_scored or is_checkpoint_due or is_last or not runs_ahead:
+            self._settle()
+        if is_scored:
+            self._validate()
         if is_checkpoint_due or self.is_complete or self.stop_signal:
             self.save()
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Return whether the next step begins before it is known whether the gradient of this one is finite.
+
+        A GPU that waits for Python need not wait for that too: an update by a gradient that is not finite leaves
+        everything as it is, and Python finds out while the GPU computes the next pass.
+        """
+        decoder, optimizer = self.micro_step.decoder, self.optimizer
+        can_skip = isinstance(optimizer, FlatAdamW) and optimizer.is_fused and not self.scaler.is_enabled()
+        return can_skip and decoder is not None and decoder.is_recording
+
+    def _settle(self) -> None:
+        """Wait until the step before is done, then check and log it; nothing if that has been done."""
+        outcome, self._unsettled = self._unsettled, None
+        if outcome is None:
+            return
+        outcome.wait()
+        if not (math.isfinite(outcome.norm) or self.scaler.is_enabled()):
+            self.step = outcome.step - 1  # whose update has changed nothing
+            raise self._not_finite()
+        if outcome.step == 1 or outcome.step % self.config.logging.logging_steps == 0:
+            self._log(outcome)
+
+    def _require_finite(self, norm: torch.Tensor) -> None:
+        """Raise NotFiniteError before the update unless the gradient is finite.
+
+        A scaler expects infinite gradients now and then; it skips those steps and scales less.
+        """
+        self._skipped_steps = 0 if torch.isfinite(norm) else self._skipped_steps + 1
+        if self._skipped_steps > (_MOST_SKIPPED_STEPS if self.scaler.is_enabled() else 0):
+            raise self._not_finite()
 
     def _examples_of(self, step: int) -> list[list[EncodedExample]]:
         """Return the micro-batches of an optimizer step, which are made once; none behind the last step."""
@@ -193,7 +234,8 @@ class TrainingLoop:
         is_due = self.checkpoint_times.is_due(self.step + 1)
         shares = self.processes.gather((labels, self.signals.received, is_due))
         self.stop_signal = next((signum for _, signum, _ in shares if signum is not None), None)
-        return torch.tensor(sum(labels for labels, _, _ in shares), device=self.device), shares[0][2]
+        # Not torch.tensor, which waits for the GPU.
+        return torch.full((), sum(labels for labels, _, _ in shares), device=self.device), shares[0][2]
 
     def _not_finite(self) -> UserError:
         """Save the state before the step and return what to raise: NotFiniteError with the rows at fault."""
@@ -232,22 +274,22 @@ class TrainingLoop:
 
     # ---- logging, scoring, saving -----------------------------------------------------------------------
 
-    def _log(self, learning_rate: float, norm: torch.Tensor) -> None:
+    def _log(self, outcome: StepOutcome) -> None:
         """Write one line of metrics.jsonl and of the terminal; the loss is the mean since the last line."""
-        lap = self.throughput.lap(self.step, self.schedule.steps)
-        losses, laps = zip(*self.processes.gather((self._loss_since_log.item(), lap)), strict=True)
+        lap = self.throughput.lap(outcome.step, self.schedule.steps)
+        losses, laps = zip(*self.processes.gather((outcome.loss, lap)), strict=True)
         loss = sum(losses) / self._steps_since_log
         self._loss_since_log.zero_()
         self._steps_since_log = 0
         if not self.tracker:
             return
         values = {
-            "step": self.step,
+            "step": outcome.step,
             "steps": self.schedule.steps,
-            "epoch": round(self.micro_batches.epochs_at(self.step), 4),
+            "epoch": round(self.micro_batches.epochs_at(outcome.step), 4),
             "loss": loss,
-            "lr": learning_rate,
-            "grad_norm": norm.item(),
+            "lr": outcome.learning_rate,
+            "grad_norm": outcome.norm,
             **together(laps),
         }
         self.tracker.log(values)

@@ -42,6 +42,28 @@ def test_a_gradient_scaler_unscales_the_flat_gradient_and_skips_infinite_ones(fu
         assert torch.equal(before, parameters[0]) != moves
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_step_that_is_skipped_on_the_device_leaves_everything_as_if_it_had_not_been(dtype):
+    def run(gradients: list[float | None]) -> FlatAdamW:
+        optimizer = FlatAdamW([torch.nn.Parameter(torch.ones(3, dtype=dtype))], lr=0.1, weight_decay=0.1, fused=True)
+        for value in gradients:
+            optimizer.gradient.fill_(value)
+            optimizer.step(is_skipped=~torch.isfinite(optimizer.gradient.sum()))
+        return optimizer
+
+    infinite, never = run([1.0, float("nan"), -0.5, float("inf")]), run([1.0, -0.5])
+    assert infinite._parameters[0].tolist() == never._parameters[0].tolist() != [1.0] * 3
+    states = [optimizer.state_dict()["state"][0] for optimizer in (infinite, never)]
+    assert states[0]["step"].item() == 2
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+
+    plain = FlatAdamW([torch.nn.Parameter(torch.ones(3, dtype=dtype))], lr=0.1, weight_decay=0.1, fused=True)
+    for value in (1.0, -0.5):
+        plain.gradient.fill_(value)
+        plain.step()
+    assert torch.equal(plain._parameters[0], never._parameters[0])
+
+
 def test_sixteen_bit_adapters_keep_a_float32_master():
     torch.manual_seed(0)
     start = torch.randn(8, 8)

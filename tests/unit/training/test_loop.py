@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from tool_aware.console import Interrupted
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.micro_step import MicroStep
 from tool_aware.training.loop import NotFiniteError, TrainingLoop
+from tool_aware.training.step_outcome import StepOutcome
 from tool_aware.training.stop_signals import StopSignals
 from tool_aware.training.validation import choose_adapter
 
@@ -366,8 +368,47 @@ def test_out_of_memory_the_decoder_first_gives_up_what_only_saves_time(make_loop
     torch.testing.assert_close(adapter_of(loop), adapter_of(expected), rtol=1e-3, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finite_state(make_loop, monkeypatch):
-    loop = make_loop(training__max_steps=3)
+@pytest.fixture(params=[False, True], ids=["", "ahead"])
+def ahead(request, monkeypatch):
+    """Have the loop run ahead or not; by itself it does where passes are recorded, which only a GPU can."""
+    monkeypatch.setattr(TrainingLoop, "runs_ahead", request.param)
+    return request.param
+
+
+def test_a_run_that_launches_ahead_learns_and_logs_the_same(make_loop, monkeypatch):
+    found = []
+    for is_ahead in (False, True):
+        monkeypatch.setattr(TrainingLoop, "runs_ahead", is_ahead)
+        settings = {"training__per_device_train_batch_size": 2, "training__gradient_accumulation_steps": 4}
+        saved = {"training__save_steps": 4, "training__eval_steps": 3, "logging__logging_steps": 2}
+        loop = make_loop(training__max_steps=7, **settings, **saved)
+        loop.run()
+        folders = sorted(path.name for path in loop.output_dir.glob("checkpoint-*"))
+        lines = [json.loads(line) for line in (loop.output_dir / "metrics.jsonl").read_text().splitlines()]
+        same = ("step", "loss", "lr", "grad_norm", "epoch", "examples", "tokens", "val_loss", "val_tool_accuracy")
+        found.append((folders, [{key: line.get(key) for key in same} for line in lines], adapter_of(loop).tolist()))
+    assert found[0] == found[1]
+    assert [line["step"] for line in found[0][1] if line["loss"] is not None] == [1, 2, 4, 6]
+
+
+def test_while_a_step_is_computed_the_next_one_is_launched(make_loop, monkeypatch, ahead):
+    order = []
+    wait, add_gradient = StepOutcome.wait, PackedDecoder.add_gradient
+    monkeypatch.setattr(StepOutcome, "wait", lambda self: (order.append(f"end {self.step}"), wait(self))[1])
+    monkeypatch.setattr(
+        PackedDecoder, "add_gradient", lambda self, *given: (order.append("pass"), add_gradient(self, *given))[1]
+    )
+    make_loop(training__max_steps=3, training__eval_steps=3).run()
+    ends = (
+        ["pass", "pass", "end 1", "pass", "end 2", "end 3"]
+        if ahead
+        else [*("pass", "end 1", "pass", "end 2"), "pass", "end 3"]
+    )
+    assert order == ends
+
+
+def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finite_state(make_loop, monkeypatch, ahead):
+    loop = make_loop(training__max_steps=6)
     losses, add_gradient = MicroStep.losses, PackedDecoder.add_gradient
     poisoned = loop.train[5].completion
     states = []
@@ -385,8 +426,10 @@ def test_a_loss_that_is_not_finite_stops_names_the_rows_and_keeps_the_last_finit
         loop.run()
     assert caught.value.exit_code == 2
     assert torch.isfinite(adapter_of(loop)).all()
-    torch.testing.assert_close(adapter_of(loop), states[-1])
-    assert list(loop.output_dir.glob("checkpoint-*"))
+    for state in states[-2 if ahead else -1 :]:  # the step after it has begun with the same weights
+        assert torch.equal(adapter_of(loop), state)
+    assert [path.name for path in loop.output_dir.glob("checkpoint-*")] == [f"checkpoint-{loop.step}"]
+    assert f"not finite at step {loop.step + 1};" in str(caught.value)
 
 
 def _holds(packed: object, completion: list[int]) -> bool:

@@ -1,0 +1,45 @@
+"""The loop on a GPU, where it launches the next step before it knows how this one went."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tool_aware.training.loop import TrainingLoop
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+RECORDED = {"optimization__cuda_graphs": "true", "training__eval_steps": 12, "logging__logging_steps": 1}
+
+
+def test_a_run_that_launches_ahead_learns_the_same(make_loop, monkeypatch):
+    adapters, losses = [], []
+    for is_ahead in (True, False):
+        loop = make_loop(training__max_steps=12, **RECORDED)
+        assert loop.runs_ahead
+        if not is_ahead:
+            monkeypatch.setattr(TrainingLoop, "runs_ahead", False)
+        loop.run()
+        adapters.append(torch.cat([p.detach().flatten() for p in loop.model.parameters() if p.requires_grad]))
+        losses.append(loop.validations.history[-1].loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert (adapters[0] - adapters[1]).norm() < 0.02 * adapters[1].norm()
+
+
+def test_nothing_in_a_step_waits_for_the_gpu(make_loop, monkeypatch):
+    loop = make_loop(training__max_steps=12, **RECORDED)
+    loop.train[:] = loop.train[:1] * len(loop.train)  # packs of one size, which is recorded after two
+    take_step, watched = TrainingLoop._take_step, []
+
+    def watch(self: TrainingLoop) -> None:
+        if not 4 <= self.step < 10:
+            return take_step(self)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            take_step(self)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        watched.append(self.step)
+
+    monkeypatch.setattr(TrainingLoop, "_take_step", watch)
+    loop.run()
+    assert watched == list(range(5, 11))

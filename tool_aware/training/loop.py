@@ -190,11 +190,13 @@ class TrainingLoop:
         """Return whether the next step begins before it is known whether the gradient of this one is finite.
 
         A GPU that waits for Python need not wait for that too: an update by a gradient that is not finite leaves
-        everything as it is, and Python finds out while the GPU computes the next pass.
+        everything as it is, and Python finds out while the GPU computes the next pass. Not with several processes:
+        whether passes are recorded is decided by each, and what they exchange must come in one order.
         """
         decoder, optimizer = self.micro_step.decoder, self.optimizer
         can_skip = isinstance(optimizer, FlatAdamW) and optimizer.is_fused and not self.scaler.is_enabled()
-        return can_skip and decoder is not None and decoder.is_recording
+        is_recording = decoder is not None and decoder.is_recording
+        return can_skip and is_recording and self.processes.count == 1
 
     def _settle(self) -> None:
         """Wait until the step before is done, then check and log it; nothing if that has been done."""

@@ -1,4 +1,4 @@
-"""What a step of the training loop comes to, which a GPU may still be computing."""
+"""The outcome of a step of the training loop, which a GPU may still be computing."""
 
 from __future__ import annotations
 

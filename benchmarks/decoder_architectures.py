@@ -135,7 +135,7 @@ def time_steps(base: Any, config: Config, decoder: str, steps: int) -> dict[str,
 
     from tool_aware.model.adapter import new_adapter, prepare_for_training
 
-    count = WARM_UP_STEPS + steps
+    count = WARM_UP_STEPS + steps + 1
     settings = {
         "optimization.decoder": decoder,
         "training.per_device_train_batch_size": EXAMPLES,
@@ -154,7 +154,7 @@ def time_steps(base: Any, config: Config, decoder: str, steps: int) -> dict[str,
     model.unload()
     del model
     release()
-    seconds = timed.seconds[WARM_UP_STEPS:]
+    seconds = timed.seconds[WARM_UP_STEPS:-1]  # the last also waits for the end of the run
     return {
         "median_s": statistics.median(seconds),
         "spread_percent": round(100 * (max(seconds) - min(seconds)) / statistics.median(seconds), 1),

@@ -6,8 +6,9 @@
 
 Every row of the table is a process of its own on the same random weights, token ids and labels. An example has 260
 shared tokens, a query of 24 and an answer of 80. The loss of the first examples is computed before any step and must be
-equal in all, so that all compute the same. Figures are medians of the steps after the warm-up. `allocated` and
-`reserved` are torch's peaks, `NVML` is what nvidia-smi shows for the process.
+equal in all, so that all compute the same. Figures are medians of the steps after the warm-up but the last; the
+spread is from the fastest of them to the slowest. `allocated` and `reserved` are torch's peaks, `NVML` is what
+nvidia-smi shows for the process.
 
 Reads   nothing
 Writes  benchmarks/results/train_throughput_<device>.json
@@ -145,7 +146,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     stack, batch, overrides = ROWS[arguments.child]
     settings = {"model.name": arguments.model_dir, "training.per_device_train_batch_size": str(batch), **overrides}
     is_short_run = arguments.child.endswith("-short")
-    steps = SHORT_RUN_EXAMPLES * SHORT_RUN_EPOCHS // batch if is_short_run else WARM_UP_STEPS + arguments.steps
+    steps = SHORT_RUN_EXAMPLES * SHORT_RUN_EPOCHS // batch if is_short_run else WARM_UP_STEPS + arguments.steps + 1
     settings |= {"training.max_steps": str(steps), "training.save_steps": str(10 * steps)}
     settings["training.output_dir"] = tempfile.mkdtemp(prefix="throughput-")
     config = load_config(
@@ -154,7 +155,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     examples = make_examples(SHORT_RUN_EXAMPLES) * SHORT_RUN_EPOCHS if is_short_run else make_examples(batch * steps)
     stacks: dict[str, Callable[..., Iterator[Any]]] = {"ours": ours, "stock": stock, "unsloth": unsloth}
     loss_before, *timed = stacks[stack](config, examples, batch)
-    seconds = [step.seconds for step in timed[WARM_UP_STEPS:]]
+    seconds = [step.seconds for step in timed[WARM_UP_STEPS:-1]]  # the last also waits for the end of the run
     median_s = statistics.median(seconds)
     return {
         "examples_per_step": batch,

@@ -23,7 +23,7 @@ class Shares:
 
 
 # A layer of SmolLM2's shape, 3,600 tokens (docs/BENCHMARKS.md), where passes are recorded: at all, and for each pass.
-RECORDED_LAYER_S, RECORDED_PASS_S = 0.0006, 0.0001
+RECORDED_LAYER_S, RECORDED_PASS_S = 0.00047, 0.00013
 # Fitted to the 81 steps of benchmarks/results/train_memory_*.json, by the mean of the relative error.
 OWN = Shares(0.55, 0.77, 0.0045)
 TRANSFORMERS = Shares(0.45, 0.25, 0.011)

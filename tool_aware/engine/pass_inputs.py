@@ -5,7 +5,8 @@ T tokens, L labels, S and G segments, P tokens of prefixes, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,9 +15,19 @@ from torch.nn import functional
 
 from tool_aware.engine.packed_attention import FlashAttention, PackedAttention, Segments
 from tool_aware.engine.packing import Pack
-from tool_aware.engine.sizes import FLASH_ROUNDING, prefix_copies, recorded_tokens, rounded_up, size_step
+from tool_aware.engine.sizes import (
+    FLASH_ROUNDING,
+    LENGTHS_MULTIPLE,
+    prefix_copies,
+    recorded_tokens,
+    rounded_up,
+    size_step,
+)
 
 PADDING = -1  # in `Pack.group_ids`
+_MOST_WORK = 9 / 8  # of the sizes of a recorded pass, by that of the sizes around a pack that takes it
+# By recording a pass: two launched by Python, while the GPU waits. Taking a larger one may lose as much by and by.
+_PASSES_LOST = 4
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class PackSizes(NamedTuple):
         tokens = recorded_tokens(own_tokens, is_full=new_segment)
         copies = prefix_copies(tokens, rounded_up(len(segments.prefix_columns), FLASH_ROUNDING))
         parts = segments.copied(copies)
-        longest = max(segments.longest_own, tokens - own_tokens + 32)
+        longest = max(segments.longest_own, tokens - own_tokens + LENGTHS_MULTIPLE)
         return cls(
             tokens,
             rounded_up(len(pack.labels), size_step(len(pack.labels), parts=4, least=64)),
@@ -69,6 +80,40 @@ class PackSizes(NamedTuple):
             rounded_up(longest, FLASH_ROUNDING),
             copies,
         )
+
+    @property
+    def work(self) -> int:
+        """Return what a pass of these sizes takes, by and large: each token, and each label with its logits."""
+        return self.tokens + self.labels
+
+    def hold(self, around: PackSizes, tokens: int) -> bool:
+        """Return whether a pack of so many tokens, which has sizes `around` it, can be brought to these, too.
+
+        Its padding, of which it may have some already, is one segment.
+        """
+        is_none_smaller = all(mine >= theirs for mine, theirs in zip(self, around, strict=True))
+        padding = self.tokens - tokens + LENGTHS_MULTIPLE
+        return self.copies == around.copies and is_none_smaller and padding <= self.longest_own
+
+
+class NearestSizes:
+    """Sizes for packs of a run: of a pass that is recorded, where one is little larger than needed."""
+
+    def __init__(self) -> None:
+        self._lost: defaultdict[PackSizes, float] = defaultdict(float)  # passes, by those that were larger than needed
+
+    def __call__(self, around: PackSizes, tokens: int, recorded: Iterable[PackSizes]) -> PackSizes:
+        """Return the sizes for a pack of so many tokens: those `around` it, or of a pass that is `recorded`.
+
+        By and by that loses what recording one of its own would have taken; then its own sizes are returned.
+        """
+        larger = [sizes for sizes in recorded if sizes == around or sizes.hold(around, tokens)]
+        nearest = min(larger, key=lambda sizes: sizes.work, default=around)
+        lost = nearest.work / around.work - 1
+        if lost > _MOST_WORK - 1 or self._lost[around] + lost > _PASSES_LOST:
+            return around
+        self._lost[around] += lost
+        return nearest
 
 
 SizesOf = Callable[[Pack, Segments], PackSizes]

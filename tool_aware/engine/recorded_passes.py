@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
+from tool_aware.engine.packed_attention import Segments
 from tool_aware.engine.packing import Pack
-from tool_aware.engine.pass_inputs import FixedInputs, HostInputs, PackSizes, PassInputs, SizesOf
+from tool_aware.engine.pass_inputs import FixedInputs, HostInputs, NearestSizes, PackSizes, PassInputs, SizesOf
 
 _MOST_SIZES = 64  # whose passes are kept: a graph of a 7B takes some MiB
 _PASSES_BEFORE = 1  # of a size that are run as they are: kernels are compiled, and sizes seen once are not worth more
@@ -52,11 +53,11 @@ class _OfSize:
 class RecordedPasses:
     """`run(inputs, weight)`, which returns a tensor and may add to gradients that stay in place, recorded by size.
 
-    Packs are brought to the sizes that `sizes_of` returns.
+    Packs are brought to the sizes that `sizes_of` returns, or to those of a recorded pass that are little larger.
     """
 
     def __init__(self, run: Run, device: torch.device, sizes_of: SizesOf = PackSizes.around) -> None:
-        self._run, self._device, self._sizes_of = run, device, sizes_of
+        self._run, self._device, self._sizes_of, self._nearest = run, device, sizes_of, NearestSizes()
         self._stream = torch.cuda.Stream(device, priority=-1)  # before what runs beside it (side_stream.py)
         self._pool: Any = torch.cuda.MemPool()  # its id is a pool handle, which torch's types do not say
         self._by_size: OrderedDict[PackSizes, _OfSize] = OrderedDict()
@@ -96,7 +97,11 @@ class RecordedPasses:
         return result
 
     def _laid_out(self, pack: Pack) -> HostInputs:
-        return HostInputs.of(pack, self._sizes_of)
+        return HostInputs.of(pack, self._sizes_for)
+
+    def _sizes_for(self, pack: Pack, segments: Segments) -> PackSizes:
+        recorded = [sizes for sizes, known in self._by_size.items() if known.graph is not None]
+        return self._nearest(self._sizes_of(pack, segments), pack.input_ids.shape[1], recorded)
 
     def _of_size(self, sizes: PackSizes) -> _OfSize:
         known = self._by_size.get(sizes) or _OfSize(FixedInputs(sizes, self._device))

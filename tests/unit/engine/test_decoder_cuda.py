@@ -309,6 +309,30 @@ def test_recorded_passes_compute_the_same(folder, options, family):
     assert torch.equal(scored, decoder.hidden(packs[0]))
 
 
+def test_packs_that_take_the_recorded_pass_of_larger_ones_are_computed_as_by_their_own(folder):
+    decoder = PackedDecoder(load(folder))
+    for parameter in decoder.trained:
+        parameter.grad = torch.zeros_like(parameter)
+
+    def gradient(packed):
+        for parameter in decoder.trained:
+            parameter.grad.zero_()
+        loss = decoder.add_gradient(packed, torch.tensor(0.01, device="cuda")).clone()
+        return loss, torch.cat([parameter.grad.flatten() for parameter in decoder.trained]).double()
+
+    (largest,) = of_lengths(*[64] * 9)
+    packs = [*of_lengths(*[60] * 9), *of_lengths(*[63] * 8, 20), *of_lengths(*[64] * 8, 2)]
+    launched = [gradient(packed) for packed in packs]
+    decoder.record()
+    for _ in range(3):
+        gradient(largest)
+    for packed, (loss, expected) in zip(packs, launched, strict=True):
+        recorded_loss, found = gradient(packed)
+        torch.testing.assert_close(recorded_loss, loss, rtol=1e-3, atol=0)
+        assert (found - expected).norm() <= 0.01 * expected.norm()
+    assert len(decoder._recorded._by_size) == 1
+
+
 @pytest.mark.parametrize("family", ["mistral", "qwen3"])
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])  # peft loads an adapter in float32
 def test_recorded_scores_of_continuations_are_those_of_plain_passes(folder, family, precision):

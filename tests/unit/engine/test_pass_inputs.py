@@ -11,7 +11,7 @@ import torch
 from tool_aware.chat_format import EncodedExample
 from tool_aware.engine.packed_attention import Segments
 from tool_aware.engine.packing import Packing, pack
-from tool_aware.engine.pass_inputs import PackSizes, padded, padded_segments
+from tool_aware.engine.pass_inputs import NearestSizes, PackSizes, padded, padded_segments
 
 
 def drawn_pack(seed: int, packing: Packing = "prefix", multiple_of: int = 1):
@@ -24,10 +24,26 @@ def drawn_pack(seed: int, packing: Packing = "prefix", multiple_of: int = 1):
     return pack(examples, packing, multiple_of=multiple_of)
 
 
+def sizes_for(packed, *, more):
+    """Return the sizes around a pack, or larger ones that hold it by as much more as there may be."""
+    around, tokens = PackSizes.around(packed, Segments.of(packed)), packed.input_ids.shape[1]
+    larger = around._replace(
+        tokens=around.tokens + more,
+        labels=around.labels + more,
+        own_segments=around.own_segments + more // 16,
+        prefix_segments=around.prefix_segments + more // 16,
+        prefix_tokens=around.prefix_tokens + more,
+        longest_own=around.longest_own + more,
+    )
+    assert larger.hold(around, tokens)
+    return larger
+
+
+@pytest.mark.parametrize("more", [0, 256])
 @pytest.mark.parametrize("seed", range(30))
-def test_padding_is_seen_by_no_token_of_the_pack_and_counts_nothing(seed):
+def test_padding_is_seen_by_no_token_of_the_pack_and_counts_nothing(seed, more):
     packed = drawn_pack(seed, "block" if seed % 3 == 0 else "prefix", multiple_of=(1, 32)[seed % 2])
-    sizes = PackSizes.around(packed, Segments.of(packed))
+    sizes = sizes_for(packed, more=more)
     longer = padded(packed, sizes)
     tokens, labels = packed.input_ids.shape[1], len(packed.labels)
     assert (longer.input_ids.shape[1], len(longer.labels)) == (sizes.tokens, sizes.labels)
@@ -39,10 +55,11 @@ def test_padding_is_seen_by_no_token_of_the_pack_and_counts_nothing(seed):
     assert torch.equal(longer.label_weights[:labels], packed.label_weights)
 
 
+@pytest.mark.parametrize("more", [0, 256])
 @pytest.mark.parametrize("seed", range(30))
-def test_segments_of_fixed_sizes_let_each_token_see_what_it_should(seed):
+def test_segments_of_fixed_sizes_let_each_token_see_what_it_should(seed, more):
     packed = drawn_pack(seed, multiple_of=(1, 32)[seed % 2])
-    sizes = PackSizes.around(packed, Segments.of(packed))
+    sizes = sizes_for(packed, more=more)
     longer = padded(packed, sizes)
     segments = padded_segments(Segments.of(longer), sizes)
     assert (len(segments.own), len(segments.queries), len(segments.keys)) == (
@@ -105,3 +122,39 @@ def test_sizes_are_few_and_little_larger():
     sizes = [PackSizes.around(packed, Segments.of(packed)) for packed in packs]
     assert all(before < size.tokens <= 9 / 8 * before + 32 for before, size in zip(tokens, sizes, strict=True))
     assert len({size.tokens for size in sizes}) < 0.4 * len(set(tokens))
+
+
+AROUND = PackSizes(1024, 512, 16, 12, 512, 256, 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": 1280},  # the padding is one segment
+        {"tokens": 1280, "longest_own": 512},  # an eighth more work is the most
+        {"labels": 256},
+        {"own_segments": 8},
+        {"prefix_segments": 8},
+        {"prefix_tokens": 256},
+        {"longest_own": 128},
+        {"copies": 3},
+    ],
+)
+def test_sizes_that_do_not_hold_a_pack_or_are_much_larger_are_not_taken(change):
+    assert NearestSizes()(AROUND, 1000, [AROUND._replace(**change)]) == AROUND
+
+
+def test_the_nearest_of_the_sizes_that_hold_a_pack_is_taken():
+    near, far = AROUND._replace(labels=576), AROUND._replace(tokens=1088, labels=576)
+    roomy = AROUND._replace(longest_own=512, prefix_segments=20)
+    assert NearestSizes()(AROUND, 1000, [far, near]) == near
+    assert NearestSizes()(AROUND, 1000, [far, near, roomy]) == roomy
+    assert NearestSizes()(AROUND, 1000, [near, AROUND]) == AROUND
+    assert NearestSizes()(AROUND, 1000, []) == AROUND
+
+
+def test_what_is_often_a_little_too_large_gives_way_to_a_pass_of_its_own():
+    nearest, larger = NearestSizes(), AROUND._replace(tokens=1120)
+    taken = [nearest(AROUND, 1000, [larger]) for _ in range(100)]
+    lost = (larger.work - AROUND.work) / AROUND.work
+    assert taken == [larger] * int(4 / lost) + [AROUND] * (100 - int(4 / lost))

@@ -54,7 +54,12 @@ LONGEST_FIRST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start one process that imports the libraries for the scripts of all workers."""
+    """Hide GPUs from all tests but those of `-m gpu`; start one process that imports the libraries for all workers.
+
+    Most tests compare to the last digit what a GPU rounds in another way.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if getattr(config.option, "numprocesses", None):  # of pytest-xdist, in the process that starts the workers
         share_with_workers()
 
@@ -66,6 +71,16 @@ def pytest_collection(session: pytest.Session) -> None:
     is_whole, distributes = session.config.args == session.config.getini("testpaths"), SHARED in os.environ
     if is_whole and ("PYTEST_XDIST_WORKER" in os.environ or not distributes):
         import_libraries("torch", "transformers", "peft")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where none can be seen."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU, and -m gpu")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
+import bitsandbytes
 import pytest
 import torch
 
 if not torch.cuda.is_available():
-    pytest.skip("needs a GPU", allow_module_level=True)
-
-import bitsandbytes
+    pytest.skip("needs a GPU, and -m gpu", allow_module_level=True)  # triton may be missing
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -27,6 +26,7 @@ from tool_aware.engine.packing import pack
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+pytestmark = pytest.mark.gpu
 HIDDEN, INTERMEDIATE = 512, 1408
 PROMPT_A, PROMPT_B = list(range(100, 360)), list(range(500, 570))
 EXAMPLES = [EncodedExample(PROMPT_A + [5, 6 + i], list(range(600, 640 + 3 * i))) for i in range(9)]

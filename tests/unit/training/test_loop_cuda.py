@@ -7,7 +7,7 @@ import torch
 
 from tool_aware.training.loop import TrainingLoop
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 RECORDED = {"optimization__cuda_graphs": "true", "training__eval_steps": 12, "logging__logging_steps": 1}
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tool_aware.training.export import transfers
 from tool_aware.training.export.weights import WeightFiles, shard_header, write_shard
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_tensors_are_read_as_they_are_stored(tensors, stored, device):
     assert files["b"] is not files["b"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_file_that_was_cut_since_it_was_opened_is_told(stored):
     files = WeightFiles(stored.parent, torch.device("cuda"))
     os.truncate(stored, stored.stat().st_size // 2)
@@ -78,7 +78,7 @@ def test_a_file_that_was_cut_since_it_was_opened_is_told(stored):
         files["b"].cpu(), files["c"].cpu()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_converts_weights_as_a_processor_does():
     """All 65,536 values of bfloat16, those beyond float16 and below its normal numbers among them."""
     every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)

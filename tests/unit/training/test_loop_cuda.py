@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tool_aware.training.loop import TrainingLoop
+from tool_aware.engine.decoder import PackedDecoder
+from tool_aware.training.loop import NotFiniteError, TrainingLoop
 
 pytestmark = pytest.mark.gpu
 RECORDED = {"optimization__cuda_graphs": "true", "training__eval_steps": 12, "logging__logging_steps": 1}
+
+
+def adapter_of(loop: TrainingLoop) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in loop.model.parameters() if p.requires_grad])
 
 
 def test_a_run_that_launches_ahead_learns_the_same(make_loop, monkeypatch):
@@ -19,7 +24,7 @@ def test_a_run_that_launches_ahead_learns_the_same(make_loop, monkeypatch):
         if not is_ahead:
             monkeypatch.setattr(TrainingLoop, "runs_ahead", False)
         loop.run()
-        adapters.append(torch.cat([p.detach().flatten() for p in loop.model.parameters() if p.requires_grad]))
+        adapters.append(adapter_of(loop))
         losses.append(loop.validations.history[-1].loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert (adapters[0] - adapters[1]).norm() < 0.02 * adapters[1].norm()
@@ -43,3 +48,23 @@ def test_nothing_in_a_step_waits_for_the_gpu(make_loop, monkeypatch):
     monkeypatch.setattr(TrainingLoop, "_take_step", watch)
     loop.run()
     assert watched == list(range(5, 11))
+
+
+def test_an_update_by_a_gradient_that_is_not_finite_is_left_out_on_the_gpu(make_loop, monkeypatch):
+    loop = make_loop(training__max_steps=12, **RECORDED)
+    add_gradient, before = PackedDecoder.add_gradient, []
+
+    def poison(self: PackedDecoder, packed: object, weight: torch.Tensor) -> torch.Tensor:
+        if loop.step == 8:
+            assert loop.runs_ahead
+            before.append([adapter_of(loop), loop.optimizer.state_dict()["master"].clone()])
+        return add_gradient(self, packed, weight * (float("nan") if loop.step == 8 else 1))
+
+    monkeypatch.setattr(PackedDecoder, "add_gradient", poison)
+    with pytest.raises(NotFiniteError, match="not finite at step 9"):
+        loop.run()
+    assert loop.step == 8
+    ((adapter, master),) = before
+    assert torch.equal(adapter_of(loop), adapter)
+    assert torch.equal(loop.optimizer.state_dict()["master"], master)
+    assert [path.name for path in loop.output_dir.glob("checkpoint-*")] == ["checkpoint-8"]

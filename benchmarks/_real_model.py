@@ -25,10 +25,10 @@ from tool_aware.evaluation.scoring.judgement import Judgement, Prediction
 from tool_aware.rows import Row
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from tool_aware.training.step_outcome import StepOutcome
     from tool_aware.training.varied_lists import StepExamples
 
 PROBE = "probe"  # source of hand-written rows, of which only the tool is known
@@ -210,8 +210,8 @@ def train_with_toolkit(
     losses: list[tuple[int, float]] = []
 
     class Loop(TrainingLoop):
-        def _log(self, learning_rate: float, norm: torch.Tensor) -> None:
-            losses.append((self.step, self._loss_since_log.item() / self._steps_since_log))
+        def _log(self, outcome: StepOutcome) -> None:  # of a step, not of the run
+            losses.append((outcome.step, outcome.loss / self._steps_since_log))
             self._loss_since_log.zero_()
             self._steps_since_log = 0
 

@@ -109,6 +109,25 @@ def test_a_run_of_the_quality_benchmark_is_repeated_only_if_its_settings_changed
     assert not is_known(replace(run, seed=2), results)
 
 
+def test_the_quality_benchmark_trains_and_logs_as_the_script_does(
+    make_loop, tiny_tokenizer, tmp_path, benchmark_module
+):
+    from dataclasses import asdict
+
+    real, of_script = benchmark_module("_real_model"), make_loop(training__max_steps=7, logging__logging_steps=2)
+    of_script.run()
+    outcome = real.Outcome(asdict(real.Run("ours")))
+    config, examples = of_script.config, of_script.train
+    real.train_with_toolkit(config, examples, tiny_tokenizer, tmp_path / "adapter", outcome, varied=None)
+    lines = (of_script.output_dir / "metrics.jsonl").read_text().splitlines()
+    logged = [(line["step"], line["loss"]) for line in map(json.loads, lines) if "loss" in line]
+    steps, losses = zip(*logged, strict=True)
+    assert outcome.steps == 7
+    assert [step for step, _ in outcome.training["losses"]] == list(steps) == [1, 2, 4, 6]
+    assert [loss for _, loss in outcome.training["losses"]] == pytest.approx(losses, abs=0.02)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
 def test_three_trainings_on_the_same_queries_are_no_more_queries(benchmark_module):
     tables = benchmark_module("_real_model_tables")
     results = {"sets": {"test": {"groups": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}}}

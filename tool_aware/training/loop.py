@@ -146,7 +146,7 @@ class TrainingLoop:
     def _take_step(self) -> None:
         """Take one optimizer step, then log, score and save if it is time to."""
         micro_batches = self._examples_of(self.step)
-        labels, is_checkpoint_due = self._agree_on_labels_and_stop(micro_batches)
+        labels, is_checkpoint_due, runs_ahead = self._agree_on_step(micro_batches)
         for place, examples in enumerate(micro_batches, start=1):
             done = self.micro_step.add_gradient(examples, labels)
             self._settle()
@@ -159,7 +159,6 @@ class TrainingLoop:
         self.processes.sum_(gradients)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients_(gradients, self.config.training.max_grad_norm)
-        runs_ahead = self.runs_ahead
         if not runs_ahead:
             self._require_finite(norm)
 
@@ -173,7 +172,7 @@ class TrainingLoop:
         self._steps_since_log += 1
         self._unsettled = StepOutcome(self.step, learning_rate, norm, self._loss_since_log)
 
-        if self.processes.count == 1:  # several have agreed on it in `_agree_on_labels_and_stop`
+        if self.processes.count == 1:  # several have agreed on it in `_agree_on_step`
             self.stop_signal = self.signals.received
         is_last = self.stop_signal or self.step >= self.schedule.steps
         # Not before a stop: who sends a signal gives little time; the resumed run scores instead.
@@ -186,17 +185,15 @@ class TrainingLoop:
             self.save()
 
     @property
-    def runs_ahead(self) -> bool:
-        """Return whether the next step begins before it is known whether the gradient of this one is finite.
+    def can_run_ahead(self) -> bool:
+        """Return whether the next step may begin before it is known whether the gradient of this one is finite.
 
         A GPU that waits for Python need not wait for that too: an update by a gradient that is not finite leaves
-        everything as it is, and Python finds out while the GPU computes the next pass. Not with several processes:
-        whether passes are recorded is decided by each, and what they exchange must come in one order.
+        everything as it is, and Python finds out while the GPU computes the next pass.
         """
         decoder, optimizer = self.micro_step.decoder, self.optimizer
         can_skip = isinstance(optimizer, FlatAdamW) and optimizer.is_fused and not self.scaler.is_enabled()
-        is_recording = decoder is not None and decoder.is_recording
-        return can_skip and is_recording and self.processes.count == 1
+        return can_skip and decoder is not None and decoder.is_recording
 
     def _settle(self) -> None:
         """Wait until the step before is done, then check and log it; nothing if that has been done."""
@@ -227,17 +224,18 @@ class TrainingLoop:
             self._next_step = (step, [examples(step, rows) for rows in drawn])
         return self._next_step[1]
 
-    def _agree_on_labels_and_stop(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> tuple[torch.Tensor, bool]:
+    def _agree_on_step(self, micro_batches: Sequence[Sequence[EncodedExample]]) -> tuple[torch.Tensor, bool, bool]:
         """Count the labels of one optimizer step over all processes, which also agree on what comes after it.
 
-        That is whether to stop, and whether a checkpoint is due by the clock of the first one.
+        That is whether to stop, whether a checkpoint is due by the clock of the first one, and whether all run ahead:
+        what they exchange has to come in one order.
         """
         labels = sum(label_weight(example) for examples in micro_batches for example in examples)
         is_due = self.checkpoint_times.is_due(self.step + 1)
-        shares = self.processes.gather((labels, self.signals.received, is_due))
-        self.stop_signal = next((signum for _, signum, _ in shares if signum is not None), None)
-        # Not torch.tensor, which waits for the GPU.
-        return torch.full((), sum(labels for labels, _, _ in shares), device=self.device), shares[0][2]
+        shares = self.processes.gather((labels, self.signals.received, is_due, self.can_run_ahead))
+        self.stop_signal = next((signum for _, signum, *_ in shares if signum is not None), None)
+        all_labels = torch.full((), sum(labels for labels, *_ in shares), device=self.device)  # does not wait for a GPU
+        return all_labels, shares[0][2], all(can for *_, can in shares)
 
     def _not_finite(self) -> UserError:
         """Save the state before the step and return what to raise: NotFiniteError with the rows at fault."""

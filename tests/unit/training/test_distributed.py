@@ -247,7 +247,38 @@ def test_running_out_of_memory_in_one_process_holds_up_no_other_and_changes_noth
     assert split[0][1] == pytest.approx(plain[0], rel=1e-3, abs=1e-4)
 
 
-def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_names_its_rows(train_together, tmp_path):
+def let_run_ahead(monkeypatch, *ranks):
+    """Have these processes be able to launch the next step before they know how one went, as on a GPU."""
+    monkeypatch.setattr(TrainingLoop, "can_run_ahead", property(lambda loop: loop.processes.rank in ranks))
+
+
+def test_processes_that_launch_ahead_learn_the_same_and_all_do_or_none(train_together, monkeypatch, tmp_path):
+    def count_waits(loop: TrainingLoop) -> None:
+        settle, loop.waits = loop._settle, []
+        loop._settle = lambda: (loop.waits.append(loop._unsettled and loop._unsettled.step), settle())
+
+    found = []
+    for ranks in ((), (0, 1), (1,)):
+        let_run_ahead(monkeypatch, *ranks)
+        settings = {"training__max_steps": 4, "training__save_steps": 3, "logging__logging_steps": 1}
+        folder = tmp_path / f"output{len(found)}"
+        look = train_together(
+            lambda loop: (adapter_of(loop), loop.waits), spoil=count_waits, training__output_dir=folder, **settings
+        )
+        found.append(look)
+    alone, ahead, one = found
+    at_once, later = [None, 1, None, 2, None, 3, None, 4], [None, 1, 2, 3, None, 4]
+    assert [waits for _, waits in alone] == [waits for _, waits in one] == [at_once] * 2
+    assert [waits for _, waits in ahead] == [later] * 2
+    assert len({tuple(adapter) for look in found for adapter, _ in look}) == 1
+
+
+@pytest.mark.parametrize("ahead", [(), (0, 1)])
+def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_names_its_rows(
+    train_together, monkeypatch, tmp_path, ahead
+):
+    let_run_ahead(monkeypatch, *ahead)
+
     def poison(loop: TrainingLoop) -> None:
         add_gradient = loop.micro_step.add_gradient
 

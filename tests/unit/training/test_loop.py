@@ -371,14 +371,14 @@ def test_out_of_memory_the_decoder_first_gives_up_what_only_saves_time(make_loop
 @pytest.fixture(params=[False, True], ids=["", "ahead"])
 def ahead(request, monkeypatch):
     """Have the loop run ahead or not; by itself it does where passes are recorded, which only a GPU can."""
-    monkeypatch.setattr(TrainingLoop, "runs_ahead", request.param)
+    monkeypatch.setattr(TrainingLoop, "can_run_ahead", request.param)
     return request.param
 
 
 def test_a_run_that_launches_ahead_learns_and_logs_the_same(make_loop, monkeypatch):
     found = []
     for is_ahead in (False, True):
-        monkeypatch.setattr(TrainingLoop, "runs_ahead", is_ahead)
+        monkeypatch.setattr(TrainingLoop, "can_run_ahead", is_ahead)
         settings = {"training__per_device_train_batch_size": 2, "training__gradient_accumulation_steps": 4}
         saved = {"training__save_steps": 4, "training__eval_steps": 3, "logging__logging_steps": 2}
         loop = make_loop(training__max_steps=7, **settings, **saved)

@@ -20,9 +20,9 @@ def test_a_run_that_launches_ahead_learns_the_same(make_loop, monkeypatch):
     adapters, losses = [], []
     for is_ahead in (True, False):
         loop = make_loop(training__max_steps=12, **RECORDED)
-        assert loop.runs_ahead
+        assert loop.can_run_ahead
         if not is_ahead:
-            monkeypatch.setattr(TrainingLoop, "runs_ahead", False)
+            monkeypatch.setattr(TrainingLoop, "can_run_ahead", False)
         loop.run()
         adapters.append(adapter_of(loop))
         losses.append(loop.validations.history[-1].loss)
@@ -56,7 +56,7 @@ def test_an_update_by_a_gradient_that_is_not_finite_is_left_out_on_the_gpu(make_
 
     def poison(self: PackedDecoder, packed: object, weight: torch.Tensor) -> torch.Tensor:
         if loop.step == 8:
-            assert loop.runs_ahead
+            assert loop.can_run_ahead
             before.append([adapter_of(loop), loop.optimizer.state_dict()["master"].clone()])
         return add_gradient(self, packed, weight * (float("nan") if loop.step == 8 else 1))
 

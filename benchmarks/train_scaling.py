@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
-WARM_UP_STEPS = 4
+WARM_UP_STEPS = 10  # CUDA graphs are recorded by then
 SAME_BATCH, SAME_BATCH_STEPS = 32, 4  # examples of an effective batch and steps that every number of GPUs takes
 SAME_LOSS = 2e-3  # relative; in 16 bit a pack of other examples rounds otherwise
 CASES: dict[str, tuple[int, dict[str, str]]] = {  # examples per GPU and step, overrides of config.yaml

@@ -310,7 +310,12 @@ def test_recorded_passes_compute_the_same(folder, options, family):
     assert torch.equal(scored, decoder.hidden(packs[0]))
 
 
-def test_packs_that_take_the_recorded_pass_of_larger_ones_are_computed_as_by_their_own(folder):
+@pytest.mark.parametrize(
+    ("longest", "lengths"),
+    [([64] * 9, ([60] * 9, [63] * 8 + [20], [64] * 8 + [2])), ([66] * 48, ([70] * 44, [78] * 40, [105] * 30))],
+    ids=["", "copies of a prefix"],
+)
+def test_packs_that_take_the_recorded_pass_of_larger_ones_are_computed_as_by_their_own(folder, longest, lengths):
     decoder = PackedDecoder(load(folder))
     for parameter in decoder.trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -321,8 +326,8 @@ def test_packs_that_take_the_recorded_pass_of_larger_ones_are_computed_as_by_the
         loss = decoder.add_gradient(packed, torch.tensor(0.01, device="cuda")).clone()
         return loss, torch.cat([parameter.grad.flatten() for parameter in decoder.trained]).double()
 
-    (largest,) = of_lengths(*[64] * 9)
-    packs = [*of_lengths(*[60] * 9), *of_lengths(*[63] * 8, 20), *of_lengths(*[64] * 8, 2)]
+    (largest,) = of_lengths(*longest)
+    packs = [packed for rows in lengths for packed in of_lengths(*rows)]
     launched = [gradient(packed) for packed in packs]
     decoder.record()
     for _ in range(3):

@@ -15,8 +15,9 @@ demo: $(INSTALLED)
 demo-real: $(INSTALLED)
 	$(BIN)/python -m tool_aware.demo.real
 
+# Three workers on two cores: tests of servers, signals and time limits wait a tenth of the time.
 test: $(INSTALLED)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tool_aware.chat_format import EncodedExample
 from tool_aware.config.environment import Environment
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY = 32000
+WARM_UP_STEPS = 10  # CUDA graphs are recorded by then
+
+T = TypeVar("T")
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
     "7b": (4096, 14336, 32, 32, 8),
     "1b": (2048, 5632, 22, 32, 4),
@@ -80,6 +83,16 @@ class TimedSteps:
     is_recorded: bool  # its passes, as CUDA graphs, in the end
     tokens: list[int]  # computed in every step, padding included
     loss_before: float | None  # mean over the labels of the first examples, before any step
+
+
+def steps_to_take(measured: int) -> int:
+    """Return the steps of a run of which so many are to be `measured`."""
+    return WARM_UP_STEPS + measured + 1
+
+
+def measured(steps: Sequence[T]) -> Sequence[T]:
+    """Return those of a run's steps that count: without the warm-up, and the last, which waits for the run's end."""
+    return steps[WARM_UP_STEPS:-1]
 
 
 def train_timed(

@@ -29,14 +29,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _random_mistral import REPOSITORY, environment, random_examples, results_file, train_timed
+from _random_mistral import (
+    REPOSITORY,
+    environment,
+    measured,
+    random_examples,
+    results_file,
+    steps_to_take,
+    train_timed,
+)
 from train_throughput import ANSWER_TOKENS, PREFIX_TOKENS, QUERY_TOKENS, SAME_ROWS, demand_equal_losses
 
 from tool_aware.config.settings import Config, load_config
 from tool_aware.console import run, say, table
 from tool_aware.files import write_json
 
-EXAMPLES, WARM_UP_STEPS = 16, 3
+EXAMPLES = 16
 PASSES = {"own": "auto", "transformers": "transformers"}  # name -> optimization.decoder
 # name -> model_type, published layers, widths; from each model's config.json on huggingface.co
 SHAPES: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -135,7 +143,7 @@ def time_steps(base: Any, config: Config, decoder: str, steps: int) -> dict[str,
 
     from tool_aware.model.adapter import new_adapter, prepare_for_training
 
-    count = WARM_UP_STEPS + steps + 1
+    count = steps_to_take(steps)
     settings = {
         "optimization.decoder": decoder,
         "training.per_device_train_batch_size": EXAMPLES,
@@ -154,7 +162,7 @@ def time_steps(base: Any, config: Config, decoder: str, steps: int) -> dict[str,
     model.unload()
     del model
     release()
-    seconds = timed.seconds[WARM_UP_STEPS:-1]  # the last also waits for the end of the run
+    seconds = measured(timed.seconds)
     return {
         "median_s": statistics.median(seconds),
         "spread_percent": round(100 * (max(seconds) - min(seconds)) / statistics.median(seconds), 1),

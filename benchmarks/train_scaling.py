@@ -32,11 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _random_mistral import (
     REPOSITORY,
     SHAPES,
+    WARM_UP_STEPS,
     environment,
     make_model,
+    measured,
     peaks,
     random_examples,
     results_file,
+    steps_to_take,
     train_timed,
 )
 from _reuse import Snapshot, free_memory
@@ -50,7 +53,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
-WARM_UP_STEPS = 10  # CUDA graphs are recorded by then
 SAME_BATCH, SAME_BATCH_STEPS = 32, 4  # examples of an effective batch and steps that every number of GPUs takes
 SAME_LOSS = 2e-3  # relative; in 16 bit a pack of other examples rounds otherwise
 CASES: dict[str, tuple[int, dict[str, str]]] = {  # examples per GPU and step, overrides of config.yaml
@@ -135,7 +137,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, An
     rows = []
     for name in sorted(arguments.cases.split(","), key=lambda name: "sharded" in name):  # which reload the base model
         examples, overrides = CASES[name]
-        config = config_of(arguments, examples, WARM_UP_STEPS + arguments.steps, overrides)
+        config = config_of(arguments, examples, steps_to_take(arguments.steps), overrides)
         if config.optimization.shard_base and processes.count > 1:
             base = load_sharded_base(config.model, config.quantization, processes)
             saved = Snapshot(base)
@@ -172,7 +174,7 @@ def train_case(base: PreTrainedModel, config: Config, processes: Processes) -> d
     batch, steps = config.training.per_device_train_batch_size * processes.count, config.training.max_steps
     examples = random_examples(batch * steps, prefix=PREFIX_TOKENS, query=QUERY_TOKENS, answer=ANSWER_TOKENS)
     timed = train_timed(model, config, examples, processes)
-    slowest = [max(step) for step in zip(*processes.gather(timed.seconds[WARM_UP_STEPS:]), strict=True)]
+    slowest = [max(step) for step in zip(*processes.gather(measured(timed.seconds)), strict=True)]
     figures = {"examples_per_step": batch, "losses": [round(loss, 6) for loss in timed.losses], **peaks()}
     if not slowest:
         return figures

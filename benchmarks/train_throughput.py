@@ -33,11 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _random_mistral import (
     REPOSITORY,
     SHAPES,
+    WARM_UP_STEPS,
     environment,
     make_model,
+    measured,
     peaks,
     random_examples,
     results_file,
+    steps_to_take,
     synchronised,
     train_timed,
 )
@@ -48,7 +51,6 @@ from tool_aware.console import GateFailed, run, say, table
 from tool_aware.files import write_json
 
 PREFIX_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 260, 24, 80
-WARM_UP_STEPS = 10  # CUDA graphs are recorded by then
 SAME_ROWS, SAME_LOSS = 8, 2e-3  # rows whose untrained loss must agree between the stacks; relative, for bf16
 SHORT_RUN_EXAMPLES, SHORT_RUN_EPOCHS = 96, 3  # of the rows "-short": a whole run, from its start to the saved adapter
 # name -> (stack, examples per optimizer step, overrides of config.yaml)
@@ -146,7 +148,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     stack, batch, overrides = ROWS[arguments.child]
     settings = {"model.name": arguments.model_dir, "training.per_device_train_batch_size": str(batch), **overrides}
     is_short_run = arguments.child.endswith("-short")
-    steps = SHORT_RUN_EXAMPLES * SHORT_RUN_EPOCHS // batch if is_short_run else WARM_UP_STEPS + arguments.steps + 1
+    steps = SHORT_RUN_EXAMPLES * SHORT_RUN_EPOCHS // batch if is_short_run else steps_to_take(arguments.steps)
     settings |= {"training.max_steps": str(steps), "training.save_steps": str(10 * steps)}
     settings["training.output_dir"] = tempfile.mkdtemp(prefix="throughput-")
     config = load_config(
@@ -155,7 +157,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     examples = make_examples(SHORT_RUN_EXAMPLES) * SHORT_RUN_EPOCHS if is_short_run else make_examples(batch * steps)
     stacks: dict[str, Callable[..., Iterator[Any]]] = {"ours": ours, "stock": stock, "unsloth": unsloth}
     loss_before, *timed = stacks[stack](config, examples, batch)
-    seconds = [step.seconds for step in timed[WARM_UP_STEPS:-1]]  # the last also waits for the end of the run
+    seconds = [step.seconds for step in measured(timed)]
     median_s = statistics.median(seconds)
     return {
         "examples_per_step": batch,

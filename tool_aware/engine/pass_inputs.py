@@ -25,9 +25,10 @@ from tool_aware.engine.sizes import (
 )
 
 PADDING = -1  # in `Pack.group_ids`
-_MOST_WORK = 9 / 8  # of the sizes of a recorded pass, by that of the sizes around a pack that takes it
-# By recording a pass: two launched by Python, while the GPU waits. Taking a larger one may lose as much by and by.
-_PASSES_LOST = 4
+_MOST_WORK = 9 / 8  # of a recorded pass, by that of the sizes around a pack that takes it
+# Passes that packs of one size may lose by larger ones. To record theirs, Python launches two while the GPU waits: on an
+# H100 as long as three recorded ones of a 7B with 8 examples, or ten of a small model.
+_MOST_LOST = 4.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class NearestSizes:
         larger = [sizes for sizes in recorded if sizes == around or sizes.hold(around, tokens)]
         nearest = min(larger, key=lambda sizes: sizes.work, default=around)
         lost = nearest.work / around.work - 1
-        if lost > _MOST_WORK - 1 or self._lost[around] + lost > _PASSES_LOST:
+        if nearest.work > _MOST_WORK * around.work or self._lost[around] + lost > _MOST_LOST:
             return around
         self._lost[around] += lost
         return nearest

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fixtures.repository import REPOSITORY
+from tests.fixtures.training import adapter_of
 from tool_aware.chat_format import encode_example
 from tool_aware.config.settings import load_config
 from tool_aware.console import Interrupted, UserError, exit_code_of
@@ -222,8 +223,8 @@ def train_together(tiny_model_dir, toy_rows, tiny_tokenizer, tmp_path):
     return run
 
 
-def adapter_of(loop: TrainingLoop) -> list[float]:
-    return torch.cat([p.detach().flatten() for p in loop.model.parameters() if p.requires_grad]).tolist()
+def adapter_list(loop: TrainingLoop) -> list[float]:
+    return adapter_of(loop).tolist()
 
 
 def test_running_out_of_memory_in_one_process_holds_up_no_other_and_changes_nothing(train_together):
@@ -240,8 +241,8 @@ def test_running_out_of_memory_in_one_process_holds_up_no_other_and_changes_noth
         loop.micro_step._in_parts = fail_at_first
 
     settings = {"training__max_steps": 3, "optimization__optim": "adamw_bnb_8bit"}
-    plain = train_together(adapter_of, **settings)
-    split = train_together(lambda t: (t.micro_step.limit, adapter_of(t)), spoil=scarce, **settings)
+    plain = train_together(adapter_list, **settings)
+    split = train_together(lambda t: (t.micro_step.limit, adapter_list(t)), spoil=scarce, **settings)
     assert [limit for limit, _ in split] == [4, 2]
     assert split[0][1] == split[1][1]
     assert split[0][1] == pytest.approx(plain[0], rel=1e-3, abs=1e-4)
@@ -263,7 +264,7 @@ def test_processes_that_launch_ahead_learn_the_same_and_all_do_or_none(train_tog
         settings = {"training__max_steps": 4, "training__save_steps": 3, "logging__logging_steps": 1}
         folder = tmp_path / f"output{len(found)}"
         look = train_together(
-            lambda loop: (adapter_of(loop), loop.waits), spoil=count_waits, training__output_dir=folder, **settings
+            lambda loop: (adapter_list(loop), loop.waits), spoil=count_waits, training__output_dir=folder, **settings
         )
         found.append(look)
     alone, ahead, one = found
@@ -290,7 +291,7 @@ def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_names_its_ro
 
         loop.micro_step.add_gradient = poisoned
 
-    first, second = train_together(adapter_of, spoil=poison, training__max_steps=3)
+    first, second = train_together(adapter_list, spoil=poison, training__max_steps=3)
     assert first.kind == "NotFiniteError"
     assert "not finite at step 2" in first.message
     assert second == Raised("ReportedElsewhere", None, 2)
@@ -299,8 +300,8 @@ def test_a_gradient_that_is_not_finite_in_one_process_stops_all_and_names_its_ro
 
 def test_with_dropout_every_process_goes_on_with_its_own_random_numbers(train_together, tmp_path):
     settings = {"training__max_steps": 4, "training__save_steps": 2, "lora__dropout": 0.3}
-    whole = train_together(adapter_of, **settings)
-    resumed = train_together(adapter_of, resume_from=tmp_path / "output" / "checkpoint-2", **settings)
+    whole = train_together(adapter_list, **settings)
+    resumed = train_together(adapter_list, resume_from=tmp_path / "output" / "checkpoint-2", **settings)
     assert resumed == whole
     states = [
         load_file(tmp_path / "output" / "checkpoint-2" / f"random_state_{rank}.safetensors")["cpu"] for rank in range(2)

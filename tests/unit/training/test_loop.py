@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+from tests.fixtures.training import adapter_of
 from tool_aware.console import Interrupted
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.engine.micro_step import MicroStep
@@ -19,10 +20,6 @@ from tool_aware.training.loop import NotFiniteError, TrainingLoop
 from tool_aware.training.step_outcome import StepOutcome
 from tool_aware.training.stop_signals import StopSignals
 from tool_aware.training.validation import choose_adapter
-
-
-def adapter_of(loop: TrainingLoop) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in loop.model.parameters() if p.requires_grad])
 
 
 @pytest.mark.parametrize("packing", ["prefix", "block", "none"])

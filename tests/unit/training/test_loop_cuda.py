@@ -5,15 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.fixtures.training import adapter_of
 from tool_aware.engine.decoder import PackedDecoder
 from tool_aware.training.loop import NotFiniteError, TrainingLoop
 
 pytestmark = pytest.mark.gpu
 RECORDED = {"optimization__cuda_graphs": "true", "training__eval_steps": 12, "logging__logging_steps": 1}
-
-
-def adapter_of(loop: TrainingLoop) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in loop.model.parameters() if p.requires_grad])
 
 
 def test_a_run_that_launches_ahead_learns_the_same(make_loop, monkeypatch):

@@ -26,8 +26,8 @@ from tool_aware.engine.sizes import (
 
 PADDING = -1  # in `Pack.group_ids`
 _MOST_WORK = 9 / 8  # of a recorded pass, by that of the sizes around a pack that takes it
-# Passes that packs of one size may lose by larger ones. To record theirs, Python launches two while the GPU waits: on an
-# H100 as long as three recorded ones of a 7B with 8 examples, or ten of a small model.
+# Passes that packs of one size may lose by larger ones. To record theirs, Python launches two while the GPU waits: on
+# an H100 as long as three recorded ones of a 7B with 8 examples, or ten of a small model.
 _MOST_LOST = 4.0
 
 

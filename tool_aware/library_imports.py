@@ -7,6 +7,7 @@ import functools
 import gc
 import importlib
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -26,13 +27,28 @@ def import_libraries(*names: str) -> None:
     was_collecting = gc.isenabled()
     gc.disable()
     try:
-        for name in names:
-            with compiled_at_first_call() if sys.modules.get("torch") else contextlib.nullcontext():
-                importlib.import_module(name)
+        with quiet_loggers("bitsandbytes"):  # which recommends a library on some processors
+            for name in names:
+                with compiled_at_first_call() if sys.modules.get("torch") else contextlib.nullcontext():
+                    importlib.import_module(name)
     finally:
         gc.freeze()  # modules are not looked at again
         if was_collecting:
             gc.enable()
+
+
+@contextlib.contextmanager
+def quiet_loggers(*libraries: str) -> Iterator[None]:
+    """Silence the hints that these libraries log while active; none of them asks for an action."""
+    loggers = [logging.getLogger(name) for name in libraries]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

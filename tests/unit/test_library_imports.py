@@ -80,10 +80,11 @@ def test_what_is_given_to_the_compiler_while_it_waits_is_compiled_at_its_first_c
     assert isinstance(torch.compile(torch.nn.Linear(1, 1)), torch._dynamo.OptimizedModule)
 
 
-def test_importing_peft_leaves_the_compiler_out():
+def test_importing_peft_leaves_the_compiler_out_and_says_nothing():
     code = (
         "import sys; from tool_aware.library_imports import import_libraries; "
         "import_libraries('torch', 'transformers', 'peft'); print('torch._inductor.compile_fx' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
+    assert "kernels" not in result.stderr  # recommended by bitsandbytes on some processors

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 
 from tool_aware.console import UserError
+from tool_aware.library_imports import quiet_loggers
 
 
 @contextlib.contextmanager
@@ -15,19 +15,13 @@ def quiet_libraries() -> Iterator[None]:
     """Silence the libraries' own progress bars and hints while active; none of them asks for an action."""
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "accelerate", "torchao")]
-    levels = [logger.level for logger in loggers]
     bars_were_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with quiet_loggers("bitsandbytes", "transformers", "accelerate", "torchao"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
         if bars_were_on:
             transformers_logging.enable_progress_bar()
 
